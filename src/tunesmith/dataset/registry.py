@@ -1,0 +1,166 @@
+"""dataset_info.json: look data sets up, check them, register new ones.
+
+`dataset_dir` is LLaMA-Factory's: a folder with dataset_info.json, or ONLINE (names are
+hub ids), or REMOTE:repo (the registry lies on the hub).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from dataclasses import replace as altered
+from pathlib import Path
+from typing import Any
+
+from tunesmith.dataset.check import CHECKED_SUFFIXES, check_file, check_reading, unchecked
+from tunesmith.dataset.detect import detect
+from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
+from tunesmith.dataset.reading import read_rows
+from tunesmith.dataset.report import DatasetReport
+from tunesmith.errors import UsageError
+from tunesmith.files import write_text
+
+REGISTRY = "dataset_info.json"
+
+
+def load_registry(dataset_dir: Path) -> dict[str, Entry]:
+    """Read all entries. Raises UsageError naming the file and, for a bad entry, its key."""
+    path = dataset_dir / REGISTRY
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; register a data set: "
+            f"inv data.register --file {dataset_dir}/FILE.json --key KEY"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    return {key: entry_from_raw(key, raw, path) for key, raw in _parse(text, path).items()}
+
+
+def resolve(dataset_dir: Path, names: str) -> tuple[Entry, ...]:
+    """Return the entries of a comma-separated list, as in the config key `dataset`.
+
+    Raises UsageError for a name that is not registered.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise UsageError("no data set is named; write dataset: KEY in the config")
+    if str(dataset_dir) == "ONLINE":
+        return tuple(Entry(key=name, other={"hf_hub_url": name}) for name in wanted)
+    if str(dataset_dir).startswith("REMOTE:"):
+        repo = str(dataset_dir).removeprefix("REMOTE:")
+        return tuple(Entry(key=name, other={"hf_hub_url": f"{name} of {repo}"}) for name in wanted)
+    registry = load_registry(dataset_dir)
+    for name in wanted:
+        if name not in registry:
+            near = difflib.get_close_matches(name, registry, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            file = shlex.quote(f"{dataset_dir}/{name}.json")
+            raise UsageError(
+                f"data set {name} is not registered in {dataset_dir / REGISTRY}; {meant}"
+                f"register it: inv data.register --file {file} --key {shlex.quote(name)}",
+                detail=[f"registered: {', '.join(registry) or 'none'}"],
+            )
+    return tuple(registry[name] for name in wanted)
+
+
+def check_registered(
+    dataset_dir: Path, names: str, stage: str | None = None
+) -> tuple[DatasetReport, ...]:
+    """Check each data set of a comma-separated list; see `check_file` for `stage`.
+
+    One that lies on a hub, in a cloud or behind a script is reported with a note.
+    Raises UsageError for a name that is not registered; faults of rows are in the reports.
+    """
+    reports = []
+    for entry in resolve(dataset_dir, names):
+        if entry.remote:
+            reports.append(unchecked(entry, entry.remote, "not on this machine: not checked"))
+        else:
+            reports.append(check_file(entry.path(dataset_dir), entry, stage))
+    return tuple(reports)
+
+
+def check_unregistered(file: Path, formatting: str | None = None) -> DatasetReport:
+    """Check a file that no entry names, as `register` would describe it."""
+    reading = read_rows(file)
+    entry = detect(reading.rows, file.stem, file.name, formatting)
+    return altered(check_reading(file, reading, entry), key=None)
+
+
+def register(
+    dataset_dir: Path,
+    key: str,
+    file: Path,
+    formatting: str | None = None,
+    replace: bool = False,
+) -> Entry:
+    """Add `file` to the registry under `key`, with the columns it has.
+
+    `formatting` (alpaca or sharegpt) is detected when None. The same key for the same file
+    changes nothing, unless `replace` asks to read its columns anew. Raises UsageError, with
+    nothing written, for a file with faults and for a key that names another file.
+    """
+    if not key or key != key.strip() or "," in key:
+        raise UsageError(f"the key {key!r} is empty, has a comma or a space at its end; choose one")
+    if formatting not in (None, *FORMATTINGS):
+        raise UsageError(f"formatting {formatting} is unknown; it is {' or '.join(FORMATTINGS)}")
+    if file.is_file() and file.suffix not in CHECKED_SUFFIXES:
+        raise UsageError(f"{file}: only {', '.join(CHECKED_SUFFIXES)} files can be registered")
+    folder, path = dataset_dir.resolve(), file.parent.resolve() / file.name
+    known = load_registry(dataset_dir) if (dataset_dir / REGISTRY).exists() else {}
+    there = known.get(key)
+    if there is not None and not replace:
+        if there.remote or there.path(folder).resolve() != path.resolve():
+            raise UsageError(
+                f"key {key} is registered already for {there.remote or there.file_name}, "
+                f"not for {file}; choose another --key, or add --replace"
+            )
+        check_file(file, there).raise_if_bad()
+        return there
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    reading = read_rows(file)
+    entry = detect(reading.rows, key, name, formatting)
+    check_reading(file, reading, entry).raise_if_bad()
+    _write(dataset_dir / REGISTRY, key, entry.to_raw())
+    return entry
+
+
+def _write(path: Path, key: str, raw: dict[str, Any]) -> None:
+    """Put one entry in; keep the others, their order, and the way the file is written."""
+    text = path.read_bytes().decode("utf-8") if path.exists() else "{}\n"
+    entries = _parse(text, path)
+    entries[key] = raw
+    indent = re.search(r"\n([ \t]+)\"", text)
+    written = json.dumps(
+        entries,
+        # Non-ASCII names stay as people wrote them: plain, or escaped throughout.
+        ensure_ascii=text.isascii() and "\\u" in text,
+        indent=indent.group(1) if indent else 2,
+    )
+    ending = text[len(text.rstrip()) :]
+    if "\r\n" in text:
+        written = written.replace("\n", "\r\n")
+    write_text(path, written + ending)
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            twice = next(k for k in value if [key for key, _ in pairs].count(k) > 1)
+            raise UsageError(f'{path}: the key "{twice}" stands twice; delete one of the two')
+        return value
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}; mend it"
+        ) from error
+    if not isinstance(value, dict):
+        raise UsageError(f'{path}: the top level must be an object {{"KEY": {{...}}}}')
+    return value

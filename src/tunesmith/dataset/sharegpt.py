@@ -1,0 +1,189 @@
+"""What holds for a row of messages.
+
+Source: SharegptDatasetConverter (data/converter.py) and the first filter of the
+processors (data/processor/*.py) of LLaMA-Factory 0.9.3. After an optional system
+message, questions (user, observation) and answers (assistant, function) take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tunesmith.dataset.columns import Outcome, misspelt, similar, text_fault
+from tunesmith.dataset.entry import Entry
+from tunesmith.dataset.report import Finding
+from tunesmith.dataset.scan import Row
+from tunesmith.dataset.syntax import quoted, show, told
+
+_ALIASES = {"user": "human", "human": "user", "assistant": "gpt", "gpt": "assistant"}
+
+
+def check_sharegpt(
+    rows: Sequence[Row], entry: Entry, stage: str, absent: frozenset[str], again: str
+) -> Outcome:
+    """Check each row; `absent` are columns that no row has (told already).
+
+    `again` is the command that registers the file anew with the tags it has.
+    """
+    column = entry.column("messages")
+    if column is None or column in absent:
+        return Outcome((), stops=True)
+    findings = list(_key_faults(rows, entry, column, again))
+    if findings:
+        return Outcome(tuple(findings), stops=True)
+    prompts: list[int] = []
+    answers: list[int] = []
+    stops, kept = False, 0
+    for row in rows:
+        faults = list(_row_faults(row, entry, stage, column))
+        findings.extend(faults)
+        messages = row.value.get(column)
+        sound = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+        stops = stops or not sound
+        kept += sound and _keeps(row.value, entry, stage, column)
+        if not any(fault.severity == "error" for fault in faults):
+            lengths = [len(message[entry.tag("content_tag") or ""]) for message in messages]
+            if not entry.ranking:
+                answers.append(lengths.pop())
+            prompts.append(sum(lengths))
+    return Outcome(tuple(findings), stops, kept, tuple(prompts), tuple(answers))
+
+
+def _key_faults(rows: Sequence[Row], entry: Entry, column: str, again: str) -> Iterator[Finding]:
+    """Message keys that no message of the file has: LLaMA-Factory raises KeyError."""
+    messages = [
+        (row, message)
+        for row in rows
+        if isinstance(row.value.get(column), list)
+        for message in row.value[column]
+        if isinstance(message, dict)
+    ]
+    if not messages:
+        return
+    for role in ("role_tag", "content_tag"):
+        key = entry.tag(role)
+        if key is None or any(key in message for _, message in messages):
+            continue
+        row, message = messages[0]
+        text = f'no message has the key "{key}" ({role}); the first has {", ".join(message)}'
+        fix = f"name the keys it has: {again}"
+        yield Finding("error", text, fix, row=row.number, line=row.line, field=column)
+
+
+def _row_faults(row: Row, entry: Entry, stage: str, column: str) -> Iterator[Finding]:
+    value = row.value
+
+    def error(message: str, fix: str, field: str = column) -> Finding:
+        return Finding("error", message, fix, row=row.number, line=row.line, field=field)
+
+    for role in ("system", "tools"):
+        name = entry.column(role)
+        if name and (fault := text_fault(value, name)):
+            yield error(fault, quoted(value[name]), name)
+    messages = value.get(column)
+    known = {name for role in entry.used_roles() if (name := entry.column(role))}
+    if messages is None:
+        wrong = misspelt(value, column, known)
+        fix = f'rename "{wrong}"' if wrong else "add the messages or delete the row"
+        yield error(f'no "{column}"', fix)
+    elif not isinstance(messages, list):
+        yield error(f'"{column}" is {told(messages)}', "write a list of messages")
+    elif not messages:
+        yield error(f'"{column}" is an empty list', "add the messages or delete the row")
+    else:
+        for message, fix in _message_faults(messages, entry):
+            yield error(message, fix)
+    if entry.ranking:
+        for role in ("chosen", "rejected"):
+            name = entry.column(role)
+            if name and not isinstance(value.get(name), dict):
+                yield error(f'"{name}" is not a message', "write one message object", name)
+    tag = entry.column("kto_tag")
+    if stage == "kto" and tag and not isinstance(value.get(tag), bool):
+        yield error(f'"{tag}" is not true or false', "write true or false", tag)
+
+
+def _message_faults(messages: list[Any], entry: Entry) -> Iterator[tuple[str, str]]:
+    """Yield (message, fix): all faults of keys and values, the first of order."""
+    role_key, content_key = entry.tag("role_tag") or "", entry.tag("content_tag") or ""
+    asks = _named(entry, "user_tag", "observation_tag")
+    replies = _named(entry, "assistant_tag", "function_tag")
+    system = _named(entry, "system_tag")
+    sound = True
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            yield f"message {number} is {told(message)}, not an object", "write an object"
+            sound = False
+            continue
+        role, content = message.get(role_key), message.get(content_key)
+        if role is None:
+            yield f'message {number} has no "{role_key}"', f"add it: {' or '.join(asks + replies)}"
+            sound = False
+        elif role not in asks + replies + system:
+            yield _unknown_role(number, role, asks + replies + system)
+            sound = False
+        if not isinstance(content, str):
+            found = "no" if content is None else f"{told(content)} as"
+            yield f'message {number} has {found} "{content_key}"', "write a string"
+        elif not content.strip() and role in replies:
+            yield f"message {number}, an answer, is empty", "write the answer or delete the row"
+    if not sound:
+        return
+    roles = [message[role_key] for message in messages]
+    first = 2 if roles[0] in system else 1
+    for number, role in enumerate(roles[first - 1 :], first):
+        expected = asks if (number - first) % 2 == 0 else replies
+        if role not in expected:
+            message = f'message {number} is from "{role}"'
+            message += f" where {' or '.join(expected)} has the turn"
+            yield message, "let questions and answers take turns, or delete the row"
+            return
+    if (len(roles) - first + 1) % 2 != (1 if entry.ranking else 0):
+        if entry.ranking:
+            yield "the messages do not end with a question", "delete the last message"
+        else:
+            yield "the last question has no answer", "add the answer or delete the last message"
+    elif len(roles) < first:
+        yield "only a system message", "add a question and its answer"
+
+
+def _unknown_role(number: int, role: Any, known: tuple[str, ...]) -> tuple[str, str]:
+    meant = None
+    if isinstance(role, str):
+        meant = next((name for name in known if similar(role, name)), None)
+        if meant is None and _ALIASES.get(role.casefold()) in known:
+            meant = _ALIASES[role.casefold()]
+    message = f"message {number} is from {show(role)}; known are {', '.join(known)}"
+    return message, f'write "{meant}"' if meant else "correct it, or name it under tags"
+
+
+def _named(entry: Entry, *roles: str) -> tuple[str, ...]:
+    return tuple(name for role in roles if (name := entry.tag(role)))
+
+
+def _keeps(value: dict[str, Any], entry: Entry, stage: str, column: str) -> bool:
+    """Whether the converter leaves questions and answers as the stage's processor asks."""
+    role_key = entry.tag("role_tag") or ""
+    roles = [message.get(role_key) for message in value[column]]
+    if roles and entry.tag("system_tag") and roles[0] == entry.tag("system_tag"):
+        roles = roles[1:]
+    turns = (
+        (entry.tag("user_tag"), entry.tag("observation_tag")),
+        (entry.tag("assistant_tag"), entry.tag("function_tag")),
+    )
+    broken = any(role not in turns[index % 2] for index, role in enumerate(roles))
+    if broken or len(roles) % 2 != (1 if entry.ranking else 0):
+        return False
+    if isinstance(value.get(entry.column("kto_tag") or ""), bool):
+        questions, answers = len(roles) - 1, 2
+    elif entry.ranking and all(
+        isinstance(value.get(entry.column(role) or ""), dict) for role in ("chosen", "rejected")
+    ):
+        questions, answers = len(roles), 2
+    else:
+        questions, answers = len(roles) - 1, 1
+    if stage == "pt":
+        return True
+    enough = stage == "ppo" or answers == (1 if stage == "sft" else 2)
+    return questions > 0 and questions % 2 == 1 and enough

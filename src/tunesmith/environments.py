@@ -1,0 +1,224 @@
+"""Locks and environments: resolves configs/stack.yml with uv and installs the result.
+
+uv is a pinned dependency of the control environment, so nothing has to be installed by
+hand, and both environments are made by the same version of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uv import find_uv_bin
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes, read_json, replacing, write_json
+from tunesmith.mirrors import Mirror
+from tunesmith.stack import DIGEST_PREFIX, Flavour, Stack
+
+MARKER = ".tunesmith-environment.json"
+
+# Wheels in the cache, the environment and temporary files at the same time.
+_INSTALL_ROOM = 2.2
+
+# What a training environment cannot do without; a Python built without one of them fails
+# late and strangely.
+_PROBE = "import bz2, ctypes, lzma, sqlite3, ssl, sys; print('%d.%d' % sys.version_info[:2])"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An installed training environment."""
+
+    path: Path
+    flavour: Flavour
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.path / "bin" / "python"
+
+    def current(self) -> bool:
+        """Whether it was finished, and from the lock as it is now."""
+        try:
+            marker = read_json(self.path / MARKER)
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(marker.get("lock_sha256") == self.flavour.lock_sha256 and self.python.exists())
+
+
+def install(
+    stack: Stack, environment: Environment, project: Path, mirror: Mirror
+) -> dict[str, Any] | None:
+    """Make the training environment from its hashed lock, with bytecode compiled.
+
+    Returns its versions, or None when it was already current. An environment that was
+    not finished, or is of another lock, is replaced. uv shows its own progress. Raises
+    UsageError when the disk is too small or no Python fits, TunesmithError when uv fails.
+    """
+    if environment.current():
+        return None
+    flavour = environment.flavour
+    _check_room(environment.path, flavour)
+    shutil.rmtree(environment.path, ignore_errors=True)
+    interpreter = find_python(stack.python)
+    _uv(["venv", "--python", interpreter or stack.python, str(environment.path)])
+    _uv(
+        [
+            *("pip", "install", "--python", str(environment.python)),
+            *("--require-hashes", "--only-binary", ":all:", "--compile-bytecode"),
+            *(f"--no-binary={name}" for name in stack.source_packages),
+            *("--build-constraints", str(stack.build_constraints)),
+            *("--requirements", str(flavour.lock)),
+        ],
+        mirror,
+    )
+    # tunesmith itself, without its control dependencies; editable, so that the job half is
+    # the one in this folder.
+    _uv(
+        [
+            *("pip", "install", "--python", str(environment.python), "--no-deps"),
+            *("--build-constraints", str(stack.build_constraints), "--editable", str(project)),
+        ],
+        mirror,
+    )
+    versions = probe(environment)
+    found = (versions["python"].rpartition(".")[0], versions["llamafactory"])
+    if found != (stack.python, stack.llamafactory):
+        raise TunesmithError(
+            f"{environment.path}: Python and LLaMA-Factory are {found}, stack.yml says "
+            f"{(stack.python, stack.llamafactory)}"
+        )
+    write_json(
+        environment.path / MARKER,
+        {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
+    )
+    return versions
+
+
+def probe(environment: Environment) -> dict[str, Any]:
+    """Return the versions the environment reports about itself (imports torch there)."""
+    argv = [str(environment.python), "-m", "tunesmith.job.environment"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise TunesmithError(
+            f"{environment.path}: the environment does not work; delete it and run "
+            "`inv stack.install`",
+            done.stderr.strip().splitlines()[-8:],
+        )
+    versions: dict[str, Any] = json.loads(done.stdout)
+    return versions
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of `version` that works, or None (uv then fetches one).
+
+    Looks at TUNESMITH_PYTHON, PATH, pyenv's versions and conda's environments, in this
+    order. A pyenv shim on PATH may stand for no version at all, so each is tried.
+    """
+    named = os.environ.get("TUNESMITH_PYTHON")
+    candidates = [named] if named else _candidates(version)
+    for candidate in candidates:
+        try:
+            done = subprocess.run(
+                [candidate, "-c", _PROBE], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            continue  # not there, or not a program
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return candidate
+    if named:
+        raise UsageError(f"TUNESMITH_PYTHON={named} is not a working Python {version}")
+    return None
+
+
+def _candidates(version: str) -> list[str]:
+    home = Path.home()
+    found = [path] if (path := shutil.which(f"python{version}")) else []
+    found += sorted(map(str, home.glob(f".pyenv/versions/{version}*/bin/python")))
+    for conda in (os.environ.get("CONDA_PREFIX"), home / "miniconda3", home / "miniforge3"):
+        if conda:
+            found.append(f"{conda}/bin/python")
+            found += sorted(map(str, Path(conda).glob("envs/*/bin/python")))
+    return found
+
+
+def lock(stack: Stack, project: Path, mirror: Mirror) -> tuple[Path, ...]:
+    """Resolve the stack into hashed locks, one a flavour, and the control environment's."""
+    written = []
+    for flavour in stack.flavours.values():
+        lines = "".join(f"{line}\n" for line in stack.inputs(flavour))
+        with tempfile.TemporaryDirectory() as scratch:
+            inputs = Path(scratch) / "requirements.in"
+            inputs.write_text(lines, encoding="utf-8")
+            arguments = ["--python-version", stack.python, "--python-platform", stack.platform]
+            _compile([str(inputs)], arguments, flavour.lock, stack.inputs_digest(flavour), mirror)
+        written.append(flavour.lock)
+    manifest = str(project / "pyproject.toml")
+    control = stack.path.parent / "locks" / "control.txt"
+    arguments = ["--universal", "--python-version", stack.control_python.lstrip(">=")]
+    arguments += ["--extra", "control", "--group", f"{manifest}:dev"]
+    _compile([manifest], arguments, control, None, mirror)
+    return (*written, control)
+
+
+def _compile(
+    inputs: Sequence[str],
+    arguments: Sequence[str],
+    target: Path,
+    digest: str | None,
+    mirror: Mirror,
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        # A fresh file: uv would keep the pins of one that is there.
+        output = Path(scratch) / "lock.txt"
+        options = ["--generate-hashes", "--no-annotate", "--no-header"]
+        _uv(["pip", "compile", *options, *arguments, "-o", str(output), *inputs], mirror)
+        with replacing(target) as part:
+            head = f"{DIGEST_PREFIX}{digest}\n" if digest else ""
+            note = "# Made by `inv stack.lock`; do not edit.\n"
+            part.write_text(head + note + output.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _check_room(path: Path, flavour: Flavour) -> None:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    needed = int(flavour.size_bytes * _INSTALL_ROOM)
+    if free < needed:
+        raise UsageError(
+            f"{existing}: {human_bytes(free)} free, the {flavour.name} environment needs "
+            f"{human_bytes(needed)} while it is installed; free space or set TUNESMITH_HOME"
+        )
+
+
+def _uv(arguments: Sequence[str], mirror: Mirror | None = None) -> None:
+    """Run uv and let it speak for itself, with each index of the mirror until one works.
+
+    Raises TunesmithError when it fails with all of them.
+    """
+    environment = dict(os.environ)
+    # Ours alone decides: an active environment or a project's own settings must not.
+    environment.pop("VIRTUAL_ENV", None)
+    environment["UV_NO_CONFIG"] = "1"
+    own_index = environment.get("UV_DEFAULT_INDEX")
+    indexes = (own_index,) if own_index or mirror is None else mirror.pypi_indexes
+    # A list of 145 packages says nothing in a log; on a terminal uv shows bars.
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    for index in indexes:
+        if index:
+            environment["UV_DEFAULT_INDEX"] = index
+        done = subprocess.run([find_uv_bin(), *quiet, *arguments], env=environment, check=False)
+        if done.returncode == 0:
+            return
+    raise TunesmithError(
+        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}; its message is "
+        "above. A slow or blocked index is answered by `--mirror cn`"
+    )

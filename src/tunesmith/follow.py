@@ -1,0 +1,187 @@
+"""Watch a run from outside: a bar on a terminal, plain lines in a pipe.
+
+Only the target's Protocol is used, so a run on a host looks the same as one here.
+Ctrl-C ends the watching, never the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+)
+
+from tunesmith.targets.base import Target
+
+_POLL_SECONDS = 0.5
+# In a pipe: one line a second at most, however fast the steps are.
+_LINE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Detached:
+    """The watcher left; the run goes on."""
+
+    run_id: str
+
+
+def follow(
+    target: Target, run_id: str, console: Console, offset: int = 0
+) -> dict[str, Any] | Detached:
+    """Show a run from byte `offset` of its events until it ends; return its last status."""
+    view = _Bar(console) if console.is_terminal else _Lines(console)
+    with view:
+        try:
+            while True:
+                # The status first: what ends the loop must not outrun the events.
+                status = target.status(run_id)
+                events, offset = target.events(run_id, offset)
+                for event in events:
+                    view.event(event)
+                view.status(status)
+                if status["state"] not in ("running", "queued"):
+                    return status
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            return Detached(run_id)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 45s, 2m05s or 1h02m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def training_line(status: dict[str, Any]) -> str:
+    """Return loss, learning rate, throughput and time left, as far as they are known."""
+    parts = []
+    if status.get("loss") is not None:
+        parts.append(f"loss {status['loss']:.4f}")
+    if status.get("learning_rate") is not None:
+        parts.append(f"lr {status['learning_rate']:.2e}")
+    if status.get("tokens_per_second"):
+        parts.append(f"{status['tokens_per_second']:.0f} tok/s")
+    if status.get("eta_seconds") is not None:
+        parts.append(f"ETA {duration(status['eta_seconds'])}")
+    return "  ".join(parts)
+
+
+def told(event: dict[str, Any]) -> str | None:
+    """Return an event in words; None for one that the bar or the lines show themselves."""
+    words: dict[str, Callable[[], str]] = {
+        "phase_started": lambda: _started(event),
+        "phase_ended": lambda: (
+            f"{event['phase']}: {event['state']} after {duration(event['seconds'])}"
+        ),
+        "resumed": lambda: f"resumed at step {event['step']}/{event['total_steps']}",
+        "discarded": lambda: f"set {event['checkpoint']} aside: {event['why']}",
+        "changed": lambda: f"{event['what']}: {event['from']} -> {event['to']} ({event['why']})",
+        "paused": lambda: f"paused: {event['why']}",
+        "continued": lambda: "continued",
+        "failure": lambda: f"{event['failure']}: {event['message']}",
+        "restarting": lambda: f"starting {event['phase']} again after: {event['why']}",
+        "eval": lambda: f"step {event['step']}: held-out loss {event['loss']:.4f}",
+    }
+    return words[event["event"]]() if event["event"] in words else None
+
+
+def _started(event: dict[str, Any]) -> str:
+    names = {
+        "before": "measuring the base model",
+        "train": "training",
+        "after": "measuring the trained model",
+        "merge": "merging the adapter into the base model",
+        "proof": "proving the merged model",
+        "predict": "predicting",
+    }
+    again = f" (attempt {event['attempt']})" if event["attempt"] > 1 else ""
+    return f"{names.get(event['phase'], event['phase'])}{again}"
+
+
+class _Lines:
+    """Plain lines, for pipes and logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said_at = 0.0
+        self._said_step: int | None = None
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def event(self, event: dict[str, Any]) -> None:
+        if text := told(event):
+            self._say(text)
+
+    def status(self, status: dict[str, Any]) -> None:
+        step = status.get("step")
+        due = time.monotonic() - self._said_at >= _LINE_SECONDS
+        if status.get("phase") == "train" and step and step != self._said_step and due:
+            self._said_at, self._said_step = time.monotonic(), step
+            self._say(f"step {step}/{status.get('total_steps')}  {training_line(status)}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """A progress bar a phase, with what matters beside it."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._phase: str | None = None
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "phase_started" and event["phase"] != self._phase:
+            self._phase = event["phase"]
+            self._task = self._progress.add_task(event["phase"], total=None, line="")
+        elif event["event"] == "progress" and self._task is not None:
+            done, total = event["done"], event["total"]
+            self._progress.update(self._task, completed=done, total=total, line=event["unit"])
+        elif event["event"] == "phase_ended" and self._task is not None:
+            line = f"{event['state']} after {duration(event['seconds'])}"
+            task = next(t for t in self._progress.tasks if t.id == self._task)
+            total = task.total or task.completed or 1
+            done = total if event["state"] == "succeeded" else task.completed
+            self._progress.update(self._task, completed=done, total=total, line=line)
+        if text := told(event):
+            self._progress.console.print(text, markup=False, highlight=False)
+
+    def status(self, status: dict[str, Any]) -> None:
+        if status.get("phase") == "train" == self._phase and self._task is not None:
+            self._progress.update(
+                self._task,
+                completed=status.get("step") or 0,
+                total=status.get("total_steps"),
+                line=training_line(status),
+            )

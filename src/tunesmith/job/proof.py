@@ -1,0 +1,96 @@
+"""Proof that RUN/merged is base model + adapter, from the files alone, in a fresh process.
+
+Weights (proof_weights): tensor by tensor, recomputed. Behaviour (proof_behaviour): plain
+transformers with the merged model against PEFT with base and unmerged adapter. A model that
+fails loses its name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import write_json
+from tunesmith.job import inference
+from tunesmith.job.adapter import check_fits
+from tunesmith.job.merge import MERGED, REFUSED, export_keys
+from tunesmith.job.proof_behaviour import (
+    NEW_TOKENS,
+    behaviour_checks,
+    questions,
+    tokenizer_check,
+)
+from tunesmith.job.proof_weights import file_check, weight_checks
+
+
+def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+    """Prove RUN/merged and write RUN/proof.json.
+
+    Raises TunesmithError naming the first failed check; the merged model is then renamed to
+    RUN/merged.refused. Raises UsageError when there is nothing to prove.
+    """
+    started = time.monotonic()
+    config = inference.read_config(run_dir)
+    merged = run_dir / MERGED
+    if not merged.is_dir():
+        raise UsageError(f"{merged}: no merged model: `inv merge --run {run_dir.name}` makes it")
+    base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
+    adapters = inference.tuned_adapters(config, output)
+    facts = check_fits(base, Path(adapters[-1]))
+    dtype = str(export_keys(request.get("merge", {}), base)["infer_dtype"])
+
+    def step(done: int) -> None:
+        emit("progress", phase="proof", done=done, total=3, unit="steps")
+
+    step(0)
+    whole, files = file_check(merged)
+    checks = [whole]
+    tolerance: dict[str, Any] = {}
+    if whole.passed:
+        checks += weight_checks(base, merged, facts, dtype, len(adapters))
+    step(1)
+    # A model of other tensors cannot be loaded for comparison.
+    if all(check.passed is not False for check in checks if check.name in ("files", "structure")):
+        asked = questions(request, run_dir)
+        codec = inference.codec(inference.arguments(config))
+        checks.append(tokenizer_check(base, merged, asked))
+        longest = min(
+            NEW_TOKENS, int(request.get("evaluate", {}).get("max_new_tokens", NEW_TOKENS))
+        )
+        found, tolerance = behaviour_checks(
+            base, adapters, merged, facts, codec, asked, dtype, longest
+        )
+        checks += found
+    step(3)
+    failed = [check for check in checks if check.passed is False]
+    proof = {
+        "passed": not failed,
+        "seconds": round(time.monotonic() - started, 1),
+        "tolerance": tolerance,
+        "base": str(base),
+        "adapters": adapters,
+        "checks": [check.record() for check in checks],
+        "files": files,
+    }
+    if failed:
+        _refuse(merged)
+    write_json(run_dir / "proof.json", proof)
+    if failed:
+        raise TunesmithError(
+            f"merged model refused: {failed[0].name}: {failed[0].detail}; it lies in "
+            f"{run_dir / REFUSED}: `inv merge --run {run_dir.name}` makes it anew",
+            [f"{check.name}: {check.detail}" for check in failed[1:]],
+        )
+    skipped = [check.name for check in checks if check.passed is None]
+    return {"passed": True, "checks": len(checks), "skipped": skipped, "seconds": proof["seconds"]}
+
+
+def _refuse(merged: Path) -> None:
+    refused = merged.parent / REFUSED
+    if refused.exists():
+        shutil.rmtree(refused)
+    merged.rename(refused)

@@ -1,0 +1,74 @@
+"""What this process may really use: cgroup limits, not what the whole machine has.
+
+On rented containers nproc and free show the host (facts of every such platform), so
+the limits are read from cgroup v2 and v1, whichever is there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _own_cgroups() -> dict[str, str]:
+    """Return controller -> path from /proc/self/cgroup; the key "" is cgroup v2."""
+    groups: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            groups[controller] = path
+    return groups
+
+
+def cgroup_files(controller: str, name_v1: str, name_v2: str) -> list[Path]:
+    """Files that may hold a limit, from the process's own group up to the mount's root."""
+    groups = _own_cgroups()
+    files: list[Path] = []
+    for root, path, name in (
+        (_CGROUP, groups.get(""), name_v2),
+        (_CGROUP / controller, groups.get(controller), name_v1),
+    ):
+        if path is None or not root.is_dir():
+            continue
+        own = root / path.lstrip("/")
+        # Inside a container the path is the host's, while the mount shows our group as root.
+        files += [folder / name for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return [file for file in files if file.is_file()]
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process can keep busy, at least 1."""
+    count = float(len(os.sched_getaffinity(0)))
+    for file in cgroup_files("cpu", "cpu.cfs_quota_us", "cpu.max"):
+        if file.name == "cpu.max":
+            quota, period = file.read_text().split()
+        else:
+            quota = file.read_text().strip()
+            period = (file.parent / "cpu.cfs_period_us").read_text().strip()
+        if quota not in ("max", "-1"):
+            count = min(count, int(quota) / int(period))
+    return max(1, int(count))
+
+
+def memory_limit() -> int:
+    """Return the bytes of memory this process may use: the smallest limit above it."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    limit = int(meminfo["MemTotal"].split()[0]) * 1024
+    for file in cgroup_files("memory", "memory.limit_in_bytes", "memory.max"):
+        text = file.read_text().strip()
+        if text != "max":
+            limit = min(limit, int(text))
+    return limit
+
+
+def oom_kills() -> int:
+    """Return how often the kernel killed for memory in our cgroup so far (0 if unknown)."""
+    kills = 0
+    for file in cgroup_files("memory", "memory.oom_control", "memory.events"):
+        for line in file.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                kills = max(kills, int(value))
+    return kills

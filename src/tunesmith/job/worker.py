@@ -1,0 +1,102 @@
+"""One phase of one run in one process: `python -m tunesmith.job.worker RUN PHASE`.
+
+The supervisor starts it, and it ends in one of three ways a reader can tell apart:
+exit code 0 with a `summary` event, STOPPED after a checkpoint on request, or FAILED
+with a `failure` event. Any other end is a crash, which the supervisor classifies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import functools
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import write_json
+from tunesmith.job.failures import JobError, classify_text
+from tunesmith.job.rundir import RunFolder
+
+STOPPED = 20
+FAILED = 21
+
+SUPERVISOR_PID = "TUNESMITH_SUPERVISOR_PID"
+
+Run = Callable[..., dict[str, Any]]
+
+_PHASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "before": ("tunesmith.job.evaluate", {"phase": "before"}),
+    "train": ("tunesmith.job.train", {}),
+    "after": ("tunesmith.job.evaluate", {"phase": "after"}),
+    "merge": ("tunesmith.job.merge", {}),
+    "proof": ("tunesmith.job.proof", {}),
+    "predict": ("tunesmith.job.predict", {}),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run one phase and return its exit code."""
+    run, phase = RunFolder(Path(argv[0])), argv[1]
+    if not die_with_parent(os.environ.get(SUPERVISOR_PID)):
+        return STOPPED
+    # `stalled` is diagnosed from this: the supervisor asks, the stacks go to train.log.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    module, extra = _PHASES[phase]
+    try:
+        entry: Run = importlib.import_module(module).run
+        if int(os.environ.get("RANK", "0")) == 0:
+            from tunesmith.job.environment import versions
+
+            write_json(run.path / "versions.json", versions())
+        summary = functools.partial(entry, run.path, run.request(), run.emit, **extra)()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException as error:  # noqa: BLE001 - every end of a worker is reported
+        return _report(run, phase, error)
+    run.emit("summary", phase=phase, **summary)
+    return 0
+
+
+def die_with_parent(supervisor: str | None) -> bool:
+    """Ask for SIGTERM when the parent dies: checkpoint and stop, never train alone.
+
+    Returns False when the supervisor (its pid, as text) is gone already: a process that
+    was orphaned before it could ask would never be told. prctl(2), PR_SET_PDEATHSIG = 1;
+    the setting outlives execve, so it reaches torchrun, whose ranks have it as parent.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    return "RANK" in os.environ or supervisor in (None, str(os.getppid()))
+
+
+def _report(run: RunFolder, phase: str, error: BaseException) -> int:
+    if type(error).__name__ == "Stopped":  # defined in callbacks, which imports transformers
+        return STOPPED
+    trace = traceback.format_exc()
+    print(trace, file=sys.stderr, flush=True)
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, JobError):
+        failure, message, detail = error.failure, error.message, list(error.detail)
+    elif isinstance(error, UsageError):
+        failure, message, detail = "config", error.message, list(error.detail)
+    elif isinstance(error, TunesmithError):
+        failure, message, detail = "code", error.message, list(error.detail)
+    else:
+        failure = "host_oom" if isinstance(error, MemoryError) else classify_text(text)
+        message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]
+    run.emit("failure", phase=phase, failure=failure, message=message, detail=detail)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""Where things lie: the repository, and .tunesmith/ beside it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.environments import Environment
+from tunesmith.errors import UsageError
+from tunesmith.stack import Stack, load_stack
+
+
+@dataclass(frozen=True)
+class Project:
+    """A clone of the repository and the folder that holds what is made in it.
+
+    `root` has tasks.py and configs/; `home` (TUNESMITH_HOME, default root/.tunesmith)
+    has environments, base models and runs.
+    """
+
+    root: Path
+    home: Path
+
+    @classmethod
+    def at(cls, root: Path) -> Project:
+        """Return the project of a repository root."""
+        home = os.environ.get("TUNESMITH_HOME")
+        return cls(root, Path(home).expanduser().resolve() if home else root / ".tunesmith")
+
+    @functools.cached_property
+    def stack(self) -> Stack:
+        """configs/stack.yml."""
+        return load_stack(self.root / "configs" / "stack.yml")
+
+    @property
+    def runs(self) -> Path:
+        """The folder of run folders."""
+        return self.home / "runs"
+
+    @property
+    def models(self) -> Path:
+        """Base models that did not come through the hub's cache, and what was verified."""
+        return self.home / "models"
+
+    @property
+    def hf_home(self) -> Path:
+        """Cache of huggingface_hub: the user's HF_HOME, or our own."""
+        own = os.environ.get("HF_HOME")
+        return Path(own).expanduser() if own else self.home / "huggingface"
+
+    def environment(self, flavour: str | None = None) -> Environment:
+        """Return the local training environment of a flavour, installed or not."""
+        chosen = self.stack.flavour(flavour)
+        return Environment(self.home / "envs" / chosen.name, chosen)
+
+    def find(self, path: str | Path) -> Path:
+        """Return `path` made absolute: as given, else below the repository root."""
+        given = Path(path).expanduser()
+        if given.is_absolute() or given.exists():
+            return given.absolute()
+        return self.root / given
+
+    def run_folder(self, run_id: str | None) -> Path:
+        """Return the folder of a run, by default the newest one's.
+
+        Raises UsageError when there is none of this name.
+        """
+        folders = sorted(p for p in self.runs.glob("*") if (p / "run.json").is_file())
+        if not folders:
+            raise UsageError(f"no runs in {self.runs}; `inv train` makes one")
+        if run_id is None:
+            return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
+        for folder in folders:
+            if folder.name == run_id:
+                return folder
+        shown = ", ".join(folder.name for folder in folders[-5:])
+        raise UsageError(f"no run {run_id!r}; the newest are {shown} (`inv runs` lists all)")

@@ -1,0 +1,205 @@
+"""The training curve of a run, read from the records of its events.jsonl. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Event = Mapping[str, Any]
+
+SMOOTH_POINTS = 600  # more than a picture 900 px wide can show; keeps smoothing linear in time
+SMOOTH_SHARE = 0.12  # half window of the smoothing, as a share of all points
+DESPIKE_WINDOW = 2  # points on either side: a running median of 5 takes out single outliers
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPoint:
+    """One logged training step. `loss` is nat/token; NaN or infinite where it was so."""
+
+    step: int
+    loss: float
+    learning_rate: float | None
+    grad_norm: float | None
+    tokens_per_second: float | None
+    epoch: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPoint:
+    """The validation loss at a step, in nat/token."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was saved; size in bytes and time in seconds where they were logged."""
+
+    step: int
+    bytes: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A restart from a checkpoint. `lost` counts the logged steps done a second time."""
+
+    step: int
+    checkpoint: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What the training went through, each tuple sorted by step, each step once."""
+
+    train: tuple[TrainPoint, ...]
+    evals: tuple[EvalPoint, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    resumes: tuple[Resume, ...]
+    total_steps: int | None
+
+    @property
+    def finite(self) -> tuple[TrainPoint, ...]:
+        """The training points whose loss is a number."""
+        return tuple(point for point in self.train if math.isfinite(point.loss))
+
+    @property
+    def last_step(self) -> int:
+        """The last logged step, 0 where none was logged."""
+        return self.train[-1].step if self.train else 0
+
+
+def read_curve(events: Iterable[Event]) -> Curve:
+    """Build the curve from events in the order they were written.
+
+    After a restart steps repeat. What an abandoned attempt logged at or after the step
+    that is done again is dropped, so the last record of a step wins and no point of a
+    lost attempt stays behind the place the run has reached.
+    """
+    train: dict[int, TrainPoint] = {}
+    evals: dict[int, EvalPoint] = {}
+    checkpoints: dict[int, Checkpoint] = {}
+    resumes: list[Resume] = []
+    total: int | None = None
+    newest = 0
+    for event in events:
+        name = event.get("event")
+        step = _whole(event.get("step"))
+        if step is None:
+            continue
+        if name == "log" and "loss" in event:
+            _rewind(train, step)
+            train[step] = _train_point(step, event)
+            total = _whole(event.get("total_steps")) or total
+            newest = step
+        elif name == "eval" and "loss" in event:
+            _rewind(evals, step)
+            evals[step] = EvalPoint(step, _loss(event["loss"]))
+        elif name == "checkpoint":
+            _rewind(checkpoints, step)
+            size, seconds = _whole(event.get("bytes")), _number(event.get("seconds"))
+            checkpoints[step] = Checkpoint(step, size, seconds)
+        elif name == "resumed":
+            for series in (train, evals, checkpoints):
+                _rewind(series, step + 1)
+            resumes.append(Resume(step, str(event.get("checkpoint", "")), max(0, newest - step)))
+            newest = step
+    return Curve(
+        train=tuple(train.values()),
+        evals=tuple(evals.values()),
+        checkpoints=tuple(checkpoints.values()),
+        resumes=tuple(resumes),
+        total_steps=total,
+    )
+
+
+def smoothed(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return steps and values of the trend: equal lengths, at most SMOOTH_POINTS, no lag.
+
+    A running median takes out single outliers, then a straight line is fitted around
+    each point with tricube weights (Cleveland, LOWESS 1979). Unlike a moving average this
+    does not flatten the first steep steps or lag behind the last ones. Values are finite.
+    """
+    xs, ys = _condensed(steps, values)
+    count = len(ys)
+    if count < 5:
+        return xs, ys
+    quiet = [ys[0], *(_median_around(ys, at) for at in range(1, count - 1)), ys[-1]]
+    half = max(2, round(count * SMOOTH_SHARE))
+    return xs, [_local_line(xs, quiet, at, half) for at in range(count)]
+
+
+def _rewind(series: dict[int, Any], step: int) -> None:
+    """Drop what was recorded at `step` or later; keeps the dict sorted by step."""
+    while series and next(reversed(series)) >= step:
+        series.popitem()
+
+
+def _train_point(step: int, event: Event) -> TrainPoint:
+    return TrainPoint(
+        step=step,
+        loss=_loss(event["loss"]),
+        learning_rate=_number(event.get("learning_rate")),
+        grad_norm=_number(event.get("grad_norm")),
+        tokens_per_second=_number(event.get("tokens_per_second")),
+        epoch=_number(event.get("epoch")),
+    )
+
+
+def _loss(value: Any) -> float:
+    """A loss that JSON could not hold (null, "nan") is not a number, not a missing point."""
+    number = _number(value)
+    return math.nan if number is None else number
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None or not math.isfinite(number) else int(number)
+
+
+def _condensed(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Average neighbours into equal blocks where there are more than SMOOTH_POINTS."""
+    block = -(-len(values) // SMOOTH_POINTS) if values else 1
+    xs, ys = [], []
+    for start in range(0, len(values), block):
+        xs.append(sum(steps[start : start + block]) / len(steps[start : start + block]))
+        ys.append(sum(values[start : start + block]) / len(values[start : start + block]))
+    return xs, ys
+
+
+def _median_around(values: Sequence[float], at: int) -> float:
+    reach = min(DESPIKE_WINDOW, at, len(values) - 1 - at)
+    return median(values[at - reach : at + reach + 1])
+
+
+def _local_line(xs: Sequence[float], ys: Sequence[float], at: int, half: int) -> float:
+    """The value at `at` of the weighted least-squares line through its neighbours."""
+    low, high = max(0, at - half), min(len(ys), at + half + 1)
+    reach = max(abs(xs[low] - xs[at]), abs(xs[high - 1] - xs[at])) * 1.0001 or 1.0
+    weight_sum = x_sum = y_sum = xx_sum = xy_sum = 0.0
+    for near in range(low, high):
+        x = xs[near] - xs[at]
+        weight = (1 - (abs(x) / reach) ** 3) ** 3
+        weight_sum += weight
+        x_sum += weight * x
+        y_sum += weight * ys[near]
+        xx_sum += weight * x * x
+        xy_sum += weight * x * ys[near]
+    spread = weight_sum * xx_sum - x_sum * x_sum
+    if spread <= 0:
+        return ys[at]
+    return (y_sum * xx_sum - xy_sum * x_sum) / spread

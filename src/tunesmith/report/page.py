@@ -1,0 +1,102 @@
+"""The page: everything a run folder holds, as one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
+from markupsafe import Markup
+
+from tunesmith.files import human_bytes, write_text
+from tunesmith.report import sections
+from tunesmith.report.curve import Curve, read_curve
+from tunesmith.report.diagnosis import diagnose, facts_of
+from tunesmith.report.picture import NARROW, as_svg, write_png
+from tunesmith.report.record import Record, read_record
+from tunesmith.report.words import LANGUAGES, checked_language, teller
+
+PAGE = "report.html"
+PICTURE = "training_loss.png"
+
+
+def write_report(run_dir: Path, *, language: str = "en") -> Path:
+    """Write report.html and training_loss.png into the run folder; return the page's path.
+
+    The page needs no network and no JavaScript. Whatever the folder lacks is named on it,
+    with the command that gets it. Raises UsageError where run.json is missing or the
+    language (en, zh) is not known; nothing is written then.
+    """
+    checked_language(language)
+    record = read_record(run_dir)
+    curve = read_curve(record.events)
+    pictures = (as_svg(curve, language=language), as_svg(curve, size=NARROW, language=language))
+    page = render(record, curve, pictures, language)
+    write_png(curve, run_dir / PICTURE, title=record.run_id, language=language)
+    write_text(run_dir / PAGE, page)
+    return run_dir / PAGE
+
+
+def render(record: Record, curve: Curve, pictures: tuple[str, str], language: str = "en") -> str:
+    """Return the page as HTML text. `pictures` are SVG for a wide and for a narrow screen."""
+    return _template().render(
+        _view(record, curve, language),
+        # Our own drawing: no text of a run gets into it.
+        wide=Markup(pictures[0]),  # noqa: S704
+        narrow=Markup(pictures[1]),  # noqa: S704
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("tunesmith", "report"),
+        # Prompts and answers are other people's text, and a model's.
+        autoescape=True,
+        # Any key of any file may be absent: its place stays empty.
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(bytes=human_bytes, duration=sections.duration, figure=_figure)
+    return environment.get_template("report.html.j2")
+
+
+def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
+    tell = teller(language)
+    times = sections.phase_times(record.events)
+    phases = record.status.get("phases", {})
+    facts = facts_of(record.run, record.config, phases, record.evaluation)
+    return {
+        "t": tell,
+        "lang": LANGUAGES[language],
+        "record": record,
+        "curve": curve,
+        "title": record.run.get("title") or record.run.get("stem") or record.run_id,
+        "headlines": sections.headlines(record, times, tell),
+        "abstract": sections.abstract(record, tell),
+        "comparisons": sections.comparisons(record),
+        "advice": diagnose(curve, facts, language),
+        "parameters": sections.parameters(record),
+        "data": sections.data_statistics(record, tell),
+        "times": times,
+        "throughput": sections.throughput(curve),
+        "notes": sections.notes(record, curve, tell),
+        "commands": sections.commands(record),
+    }
+
+
+def _figure(value: object) -> str:
+    """A figure in four digits (0.0312, 1.834, 273,855,969); parts of a nested one by name."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_figure(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_figure(item) for item in value) or "none"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e6):
+        return f"{value:.4g}"
+    return f"{int(value):,}" if abs(value) >= 1e5 else str(int(value))

@@ -1,0 +1,167 @@
+"""What a run folder holds, read once, with a note for everything that is missing."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.files import read_json
+from tunesmith.job.rundir import RunFolder, read_events
+
+Row = dict[str, Any]
+
+NOT_THERE = "is not there"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file that is absent or damaged: what the page lacks, why, and what gets it.
+
+    `asked` is False where the run was never meant to have it (no merge, no evaluation).
+    """
+
+    file: str
+    gives: str
+    why: str
+    command: str
+    asked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The files of one run as values; empty where a file is missing."""
+
+    run_id: str
+    run: Row
+    config: Row
+    status: Row
+    events: tuple[Row, ...]
+    before: tuple[Row, ...]
+    after: tuple[Row, ...]
+    evaluation: Row
+    proof: Row
+    versions: Row
+    missing: tuple[Missing, ...]
+
+
+# file -> (what the page shows from it, the phase that writes it)
+FILES = {
+    "config.yaml": ("the parameters", ""),
+    "status.json": ("the state of the run", ""),
+    "events.jsonl": ("the curve and the timings", ""),
+    "before.jsonl": ("the answers of the base model", "before"),
+    "after.jsonl": ("the answers of the tuned model", "after"),
+    "evaluation.json": ("the held-out loss", "before"),
+    "proof.json": ("the proof of the merged model", "proof"),
+    "versions.json": ("the versions", ""),
+}
+
+
+def read_record(run_dir: Path) -> Record:
+    """Read a run folder.
+
+    Raises UsageError where run.json is absent; any other file may be absent or damaged.
+    """
+    folder = RunFolder(run_dir)
+    run = folder.request()
+    faults: dict[str, str] = {}
+
+    def take(name: str, read: Callable[[Path], Any], empty: Any) -> Any:
+        try:
+            value = read(run_dir / name)
+        except FileNotFoundError:
+            why = NOT_THERE
+        except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            why = "damaged: " + " ".join(str(error).split())[:200]
+        else:
+            if isinstance(value, type(empty)):
+                return value
+            why = f"damaged: holds {type(value).__name__}, not {type(empty).__name__}"
+        faults[name] = why
+        return empty
+
+    status = take("status.json", lambda _: _read_status(folder), {})
+    record = Record(
+        run_id=str(run.get("run_id", folder.run_id)),
+        run=run,
+        config=take("config.yaml", _read_yaml, {}),
+        status=status,
+        events=tuple(take("events.jsonl", _read_lines, [])),
+        before=tuple(take("before.jsonl", _read_lines, [])),
+        after=tuple(take("after.jsonl", _read_lines, [])),
+        evaluation=take("evaluation.json", read_json, {}),
+        proof=take("proof.json", read_json, {}),
+        versions=take("versions.json", read_json, {}),
+        missing=(),
+    )
+    missing = [_missing(name, why, run, status, record.run_id) for name, why in faults.items()]
+    return replace(record, missing=tuple(missing))
+
+
+def pair_answers(
+    before: Sequence[Row], after: Sequence[Row]
+) -> list[tuple[str, Row | None, Row | None]]:
+    """Put the answers to the same prompt side by side: (set, before, after).
+
+    The prompts set comes first. A prompt asked twice pairs in order.
+    """
+
+    def keyed(rows: Sequence[Row]) -> dict[tuple[str, str, int], Row]:
+        found: dict[tuple[str, str, int], Row] = {}
+        turns: Counter[tuple[str, str]] = Counter()
+        for row in rows:
+            key = str(row.get("set", "prompts")), str(row.get("prompt", ""))
+            found[(*key, turns[key])] = row
+            turns[key] += 1
+        return found
+
+    first, second = keyed(before), keyed(after)
+    keys = sorted(dict.fromkeys([*first, *second]), key=lambda key: key[0] != "prompts")
+    return [(key[0], first.get(key), second.get(key)) for key in keys]
+
+
+def met_of(rows: Sequence[Row]) -> tuple[int, int] | None:
+    """Return (met, of) over the rows that expect something, None where none does."""
+    judged = [bool(row["met"]) for row in rows if row.get("met") is not None]
+    return (sum(judged), len(judged)) if judged else None
+
+
+def _missing(name: str, why: str, run: Row, status: Row, run_id: str) -> Missing:
+    gives, phase = FILES[name]
+    asked = not phase or phase in run.get("phases", [])
+    again = f"inv train --config {shlex.quote(str(run.get('config_file', 'CONFIG')))}"
+    run_id = shlex.quote(run_id)
+    if not asked and why == NOT_THERE:
+        why = "was not part of this run"
+    if status.get("state") in ("queued", "running"):
+        command = f"inv attach --run {run_id}"
+    elif phase == "proof":
+        command = f"inv merge --run {run_id}"
+    elif status.get("state") == "succeeded":
+        command = again  # nothing is left to resume
+    else:
+        command = f"inv resume --run {run_id}"
+    return Missing(name, gives, why, command, asked)
+
+
+def _read_status(folder: RunFolder) -> Row:
+    """The status as readers should see it: a run whose owner died is not running."""
+    if not folder.status_file.exists():
+        raise FileNotFoundError(folder.status_file)
+    return folder.status()
+
+
+def _read_lines(path: Path) -> list[Row]:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return read_events(path)
+
+
+def _read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

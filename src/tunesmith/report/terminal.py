@@ -1,0 +1,71 @@
+"""The short before/after table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.report.record import Row, pair_answers, read_record
+from tunesmith.report.sections import Tell, headlines, phase_times
+from tunesmith.report.words import checked_language, teller
+
+CELL = 60  # characters of a cell: three lines of an 80-column terminal
+PROMPTS = 10
+
+
+def summary_table(run_dir: Path, *, language: str = "en", rows: int = PROMPTS) -> Table:
+    """Return prompt, answer before, answer after and met marks for the first `rows` prompts.
+
+    The caption holds the figures. Raises UsageError where `run_dir` is no run.
+    """
+    record = read_record(run_dir)
+    tell = teller(checked_language(language))
+    pairs = pair_answers(record.before, record.after)
+    figures = [
+        f"{item.label} {item.value}" + (f" ({item.note})" if item.note else "")
+        for item in headlines(record, phase_times(record.events), tell)
+    ]
+    hidden = len(pairs) - rows
+    if hidden > 0:
+        figures.append(tell("{hidden} more answers are in report.html").format(hidden=hidden))
+    table = Table(
+        caption=escape(" · ".join(figures)),
+        caption_justify="left",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("Prompt", "Before", "After"):
+        table.add_column(tell(name), overflow="fold", ratio=1)
+    table.add_column(tell("Met"), no_wrap=True)
+    for _, before, after in pairs[: max(rows, 0)]:
+        prompt = str((after or before or {}).get("prompt", ""))
+        # Answers are a model's text: Text shows "[red]" as it stands, a str would obey it.
+        table.add_row(
+            Text(_short(prompt)), Text(_said(before)), Text(_said(after)), _met(before, after, tell)
+        )
+    return table
+
+
+def _said(row: Row | None) -> str:
+    return "–" if row is None else _short(str(row.get("answer", "")))
+
+
+def _short(text: str) -> str:
+    """One line without control characters: an answer must not move the cursor."""
+    line = " ".join(text.split())
+    line = "".join(letter for letter in line if letter.isprintable())
+    return line if len(line) <= CELL else line[: CELL - 1] + "…"
+
+
+def _met(before: Row | None, after: Row | None, tell: Tell) -> Text:
+    mark = {True: tell("yes"), False: tell("no"), None: "–"}
+    words = [mark[None if row is None else row.get("met")] for row in (before, after)]
+    if words == ["–", "–"]:
+        return Text("–")
+    style = "green" if words[1] == mark[True] else "red" if words[1] == mark[False] else ""
+    return Text(f"{words[0]} → {words[1]}", style=style)

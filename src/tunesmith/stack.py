@@ -1,0 +1,175 @@
+"""configs/stack.yml as frozen values, and the rules they must obey."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.specifiers import SpecifierSet
+
+from tunesmith.errors import UsageError
+from tunesmith.files import sha256_of
+
+# The first line of a lock names what it was resolved from, so that drift is seen.
+DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One build of the training environment.
+
+    `minimum_driver` is the major version of the NVIDIA driver, `compute_capabilities`
+    those its binaries hold code for, `size_bytes` what it takes on disk.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    cuda: str
+    minimum_driver: int
+    compute_capabilities: tuple[str, ...]
+    size_bytes: int
+    lock: Path
+
+    @property
+    def lock_sha256(self) -> str:
+        """Digest of the lock file: the identity of what is installed."""
+        return sha256_of(self.lock)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The one definition of the training environment."""
+
+    path: Path
+    control_python: str
+    python: str
+    llamafactory: str
+    llamafactory_python: Mapping[str, str]
+    requirements: tuple[str, ...]
+    default_flavour: str
+    flavours: Mapping[str, Flavour]
+    platform: str
+    source_packages: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    @property
+    def build_constraints(self) -> Path:
+        """Hashed versions of the build tools for what has no wheel."""
+        return self.path.parent / "locks" / "build-constraints.txt"
+
+    @property
+    def schema(self) -> Path:
+        """JSON Schema of LLaMA-Factory's config keys, rendered from its dataclasses."""
+        return self.path.parent / "schema" / f"llamafactory-{self.llamafactory}.schema.json"
+
+    def flavour(self, name: str | None = None) -> Flavour:
+        """Return a flavour, by default the default one. Raises UsageError if unknown."""
+        name = name or self.default_flavour
+        if name not in self.flavours:
+            known = ", ".join(self.flavours)
+            raise UsageError(f"flavour {name!r} is not in {self.path}; known are {known}")
+        return self.flavours[name]
+
+    def inputs(self, flavour: Flavour) -> tuple[str, ...]:
+        """Return the requirement lines a lock is resolved from."""
+        return (*self.requirements, *flavour.requirements)
+
+    def inputs_digest(self, flavour: Flavour) -> str:
+        """Return the sha256 of everything that decides what a lock holds."""
+        material = [self.python, self.platform, sorted(self.inputs(flavour))]
+        return hashlib.sha256(json.dumps(material).encode()).hexdigest()
+
+
+def load_stack(path: Path) -> Stack:
+    """Read stack.yml and check its rules.
+
+    Raises UsageError naming the key when one is missing or wrong, and when PyPI forbids
+    the pair of Python and LLaMA-Factory.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        flavours = {
+            name: Flavour(
+                name=name,
+                requirements=tuple(value["requirements"]),
+                cuda=str(value["cuda"]),
+                minimum_driver=int(value["minimum_driver"]),
+                compute_capabilities=tuple(value["compute_capabilities"]),
+                size_bytes=int(value["size_bytes"]),
+                lock=path.parent / "locks" / f"{name}.txt",
+            )
+            for name, value in raw["flavours"].items()
+        }
+        stack = Stack(
+            path=path,
+            control_python=raw["control"]["python"],
+            python=_text(raw["training"], "python", path),
+            llamafactory=_text(raw["training"], "llamafactory", path),
+            llamafactory_python=dict(raw["llamafactory_python"]),
+            requirements=tuple(raw["requirements"]),
+            default_flavour=raw["default_flavour"],
+            flavours=flavours,
+            platform=raw["platform"],
+            source_packages=tuple(raw["source_packages"]),
+            variables=dict(raw["variables"]),
+        )
+    except KeyError as error:
+        raise UsageError(f"{path}: the key {error.args[0]!r} is missing") from None
+    stack.flavour()
+    check_pair(stack)
+    return stack
+
+
+def check_pair(stack: Stack) -> None:
+    """Refuse a Python and a LLaMA-Factory that PyPI does not let together."""
+    accepts = stack.llamafactory_python.get(stack.llamafactory)
+    if accepts is None:
+        raise UsageError(
+            f"{stack.path}: llamafactory {stack.llamafactory} has no line in llamafactory_python; "
+            "add the Requires-Python that PyPI shows for it"
+        )
+    if stack.python not in SpecifierSet(accepts):
+        fitting = [
+            v for v, s in stack.llamafactory_python.items() if stack.python in SpecifierSet(s)
+        ]
+        raise UsageError(
+            f"{stack.path}: LLaMA-Factory {stack.llamafactory} needs Python {accepts} (PyPI), the "
+            f"stack has {stack.python}; with Python {stack.python} the newest is "
+            f"{max(fitting, default='none')}"
+        )
+    pinned = [line for line in stack.requirements if line.startswith("llamafactory")]
+    if not any(line.endswith(f"=={stack.llamafactory}") for line in pinned):
+        raise UsageError(
+            f"{stack.path}: training.llamafactory is {stack.llamafactory}, but requirements say "
+            f"{', '.join(pinned) or 'nothing'}"
+        )
+
+
+def drift(stack: Stack) -> tuple[str, ...]:
+    """Return one line for every lock that was not resolved from the stack as it is now."""
+    lines = []
+    for flavour in stack.flavours.values():
+        if not flavour.lock.is_file():
+            lines.append(f"{flavour.lock} is missing; `inv stack.lock` makes it")
+            continue
+        with flavour.lock.open(encoding="utf-8") as lock:
+            first = lock.readline().strip()
+        if first != DIGEST_PREFIX + stack.inputs_digest(flavour):
+            lines.append(f"{flavour.lock} is not of this stack.yml; `inv stack.lock` renews it")
+    return tuple(lines)
+
+
+def _text(section: Mapping[str, Any], key: str, path: Path) -> str:
+    value = section[key]
+    if not isinstance(value, str):
+        # YAML reads 3.10 as the number 3.1.
+        raise UsageError(f'{path}: training.{key} must be in quotes (found {value}): "3.10"')
+    return value

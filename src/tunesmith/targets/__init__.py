@@ -1,0 +1,1 @@
+"""Where runs live: one Protocol, and its implementations."""

@@ -1,0 +1,49 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support import lacking
+from tunesmith.project import Project
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# As for every job (configs/stack.yml): on shared cores spinning threads starve each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def project() -> Project:
+    """The project of this clone."""
+    return Project.at(ROOT)
+
+
+@pytest.fixture(scope="session")
+def training_python(project: Project) -> Path:
+    """Interpreter of the training environment (Python 3.10, the cu128 lock)."""
+    if named := os.environ.get("TUNESMITH_TEST_PYTHON"):
+        return Path(named)
+    environment = project.environment()
+    if not environment.current():
+        lacking(f"no training environment in {environment.path}", "`inv stack.install` makes it")
+    return environment.python
+
+
+@pytest.fixture(scope="session")
+def base_model(project: Project, training_python: Path) -> Path:
+    """Folder of the base model the e2e tests train: SmolLM2-135M-Instruct, verified."""
+    if named := os.environ.get("TUNESMITH_TEST_MODEL"):
+        return Path(named)
+    from tunesmith import runs  # here, so that a unit test does not wait for the hub client
+
+    return runs.fetch_model(project, "HuggingFaceTB/SmolLM2-135M-Instruct", lambda _: None).path

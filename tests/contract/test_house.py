@@ -1,0 +1,190 @@
+"""What the house promises: directions of imports, pairs of configs, doors that open fast."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunesmith.config import load_config
+from tunesmith.project import Project
+
+pytestmark = pytest.mark.contract
+
+# May be imported by both halves; runs on Python 3.10 with what the lock holds.
+SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "archive"} | {
+    "hub",
+    "hub_download",
+    "hub_process",
+    "hub_worker",
+    "wheels",
+}
+# Who may import whom, upward never: a module here may import only those before it.
+LAYERS = (
+    {"stack", "dataset"},
+    {"environments", "config"},
+    {"plan", "project"},
+    {"targets"},
+    {"follow", "report", "derived", "runs"},
+    {"words", "cli"},
+)
+
+
+def imports_of(file: Path) -> set[str]:
+    """Return the tunesmith modules a file imports, as dotted names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == "tunesmith" else {node.module}
+    return {name for name in found if name.startswith("tunesmith.")}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_job_half_imports_nothing_of_the_control_half(root: Path) -> None:
+    allowed = {"job", *SHARED}
+    for file in (root / "src/tunesmith/job").rglob("*.py"):
+        upward = {name for name in imports_of(file) if room(name) not in allowed}
+        assert not upward, f"{file} imports {upward}"
+
+
+def test_shared_half_imports_only_itself(root: Path) -> None:
+    for name in SHARED:
+        file = root / f"src/tunesmith/{name}.py"
+        upward = {m for m in imports_of(file) if room(m) not in SHARED}
+        assert not upward, f"{file} imports {upward}"
+
+
+def test_nothing_imports_upward(root: Path) -> None:
+    height = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+    for file in (root / "src/tunesmith").rglob("*.py"):
+        own = file.relative_to(root / "src/tunesmith").parts[0].removesuffix(".py")
+        if own in SHARED or own in ("job", "__init__"):
+            continue
+        assert own in height, f"{own} has no place in the layers of this test"
+        for name in imports_of(file):
+            if room(name) in height:
+                assert height[room(name)] <= height[own], f"{file} imports {name}"
+
+
+def test_every_train_config_is_good_and_has_its_pair(project: Project) -> None:
+    configs = project.root / "configs"
+    files = sorted((configs / "train").rglob("*.yaml"))
+    assert len(files) >= 2
+    for file in files:
+        train = load_config(file, (), project.stack.schema)
+        for kind in ("merge", "predict"):
+            pair = load_config(configs / kind / file.name, (), project.stack.schema)
+            assert pair.get("adapter_name_or_path") == train.get("output_dir"), (kind, file)
+            assert pair.get("model_name_or_path") == train.get("model_name_or_path"), (kind, file)
+            assert pair.get("template") == train.get("template"), (kind, file)
+            assert pair.get("enable_thinking") == train.get("enable_thinking"), (kind, file)
+    assert {f.name for f in (configs / "merge").iterdir()} == {f.name for f in files}
+    assert {f.name for f in (configs / "predict").iterdir()} == {f.name for f in files}
+
+
+def test_the_users_case_names_every_parameter_with_a_word(project: Project) -> None:
+    file = project.root / "configs/train/deepseek_r1_1_5b_lora_sft.yaml"
+    text = file.read_text(encoding="utf-8")
+    for key in (
+        "learning_rate",
+        "num_train_epochs",
+        "max_grad_norm",
+        "max_samples",
+        "bf16",
+        "cutoff_len",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "val_size",
+        "lr_scheduler_type",
+    ):
+        line = next(x for x in text.splitlines() if x.startswith(f"{key}:"))
+        assert "#" in line, f"{key} has no comment"
+
+
+def test_list_is_quick_and_loads_nothing_heavy(root: Path) -> None:
+    code = (
+        "import sys, tasks; heavy = {'torch', 'rich', 'huggingface_hub', 'matplotlib', "
+        "'jsonschema', 'jinja2'} & set(sys.modules); print(heavy or '')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done
+
+
+def test_every_task_is_in_the_list_with_a_line_that_fits(root: Path) -> None:
+    inv = Path(sys.executable).with_name("inv")
+    done = subprocess.run([inv, "--list"], cwd=root, capture_output=True, text=True, check=True)
+    for name in ("train", "merge", "predict", "chat", "report", "runs", "logs", "stop", "resume"):
+        assert f"  {name} " in done.stdout
+    for name in ("data.check", "data.register", "model.fetch", "stack.show", "stack.lock"):
+        assert f"  {name} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_bare_words_reach_a_task_through_the_real_command(root: Path) -> None:
+    inv = Path(sys.executable).with_name("inv")
+    argv = [inv, "--dry", "train", "learning_rate=3e-4", "--no-evaluate", "num_train_epochs=2"]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "  learning_rate: 0.0003" in done.stdout
+    assert "  num_train_epochs: 2" in done.stdout
+
+
+def test_a_wrong_word_is_refused_with_exit_code_2(root: Path) -> None:
+    inv = Path(sys.executable).with_name("inv")
+    argv = [inv, "--dry", "train", "learning_rat=3e-4"]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean `learning_rate`?" in done.stderr
+
+
+def test_no_version_of_the_stack_is_written_twice(project: Project) -> None:
+    """Pins live in stack.yml (and the locks made of it); code and tools have none."""
+    places = [
+        *project.root.glob("src/**/*.py"),
+        project.root / "Makefile",
+        project.root / "tasks.py",
+    ]
+    for file in places:
+        text = file.read_text(encoding="utf-8")
+        for pin in ("torch==", "transformers==", "llamafactory==", "peft=="):
+            assert pin not in text or f'"{pin}"' in text, f"{file} has {pin}"
+
+
+def test_schema_is_json_and_knows_the_templates(project: Project) -> None:
+    schema = json.loads(project.stack.schema.read_text(encoding="utf-8"))
+    templates = schema["properties"]["template"]["anyOf"][0]["enum"]
+    assert {"deepseekr1", "smollm", "qwen"} <= set(templates)
+
+
+def test_all_yaml_of_ours_is_read_by_the_safe_loader(root: Path) -> None:
+    for file in [*root.glob("configs/**/*.y*ml"), *root.glob("*.y*ml")]:
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def test_job_half_imports_on_its_own_python(root: Path, training_python: Path) -> None:
+    """With only the lock (PYTHONPATH for our own code), light, and on Python 3.10."""
+    code = (
+        "import sys, tunesmith.job, tunesmith.job.supervisor, tunesmith.hub; "
+        "assert sys.version_info[:2] == (3, 10), sys.version; "
+        "print({'torch', 'transformers', 'llamafactory'} & set(sys.modules) or 'light')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    began = time.monotonic()
+    done = subprocess.run(
+        [training_python, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "light"), done
+    assert time.monotonic() - began < 60

@@ -1,0 +1,437 @@
+"""The job runner under real LLaMA-Factory training: killed, stopped, starved, hung.
+
+A tiny random Llama with SmolLM2's tokenizer trains LoRA in float32 on the CPU, so that
+an undisturbed run is an exact oracle: after any disturbance every step's loss and the
+final adapter must be the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support import lacking
+from tunesmith.files import read_json, sha256_of, write_json
+from tunesmith.job import checkpoints
+from tunesmith.job.rundir import OWNER_FILE, RunFolder, claim_output, read_events
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 300
+SAVE_STEPS = 5
+STANDINS = Path(__file__).resolve().parent.parent / "standins"
+
+TINY = """
+import shutil, sys
+from pathlib import Path
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+config = AutoConfig.from_pretrained(source)
+config.update(dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16,
+                   num_attention_heads=4, num_key_value_heads=2, torch_dtype="float32"))
+torch.manual_seed(0)
+AutoModelForCausalLM.from_config(config).save_pretrained(target)
+for file in source.iterdir():
+    if "token" in file.name or file.suffix in (".jinja", ".txt"):
+        shutil.copy(file, target)
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_model(
+    tmp_path_factory: pytest.TempPathFactory, training_python: Path, base_model: Path
+) -> Path:
+    folder = tmp_path_factory.mktemp("tiny model")
+    subprocess.run([training_python, "-c", TINY, base_model, folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data with a space")
+    chance = random.Random(0)
+    words = ["river", "stone", "lamp", "quiet", "seven", "paper", "orbit", "green", "letter"]
+    rows = [
+        {
+            "instruction": f"Say {' '.join(chance.choices(words, k=6))}",
+            "input": "",
+            "output": " ".join(chance.choices(words, k=12)),
+        }
+        for _ in range(48)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
+    return folder
+
+
+class Job:
+    """A run folder made by hand, worked on through `python -m tunesmith.job`."""
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        self.python = python
+        self.folder = RunFolder(folder)
+
+    def make(
+        self,
+        model: Path,
+        data: Path,
+        *,
+        limits: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        **config: Any,
+    ) -> Job:
+        self.folder.path.mkdir(parents=True)
+        values: dict[str, Any] = {
+            "model_name_or_path": str(model),
+            "stage": "sft",
+            "do_train": True,
+            "finetuning_type": "lora",
+            "lora_rank": 4,
+            "lora_target": "all",
+            # Dropout makes the losses depend on the restored random state.
+            "lora_dropout": 0.1,
+            "dataset": "rows",
+            "dataset_dir": str(data),
+            "template": "smollm",
+            "cutoff_len": 128,
+            "output_dir": str(self.folder.output),
+            "logging_steps": 1,
+            "save_steps": SAVE_STEPS,
+            "save_total_limit": 2,
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1.0e-3,
+            "lr_scheduler_type": "cosine",
+            "seed": 7,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "logging_nan_inf_filter": False,
+            "include_num_input_tokens_seen": True,
+        }
+        self.folder.config_file.write_text(yaml.safe_dump(values | config))
+        request = {
+            "run_id": self.folder.run_id,
+            "phases": ["train"],
+            "data": [{"key": "rows", "rows": 48}],
+            "limits": {"restarts": 1000, "dump_seconds": 1, **(limits or {})},
+            "env": {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
+        }
+        write_json(self.folder.request_file, request)
+        return self
+
+    def call(self, verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        argv = [self.python, "-m", "tunesmith.job", verb, self.folder.path]
+        return subprocess.run(argv, check=check, capture_output=True, text=True)
+
+    def state(self) -> str:
+        return str(self.folder.status()["state"])
+
+    def wait(self, done: Callable[[], bool], what: str, seconds: float = 180) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"{what}: not in {seconds} s\n{self.log_tail()}"
+            time.sleep(0.02)
+
+    def wait_for_end(self, expected: str) -> None:
+        self.wait(lambda: self.state() not in ("running", "queued"), "the end", 400)
+        assert self.state() == expected, f"{self.folder.status()}\n{self.log_tail()}"
+        # The state is written a moment before the lock is given back.
+        self.wait(lambda: not self.folder.busy(), "the lock", 20)
+
+    def log_tail(self) -> str:
+        return self.folder.log_file.read_text(errors="replace")[-3000:]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [e for e in read_events(self.folder.events_file) if e["event"] == name]
+
+    def losses(self) -> dict[int, float]:
+        return {e["step"]: e["loss"] for e in self.events("log")}
+
+    def step(self) -> int:
+        return max((e["step"] for e in self.events("log")), default=0)
+
+    def supervisor(self) -> int:
+        return int(read_json(self.folder.status_file)["supervisor"]["pid"])
+
+    def worker(self) -> int:
+        """The worker's pid, as it wrote it itself; 0 before its first step."""
+        try:
+            return int(read_json(self.folder.heartbeat_file)["pid"])
+        except FileNotFoundError:
+            return 0
+
+    def adapter(self) -> str:
+        return sha256_of(self.folder.output / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def job(tmp_path: Path, training_python: Path) -> Iterator[Job]:
+    made = Job(training_python, tmp_path / "runs with a space" / "run")
+    yield made
+    if made.folder.busy():
+        made.call("stop", check=False)
+        made.call("stop", check=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, training_python: Path, tiny_model: Path, data: Path
+) -> Job:
+    made = Job(training_python, tmp_path_factory.mktemp("runs") / "undisturbed")
+    made.make(tiny_model, data)
+    made.call("start")
+    made.wait_for_end("succeeded")
+    assert sorted(made.losses()) == list(range(1, STEPS + 1))
+    return made
+
+
+def equal_to_oracle(job: Job, oracle: Job) -> None:
+    assert job.losses().keys() == oracle.losses().keys()
+    worst = max(abs(loss - oracle.losses()[step]) for step, loss in job.losses().items())
+    assert worst <= 1e-6, worst
+    assert job.adapter() == oracle.adapter()
+
+
+def die_in_save(job: Job) -> bool:
+    """Kill the worker while a checkpoint is being written; say whether it was hit."""
+    output = job.folder.output
+    sealed = {step for step, _ in checkpoints.folders(output)}
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        fresh = [(s, p) for s, p in checkpoints.folders(output) if s not in sealed]
+        if fresh:
+            os.kill(job.worker(), signal.SIGKILL)
+            return not (fresh[-1][1] / checkpoints.MANIFEST).exists()
+    raise AssertionError(f"no checkpoint in 60 s\n{job.log_tail()}")
+
+
+def test_twenty_interruptions_lose_nothing(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path
+) -> None:
+    """kill -9 of the worker, of the supervisor, of both, SIGTERM, Ctrl-C, and inside a save."""
+    job.make(tiny_model, data)
+    chance = random.Random(20)
+    kinds = ["worker", "in save", "supervisor", "stop", "both", "in save", "interrupt"]
+    done: list[str] = []
+    hits = 0
+    job.call("start")
+    while len(done) < 20:
+        kind = kinds[len(done) % len(kinds)]
+        attempts = len(job.events("phase_started"))
+        job.wait(lambda: job.worker() > 0 or job.state() != "running", "a worker in training")
+        assert job.state() == "running", f"after {done}: {job.folder.status()}\n{job.log_tail()}"
+        target = min(job.step() + chance.randrange(6), STEPS - 1)
+        job.wait(lambda target=target: job.step() >= target, f"step {target}")
+        time.sleep(chance.random() * 0.1)
+        worker, supervisor = job.worker(), job.supervisor()
+        if kind == "in save":
+            hits += die_in_save(job)
+        elif kind == "worker":
+            os.kill(worker, signal.SIGKILL)
+        elif kind == "supervisor":
+            os.kill(supervisor, signal.SIGKILL)
+        elif kind == "both":
+            os.kill(supervisor, signal.SIGSTOP)  # so that it cannot restart the worker first
+            os.kill(worker, signal.SIGKILL)
+            os.kill(supervisor, signal.SIGKILL)
+        elif kind == "stop":
+            job.call("stop")
+        else:
+            os.kill(supervisor, signal.SIGINT)
+        done.append(kind)
+        if kind not in ("worker", "in save"):  # else the supervisor goes on by itself
+            job.wait(lambda: not job.folder.busy(), f"the lock after {kind}", 60)
+            expected = "stopped" if kind in ("stop", "interrupt") else "failed"
+            assert job.state() == expected, kind
+            job.call("start")
+        else:
+            before = attempts
+            job.wait(
+                lambda before=before: len(job.events("phase_started")) > before, "a new attempt"
+            )
+    job.wait_for_end("succeeded")
+
+    assert hits >= 1, "no kill hit a save"
+    equal_to_oracle(job, undisturbed)
+    reached = 0
+    for event in read_events(job.folder.events_file):
+        if event["event"] == "log":
+            reached = event["step"]
+        elif event["event"] == "resumed":
+            assert 0 <= reached - event["step"] <= SAVE_STEPS, (reached, event)
+    assert len(job.events("resumed")) >= 15
+    left = [p.name for p in job.folder.output.iterdir() if p.name.startswith("checkpoint-")]
+    assert len(left) == 2, "rotation keeps save_total_limit"
+
+
+def test_killed_between_the_last_checkpoint_and_the_result(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path
+) -> None:
+    """transformers would train one step too many when it resumes from a finished training."""
+    job.make(tiny_model, data)
+    shutil.copytree(undisturbed.folder.output, job.folder.output)
+    (job.folder.output / OWNER_FILE).unlink()
+    for left in [*job.folder.output.glob("adapter_*"), *job.folder.output.glob("*.png")]:
+        left.unlink()
+    claim_output(job.folder, job.folder.output.with_name("made"))
+    shutil.copy(job.folder.output.with_name("made") / OWNER_FILE, job.folder.output)
+    assert job.call("run", check=False).returncode == 0, job.log_tail()
+    assert job.adapter() == undisturbed.adapter()
+    assert job.losses() == {}, "no step was left to train"
+    assert (job.folder.output / "training_loss.png").is_file()
+    result = {p.name for p in job.folder.output.iterdir() if p.is_file()}
+    assert not {name for name in result if name.startswith(("optimizer", "rng_state"))}
+
+
+def test_a_worker_whose_supervisor_is_gone_at_its_start_does_nothing(
+    job: Job, tiny_model: Path, data: Path
+) -> None:
+    job.make(tiny_model, data)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    argv = [job.python, "-m", "tunesmith.job.worker", job.folder.path, "train"]
+    environment = {**os.environ, "TUNESMITH_SUPERVISOR_PID": str(gone.pid)}
+    done = subprocess.run(argv, env=environment, timeout=60, check=False)
+    assert done.returncode == 20
+    assert not job.folder.output.exists()
+
+
+def test_a_second_train_in_the_same_run_is_refused(job: Job, tiny_model: Path, data: Path) -> None:
+    job.make(tiny_model, data)
+    job.call("start")
+    try:
+        second = job.call("run", check=False)
+        assert second.returncode == 2
+        assert f"process {job.supervisor()} on" in second.stderr
+        starting = job.call("start", check=False)
+        assert (starting.returncode, job.state()) == (2, "running")
+    finally:
+        job.call("stop")
+        job.wait_for_end("stopped")
+    # Stopped while loading: nothing was trained yet, and the next start begins anew.
+    assert job.folder.status()["phases"] == {"train": "stopped"}
+
+
+def test_output_of_another_run_is_refused(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path
+) -> None:
+    job.make(tiny_model, data, output_dir=str(undisturbed.folder.output))
+    before = undisturbed.adapter()
+    done = job.call("run", check=False)
+    assert done.returncode == 2
+    assert "belongs to run undisturbed" in done.stderr
+    assert undisturbed.adapter() == before
+
+
+def test_nan_stops_at_once_and_says_what_to_change(job: Job, tiny_model: Path, data: Path) -> None:
+    job.make(tiny_model, data, learning_rate=1.0e30, lr_scheduler_type="constant", save_steps=500)
+    assert job.call("run", check=False).returncode == 1
+    status = job.folder.status()
+    assert (status["state"], status["failure"]) == ("failed", "nan")
+    assert "the loss became nan at step" in status["message"]
+    assert "lower learning_rate" in status["message"]
+    assert job.step() < 5, "it must not go on for long"
+    assert not (job.folder.output / "adapter_model.safetensors").exists()
+
+
+def test_gpu_oom_steps_down_with_the_same_effective_batch(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path
+) -> None:
+    env = {"PYTHONPATH": str(STANDINS / "gpu_memory"), "STANDIN_GPU_ROWS": "1"}
+    job.make(tiny_model, data, env=env, max_steps=6, disable_gradient_checkpointing=True)
+    assert job.call("run", check=False).returncode == 0, job.log_tail()
+    assert read_json(job.folder.adjustments_file) == {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+    }
+    told = [(e["what"], e["from"], e["to"]) for e in job.events("changed")]
+    assert told == [
+        ("per_device_train_batch_size", 4, 2),
+        ("gradient_accumulation_steps", 1, 2),
+        ("per_device_train_batch_size", 2, 1),
+        ("gradient_accumulation_steps", 2, 4),
+    ]
+    # The same rows in the same order: the first loss differs only by dropout's draws.
+    assert abs(job.losses()[1] - undisturbed.losses()[1]) < 0.05
+
+
+def test_gpu_oom_that_nothing_mends_is_reported(job: Job, tiny_model: Path, data: Path) -> None:
+    env = {"PYTHONPATH": str(STANDINS / "gpu_memory"), "STANDIN_GPU_ROWS": "-1"}
+    job.make(
+        tiny_model,
+        data,
+        env=env,
+        per_device_train_batch_size=1,
+        disable_gradient_checkpointing=True,
+    )
+    assert job.call("run", check=False).returncode == 1
+    status = job.folder.status()
+    assert status["failure"] == "gpu_oom"
+    assert "lower cutoff_len" in status["message"]
+    told = [(e["what"], e["to"]) for e in job.events("changed")]
+    assert told == [("disable_gradient_checkpointing", False)]
+
+
+def test_a_hung_worker_is_dumped_restarted_once_then_reported(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path
+) -> None:
+    job.make(tiny_model, data, limits={"stall_seconds": 15})
+    job.call("start")
+    for round_ in (1, 2):
+        job.wait(lambda n=round_: len(job.events("phase_started")) == n, f"attempt {round_}")
+        job.wait(lambda: job.worker() > 0, "training")
+        job.wait(lambda n=round_: job.step() >= 4 * n, "some steps")
+        os.kill(job.worker(), signal.SIGSTOP)
+        hung_at = time.monotonic()
+        if round_ == 1:
+            job.wait(lambda: bool(job.events("restarting")), "the stall to be seen", 60)
+            assert 14 <= time.monotonic() - hung_at <= 30
+    job.wait_for_end("failed")
+    assert job.folder.status()["failure"] == "stalled"
+    assert "most recent call first" in job.folder.log_file.read_text(errors="replace")
+    job.call("start")
+    job.wait_for_end("succeeded")
+    equal_to_oracle(job, undisturbed)
+
+
+def test_a_full_disk_pauses_the_run_until_there_is_room(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tunesmith", disk])
+    if mounted.returncode != 0:
+        lacking("no right to mount a small file system", "run the tests as root")
+    try:
+        filler = disk / "filler"
+        filler.write_bytes(b"\1" * 150_000_000)
+        job.make(tiny_model, data, output_dir=str(disk / "output"))
+        job.call("start")
+        job.wait(lambda: bool(job.events("paused")), "the pause")
+        why = job.events("paused")[0]["why"]
+        assert str(disk / "output") in why
+        assert "free" in why
+        assert not checkpoints.folders(disk / "output"), "nothing half-written"
+        time.sleep(2)
+        assert job.state() == "running"
+        filler.unlink()
+        job.wait_for_end("succeeded")
+        assert job.losses() == undisturbed.losses()
+    finally:
+        if job.folder.busy():
+            job.call("stop", check=False)
+            job.wait(lambda: not job.folder.busy(), "the end", 60)
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,114 @@
+"""Which weights answer, and how their answers are drawn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tunesmith.errors import UsageError
+from tunesmith.job import chat, inference
+from tunesmith.job.inference import Sampling
+
+pytestmark = pytest.mark.unit
+
+
+def options(**change: Any) -> argparse.Namespace:
+    values = {
+        "run": None,
+        "max_new_tokens": 32,
+        "seed": 1,
+        "greedy": False,
+        "temperature": None,
+        "top_p": None,
+    }
+    return argparse.Namespace(**(values | change))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder that ships DeepSeek-R1's sampling."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shipped = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "bos_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(shipped))
+    return folder
+
+
+def chosen(model: Path, **change: Any) -> Sampling:
+    return chat.choose_sampling(options(**change), {"model_name_or_path": str(model)})
+
+
+def test_a_model_answers_with_the_sampling_it_ships(model: Path) -> None:
+    sampling = chosen(model)
+    assert (sampling.do_sample, sampling.temperature, sampling.top_p) == (True, 0.6, 0.95)
+
+
+def test_a_model_that_ships_none_gets_llama_factorys(tmp_path: Path) -> None:
+    sampling = chosen(tmp_path)
+    assert (sampling.do_sample, sampling.temperature, sampling.top_p) == (True, 0.95, 0.7)
+
+
+def test_the_runs_config_goes_before_the_model_and_flags_before_both(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"temperature": 0.3, "top_p": 0.5}))
+    sampling = chosen(model, run=tmp_path, top_p=0.8)
+    assert (sampling.temperature, sampling.top_p) == (0.3, 0.8)
+
+
+@pytest.mark.parametrize("change", [{"greedy": True}, {"temperature": 0.0}])
+def test_greedy_and_temperature_zero_draw_nothing(model: Path, change: dict[str, Any]) -> None:
+    assert chosen(model, **change) == Sampling(max_new_tokens=32, seed=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"greedy": True, "temperature": 0.5},
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(model: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        chosen(model, **change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--run", "nowhere"], "not a run folder"),
+        (["--model", "nowhere", "--template", "smollm"], "not a model folder"),
+        (["--run", "{run}", "--what", "merged"], "inv merge --run run"),
+        (["--run", "{run}", "--thinking"], "a run records its own"),
+        (["--model", "{model}"], "--model needs --template"),
+    ],
+)
+def test_chat_says_what_is_missing_and_ends_with_2(
+    arguments: list[str], told: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = model.parent / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump({"output_dir": str(run / "output")}))
+    (model / "config.json").write_text("{}")
+    code = chat.main([text.format(run=run, model=model) for text in arguments])
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert told in captured.err
+
+
+def test_training_continues_the_last_adapter_it_is_given() -> None:
+    output = Path("/runs/x/output")
+    assert inference.tuned_adapters({}, output) == [str(output)]
+    config: dict[str, Any] = {"adapter_name_or_path": "/a, /b"}
+    assert inference.starting_adapters(config) == ["/a", "/b"]
+    assert inference.tuned_adapters(config, output) == ["/a", str(output)]
+    config["create_new_adapter"] = True
+    assert inference.tuned_adapters(config, output) == ["/a", "/b", str(output)]

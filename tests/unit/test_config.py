@@ -1,0 +1,109 @@
+"""Configs: a wrong key is refused before anything starts, and the message mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunesmith.config import load_config, parse_overrides
+from tunesmith.errors import UsageError
+from tunesmith.project import Project
+
+pytestmark = pytest.mark.unit
+
+GOOD = """\
+model_name_or_path: some/model
+stage: sft
+do_train: true
+dataset: x
+template: qwen
+"""
+
+
+def load(project: Project, folder: Path, text: str, *overrides: str) -> dict[str, object]:
+    file = folder / "a config.yaml"
+    file.write_text(text, encoding="utf-8")
+    return dict(load_config(file, overrides, project.stack.schema).values)
+
+
+def test_a_good_config_is_taken_as_it_is(project: Project, tmp_path: Path) -> None:
+    assert load(project, tmp_path, GOOD)["template"] == "qwen"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("learning_rat: 1.0e-4", "unknown key `learning_rat`; did you mean `learning_rate`?"),
+        ("frobnicate: 1", "unknown key `frobnicate`; LLaMA-Factory has no such key"),
+        ("learning_rate: 1e-4", "`learning_rate` is 1e-4, which YAML reads as text; write 1.0e-4"),
+        ("weight_decay: 5E-2", "`weight_decay` is 5E-2, which YAML reads as text; write 5.0e-2"),
+        ("lora_rank: eight", "`lora_rank` is 'eight', but must be a whole number"),
+        ("lora_rank: 8.5", "`lora_rank` is 8.5, but must be a whole number"),
+        ("bf16: 'yes'", "`bf16` is 'yes', but must be true or false"),
+        ("dataset: [a, b]", "`dataset` is ['a', 'b'], but must be text"),
+        ("eval_strategy: no", "`eval_strategy` is False (YAML reads no or off so); write it in"),
+        ("lr_scheduler_type: cosin", "did you mean 'cosine'?"),
+        ("template: qwen25", "`template` is 'qwen25', but must be one of"),
+        ("template:", "`template` is missing"),
+        ("dataset:", "`dataset` is missing"),
+        ("model_name_or_path:", "`model_name_or_path` is missing"),
+    ],
+)
+def test_faults(project: Project, tmp_path: Path, line: str, told: str) -> None:
+    key = line.partition(":")[0]
+    text = "".join(f"{x}\n" for x in GOOD.splitlines() if not x.startswith(f"{key}:")) + line
+    with pytest.raises(UsageError) as caught:
+        load(project, tmp_path, text)
+    assert told in caught.value.message
+    assert "a config.yaml" in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def test_all_faults_in_one_report(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(project, tmp_path, GOOD + "learning_rate: 1e-4\nbf: true\nlora_rank: x\n")
+    assert "(and 2 more)" in caught.value.message
+    assert len(caught.value.detail) == 2
+
+
+def test_overrides_win_and_read_numbers_as_numbers(project: Project, tmp_path: Path) -> None:
+    words = ("learning_rate=1e-4", "dataset=y", "bf16=true", "num_train_epochs=2")
+    values = load(project, tmp_path, GOOD, *words)
+    assert (values["learning_rate"], values["dataset"]) == (1e-4, "y")
+    assert (values["bf16"], values["num_train_epochs"]) == (True, 2)
+
+
+def test_a_wrong_override_is_named_as_one(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`lora_rank` \(given on the command line\) is 'x'"):
+        load(project, tmp_path, GOOD, "lora_rank=x")
+
+
+@pytest.mark.parametrize("word", ["x", "=1", "a-b=1"])
+def test_what_is_no_override(word: str) -> None:
+    with pytest.raises(UsageError, match="is not an override"):
+        parse_overrides([word])
+
+
+def test_values_with_equals_and_spaces() -> None:
+    assert parse_overrides(["dataset_dir=/a path/x=y"]) == {"dataset_dir": "/a path/x=y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("!!python/object/apply:os.system ['touch /tmp/owned']", "not YAML"),
+        ("- a\n- b\n", "must hold `key: value` lines, found list"),
+        ("", "must hold `key: value` lines, found NoneType"),
+        ("a: [1, 2\nb: 3", "not YAML"),
+    ],
+)
+def test_what_is_no_config(project: Project, tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        load(project, tmp_path, text)
+    assert not Path("/tmp/owned").exists()
+
+
+def test_a_file_that_is_not_there(project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such config"):
+        load_config(tmp_path / "none.yaml", (), project.stack.schema)

@@ -1,0 +1,83 @@
+"""What a watcher sees: plain lines in a pipe, and events in words."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tunesmith.follow import duration, follow, told, training_line
+
+pytestmark = pytest.mark.unit
+
+
+class Recorded:
+    """A target whose run was recorded: what it says at each look."""
+
+    name = "recorded"
+
+    def __init__(self, looks: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
+        self._looks = list(looks)
+
+    def status(self, _run_id: str) -> dict[str, Any]:
+        return self._looks[0][0]
+
+    def events(self, _run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+        return self._looks.pop(0)[1], offset + 1
+
+
+STATUS = {
+    "phase": "train",
+    "step": 3,
+    "total_steps": 9,
+    "loss": 1.5,
+    "learning_rate": 1e-4,
+    "tokens_per_second": 99.6,
+    "eta_seconds": 125,
+}
+
+
+def test_plain_lines_in_a_pipe() -> None:
+    started = {"event": "phase_started", "phase": "train", "attempt": 2}
+    ended = {"event": "phase_ended", "phase": "train", "state": "succeeded", "seconds": 61.2}
+    target = Recorded(
+        [({**STATUS, "state": "running"}, [started]), ({**STATUS, "state": "succeeded"}, [ended])]
+    )
+    out = io.StringIO()
+    last = follow(target, "r", Console(file=out, width=200))  # type: ignore[arg-type]
+    assert last == {**STATUS, "state": "succeeded"}
+    assert out.getvalue().splitlines() == [
+        "training (attempt 2)",
+        "step 3/9  loss 1.5000  lr 1.00e-04  100 tok/s  ETA 2m05s",
+        "train: succeeded after 1m01s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"event": "resumed", "step": 5, "total_steps": 9}, "resumed at step 5/9"),
+        (
+            {"event": "changed", "what": "bf16", "from": True, "to": False, "why": "no GPU"},
+            "bf16: True -> False (no GPU)",
+        ),
+        ({"event": "paused", "why": "/x is full"}, "paused: /x is full"),
+        ({"event": "log", "step": 1}, None),
+    ],
+)
+def test_events_in_words(event: dict[str, Any], words: str | None) -> None:
+    assert told(event) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (60, "1m00s"), (3725, "1h02m")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_is_not_known_is_not_shown() -> None:
+    assert training_line({"loss": None, "eta_seconds": None}) == ""

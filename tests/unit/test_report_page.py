@@ -1,0 +1,320 @@
+"""The page: all there is in a run folder, and a name for all there is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.run_folder import CONFIG, RUN_ID, SHA, answers, build_run
+from tunesmith.errors import UsageError
+from tunesmith.report import page, record, sections, words
+from tunesmith.report.curve import read_curve
+from tunesmith.report.page import write_report
+
+pytestmark = pytest.mark.unit
+
+
+class Shown(HTMLParser):
+    """The visible text, and what a browser would run or fetch."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[tuple[str, str]] = []
+        self._hidden = 0
+        self.feed(source)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._hidden += tag in ("style", "svg")
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "srcset", "data", "poster"):
+                self.links.append((tag, value or ""))
+            assert not name.startswith("on"), f"{tag} has a script in {name}"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("style", "svg")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.words.append(data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return build_run(tmp_path)
+
+
+def shown(run: Path, language: str = "en") -> Shown:
+    """The page of a run; the pictures, which take a second to draw, have their own tests."""
+    found = record.read_record(run)
+    pictures = ("<svg></svg>", "<svg></svg>")
+    return Shown(page.render(found, read_curve(found.events), pictures, language))
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
+
+
+def test_writes_the_two_files_and_nothing_else(run: Path) -> None:
+    before = {path.name for path in run.iterdir()}
+
+    assert write_report(run) == run / "report.html"
+    assert {path.name for path in run.iterdir()} - before == {"report.html", "training_loss.png"}
+
+
+def test_headline_says_how_it_went(run: Path) -> None:
+    text = shown(run).text
+
+    assert "The held-out loss fell by 50%, from 3.41 to 1.69." in text
+    assert "The tuned model met 5 of 6 prompts, the base model 0." in text
+    assert "The merged model is proven equal to base model and adapter." in text
+    assert "State succeeded step 104 of 104" in text
+    assert "Held-out loss 3.41 → 1.69 −50%, nat per token" in text
+    assert "Prompts met 0 → 5 of 6" in text
+    assert "Merge proof passed 4 of 4 checks" in text
+    assert "Time 6 min 30 s of it training 4 min 20 s" in text
+
+
+def test_every_part_of_the_run_is_there(run: Path) -> None:
+    text = shown(run).text
+
+    for row in [*answers(tuned=True), *answers(tuned=False)[:6]]:
+        assert row["prompt"] in text
+        assert row["answer"] in text
+    assert "自由是在限制之中仍能选择自己的态度。" in text  # a reference
+    assert "The curve is healthy" in text
+    for key in CONFIG:
+        assert key in text
+    assert "true would delete the checkpoints a restart continues from" in text
+    assert "data/philosophy_data.json" in text
+    assert "train (2 attempts) 4 min 20 s" in text
+    assert "logits passed equal base + adapter on 6 prompts" in text
+    assert "Tolerance: merged dtype bfloat16 · logits mean 0.001, kl 1e-06" in text
+    assert "changed 210 · elements 83,338,532 · others none" in text
+    assert "2.8.0+cu128" in text
+    assert "Resumed at step 60 from checkpoint-60; 7 logged steps were done again." in text
+    assert "Discarded checkpoint-66: model file is shorter than its index." in text
+    assert (
+        "inv train --config configs/train/smollm2_135m_lora_sft.yaml num_train_epochs=4.0" in text
+    )
+
+
+def test_hashes_are_short_with_the_whole_one_in_the_title(run: Path) -> None:
+    source = write_report(run).read_text(encoding="utf-8")
+
+    assert f'<code title="{SHA}">{SHA[:12]}…</code>' in source
+
+
+def test_page_is_complete_in_itself(run: Path) -> None:
+    source = write_report(run).read_text(encoding="utf-8")
+    seen = Shown(source)
+
+    assert "script" not in seen.tags
+    assert {tag for tag, _ in seen.links} <= {"link", "use"}
+    assert all(value == "data:," or value.startswith("#") for _, value in seen.links)
+    assert not re.search(r"@import|url\((?!#)|<img|<iframe", source)
+    assert "default-src 'none'" in source
+    ids = re.findall(r'\bid="([^"]+)"', source)
+    assert len(ids) == len(set(ids))
+
+
+def test_answers_are_text_and_never_markup(run: Path) -> None:
+    evil = '<script>alert("1")</script><img src=x onerror=alert(2)>{{ 7 * 7 }}'
+    rows = [{**answers(tuned=True)[0], "answer": evil, "prompt": evil, "reference": evil}]
+    (run / "after.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    change(run / "run.json", title=evil)
+    seen = shown(run)
+
+    assert "script" not in seen.tags
+    assert "img" not in seen.tags
+    assert seen.text.count(evil) >= 4  # title, heading, prompt, answer
+
+
+@pytest.mark.parametrize("name", sorted(record.FILES))
+def test_a_missing_file_is_named_with_its_command(run: Path, name: str) -> None:
+    (run / name).unlink()
+    text = shown(run).text
+
+    assert f"{record.FILES[name][0]}: {name} is not there." in text
+    assert "This page is not complete" in text
+    expected = {
+        "proof.json": f"inv merge --run {RUN_ID}",
+        "status.json": f"inv resume --run {RUN_ID}",
+    }
+    assert expected.get(name, "inv train --config configs/train/smollm2") in text
+
+
+def test_only_run_json_is_needed(run: Path) -> None:
+    for name in record.FILES:
+        (run / name).unlink()
+    text = Shown(write_report(run).read_text(encoding="utf-8")).text
+
+    assert "State unknown" in text
+    assert f"inv resume --run {RUN_ID}" in text
+
+
+@pytest.mark.parametrize("name", sorted(record.FILES))
+def test_a_damaged_file_is_named_and_the_rest_is_shown(run: Path, name: str) -> None:
+    (run / name).write_text("[[[\n{\n", encoding="utf-8")
+    text = shown(run).text
+
+    assert f"{name} damaged: " in text
+    assert "Run it again" in text
+
+
+def test_a_torn_last_line_is_no_damage(run: Path) -> None:
+    with (run / "after.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"prompt": "half a li')
+
+    assert "damaged" not in shown(run).text
+
+
+def test_no_run_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"run\.json is missing"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_language_is_refused_and_nothing_written(run: Path) -> None:
+    with pytest.raises(UsageError, match="'xx' is not known; use one of: en, zh"):
+        write_report(run, language="xx")
+    assert not (run / "report.html").exists()
+
+
+def test_a_run_without_a_merge_is_complete_without_proof(run: Path) -> None:
+    change(run / "run.json", phases=["before", "train", "after"])
+    (run / "proof.json").unlink()
+    text = shown(run).text
+
+    assert "This page is not complete" not in text
+    assert f"proof.json was not part of this run). inv merge --run {RUN_ID}" in text
+    assert "Merge and prove the result" in text
+
+
+def test_a_failed_run_says_so_first(run: Path) -> None:
+    fields = {"state": "failed", "failure": "nan", "message": "the loss became nan at step 12"}
+    change(run / "status.json", **fields)
+    text = shown(run).text
+
+    assert "State failed nan" in text
+    assert "The run failed (nan). the loss became nan at step 12" in text
+    assert f"inv resume --run {RUN_ID}" in text
+
+
+def test_a_refused_merge_warns_against_its_use(run: Path) -> None:
+    check = {"name": "logits", "passed": False, "detail": "0.9 apart", "figures": {}}
+    skipped = {"name": "recomputed", "passed": None, "detail": "quantized", "figures": {}}
+    change(run / "proof.json", passed=False, checks=[check, skipped])
+    text = shown(run).text
+
+    assert "The merged model did not pass its proof: do not use it." in text
+    assert "Merge proof failed 0 of 2 checks, 1 not possible" in text
+    assert "logits failed 0.9 apart" in text
+    assert "recomputed not possible quantized" in text
+
+
+def test_keys_changed_by_the_run_are_marked(run: Path) -> None:
+    event = {
+        "event": "changed",
+        "time": 1768383100.0,
+        "what": "per_device_train_batch_size",
+        "from": 4,
+        "to": 2,
+        "why": "GPU out of memory",
+    }
+    lines = (run / "events.jsonl").read_text(encoding="utf-8")
+    (run / "events.jsonl").write_text(json.dumps(event) + "\n" + lines, encoding="utf-8")
+    text = shown(run).text
+
+    assert "4 changed 2: GPU out of memory" in text
+    assert "Changed per_device_train_batch_size from 4 to 2: GPU out of memory." in text
+
+
+def test_a_long_answer_is_folded_and_whole(run: Path) -> None:
+    rows = answers(tuned=True)
+    rows[0]["answer"] = "word " * 500 + "END"
+    rows[1] |= {"answer": "a\n\n" * 40 + "END", "finished": False}
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "after.jsonl").write_text(text, encoding="utf-8")
+    seen = shown(run)
+
+    assert seen.text.count("the rest of this answer") == 3  # these two and one of before
+    assert seen.text.count("END") == 2
+    assert seen.text.count("word") == 500
+    assert seen.text.count("ended by the token limit") == 1
+
+
+def test_config_shows_keys_the_run_took_away(run: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "overwrite_output_dir"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    assert "overwrite_output_dir false owned" in shown(run).text
+
+
+def test_phase_times_survive_a_death_without_a_word() -> None:
+    def event(name: str, time: float, **fields: Any) -> dict[str, Any]:
+        return {"event": name, "time": time, **fields}
+
+    times = sections.phase_times(
+        (
+            event("run_started", 0),
+            event("phase_started", 0, phase="train", attempt=1),
+            event("log", 30, step=1, loss=1.0),
+            event("run_started", 9000),  # the machine was off
+            event("phase_started", 9000, phase="train", attempt=1),
+            event("phase_ended", 9020, phase="train", state="succeeded"),
+            event("phase_started", 9020, phase="after", attempt=1),
+            event("progress", 9025, phase="after", done=1, total=2),
+        )
+    )
+
+    assert [(t.phase, t.seconds, t.attempts, t.state) for t in times] == [
+        ("train", 50.0, 2, "succeeded"),
+        ("after", 5.0, 1, "running"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (59.7, "1 min 00 s"), (3840, "1 h 04 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert sections.duration(seconds) == text
+
+
+def test_chinese_page(run: Path) -> None:
+    source = write_report(run, language="zh").read_text(encoding="utf-8")
+    text = Shown(source).text
+
+    assert '<html lang="zh-CN">' in source
+    assert "训练（平滑）" in source
+    assert "留出集损失下降 50%，从 3.41 降到 1.69。" in text
+    for phrase in ("Before and after", "Diagnosis", "The curve is healthy", "Parameters"):
+        assert phrase not in text
+
+
+def test_every_phrase_has_its_chinese() -> None:
+    tell = words.teller("zh")
+    folder = Path(page.__file__).parent
+    said = set(re.findall(r"\bt\('([^']+)'\)", (folder / "report.html.j2").read_text("utf-8")))
+    said |= set(re.findall(r"t\('([^']+)'\) if", (folder / "report.html.j2").read_text("utf-8")))
+    for module in ("sections", "terminal", "picture"):
+        source = (folder / f"{module}.py").read_text(encoding="utf-8")
+        said |= set(re.findall(r"""tell\(\s*["']([^"']+)["']""", source))
+    said |= set(sections.NOTES.values()) | {*sections.GROUPS, "Other"}
+    said |= {gives for gives, _ in record.FILES.values()}
+    assert len(said) > 80
+
+    assert sorted(phrase for phrase in said if tell(phrase) == phrase) == []

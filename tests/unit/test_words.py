@@ -1,0 +1,63 @@
+"""The command line: key=value words beside Invoke's own ways."""
+
+from __future__ import annotations
+
+import pytest
+from invoke import Collection, Context, Exit
+from invoke.parser import Parser
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.words import accept_words, door
+
+pytestmark = pytest.mark.unit
+
+
+@door()
+def train(
+    _c: Context, config: str = "", fast: bool = False, overrides: list[str] | None = None
+) -> None:
+    """Train."""
+    raise UsageError(f"{config}: bad", ["more"])
+
+
+@door()
+def other(_c: Context) -> None:
+    """Do something else."""
+    raise TunesmithError("failed")
+
+
+def parse(*words: str) -> list[tuple[str, dict[str, object]]]:
+    accept_words()
+    contexts = Collection(train, other).to_contexts()
+    return [(c.name, c.as_kwargs) for c in Parser(contexts).parse_argv(list(words))]
+
+
+def test_words_are_collected_in_order_and_tasks_still_follow() -> None:
+    words = ["train", "--config", "a.yaml", "lr=1e-4", "--fast", "dataset=x y=z", "other"]
+    assert parse(*words) == [
+        ("train", {"config": "a.yaml", "fast": True, "overrides": ["lr=1e-4", "dataset=x y=z"]}),
+        ("other", {}),
+    ]
+
+
+def test_two_calls_do_not_share_words() -> None:
+    first, second = parse("train", "a=1", "train", "b=2")
+    assert (first[1]["overrides"], second[1]["overrides"]) == (["a=1"], ["b=2"])
+
+
+def test_without_words_there_are_none() -> None:
+    assert parse("train")[0][1]["overrides"] == []
+
+
+def test_a_word_is_no_task() -> None:
+    with pytest.raises(Exception, match="No idea what 'a=1' is"):
+        parse("other", "a=1")
+
+
+def test_errors_become_lines_and_exit_codes() -> None:
+    with pytest.raises(Exit) as misuse:
+        train(Context(), config="c.yaml")
+    assert (misuse.value.code, misuse.value.message) == (2, "c.yaml: bad\n  more")
+    with pytest.raises(Exit) as failed:
+        other(Context())
+    assert failed.value.code == 1
