@@ -189,13 +189,17 @@ def demo(c: Context, mirror: str = "default") -> None:
 
 @door(
     name="check",
-    help={"dataset": "keys, comma-separated (default: all)", "dataset-dir": "folder"},
+    help={
+        "dataset": "keys, comma-separated (default: all)",
+        "dataset-dir": "folder of dataset_info.json",
+        "file": "check this file instead, registered or not",
+    },
 )
-def data_check(_c: Context, dataset: str = "", dataset_dir: str = "data") -> None:
-    """Check registered data sets, row by row."""
+def data_check(_c: Context, dataset: str = "", dataset_dir: str = "data", file: str = "") -> None:
+    """Check data sets row by row; change nothing."""
     from tunesmith import cli
 
-    cli.check_data(ROOT, dataset, dataset_dir)
+    cli.check_data(ROOT, dataset, dataset_dir, file)
 
 
 @door(

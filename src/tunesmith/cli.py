@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tunesmith import runs
 from tunesmith.dataset import registry
+from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow, training_line
@@ -39,7 +40,9 @@ def train(
         return None
     # What can be wrong is found before anything is fetched.
     config = runs.read_config(project, asked.config, asked.overrides)
-    runs.plan_training(project, target, asked, None)
+    for found in runs.plan_training(project, target, asked, None).request["data"]:
+        rows = "not on this machine" if found["rows"] is None else f"{found['rows']} rows checked"
+        say(f"data set: {found['key']} from {found['file']} ({rows}, {found['warnings']} warnings)")
     model = _model(project, str(config.get("model_name_or_path")), mirror, asked.revision)
     plan = runs.plan_training(project, target, asked, model)
     if "template" in config.overrides and not any(
@@ -239,19 +242,27 @@ def demo(root: Path, *, mirror: str, dry: bool) -> None:
     say(f"all in   {duration(time.monotonic() - began)}")
 
 
-def check_data(root: Path, keys: str, dataset_dir: str) -> None:
-    """Print what was found in registered data sets. Raises when one has errors."""
-    folder = Project.at(root).find(dataset_dir)
-    names = keys or ",".join(registry.load_registry(folder))
-    reports = registry.check_registered(folder, names)
+def check_data(root: Path, keys: str, dataset_dir: str, file: str) -> None:
+    """Print what was found in registered data sets, or in one file. Raises when one has errors."""
+    project = Project.at(root)
+    if file and keys:
+        raise UsageError("--file and --dataset both name data to check; give one of them")
+    reports: tuple[DatasetReport, ...]
+    if file:
+        reports = (registry.check_unregistered(project.find(file)),)
+    else:
+        folder = project.find(dataset_dir)
+        names = keys or ",".join(registry.load_registry(folder))
+        reports = registry.check_registered(folder, names)
     for found in reports:
         rows = "not looked at" if found.rows is None else f"{found.rows} rows, {found.kept} kept"
-        say(f"{found.key}: {found.file}: {rows}, {len(found.errors)} errors")
+        name = f"{found.key}: {found.file}" if found.key else found.file
+        say(f"{name}: {rows}, {len(found.errors)} errors")
         for line in found.lines():
             say(f"  {line}")
-    faulty = [str(found.key) for found in reports if found.errors]
+    faulty = [found.key or found.file for found in reports if found.errors]
     if faulty:
-        raise UsageError(f"data sets with errors: {', '.join(faulty)}; each is named above")
+        raise UsageError(f"data with errors: {', '.join(faulty)}; each fault is named above")
 
 
 def register_data(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from invoke import Program
+from invoke.parser import Parser, ParserContext
 
 from tunesmith.config import load_config
 from tunesmith.project import Project
@@ -26,6 +30,8 @@ SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "a
     "hub_worker",
     "wheels",
 }
+# A line of a page's code block or of a config's head that starts with inv.
+COMMAND = re.compile(r"^(?:#\s*(?:Run|Override):\s+)?(?:\.venv/bin/)?inv (.+)$")
 # Who may import whom, upward never: a module here may import only those before it.
 LAYERS = (
     {"stack", "dataset"},
@@ -140,6 +146,32 @@ def test_bare_words_reach_a_task_through_the_real_command(root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "  learning_rate: 0.0003" in done.stdout
     assert "  num_train_epochs: 2" in done.stdout
+
+
+def commands(root: Path) -> list[tuple[str, str]]:
+    """Return (place, command) of each `inv ...` line that our pages and configs tell to type."""
+    found = []
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("data/*.md")]
+    for file in [*pages, *root.glob("configs/**/*.y*ml")]:
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        for number, line in enumerate(text.splitlines(), 1):
+            told = COMMAND.match(line)
+            if told:
+                found.append((f"{file.name}:{number}", told[1].partition("  ")[0]))
+    return found
+
+
+def test_every_command_we_tell_people_to_type_is_one(root: Path) -> None:
+    import tasks
+
+    contexts = tasks.ns.to_contexts()
+    core = Program().core_args()
+    told = commands(root)
+    assert len(told) >= 15
+    for place, command in told:
+        words = shlex.split(command)
+        parsed = Parser(initial=ParserContext(args=core), contexts=contexts).parse_argv(words)
+        assert len(parsed) >= 2 or "--list" in words, f"{place}: {command}"
 
 
 def test_a_wrong_word_is_refused_with_exit_code_2(root: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -112,3 +113,27 @@ def test_training_continues_the_last_adapter_it_is_given() -> None:
     assert inference.tuned_adapters(config, output) == ["/a", str(output)]
     config["create_new_adapter"] = True
     assert inference.tuned_adapters(config, output) == ["/a", "/b", str(output)]
+
+
+class ByteTokenizer:
+    """A stand-in: one token a byte, as byte-level tokenizers do with a rare character."""
+
+    def decode(self, ids: list[int], **_: bool) -> str:
+        return bytes(i for i in ids if i).decode("utf-8", "replace")
+
+
+def test_a_character_cut_by_the_token_limit_is_left_out() -> None:
+    whole = list("你好".encode())
+    answer = inference.answer_of(ByteTokenizer(), whole[:-1], stop=[0])
+    assert (answer.text, answer.tokens, answer.finished) == ("你", 5, False)
+    assert inference.answer_of(ByteTokenizer(), [*whole, 0], stop=[0]).text == "你好"
+
+
+def test_text_that_comes_in_pieces_has_no_torn_character() -> None:
+    said: list[str] = []
+    pieces = inference._Pieces(ByteTokenizer(), said.append)
+    pieces.put(np.array([1]))
+    for byte in "你好".encode()[:-1]:
+        pieces.put(np.array([byte]))
+    pieces.end()
+    assert "".join(said) == "你"

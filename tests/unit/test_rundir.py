@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,6 +78,31 @@ def test_a_dead_run_is_not_shown_as_running(run: RunFolder) -> None:
     status = run.status()
     assert (status["state"], status["failure"]) == ("failed", "killed")
     assert f"inv resume --run {run.run_id}" in status["message"]
+
+
+def test_a_run_that_ends_while_it_is_read_is_not_shown_as_dead(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(run.status_file, {"run_id": run.run_id, "state": "running", "failure": None})
+    look = RunFolder.busy
+
+    def end_then_look(folder: RunFolder) -> bool:
+        ended = {"run_id": run.run_id, "state": "succeeded", "failure": None}
+        write_json(run.status_file, ended)
+        return look(folder)
+
+    monkeypatch.setattr(RunFolder, "busy", end_then_look)
+    assert run.status()["state"] == "succeeded"
+
+
+def test_a_reader_does_not_keep_a_run_from_starting(run: RunFolder) -> None:
+    run.lock_file.touch()
+    reader = os.open(run.lock_file, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)  # as `busy` does, for a moment
+    done = threading.Timer(0.05, os.close, [reader])
+    done.start()
+    acquire(run).release()
+    done.join()
 
 
 def test_torn_last_event_is_left_out_then_mended(run: RunFolder) -> None:

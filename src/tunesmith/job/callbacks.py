@@ -97,11 +97,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the heartbeat; ask for a checkpoint when a stop is wanted; wait for disk."""
+        # The first step ends the time in which a long silence is normal: it is told at once.
+        first = not self._step_seconds
         self._step_seconds.append(time.monotonic() - self._step_began)
         if self._stop_wanted_anywhere():
             self._stop = True
             control.should_save = True
-        if time.monotonic() - self._heartbeat_at >= 1 or control.should_save:
+        if first or control.should_save or time.monotonic() - self._heartbeat_at >= 1:
             self._heartbeat(state)
         if control.should_save:
             self._await_space(Path(args.output_dir), state)

@@ -39,6 +39,8 @@ _NOT_FOR_INFERENCE = frozenset(
 )
 # DataArguments keys that decide the prompt's ids.
 _TEMPLATE_KEYS = ("template", "enable_thinking", "default_system", "tool_format")
+# What a decoder writes for bytes that are no whole character.
+_TORN = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,18 @@ def generate(
     prompts = [loaded.codec.encode(question) for question in questions]
     stop = loaded.codec.stop_ids()
     tokenizer = loaded.codec.tokenizer
-    answers = []
-    for ids in generate_ids(
+    found = generate_ids(
         loaded.model, prompts, stop, tokenizer.pad_token_id, sampling, batch_size, progress
-    ):
-        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        answers.append(Answer(text, len(ids), bool(ids) and ids[-1] in stop))
-    return answers
+    )
+    return [answer_of(tokenizer, ids, stop) for ids in found]
+
+
+def answer_of(tokenizer: Any, ids: Sequence[int], stop: Sequence[int]) -> Answer:
+    """Return what new ids say. The token limit may cut inside a character: the bytes of its
+    beginning, which decode to U+FFFD, are left out."""
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    finished = bool(ids) and ids[-1] in stop
+    return Answer(text if finished else text.rstrip(_TORN), len(ids), finished)
 
 
 def generate_ids(
@@ -296,9 +303,7 @@ def stream(
             streamer=_Pieces(tokenizer, write),
             **_generation(sampling, stop, tokenizer.pad_token_id),
         )
-    new = _until_stop(output[0, len(ids) :].tolist(), stop)
-    text = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Answer(text, len(new), bool(new) and new[-1] in stop)
+    return answer_of(tokenizer, _until_stop(output[0, len(ids) :].tolist(), stop), stop)
 
 
 def _generation(sampling: Sampling, stop: Sequence[int], pad: int) -> dict[str, Any]:
@@ -357,7 +362,7 @@ class _Pieces:
             return
         self._ids += value.flatten().tolist()
         text = self._text()
-        if text.endswith("�"):
+        if text.endswith(_TORN):
             return
         self._write(text[self._shown :])
         self._shown = len(text)
@@ -365,8 +370,8 @@ class _Pieces:
             self._ids, self._shown = [], 0
 
     def end(self) -> None:
-        """Write what is left."""
-        self._write(self._text()[self._shown :])
+        """Write what is left, without the beginning of a character that was cut off."""
+        self._write(self._text()[self._shown :].rstrip(_TORN))
 
     def _text(self) -> str:
         text: str = self._tokenizer.decode(

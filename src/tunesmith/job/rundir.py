@@ -104,7 +104,12 @@ class RunFolder:
             status: dict[str, Any] = read_json(self.status_file)
         except FileNotFoundError:
             return {"run_id": self.run_id, "state": "queued", "phases": {}, "failure": None}
-        if status["state"] in ("running", "queued") and not self.busy():
+        if status["state"] not in ("running", "queued") or self.busy():
+            return status
+        # The last status is written before the lock is given back: one that ended between
+        # our reading and our look at the lock has left it by now.
+        status = read_json(self.status_file)
+        if status["state"] in ("running", "queued"):
             status |= {
                 "state": "failed",
                 "failure": "killed",
@@ -161,9 +166,7 @@ def acquire(run: RunFolder) -> RunLock:
     Raises UsageError naming the owner when another process works in the folder.
     """
     descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _flock(descriptor):
         owner = os.pread(descriptor, 4096, 0).decode() or "an unnamed process"
         os.close(descriptor)
         try:
@@ -173,11 +176,24 @@ def acquire(run: RunFolder) -> RunLock:
         raise UsageError(
             f"run {run.run_id}: {owner} works in it; follow it with "
             f"`inv attach --run {run.run_id}` or end it with `inv stop --run {run.run_id}`"
-        ) from None
+        )
     lock = RunLock(descriptor)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(lock.owner.to_json()).encode(), 0)
     return lock
+
+
+def _flock(descriptor: int) -> bool:
+    """Take the lock if no one works under it. A reader that asks `busy` holds it for a moment
+    too, so one refusal is no answer."""
+    for _ in range(10):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
 
 
 def claim_output(run: RunFolder, output: Path) -> None:
