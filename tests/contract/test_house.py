@@ -32,6 +32,8 @@ SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "a
 }
 # A line of a page's code block or of a config's head that starts with inv.
 COMMAND = re.compile(r"^(?:#\s*(?:Run|Override):\s+)?(?:\.venv/bin/)?inv (.+)$")
+# A command inside a message, as far as its line goes.
+MENTION = re.compile(r"\binv ([a-z]+(?:\.[a-z]+)?)\b([^`;]*)")
 # Who may import whom, upward never: a module here may import only those before it.
 LAYERS = (
     {"stack", "dataset"},
@@ -172,6 +174,22 @@ def test_every_command_we_tell_people_to_type_is_one(root: Path) -> None:
         words = shlex.split(command)
         parsed = Parser(initial=ParserContext(args=core), contexts=contexts).parse_argv(words)
         assert len(parsed) >= 2 or "--list" in words, f"{place}: {command}"
+
+
+def test_every_command_in_a_message_is_one(root: Path) -> None:
+    """Errors name the command that mends them: task and flags must exist."""
+    import tasks
+
+    flags = {context.name: set(context.flags) for context in tasks.ns.to_contexts()}
+    seen = 0
+    for file in [*root.glob("src/tunesmith/**/*.py"), *root.glob("src/tunesmith/**/*.j2")]:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            for name, rest in MENTION.findall(line):
+                told = set(re.findall(r"--[a-z][a-z-]*", rest))
+                assert name in flags, f"{file.name}:{number}: there is no task {name}"
+                assert told <= flags[name], f"{file.name}:{number}: {name} has no {told}"
+                seen += 1
+    assert seen >= 30
 
 
 def test_a_wrong_word_is_refused_with_exit_code_2(root: Path) -> None:

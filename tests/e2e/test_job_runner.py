@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -409,31 +410,55 @@ def test_a_hung_worker_is_dumped_restarted_once_then_reported(
     equal_to_oracle(job, undisturbed)
 
 
-def test_a_full_disk_pauses_the_run_until_there_is_room(
-    job: Job, undisturbed: Job, tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tunesmith", disk])
+@pytest.fixture
+def disk(tmp_path: Path, job: Job) -> Iterator[Path]:
+    """A file system of 200 MB and 400 inodes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = "size=200m,nr_inodes=400"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tunesmith", folder])
     if mounted.returncode != 0:
         lacking("no right to mount a small file system", "run the tests as root")
     try:
-        filler = disk / "filler"
-        filler.write_bytes(b"\1" * 150_000_000)
-        job.make(tiny_model, data, output_dir=str(disk / "output"))
-        job.call("start")
-        job.wait(lambda: bool(job.events("paused")), "the pause")
-        why = job.events("paused")[0]["why"]
-        assert str(disk / "output") in why
-        assert "free" in why
-        assert not checkpoints.folders(disk / "output"), "nothing half-written"
-        time.sleep(2)
-        assert job.state() == "running"
-        filler.unlink()
-        job.wait_for_end("succeeded")
-        assert job.losses() == undisturbed.losses()
+        yield folder
     finally:
         if job.folder.busy():
             job.call("stop", check=False)
             job.wait(lambda: not job.folder.busy(), "the end", 60)
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_pauses_the_run_until_there_is_room(
+    job: Job, undisturbed: Job, tiny_model: Path, data: Path, disk: Path
+) -> None:
+    filler = disk / "filler"
+    filler.write_bytes(b"\1" * 150_000_000)
+    job.make(tiny_model, data, output_dir=str(disk / "output"))
+    job.call("start")
+    job.wait(lambda: bool(job.events("paused")), "the pause")
+    why = job.events("paused")[0]["why"]
+    assert str(disk / "output") in why
+    assert "free" in why
+    assert not checkpoints.folders(disk / "output"), "nothing half-written"
+    time.sleep(2)
+    assert job.state() == "running"
+    filler.unlink()
+    job.wait_for_end("succeeded")
+    assert job.losses() == undisturbed.losses()
+
+
+def test_a_disk_without_inodes_pauses_the_run_too(
+    job: Job, tiny_model: Path, data: Path, disk: Path
+) -> None:
+    (disk / "small files").mkdir()
+    for number in range(345):
+        (disk / "small files" / str(number)).touch()
+    job.make(tiny_model, data, output_dir=str(disk / "output"), max_steps=2 * SAVE_STEPS)
+    job.call("start")
+    job.wait(lambda: bool(job.events("paused")), "the pause")
+    why = job.events("paused")[0]["why"]
+    assert re.search(r"has \d+ free inodes, a checkpoint needs \d+", why), why
+    assert not checkpoints.folders(disk / "output"), "nothing half-written"
+    shutil.rmtree(disk / "small files")
+    job.wait_for_end("succeeded")
+    assert [step for step, _ in checkpoints.folders(disk / "output")] == [5, 10]
