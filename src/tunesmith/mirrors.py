@@ -51,16 +51,25 @@ def known_mirrors(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.yml")))
 
 
+def mirror_file(name: str, folder: Path) -> Path:
+    """Return the file that describes a mirror. Raises UsageError when there is none."""
+    path = Path(name).expanduser().absolute() if name.endswith(".yml") else folder / f"{name}.yml"
+    if not path.is_file() or not (name.endswith(".yml") or _NAME.match(name)):
+        known = ", ".join(known_mirrors(folder)) or "none"
+        raise UsageError(
+            f"unknown mirror {name!r}; known in {folder} are: {known}; a file of your own is "
+            "given by its path, ending in .yml"
+        )
+    return path
+
+
 def load_mirror(name: str, folder: Path) -> Mirror:
-    """Return the mirror `folder`/`name`.yml.
+    """Return the mirror `folder`/`name`.yml, or of a file whose path ends in .yml.
 
     Raises UsageError for an unknown name (the known ones are listed), an unknown key, an
     address that is not https (plain http is for 127.0.0.1 only), or a secret in one.
     """
-    path = folder / f"{name}.yml"
-    if not _NAME.match(name) or not path.is_file():
-        known = ", ".join(known_mirrors(folder)) or "none"
-        raise UsageError(f"unknown mirror {name!r}; known in {folder} are: {known}")
+    path = mirror_file(name, folder)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -73,7 +82,7 @@ def load_mirror(name: str, folder: Path) -> Mirror:
             raise UsageError(f"{path}: unknown key `{key}`; known are: {known}")
     lists = {key: _urls(path, key, raw.get(key)) for key in _LISTS}
     return Mirror(
-        name=name,
+        name=path.stem,
         **lists,
         ca_bundle=_bundle(path, raw.get("ca_bundle")),
         http_proxy=_proxy(path, raw.get("http_proxy")),

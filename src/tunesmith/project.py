@@ -45,6 +45,12 @@ class Project:
         return self.home / "models"
 
     @property
+    def inventory(self) -> Path:
+        """The hosts this clone knows (TUNESMITH_INVENTORY, default ansible/inventory/)."""
+        own = os.environ.get("TUNESMITH_INVENTORY")
+        return Path(own).expanduser() if own else self.root / "ansible" / "inventory"
+
+    @property
     def hf_home(self) -> Path:
         """Cache of huggingface_hub: the user's HF_HOME, or our own."""
         own = os.environ.get("HF_HOME")

@@ -23,14 +23,18 @@ DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
 class Flavour:
     """One build of the training environment.
 
-    `minimum_driver` is the major version of the NVIDIA driver, `compute_capabilities`
-    those its binaries hold code for, `size_bytes` what it takes on disk.
+    `minimum_driver` is the major version of the NVIDIA driver it starts on, higher for the
+    compute capabilities in `minimum_driver_of_capability`; from `native_driver` on nothing
+    has to be tried first. `compute_capabilities` are those its binaries hold code for,
+    `size_bytes` is what it takes on disk.
     """
 
     name: str
     requirements: tuple[str, ...]
     cuda: str
     minimum_driver: int
+    minimum_driver_of_capability: Mapping[str, int]
+    native_driver: int
     compute_capabilities: tuple[str, ...]
     size_bytes: int
     lock: Path
@@ -39,6 +43,15 @@ class Flavour:
     def lock_sha256(self) -> str:
         """Digest of the lock file: the identity of what is installed."""
         return sha256_of(self.lock)
+
+
+@dataclass(frozen=True)
+class CondaInstaller:
+    """The Miniforge installer for hosts that have no conda (Linux x86-64)."""
+
+    version: str
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Stack:
     llamafactory: str
     llamafactory_python: Mapping[str, str]
     requirements: tuple[str, ...]
+    environment_name: str
+    conda: CondaInstaller
     default_flavour: str
     flavours: Mapping[str, Flavour]
     platform: str
@@ -102,6 +117,8 @@ def load_stack(path: Path) -> Stack:
                 requirements=tuple(value["requirements"]),
                 cuda=str(value["cuda"]),
                 minimum_driver=int(value["minimum_driver"]),
+                minimum_driver_of_capability=dict(value.get("minimum_driver_of_capability", {})),
+                native_driver=int(value["native_driver"]),
                 compute_capabilities=tuple(value["compute_capabilities"]),
                 size_bytes=int(value["size_bytes"]),
                 lock=path.parent / "locks" / f"{name}.txt",
@@ -115,6 +132,12 @@ def load_stack(path: Path) -> Stack:
             llamafactory=_text(raw["training"], "llamafactory", path),
             llamafactory_python=dict(raw["llamafactory_python"]),
             requirements=tuple(raw["requirements"]),
+            environment_name=raw["environment_name"],
+            conda=CondaInstaller(
+                version=raw["conda"]["version"],
+                size_bytes=int(raw["conda"]["size_bytes"]),
+                sha256=raw["conda"]["sha256"],
+            ),
             default_flavour=raw["default_flavour"],
             flavours=flavours,
             platform=raw["platform"],

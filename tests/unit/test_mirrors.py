@@ -93,3 +93,11 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, key: str, value: A
     with pytest.raises(UsageError, match="user name or password") as caught:
         _load(tmp_path, **{key: value})
     assert "canary" not in caught.value.render()
+
+
+def test_a_mirror_may_be_given_by_its_file(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "office.yml").write_text(yaml.dump(GOOD))
+    mirror = load_mirror(str(tmp_path / "office.yml"), root / "configs/mirrors")
+    assert (mirror.name, mirror.hf_endpoints) == ("office", ("https://hub.example",))
+    with pytest.raises(UsageError, match=r"given by its path, ending in \.yml"):
+        load_mirror(str(tmp_path / "nowhere.yml"), root / "configs/mirrors")
