@@ -16,8 +16,9 @@ from tunesmith.words import accept_words, door
 
 ROOT = Path(__file__).parent
 ON = "where: local (default)"
+HOSTS = "host, or several as in gpu1,gpu2"
 RUN = "run id (default: the newest run)"
-MIRROR = "mirror profile: default or cn (configs/mirrors/)"
+MIRROR = "mirror profile: default, cn (configs/mirrors/) or a file of your own"
 
 
 @door(
@@ -179,6 +180,46 @@ def report(_c: Context, run: str = "", on: str = "local", language: str = "en") 
     cli.report(ROOT, on, run or None, language=language)
 
 
+@door(
+    help={
+        "on": HOSTS,
+        "mirror": MIRROR,
+        "flavour": "cu128 or cu126 (default: what GPU and driver ask for)",
+        "toolkit": "also give an nvcc of the flavour's CUDA",
+        "token": "read a Hugging Face token from stdin",
+        "check": "change nothing, tell what would change",
+        "diff": "show changed lines of files",
+        "full": "run the playbook though the host is in state",
+    }
+)
+def provision(
+    c: Context,
+    on: str,
+    mirror: str = "default",
+    flavour: str = "",
+    toolkit: bool = False,
+    token: bool = False,
+    check: bool = False,
+    diff: bool = False,
+    full: bool = False,
+) -> None:
+    """Make hosts that answer SSH training machines."""
+    from tunesmith import cli_provision
+
+    cli_provision.provision(
+        ROOT,
+        on,
+        mirror=mirror,
+        flavour=flavour or None,
+        toolkit=toolkit,
+        token=token,
+        check=check,
+        diff=diff,
+        full=full,
+        dry=c.config.run.dry,
+    )
+
+
 @door(help={"mirror": MIRROR})
 def demo(c: Context, mirror: str = "default") -> None:
     """Do the whole path with a small model, no GPU."""
@@ -300,9 +341,105 @@ def stack_install(c: Context, flavour: str = "", mirror: str = "default") -> Non
     cli.install_stack(ROOT, flavour or None, mirror=mirror, dry=c.config.run.dry)
 
 
+@door(
+    name="add",
+    help={
+        "name": "what to call it",
+        "address": "the line of the rental console, in quotes, or an alias of ~/.ssh/config",
+        "identity": "private key to log in with",
+        "install-key": "log in with a password once and leave your public key there",
+        "expected": "host key fingerprint the console shows (SHA256:...)",
+    },
+)
+def host_add(
+    c: Context,
+    name: str,
+    address: str,
+    identity: str = "",
+    install_key: bool = False,
+    expected: str = "",
+) -> None:
+    """Add a host: probe it, pin its key, log in."""
+    from tunesmith import cli_hosts
+
+    cli_hosts.host_add(
+        ROOT,
+        name,
+        address,
+        identity=identity,
+        install_key=install_key,
+        expected=expected,
+        dry=c.config.run.dry,
+    )
+
+
+@door(name="list")
+def host_list(_c: Context) -> None:
+    """List the known hosts."""
+    from tunesmith import cli_hosts
+
+    cli_hosts.host_list(ROOT)
+
+
+@door(name="remove", help={"name": "host"})
+def host_remove(c: Context, name: str) -> None:
+    """Forget a host; the host itself is not touched."""
+    from tunesmith import cli_hosts
+
+    cli_hosts.host_remove(ROOT, name, dry=c.config.run.dry)
+
+
+@door(name="trust", help={"name": "host", "expected": "fingerprint the console shows"})
+def host_trust(c: Context, name: str, expected: str = "") -> None:
+    """Pin the key a rebuilt host has now."""
+    from tunesmith import cli_hosts
+
+    cli_hosts.host_trust(ROOT, name, expected=expected, dry=c.config.run.dry)
+
+
+@door(
+    name="check",
+    help={"on": "host", "mirror": MIRROR, "flavour": "cu128 or cu126", "json": "one JSON object"},
+)
+def host_check(
+    _c: Context, on: str, mirror: str = "default", flavour: str = "", json: bool = False
+) -> None:
+    """Check a host before anything is paid for."""
+    from tunesmith import cli_doctor
+
+    cli_doctor.host_check(ROOT, on, mirror=mirror, flavour=flavour or None, as_json=json)
+
+
+@door(name="verify", help={"on": HOSTS})
+def host_verify(_c: Context, on: str) -> None:
+    """Test that a host is as provisioning leaves it."""
+    from tunesmith import cli_provision
+
+    cli_provision.host_verify(ROOT, on)
+
+
+@door(name="reset", help={"on": HOSTS})
+def host_reset(c: Context, on: str) -> None:
+    """Remove what we installed; data and runs stay."""
+    from tunesmith import cli_provision
+
+    cli_provision.host_reset(ROOT, on, dry=c.config.run.dry)
+
+
 accept_words()
-ns = Collection(train, resume, attach, stop, runs, logs, merge, predict, chat, report, demo)
+ns = Collection(
+    train, resume, attach, stop, runs, logs, merge, predict, chat, report, demo, provision
+)
 for noun, tasks in {
+    "host": (
+        host_add,
+        host_list,
+        host_remove,
+        host_trust,
+        host_check,
+        host_verify,
+        host_reset,
+    ),
     "data": (data_check, data_register),
     "model": (model_fetch, model_list),
     "stack": (stack_show, stack_lock, stack_render, stack_check, stack_install),
