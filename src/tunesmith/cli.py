@@ -41,8 +41,13 @@ def train(
     # What can be wrong is found before anything is fetched.
     config = runs.read_config(project, asked.config, asked.overrides)
     for found in runs.plan_training(project, target, asked, None).request["data"]:
-        rows = "not on this machine" if found["rows"] is None else f"{found['rows']} rows checked"
-        say(f"data set: {found['key']} from {found['file']} ({rows}, {found['warnings']} warnings)")
+        # Without rows the file is none of ours: a hub's address.
+        if found["rows"] is None:
+            say(f"data set: {found['key']} from {found['file']} (not checked)")
+            continue
+        file = runs.shown(project, Path(found["file"]))
+        rows, warnings = found["rows"], found["warnings"]
+        say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
     model = _model(project, str(config.get("model_name_or_path")), mirror, asked.revision)
     plan = runs.plan_training(project, target, asked, model)
     if "template" in config.overrides and not any(

@@ -105,6 +105,7 @@ def test_the_main_job(shell: Shell) -> None:
     done = shell.inv("demo")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "verified before, unchanged" in done.stdout, "nothing is fetched twice"
+    assert "data set: philosophy_conch from data/philosophy_data.json (120 rows" in done.stdout
     measured = shell.read("evaluation.json")
     before, after = measured["before"], measured["after"]
     assert after["loss"] <= 0.7 * before["loss"], (before["loss"], after["loss"])
