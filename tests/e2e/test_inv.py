@@ -134,6 +134,13 @@ def test_the_main_job(shell: Shell) -> None:
     assert len(answers.splitlines()) == 2
     assert shell.runs()[-1]["phases"]["train"] == "succeeded", "the training stays as it was"
 
+    table = shell.inv("runs").stdout
+    assert re.search(
+        rf"{run['run_id']} +succeeded +81/81 +0\.\d+ +before, train, after, merge", table
+    )
+    untrained = shell.inv("chat", "--what", "neither", "--prompt", "x")
+    assert (untrained.returncode, untrained.stdout) == (2, "")
+
     log = shell.inv("logs", "--run", run["run_id"])
     assert log.stdout == (folder / "train.log").read_text(encoding="utf-8", errors="replace")
 
