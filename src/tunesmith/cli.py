@@ -18,7 +18,7 @@ from tunesmith.dataset import registry
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
-from tunesmith.follow import Detached, duration, follow, training_line
+from tunesmith.follow import Detached, duration, follow
 from tunesmith.hub import ModelFolder, Progress
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import Plan
@@ -41,8 +41,13 @@ def train(
     # What can be wrong is found before anything is fetched.
     config = runs.read_config(project, asked.config, asked.overrides)
     for found in runs.plan_training(project, target, asked, None).request["data"]:
-        rows = "not on this machine" if found["rows"] is None else f"{found['rows']} rows checked"
-        say(f"data set: {found['key']} from {found['file']} ({rows}, {found['warnings']} warnings)")
+        # Without rows the file is none of ours: a hub's address.
+        if found["rows"] is None:
+            say(f"data set: {found['key']} from {found['file']} (not checked)")
+            continue
+        file = runs.shown(project, Path(found["file"]))
+        rows, warnings = found["rows"], found["warnings"]
+        say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
     model = _model(project, str(config.get("model_name_or_path")), mirror, asked.revision)
     plan = runs.plan_training(project, target, asked, model)
     if "template" in config.overrides and not any(
@@ -110,13 +115,24 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     if not found:
         say("no runs yet; `inv train` or `make demo` makes one")
         return
-    table = Table("run", "state", "step", "progress", "phases", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    # An id is there to be copied: it is never cut.
+    table.add_column("run", no_wrap=True, overflow="ignore")
+    for name in ("state", "step", "loss", "phases"):
+        table.add_column(name)
     for run in found:
         state = run["state"] + (f" ({run['failure']})" if run["failure"] else "")
         step = f"{run.get('step') or 0}/{run.get('total_steps') or '?'}"
-        phases = " ".join(f"{name}:{value}" for name, value in run["phases"].items())
-        table.add_row(run["run_id"], state, step, training_line(run), phases)
+        loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
+        table.add_row(run["run_id"], state, step, loss, _phases(run["phases"]))
     console.print(table)
+
+
+def _phases(phases: dict[str, str]) -> str:
+    """Return the phases in words; what has succeeded needs none beside its name."""
+    return ", ".join(
+        name if state == "succeeded" else f"{name} {state}" for name, state in phases.items()
+    )
 
 
 def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
@@ -202,7 +218,7 @@ def chat(
         return
     code = target.interact("tunesmith.job.chat", arguments)
     if code:
-        raise TunesmithError(f"chat ended with exit code {code}; its message is above")
+        raise SystemExit(code)  # it has said why itself
 
 
 def report(root: Path, on: str, run: str | None, *, language: str) -> Path:

@@ -302,7 +302,7 @@ def _request(
     return {
         "run_id": place.run.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config_file": _shown(project, config.file),
+        "config_file": shown(project, config.file),
         "stem": config.stem,
         "title": f"{name} {what}",
         "model": _model_record(name, model),
@@ -310,7 +310,7 @@ def _request(
     }
 
 
-def _shown(project: Project, path: Path) -> str:
+def shown(project: Project, path: Path) -> str:
     """Return a path as people write it: relative to the repository where it lies in it."""
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 

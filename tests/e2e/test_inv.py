@@ -105,6 +105,7 @@ def test_the_main_job(shell: Shell) -> None:
     done = shell.inv("demo")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "verified before, unchanged" in done.stdout, "nothing is fetched twice"
+    assert "data set: philosophy_conch from data/philosophy_data.json (120 rows" in done.stdout
     measured = shell.read("evaluation.json")
     before, after = measured["before"], measured["after"]
     assert after["loss"] <= 0.7 * before["loss"], (before["loss"], after["loss"])
@@ -132,6 +133,13 @@ def test_the_main_job(shell: Shell) -> None:
     answers = (folder / "predict" / "generated_predictions.jsonl").read_text(encoding="utf-8")
     assert len(answers.splitlines()) == 2
     assert shell.runs()[-1]["phases"]["train"] == "succeeded", "the training stays as it was"
+
+    table = shell.inv("runs").stdout
+    assert re.search(
+        rf"{run['run_id']} +succeeded +81/81 +0\.\d+ +before, train, after, merge", table
+    )
+    untrained = shell.inv("chat", "--what", "neither", "--prompt", "x")
+    assert (untrained.returncode, untrained.stdout) == (2, "")
 
     log = shell.inv("logs", "--run", run["run_id"])
     assert log.stdout == (folder / "train.log").read_text(encoding="utf-8", errors="replace")

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from matplotlib import font_manager
 from matplotlib.image import imread
 
+from support import lacking
 from tests.unit.run_folder import events
+from tunesmith.report import picture
 from tunesmith.report.curve import read_curve
 from tunesmith.report.picture import NARROW, as_rate, as_svg, draw, write_png
 
@@ -93,3 +96,18 @@ def test_nothing_global_changes_and_nothing_warns() -> None:
 @pytest.mark.parametrize(("rate", "text"), [(1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (1.0, "1e0")])
 def test_rates_read_as_people_write_them(rate: float, text: str) -> None:
     assert as_rate(rate) == text
+
+
+def test_a_chinese_font_installed_since_matplotlib_looked_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not any("CJK" in Path(file).name for file in font_manager.findSystemFonts()):
+        lacking("no Chinese font on this machine", "apt-get install fonts-noto-cjk")
+    manager = font_manager.fontManager
+    western = [font for font in manager.ttflist if "CJK" not in font.name]
+    monkeypatch.setattr(manager, "ttflist", western)
+    manager._findfont_cached.cache_clear()
+    picture._installed_chinese.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph is one
+        write_png(CURVE, tmp_path / "training_loss.png", title="损失", language="zh")

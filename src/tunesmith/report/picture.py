@@ -39,12 +39,14 @@ _ROLES = {
 }
 _CHINESE_FONTS = (
     "Noto Sans CJK SC",
+    "Noto Sans CJK JP",  # the first face of Debian's NotoSansCJK.ttc, the one matplotlib reads
     "Source Han Sans SC",
     "PingFang SC",
     "Microsoft YaHei",
     "WenQuanYi Zen Hei",
     "WenQuanYi Micro Hei",
 )
+_CHINESE_FILES = re.compile(r"(?i)cjk|sourcehansans|pingfang|msyh|wqy")
 MANY_POINTS = 400  # more dots than this run into one another: a thin line shows more
 MANY_CHECKPOINTS = 40
 
@@ -243,5 +245,16 @@ def _style() -> dict[Any, Any]:
 @cache
 def _installed_chinese() -> tuple[str, ...]:
     """Chinese fonts of this machine; naming one that is absent makes matplotlib warn."""
+    found = _known_chinese()
+    if not found:
+        # matplotlib lists the fonts once and keeps the list: it misses what was installed since.
+        for file in font_manager.findSystemFonts():
+            if _CHINESE_FILES.search(Path(file).name):
+                font_manager.fontManager.addfont(file)
+        found = _known_chinese()
+    return found
+
+
+def _known_chinese() -> tuple[str, ...]:
     names = set(font_manager.get_font_names())
     return tuple(name for name in _CHINESE_FONTS if name in names)
