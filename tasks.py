@@ -348,7 +348,7 @@ def stack_install(c: Context, flavour: str = "", mirror: str = "default") -> Non
         "address": "the line of the rental console, in quotes, or an alias of ~/.ssh/config",
         "identity": "private key to log in with",
         "install-key": "log in with a password once and leave your public key there",
-        "expected": "host key fingerprint the console shows (SHA256:...)",
+        "fingerprint": "host key the console shows (SHA256:...); another one is refused",
     },
 )
 def host_add(
@@ -357,7 +357,7 @@ def host_add(
     address: str,
     identity: str = "",
     install_key: bool = False,
-    expected: str = "",
+    fingerprint: str = "",
 ) -> None:
     """Add a host: probe it, pin its key, log in."""
     from tunesmith import cli_hosts
@@ -368,7 +368,7 @@ def host_add(
         address,
         identity=identity,
         install_key=install_key,
-        expected=expected,
+        expected=fingerprint,
         dry=c.config.run.dry,
     )
 
@@ -389,12 +389,18 @@ def host_remove(c: Context, name: str) -> None:
     cli_hosts.host_remove(ROOT, name, dry=c.config.run.dry)
 
 
-@door(name="trust", help={"name": "host", "expected": "fingerprint the console shows"})
-def host_trust(c: Context, name: str, expected: str = "") -> None:
+@door(
+    name="trust",
+    help={
+        "name": "host",
+        "fingerprint": "host key the console shows (SHA256:...); another one is refused",
+    },
+)
+def host_trust(c: Context, name: str, fingerprint: str = "") -> None:
     """Pin the key a rebuilt host has now."""
     from tunesmith import cli_hosts
 
-    cli_hosts.host_trust(ROOT, name, expected=expected, dry=c.config.run.dry)
+    cli_hosts.host_trust(ROOT, name, expected=fingerprint, dry=c.config.run.dry)
 
 
 @door(

@@ -1,0 +1,209 @@
+"""The hosts this clone knows: hosts.yml for Ansible, ssh_config, and pinned host keys.
+
+All three are written here only: whole or not at all, readable by their owner only. A host
+is known when it stands in hosts.yml, which is written last and emptied first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.errors import UsageError
+from tunesmith.files import replacing
+from tunesmith.hosts import sshconfig
+from tunesmith.hosts.address import Address
+
+GROUP = "gpu_hosts"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
+# Targets of ours, and words that mean something else to Ansible.
+_RESERVED = ("local", "container", "all", "localhost", "ungrouped", GROUP)
+_HEAD = """\
+# Written by `inv host.add`, `inv host.trust` and `inv host.remove`. Keys and hosts of your
+# own are kept, comments are not. How a host is reached stands in ssh_config.
+"""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of the inventory.
+
+    `address` is for people. `python` runs Ansible's modules there; None when none was found.
+    `keys` are the pinned host keys, `added` is UTC in ISO 8601.
+    """
+
+    name: str
+    address: str
+    added: str
+    python: str | None
+    jump: str | None
+    keys: tuple[str, ...]
+
+
+def check_name(name: str) -> str:
+    """Return a host's name. Raises UsageError when it cannot be one."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a host's name: it takes up to 31 of a-z 0-9 - _ . and starts "
+            "with a letter or digit, as in gpu1"
+        )
+    if name in _RESERVED:
+        raise UsageError(f"{name!r} means something else here; call the host gpu1, for example")
+    return name
+
+
+def ssh_config(inventory: Path) -> Path:
+    """Return the file for `ssh -F`."""
+    return inventory / "ssh_config"
+
+
+def pinned(inventory: Path, name: str) -> Path:
+    """Return the known_hosts file of one host."""
+    return inventory / "known_hosts" / name
+
+
+def read(inventory: Path) -> dict[str, Host]:
+    """Return the hosts by name. Raises UsageError when hosts.yml cannot be used."""
+    config = _text(ssh_config(inventory))
+    blocks = sshconfig.blocks(config)
+    found = {}
+    for name, raw in _hosts_in(_load(inventory), inventory).items():
+        values = raw or {}
+        block = blocks.get(name)
+        if block is None:
+            continue  # a host of the user's own, which is reached in a way of his own
+        found[name] = Host(
+            name=name,
+            address=str(values.get("host_address", "")),
+            added=str(values.get("host_added", "")),
+            python=values.get("ansible_python_interpreter"),
+            jump=sshconfig.address_in(block).jump,
+            keys=tuple(_text(pinned(inventory, name)).splitlines()),
+        )
+    return found
+
+
+def find(inventory: Path, name: str) -> Host:
+    """Return one host. Raises UsageError that lists the known ones."""
+    hosts = read(inventory)
+    if name not in hosts:
+        known = ", ".join(hosts) or "none yet"
+        raise UsageError(
+            f"no host {name!r} in {inventory}; known are: {known}; "
+            '`inv host.add NAME "ssh ..."` adds one'
+        )
+    return hosts[name]
+
+
+def address_of(inventory: Path, name: str) -> Address:
+    """Return how a known host is reached."""
+    return sshconfig.address_in(sshconfig.blocks(_text(ssh_config(inventory)))[name])
+
+
+def write(inventory: Path, host: Host, address: Address) -> None:
+    """Add a host or replace it; other hosts and unknown keys stay as they are."""
+    with _locked(inventory):
+        known_hosts = pinned(inventory, host.name)
+        known_hosts.parent.mkdir(mode=0o700, exist_ok=True)
+        _write(known_hosts, "".join(f"{line}\n" for line in host.keys))
+        sshconfig.ssh_home().mkdir(mode=0o700, exist_ok=True)  # kept connections are there
+        config = ssh_config(inventory)
+        blocks = sshconfig.blocks(_text(config))
+        blocks[host.name] = sshconfig.render(host.name, address, known_hosts, host.keys)
+        _write(config, sshconfig.join(blocks))
+        everything = _load(inventory)
+        hosts = _hosts_in(everything, inventory)
+        values = dict(hosts.get(host.name) or {})
+        values |= {
+            "ansible_ssh_common_args": f"-F {shlex.quote(str(config))} -o BatchMode=yes",
+            "host_address": host.address,
+            "host_added": host.added,
+        }
+        values.pop("ansible_python_interpreter", None)
+        if host.python:
+            values["ansible_python_interpreter"] = host.python
+        hosts[host.name] = values
+        _dump(inventory, everything)
+
+
+def remove(inventory: Path, name: str) -> bool:
+    """Forget a host and its keys; True when it was the last one."""
+    with _locked(inventory):
+        everything = _load(inventory)
+        del _hosts_in(everything, inventory)[name]
+        _dump(inventory, everything)
+        config = ssh_config(inventory)
+        blocks = sshconfig.blocks(_text(config))
+        blocks.pop(name, None)
+        _write(config, sshconfig.join(blocks))
+        pinned(inventory, name).unlink(missing_ok=True)
+        return not any(blocks)
+
+
+@contextlib.contextmanager
+def _locked(inventory: Path) -> Iterator[None]:
+    """One writer at a time."""
+    inventory.mkdir(parents=True, exist_ok=True)
+    inventory.chmod(0o700)
+    lock = os.open(inventory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _load(inventory: Path) -> dict[str, Any]:
+    path = inventory / "hosts.yml"
+    try:
+        raw = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: expected groups, found {type(raw).__name__}")
+    return raw
+
+
+def _hosts_in(everything: dict[str, Any], inventory: Path) -> dict[str, Any]:
+    """Return the mapping of our hosts inside `everything`, made when it is not there."""
+    place = everything
+    for key in (GROUP, "hosts"):
+        if place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+        if not isinstance(place, dict):
+            raise UsageError(
+                f"{inventory / 'hosts.yml'}: `{key}`: expected keys, found {type(place).__name__}"
+            )
+    for name, values in place.items():
+        if not isinstance(values, dict | None):
+            raise UsageError(
+                f"{inventory / 'hosts.yml'}: `{name}`: expected keys, found {type(values).__name__}"
+            )
+    return place
+
+
+def _dump(inventory: Path, everything: dict[str, Any]) -> None:
+    text = yaml.safe_dump(everything, sort_keys=False, allow_unicode=True, width=1000)
+    _write(inventory / "hosts.yml", _HEAD + text)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.chmod(0o600)
+        part.write_text(text, encoding="utf-8")
