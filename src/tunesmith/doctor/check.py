@@ -1,0 +1,114 @@
+"""Look at one host of the inventory: one ssh exec, nothing changed."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.doctor import facts as reading
+from tunesmith.doctor.facts import Facts
+from tunesmith.doctor.flavours import Decision
+from tunesmith.doctor.rules import Verdict, decide, judge
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.hosts.remote import Remote
+from tunesmith.mirrors import Mirror, load_mirror
+from tunesmith.project import Project
+from tunesmith.stack import Stack
+
+PROBE = Path(__file__).with_name("probe.sh")
+TIMEOUT = 60  # seconds; the probe itself bounds each of its steps
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found; the last verdict is the decision in words."""
+
+    host: str
+    mirror: str
+    facts: Facts
+    verdicts: tuple[Verdict, ...]
+    decision: Decision
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many verdicts there are of each level."""
+        return Counter(verdict.level for verdict in self.verdicts)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when nothing is critical, else 1."""
+        return 1 if self.counts["critical"] else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; the keys stay as they are from release to release."""
+        return {
+            "host": self.host,
+            "mirror": self.mirror,
+            "exit_code": self.exit_code,
+            "decision": asdict(self.decision),
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "facts": asdict(self.facts),
+        }
+
+
+def check(project: Project, name: str, mirror: str, requested: str | None = None) -> Checked:
+    """Probe the host `name` and judge it for `mirror` and, if given, the flavour `requested`.
+
+    Raises UsageError for an unknown host, mirror or flavour, TunesmithError when the host
+    cannot be reached or does not answer whole.
+    """
+    stack = project.stack
+    stack.flavour(requested)
+    source = load_mirror(mirror, project.root / "configs" / "mirrors")
+    remote = Remote(name, project.inventory)
+    script = probe_script(source, stack)
+    began = time.time()
+    done = remote.run(script, timeout=TIMEOUT)
+    ended = time.time()
+    try:
+        seen = reading.parse(done.stdout)
+    except TunesmithError as error:
+        said = done.stderr.strip().splitlines()[-3:]
+        raise TunesmithError(f"{name}: {error.message}", (*error.detail, *said)) from None
+    # The host told its time at some moment between these two.
+    now = min(max(float(seen.epoch), began), ended)
+    decision = decide(seen, stack, requested)
+    verdicts = judge(seen, stack, source, now, decision)
+    return Checked(name, source.name, seen, verdicts, decision)
+
+
+def probe_script(mirror: Mirror, stack: Stack) -> str:
+    """Return probe.sh with what it is to try. Raises UsageError when the CA file is not there."""
+    settings = {
+        "URLS": " ".join(f"{kind}={url}" for kind, url in addresses(mirror, stack)),
+        "ENV": stack.environment_name,
+        "PROXY": mirror.http_proxy or "",
+    }
+    if mirror.ca_bundle:
+        try:
+            settings["CA"] = mirror.ca_bundle.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"mirror {mirror.name}: `ca_bundle`: {mirror.ca_bundle}: {error.strerror}"
+            ) from None
+    # Not exported: a bundle is longer than an environment variable may be.
+    head = [f"TUNESMITH_PROBE_{key}={shlex.quote(value)}" for key, value in settings.items()]
+    return "\n".join([*head, PROBE.read_text(encoding="utf-8")])
+
+
+def addresses(mirror: Mirror, stack: Stack) -> list[tuple[str, str]]:
+    """Return (kind, URL) of one small thing of each address that a host uses."""
+    version = stack.conda.version
+    installer = f"{version}/Miniforge3-{version}-Linux-x86_64.sh"
+    found = [
+        *(("pypi", f"{url}/llamafactory/") for url in mirror.pypi_indexes),
+        *(("conda", f"{url}/linux-64/repodata.json") for url in mirror.conda_channels),
+        *(("miniforge", f"{url}/{installer}") for url in mirror.miniforge_urls),
+        *(("hf", f"{url}/") for url in mirror.hf_endpoints),
+        *(("apt", f"{url}/") for url in mirror.apt),
+    ]
+    return [(kind, "".join(url.split())) for kind, url in found]

@@ -1,0 +1,500 @@
+"""Judge what a probe saw: one verdict a point, with the fix. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+from urllib.parse import urlsplit
+
+from tunesmith.doctor.facts import Disk, Facts, Tried
+from tunesmith.doctor.flavours import Decision, broken, choose, means_no_gpu
+from tunesmith.files import human_bytes
+from tunesmith.mirrors import Mirror
+from tunesmith.stack import Flavour, Stack
+
+Level = Literal["pass", "info", "warning", "critical", "unknown"]
+
+GB = 1_000_000_000
+# Python, uv's temporary files, tunesmith and logs, beside what the lock takes.
+EXTRA_ROOM = 3 * GB
+# Environment, cache, and a small model with one run of it.
+COMFORTABLE_ROOM = 20 * GB
+# An environment of the cu128 lock holds 61,600 files and folders; its Python and uv's cache
+# add to that.
+INODES = 150_000
+# Below the second figure Ansible cannot even put its modules there.
+SYSTEM_ROOM, SYSTEM_FULL = GB, GB // 10
+# In a container /dev/shm is 64 MB by default: DataLoader workers die there of a bus error.
+SHARED_MEMORY = GB
+# Rental consoles' no-GPU mode has 2 GiB: installing works, tokenizing and merging are killed.
+SMALL_MEMORY = 4 * GB
+GPU_IN_USE = GB
+CLOCK_WARNING, CLOCK_CRITICAL = 30, 300  # seconds; TLS and apt refuse what is not yet valid
+SLOW_LOGIN = 2  # seconds
+# Programs on the host: what provision cannot do without, and what is slower or missing then.
+NEEDED, WANTED = ("flock", "tar", "gzip"), ("rsync", "gcc")
+# ansible-core 2.19 runs its modules on this Python and newer.
+ANSIBLE_PYTHON = (3, 8)
+BF16_CAPABILITY = (8, 0)
+
+NAMES = {
+    "pypi": "PyPI index",
+    "conda": "conda channel",
+    "miniforge": "Miniforge",
+    "hf": "Hugging Face",
+    "apt": "apt",
+}
+_OUTCOMES = {
+    "dns": "has a name that the host cannot look up",
+    "refused": "refuses the connection",
+    "timeout": "does not answer",
+    "tls": "has a certificate that the host does not trust",
+    "proxy": "is behind a proxy that cannot be reached",
+    "failed": "breaks the connection",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the doctor: what was looked at, what was found, what mends it.
+
+    `unknown` is for what could not be seen from the host: it is no pass.
+    """
+
+    level: Level
+    what: str
+    text: str
+    fix: str = ""
+
+
+def decide(facts: Facts, stack: Stack, requested: str | None = None) -> Decision:
+    """Return the flavour for a host. Raises UsageError when `requested` is unknown."""
+    if not facts.gpus and not means_no_gpu(facts.nvidia_smi_text):
+        return broken(facts.nvidia_smi_text)
+    decision = choose(facts.gpus, stack, requested)
+    made = facts.environment_flavour
+    if requested or made not in stack.flavours:
+        return decision
+    if not facts.gpus:
+        return replace(decision, flavour=made, why=f"no GPU is seen; {made} is there and stays")
+    if facts.environment_refused and made == decision.fallback:
+        why = f"{decision.flavour} failed its self-test on this host"
+        return replace(decision, flavour=made, why=why, fallback=None)
+    return decision
+
+
+def judge(
+    facts: Facts, stack: Stack, mirror: Mirror, now: float, decision: Decision
+) -> tuple[Verdict, ...]:
+    """Return the verdicts in the order of reading; the last one is what provision would do.
+
+    `now` is the time here when the host told its own (seconds since 1970).
+    """
+    rules: Sequence[Callable[[], Iterator[Verdict]]] = (
+        lambda: _system(facts, stack),
+        lambda: _rights(facts),
+        lambda: _limits(facts),
+        lambda: _disks(facts, stack.flavour(decision.flavour)),
+        lambda: _gpu(facts, decision),
+        lambda: _toolkit(facts, stack.flavour(decision.flavour)),
+        lambda: _clock(facts, now),
+        lambda: _network(facts),
+        lambda: _mirrors(facts, mirror),
+        lambda: _programs(facts, stack),
+    )
+    verdicts = [verdict for rule in rules for verdict in rule()]
+    return (*verdicts, _decision(facts, stack, decision, verdicts))
+
+
+def _system(facts: Facts, stack: Stack) -> Iterator[Verdict]:
+    yield Verdict("pass", "ssh", f"answers; the probe took {facts.seconds:.1f} s")
+    # x86_64-manylinux_2_28
+    arch, _, floor = stack.platform.partition("-manylinux_")
+    glibc = floor.replace("_", ".")
+    shown = f"{facts.os_name or 'an unknown system'}, {facts.libc or 'unknown libc'}, {facts.arch}"
+    name, _, version = facts.libc.partition(" ")
+    other = f"choose an image with glibc {glibc} or newer: Ubuntu 20.04, Debian 11 or newer"
+    if facts.arch != arch:
+        yield Verdict(
+            "critical", "system", f"{shown}: the locks are for {arch}", f"rent a host with {arch}"
+        )
+    elif not facts.libc:
+        yield Verdict("unknown", "system", shown, other)
+    elif name != "glibc" or _numbers(version) < _numbers(glibc):
+        yield Verdict("critical", "system", f"{shown}: the locks need glibc {glibc}", other)
+    else:
+        yield Verdict("pass", "system", f"{shown}, kernel {facts.kernel}")
+    systemd = "with systemd" if facts.systemd else f"without systemd (PID 1 is {facts.pid1})"
+    if facts.container:
+        kind = f"a container {systemd}, told by {', '.join(facts.container)}"
+    elif not facts.systemd and facts.pid1 not in ("systemd", "init"):
+        kind = f"a container {systemd}"
+    else:
+        kind = f"a VM or machine {systemd}" + (f": {facts.machine}" if facts.machine else "")
+    yield Verdict("info", "kind", kind)
+
+
+def _rights(facts: Facts) -> Iterator[Verdict]:
+    who = {
+        "root": "root",
+        "yes": f"{facts.user}, sudo without a password",
+        "no": f"{facts.user}, sudo asks for a password",
+    }.get(facts.sudo, f"{facts.user}, no sudo")
+    needed = [name for name in NEEDED if name not in facts.tools]
+    wanted = [name for name in WANTED if name not in facts.tools]
+    lacking = ", ".join([*needed, *wanted])
+    if not lacking:
+        yield Verdict("pass", "rights", who)
+    elif facts.sudo in ("root", "yes") and "apt-get" in facts.tools:
+        yield Verdict("info", "rights", f"{who}; `inv provision` installs {lacking}")
+    elif needed:
+        fix = "have them installed by an administrator, or choose another image"
+        yield Verdict("critical", "rights", f"{who}; not there: {lacking}", fix)
+    else:
+        text = f"{who}; not there: {lacking} (transfers are slow, no kernels built at run time)"
+        yield Verdict("warning", "rights", text, "have them installed by an administrator")
+
+
+def _limits(facts: Facts) -> Iterator[Verdict]:
+    shown = facts.cpu_count
+    if facts.cpus is None:
+        yield Verdict("unknown", "cpu", "the number of cores cannot be read")
+    else:
+        text = f"{facts.cpus:g} core{'' if facts.cpus == 1 else 's'}"
+        if facts.cpu_limit is not None and shown is not None and facts.cpu_limit < shown:
+            text += f" by cgroup {facts.cgroup} (nproc shows {shown})"
+        level: Level = "pass" if facts.cpus >= 1 else "warning"
+        fix = "" if facts.cpus >= 1 else "start the host with a GPU: no-GPU mode is that small"
+        yield Verdict(level, "cpu", text, fix)
+    if facts.memory is None:
+        yield Verdict("unknown", "memory", "the amount of memory cannot be read")
+        return
+    text = human_bytes(facts.memory)
+    if facts.memory_limit is not None:
+        whole = f", the machine has {human_bytes(facts.memory_total)}" if facts.memory_total else ""
+        text += f" by cgroup {facts.cgroup}{whole}"
+    if facts.memory_used is not None:
+        text += f"; {human_bytes(facts.memory_used)} in use"
+    if facts.memory < SMALL_MEMORY:
+        yield Verdict(
+            "warning",
+            "memory",
+            f"{text}: enough to install and download, not to train or merge",
+            "start the host with a GPU (no-GPU mode has 2 GiB), or rent one with more memory",
+        )
+    else:
+        yield Verdict("pass", "memory", text)
+
+
+def _disks(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
+    disk = facts.disk(facts.data_disk)
+    if not facts.writable:
+        yield Verdict(
+            "critical",
+            "data disk",
+            f"{facts.base}: {facts.user} cannot write there",
+            f"make it {facts.user}'s, or log in as its owner",
+        )
+    if disk is None:
+        yield Verdict("unknown", "data disk", f"{facts.data_disk}: its size cannot be read")
+    else:
+        yield _room(facts, disk, flavour)
+        yield from _inodes(facts, disk)
+    if disk and disk.mount == "/" and facts.container:
+        yield Verdict(
+            "warning",
+            "data disk",
+            f"none found: everything would lie in {facts.base}, on the system disk",
+            "add a data disk in the rental console: some platforms reset / when a host restarts",
+        )
+    system = facts.disk("/")
+    if system and system.free < SYSTEM_ROOM:
+        yield Verdict(
+            "warning" if system.free >= SYSTEM_FULL else "critical",
+            "system disk",
+            f"/: {human_bytes(system.free)} free of {human_bytes(system.total)}",
+            "free some: `du -xh --max-depth=2 / | sort -h | tail` shows what takes it",
+        )
+    shared = next((disk.total for disk in facts.disks if disk.path.endswith("/shm")), None)
+    if shared is None:
+        yield Verdict("unknown", "shared memory", "the size of /dev/shm cannot be read")
+    elif shared < SHARED_MEMORY:
+        yield Verdict(
+            "warning",
+            "shared memory",
+            f"{human_bytes(shared)} in /dev/shm: DataLoader workers can die of a bus error",
+            "train with dataloader_num_workers=0, or start the container with --shm-size 8g",
+        )
+    else:
+        yield Verdict("pass", "shared memory", f"{human_bytes(shared)} in /dev/shm")
+
+
+def _room(facts: Facts, disk: Disk, flavour: Flavour) -> Verdict:
+    text = f"{disk.path}: {human_bytes(disk.free)} free of {human_bytes(disk.total)}"
+    fix = "free some, or enlarge the data disk in the rental console"
+    there = facts.environment_whole
+    need = EXTRA_ROOM if there else flavour.size_bytes + EXTRA_ROOM
+    if disk.free < need:
+        what = "an installed host needs" if there else f"installing {flavour.name} needs"
+        return Verdict("critical", "data disk", f"{text}; {what} {human_bytes(need)}", fix)
+    if not there and disk.free < COMFORTABLE_ROOM:
+        left = human_bytes(disk.free - need)
+        return Verdict(
+            "warning",
+            "data disk",
+            f"{text}; after the installation {left} are left for models",
+            fix,
+        )
+    return Verdict("pass", "data disk", text)
+
+
+def _inodes(facts: Facts, disk: Disk) -> Iterator[Verdict]:
+    if disk.inodes is None or disk.inodes_free is None:
+        return
+    text = f"{disk.path}: {disk.inodes_free:,} of {disk.inodes:,} inodes free"
+    if facts.environment_whole or disk.inodes_free >= INODES:
+        yield Verdict("pass", "inodes", text)
+        return
+    yield Verdict(
+        "critical",
+        "inodes",
+        f"{text}; the environment needs {INODES:,} ('No space left' comes before the disk is full)",
+        f"delete folders with many small files; `du --inodes -xd2 {disk.path}` shows them",
+    )
+
+
+def _gpu(facts: Facts, decision: Decision) -> Iterator[Verdict]:
+    if not facts.gpus:
+        yield _no_gpu(facts)
+        return
+    kinds: dict[tuple[str, str | None, int | None], int] = {}
+    for gpu in facts.gpus:
+        kind = (gpu.name, gpu.capability, gpu.memory_total)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    shown = ", ".join(
+        f"{count} x {name}"
+        + (f", {memory / (1 << 30):.0f} GiB" if memory else "")
+        + f", compute capability {capability or 'not told'}"
+        for (name, capability, memory), count in kinds.items()
+    )
+    level: Level = "pass" if decision.flavour else "critical"
+    text = f"{shown}, driver {facts.gpus[0].driver}"
+    if decision.flavour is None:
+        text += ": nothing that can be installed runs on it"
+    yield Verdict(level, "gpu", text, decision.fix)
+    old = [g for g in facts.gpus if g.capability and _numbers(g.capability) < BF16_CAPABILITY]
+    if old and decision.flavour:
+        yield Verdict(
+            "info", "precision", f"{old[0].name} has no bf16", "train with `bf16=false fp16=true`"
+        )
+    used = sum(gpu.memory_used or 0 for gpu in facts.gpus)
+    if facts.gpu_processes:
+        told = [
+            f"{process.name} (pid {process.pid}"
+            + (f", {human_bytes(process.memory)})" if process.memory else ")")
+            for process in facts.gpu_processes
+        ]
+        yield Verdict(
+            "warning",
+            "gpu use",
+            f"{human_bytes(used)} taken by {', '.join(told)}",
+            "wait for it or end it: a training may run out of memory",
+        )
+    elif used > GPU_IN_USE:
+        yield Verdict(
+            "warning",
+            "gpu use",
+            f"{human_bytes(used)} taken by a process that cannot be seen from here",
+            "restart the host in the rental console; if it stays, somebody else has this GPU",
+        )
+    elif all(gpu.memory_used is None for gpu in facts.gpus):
+        yield Verdict("unknown", "gpu use", "nvidia-smi does not tell how much memory is taken")
+    else:
+        yield Verdict("pass", "gpu use", f"nobody; {human_bytes(used)} taken")
+
+
+def _no_gpu(facts: Facts) -> Verdict:
+    if not means_no_gpu(facts.nvidia_smi_text):
+        found = broken(facts.nvidia_smi_text)
+        return Verdict("critical", "gpu", found.why, found.fix)
+    if facts.other_accelerators:
+        names = ", ".join(facts.other_accelerators)
+        return Verdict(
+            "critical",
+            "gpu",
+            f"no NVIDIA GPU, but one of {names}: the locks are for CUDA",
+            "rent a host with an NVIDIA GPU",
+        )
+    said = facts.nvidia_smi_text
+    if not facts.nvidia_smi:
+        said = "there is no nvidia-smi"
+        if facts.kernel_module:
+            said += f"; the machine has driver {facts.kernel_module}, but gives no GPU to this host"
+    return Verdict(
+        "warning",
+        "gpu",
+        f"none ({said}): installing and downloading work, training does not",
+        "start the host with a GPU when all is installed",
+    )
+
+
+def _toolkit(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
+    if facts.nvcc is None:
+        return
+    version = facts.nvcc.version or "of unknown version"
+    text = f"nvcc {version} in {facts.nvcc.path}"
+    same = version.partition(".")[0] == flavour.cuda.partition(".")[0]
+    if not same:
+        text += f": not of CUDA {flavour.cuda}, unused (the lock brings its own CUDA)"
+    yield Verdict("info", "toolkit", text)
+
+
+def _clock(facts: Facts, now: float) -> Iterator[Verdict]:
+    skew = facts.epoch - now
+    off = abs(skew)
+    if off <= CLOCK_WARNING:
+        yield Verdict("pass", "clock", f"within {max(off, 1):.0f} s of this machine's")
+        return
+    text = f"{off:.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+    own = "`timedatectl set-ntp true` there" if facts.systemd else "restart it, or ask the platform"
+    yield Verdict(
+        "critical" if off > CLOCK_CRITICAL else "warning",
+        "clock",
+        f"{text}: certificates look expired or not yet valid",
+        f"set the host's clock: {own}; if it is right, set this machine's",
+    )
+
+
+def _network(facts: Facts) -> Iterator[Verdict]:
+    if facts.proxies:
+        names = dict.fromkeys(f"{name.lower()}={value}" for name, value in facts.proxies)
+        text = ", ".join(names)
+        exempt = {word.strip().lower() for word in facts.no_proxy.split(",")}
+        missing = [name for name in ("localhost", "127.0.0.1") if name not in exempt]
+        if missing and "*" not in exempt:
+            yield Verdict(
+                "warning",
+                "proxy",
+                f"{text}; no_proxy lacks {' and '.join(missing)}: the web UI would answer 503",
+                "export no_proxy=localhost,127.0.0.1 where the proxy is set",
+            )
+        else:
+            yield Verdict("info", "proxy", f"{text}; no_proxy={facts.no_proxy}")
+    if facts.network_turbo:
+        yield Verdict(
+            "info",
+            "proxy",
+            "/etc/network_turbo is there: a proxy that slows mirrors in China; it is not used",
+        )
+    for source in facts.pip_indexes:
+        if source.urls[0].startswith("http:"):
+            yield Verdict(
+                "info",
+                "pip",
+                f"{source.where} names {source.urls[0]}, plain http; not used (uv, https, hashes)",
+            )
+    for source in facts.condarcs:
+        hosts = dict.fromkeys(urlsplit(url).hostname or url for url in source.urls)
+        if hosts:
+            yield Verdict(
+                "info",
+                "conda",
+                f"{source.where} names {', '.join(hosts)}; not used (the mirror is)",
+            )
+
+
+def _mirrors(facts: Facts, mirror: Mirror) -> Iterator[Verdict]:
+    for kind, name in NAMES.items():
+        tried = [item for item in facts.mirrors if item.kind == kind]
+        if not tried or (kind == "miniforge" and facts.condas):
+            continue
+        good = [item for item in tried if item.outcome == "ok"]
+        bad = [item for item in tried if item.outcome != "ok"]
+        told = "; ".join(_told(item) for item in bad)
+        if all(item.outcome == "no_tool" for item in tried):
+            yield Verdict(
+                "unknown", name, "the host has no program to try it", "apt-get install curl"
+            )
+        elif not good:
+            needed = kind in ("pypi", "conda", "miniforge") and not facts.environment_whole
+            yield Verdict(
+                "critical" if needed else "warning",
+                name,
+                f"mirror {mirror.name}: no address works: {told}",
+                _mend(bad),
+            )
+        elif tried[0] is not good[0]:
+            text = f"{_host(good[0].url)} works, the first choice does not: {told}"
+            yield Verdict("warning", name, text, _mend(bad))
+        else:
+            text = f"{_host(good[0].url)} answers in {good[0].seconds:.1f} s"
+            yield Verdict("info" if bad else "pass", name, text + (f"; {told}" if bad else ""))
+
+
+def _told(item: Tried) -> str:
+    what = f"answers {item.status}" if item.outcome == "http" else _OUTCOMES.get(item.outcome, "")
+    return f"{item.url} {what or item.outcome}"
+
+
+def _mend(bad: Sequence[Tried]) -> str:
+    if any(item.outcome == "tls" for item in bad):
+        return "name your authority's file as `ca_bundle` in the mirror; a wrong clock does it too"
+    return "choose another mirror with --mirror, or write one (configs/mirrors/default.yml)"
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc or url
+
+
+def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
+    shown = ", ".join(f"{p.version or '?'} {p.path}" for p in facts.pythons) or "none"
+    if any(_numbers(p.version or "0") >= ANSIBLE_PYTHON for p in facts.pythons):
+        yield Verdict("pass", "python", shown)
+    else:
+        least = ".".join(map(str, ANSIBLE_PYTHON))
+        yield Verdict(
+            "critical",
+            "python",
+            f"{shown}: Ansible needs {least} or newer on the host",
+            "apt-get install python3, or an image with conda",
+        )
+    if facts.condas:
+        first = facts.condas[0]
+        yield Verdict("pass", "conda", f"{first.version or 'unknown version'} {first.path}")
+    else:
+        size = human_bytes(stack.conda.size_bytes)
+        text = f"none: Miniforge {stack.conda.version} will be installed ({size})"
+        yield Verdict("info", "conda", text)
+    if facts.environment_whole:
+        yield Verdict("info", "environment", f"{facts.environment} is there, from an earlier run")
+    elif facts.environment:
+        text = f"{facts.environment} is half-made"
+        yield Verdict("info", "environment", text, "`inv provision` replaces it")
+    if facts.bashrc_seconds is not None and facts.bashrc_seconds > SLOW_LOGIN:
+        yield Verdict(
+            "warning",
+            "login",
+            f"~/.bashrc takes {facts.bashrc_seconds:.1f} s or more, and so does each login",
+            "take what waits out of ~/.bashrc",
+        )
+
+
+def _decision(
+    facts: Facts, stack: Stack, decision: Decision, verdicts: Sequence[Verdict]
+) -> Verdict:
+    if decision.flavour is None:
+        return Verdict("critical", "decision", f"nothing to install: {decision.why}", decision.fix)
+    flavour = stack.flavour(decision.flavour)
+    text = f"{flavour.name} ({human_bytes(flavour.size_bytes)}) in {facts.base}: {decision.why}"
+    against = list(dict.fromkeys(v.what for v in verdicts if v.level == "critical"))
+    if against:
+        return Verdict(
+            "critical", "decision", f"not yet: {text}", f"mend first: {', '.join(against)}"
+        )
+    return Verdict("info" if decision.self_test else "pass", "decision", text)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))
