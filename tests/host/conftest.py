@@ -1,0 +1,171 @@
+"""Replica hosts for the tests of this folder, and a clone of the repository to drive them from."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from replica.build import BUNDLE, Images, build
+from replica.engine import NEEDS, Engine, NoEngine, start_engine
+from replica.replica import MIRROR, Options, Replica, access_key, running, start, sweep
+from support import lacking
+from tunesmith.project import Project
+
+
+@dataclass(frozen=True)
+class HostProject:
+    """A clone whose stack.yml fits the replica's installer, with a home of its own.
+
+    `mirror` is the file for `--mirror`; `home` is HOME, with an SSH key that replicas
+    accept (OpenSSH itself looks into the account's real home, so name `key`).
+    """
+
+    project: Project
+    mirror: Path
+    home: Path
+    key: Path
+
+    def inv(
+        self, *words: str, text: str | None = None, timeout: float = 1200
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `inv` in the clone as a user would."""
+        argv = [sys.executable, "-m", "invoke", *words]
+        stdin = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
+        return subprocess.run(
+            argv,
+            cwd=self.project.root,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            **stdin,
+        )
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """The Docker engine; one that we started is stopped at the end."""
+    try:
+        engine = start_engine()
+    except NoEngine as missing:
+        lacking(f"{missing}", f"`{NEEDS}`, as root")
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="session")
+def images(engine: Engine) -> Images:
+    """Images of replica hosts, built on the first use."""
+    sweep()
+    return build(lambda line: print(line, file=sys.stderr))
+
+
+@pytest.fixture(scope="module")
+def autodl(images: Images) -> Iterator[Replica]:
+    """A host like AutoDL's, without a GPU, for the tests of one module."""
+    with running(images, Options("autodl", warm=True)) as replica:
+        yield replica
+
+
+@pytest.fixture(scope="module")
+def vm(images: Images) -> Iterator[Replica]:
+    """A host like a cloud's virtual machine: a user with sudo, no conda."""
+    with running(images, Options("vm", warm=True)) as replica:
+        yield replica
+
+
+@pytest.fixture(scope="module")
+def three_hosts(images: Images) -> Iterator[tuple[Replica, Replica, Replica]]:
+    """Three hosts at once: two like AutoDL's and a virtual machine."""
+    kinds = ("autodl", "autodl", "vm")
+    with (
+        running(images, Options(kinds[0], warm=True)) as one,
+        running(images, Options(kinds[1], warm=True)) as two,
+        running(images, Options(kinds[2], warm=True)) as three,
+    ):
+        yield one, two, three
+
+
+@pytest.fixture
+def new_replica(images: Images) -> Iterator[Callable[..., Replica]]:
+    """Start hosts as a test wants them: `new_replica(kind="autodl", disk_bytes=...)`."""
+    started: list[Replica] = []
+
+    def make(**options: object) -> Replica:
+        started.append(start(images, Options(**options), owner=os.getpid()))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield make
+    for replica in started:
+        replica.destroy()
+
+
+@pytest.fixture(scope="module")
+def host_project(
+    images: Images, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HostProject]:
+    """A clone with an inventory and a home of its own; the environment says so meanwhile."""
+    folder = tmp_path_factory.mktemp("project")
+    clone, home = folder / "clone", folder / "home"
+    _copy_tree(root, clone)
+    _fit_stack(clone / "configs" / "stack.yml", images)
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    for source in (access_key(), access_key().with_suffix(".pub")):
+        shutil.copy2(source, home / ".ssh")
+    mirror = folder / "replica.yml"
+    mirror.write_text(yaml.safe_dump(mirror_content()), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("TUNESMITH_HOME", str(folder / "state"))
+        patch.setenv("TUNESMITH_INVENTORY", str(folder / "inventory"))
+        patch.setenv("PYTHONPATH", str(clone / "src"))
+        for name in ("SSH_AUTH_SOCK", "ANSIBLE_CONFIG"):
+            patch.delenv(name, raising=False)
+        yield HostProject(Project.at(clone), mirror, home, home / ".ssh" / "id_ed25519")
+
+
+def mirror_content(**changes: object) -> dict[str, object]:
+    """Return the mirror that replica hosts can reach; PyPI is the real one."""
+    return {
+        "hf_endpoints": ["https://huggingface.co"],
+        "pypi_indexes": ["https://pypi.org/simple"],
+        "conda_channels": [f"{MIRROR}/conda-forge"],
+        "miniforge_urls": [f"{MIRROR}/miniforge"],
+        "apt": [],
+        "docker_registries": [],
+        "ca_bundle": str(BUNDLE),
+        **changes,
+    }
+
+
+def _copy_tree(root: Path, target: Path) -> None:
+    """Copy what git knows or would add, as a clone has it."""
+    argv = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (root / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+
+
+def _fit_stack(path: Path, images: Images) -> None:
+    """Put size and sha256 of the stand-in installer where the real one's stand."""
+    text = path.read_text(encoding="utf-8")
+    pattern = r"(?m)^(conda:\n(?:  .*\n)*?  size_bytes: ).*\n  sha256: .*$"
+    changed, number = re.subn(
+        pattern, rf"\g<1>{images.miniforge_size}\n  sha256: {images.miniforge_sha256}", text
+    )
+    assert number == 1, f"{path}: no block `conda` as expected"
+    path.write_text(changed, encoding="utf-8")
+
+
+__all__ = ["HostProject", "mirror_content"]

@@ -1,0 +1,4 @@
+#!/bin/bash
+if [ -f /etc/autodl.sh ]; then
+	bash /etc/autodl.sh
+fi
