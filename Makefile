@@ -37,12 +37,13 @@ test: setup ## Run all tests this machine can run; MARK=unit runs one kind
 	$(INV) stack.install
 	$(VENV)/bin/python -m pytest $(if $(MARK),-m $(MARK)) $(ARGS)
 
-lint: setup ## Check style, types, YAML and shell; change nothing
+lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/yamllint --strict .
-	$(VENV)/bin/shellcheck .ci/run
+	$(VENV)/bin/ansible-lint --offline --strict
+	$(VENV)/bin/shellcheck .ci/run $$(git ls-files '*.sh')
 
 clean: ## Delete .venv and the training environment; runs and base models stay
 	rm -rf $(VENV) .tunesmith/envs
