@@ -39,9 +39,10 @@ LAYERS = (
     {"stack", "dataset"},
     {"environments", "config"},
     {"plan", "project"},
-    {"targets"},
-    {"follow", "report", "derived", "runs"},
-    {"words", "cli"},
+    {"targets", "hosts", "doctor"},
+    {"follow", "report", "derived", "runs", "host_app", "host_state", "host_verify"}
+    | {"play_events", "processes", "provision"},
+    {"words", "cli", "cli_doctor", "cli_hosts", "cli_provision"},
 )
 
 

@@ -1,0 +1,56 @@
+"""tunesmith's own sources as they go to a host: one archive, the same bytes for one tree."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# What the job half needs there, relative to the repository root.
+_WHAT = ("src/tunesmith", "pyproject.toml", "configs/models.yml", "configs/mirrors")
+
+
+@functools.cache
+def app_tar(root: Path) -> bytes:
+    """Return the tar archive of the sources below a repository root.
+
+    Names are sorted; times, owners and modes are fixed, so it depends on the files alone.
+    """
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for path in _files(root):
+            entry = tarfile.TarInfo(path.relative_to(root).as_posix())
+            content = path.read_bytes()
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def app_digest(root: Path) -> str:
+    """Return the sha256 of the tar, as 64 hex digits.
+
+    Of what is inside the gzip file, whose own bytes depend on the version of zlib.
+    """
+    return hashlib.sha256(app_tar(root)).hexdigest()
+
+
+def write_app_archive(root: Path, path: Path) -> None:
+    """Write the archive to `path` as tar.gz."""
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
+        stream.write(app_tar(root))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for name in _WHAT:
+        top = root / name
+        yield from sorted(filter(_ours, top.rglob("*"))) if top.is_dir() else [top]
+
+
+def _ours(path: Path) -> bool:
+    """Leave out bytecode, and what editors and systems leave behind (.swp, .DS_Store, x~)."""
+    passing = path.name.startswith(".") or path.name.endswith(("~", ".pyc"))
+    return path.is_file() and not passing and "__pycache__" not in path.parts

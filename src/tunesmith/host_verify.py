@@ -1,0 +1,78 @@
+"""Runs tests/state against a live host: is what provisioning promises there?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.errors import TunesmithError
+from tunesmith.hosts import inventory as inventories
+from tunesmith.hosts.remote import Remote
+from tunesmith.project import Project
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One test: what it says, whether it holds, and why not (or why it was skipped)."""
+
+    text: str
+    outcome: Literal["passed", "failed", "skipped"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found on a host."""
+
+    name: str
+    promises: tuple[Promise, ...]
+    seconds: float
+
+    def count(self, outcome: str) -> int:
+        """Return how many promises ended this way."""
+        return sum(promise.outcome == outcome for promise in self.promises)
+
+    @property
+    def good(self) -> bool:
+        """Whether every promise holds."""
+        return not self.count("failed")
+
+
+def verify(project: Project, name: str) -> Verified:
+    """Run the state suite over SSH; it changes nothing there.
+
+    Raises UsageError for an unknown host, TunesmithError when the host cannot be reached or
+    pytest could not run.
+    """
+    began = time.monotonic()
+    # Here ssh says in one line what is wrong; in a test it would say it once a test.
+    Remote(name, project.inventory).run("exit 0")
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results.jsonl"
+        argv = [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quiet"),
+            *(f"--hosts=ssh://{name}", f"--ssh-config={inventories.ssh_config(project.inventory)}"),
+            *(f"--state-results={results}", str(project.root / "tests" / "state")),
+        ]
+        # Nothing is left beside the tests, which may belong to somebody else.
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            argv, cwd=project.root, env=environment, capture_output=True, text=True, check=False
+        )
+        lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    promises = tuple(Promise(**json.loads(line)) for line in lines)
+    verified = Verified(name, promises, time.monotonic() - began)
+    # 0: all passed, 1: some failed. Anything else, or silence, is not an answer.
+    if done.returncode not in (0, 1) or not promises or verified.good != (done.returncode == 0):
+        raise TunesmithError(
+            f"{name}: the tests could not run (pytest ended with exit code {done.returncode})",
+            [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-12:],
+        )
+    return verified

@@ -1,0 +1,119 @@
+"""What provisioning promises, asked of a live host: `inv host.verify --on NAME`.
+
+Collected only with `--hosts` (testinfra's option), as there is no host to ask without it.
+Nothing here changes anything there, and no expectation is written here that stands in
+configs/stack.yml or a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.host_state import DATA_DISKS
+from tunesmith.stack import Flavour, Stack, load_stack
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKER = ".tunesmith-environment.json"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--state-results", help="write the outcome of each test here, as JSON lines")
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    return True if config.getoption("hosts", None) is None else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    path = item.config.getoption("--state-results")
+    # A test that never ran (a fixture failed or skipped) is told once, too.
+    if path and (report.when == "call" or (report.when == "setup" and not report.passed)):
+        documented = getattr(item, "obj", None)
+        text = (getattr(documented, "__doc__", None) or item.name).strip().splitlines()[0]
+        text = text.rstrip(".") + _variant(item)
+        why = "" if report.passed else _why(report, call)
+        line = {"text": text, "outcome": report.outcome, "why": why}
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+    return report
+
+
+def _variant(item: pytest.Item) -> str:
+    """Return which case of a parametrized test it is, the host excepted."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    cases = [str(value) for name, value in parameters.items() if not name.startswith("_")]
+    return f": {', '.join(cases)}" if cases else ""
+
+
+def _why(report: pytest.TestReport, call: pytest.CallInfo[None]) -> str:
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    error = call.excinfo.value if call.excinfo else report.longrepr
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+@dataclass(frozen=True)
+class Place:
+    """The host under test, and where ours lies there."""
+
+    host: Any
+    base: str
+    environment: str
+    marker: dict[str, Any]
+
+    def run(self, command: str, *words: str) -> str:
+        """Run a command there, `%s` replaced by quoted words; return its output."""
+        done = self.host.run(command % tuple(map(shlex.quote, words)))
+        assert done.rc == 0, f"{command}: exit code {done.rc}: {done.stderr.strip()[-300:]}"
+        return str(done.stdout)
+
+    def script(self, text: str, *words: str) -> str:
+        """Run sh code there with `words` as $1, $2, ..."""
+        arguments = " ".join(map(shlex.quote, words))
+        done = self.host.run(f"/bin/sh -c {shlex.quote(text)} sh {arguments}")
+        assert done.rc == 0, f"exit code {done.rc}: {done.stderr.strip()[-300:]}"
+        return str(done.stdout)
+
+    def python(self, code: str) -> str:
+        """Run Python code in the environment."""
+        return self.run("%s -I -c %s", f"{self.environment}/bin/python", code)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Stack:
+    """What this clone wants a host to be."""
+    return load_stack(ROOT / "configs" / "stack.yml")
+
+
+@pytest.fixture(scope="module")
+def place(host: Any, stack: Stack) -> Place:
+    """Our folder there. Fails when the host was never provisioned to the end."""
+    # The home folder is the last resort, as in drift.sh.
+    disks = " ".join(map(shlex.quote, DATA_DISKS))
+    look = '[ -f "$d/tunesmith/state.json" ] && echo "$d" && break'
+    find = f'for d in {disks} "$HOME"; do {look}; done'
+    disk = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout.strip()
+    assert disk, "not provisioned, or not to the end: there is no state.json"
+    base = f"{disk}/tunesmith"
+    environment = f"{base}/envs/{stack.environment_name}"
+    text = host.run(f"cat {shlex.quote(f'{environment}/{MARKER}')}").stdout
+    assert text, f"{environment}: no {MARKER}, so it was not finished"
+    return Place(host, base, environment, json.loads(text))
+
+
+@pytest.fixture(scope="module")
+def flavour(place: Place, stack: Stack) -> Flavour:
+    """The flavour that was chosen for the host."""
+    return stack.flavour(place.marker["flavour"])
