@@ -42,7 +42,7 @@ lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/yamllint --strict .
-	$(VENV)/bin/ansible-lint --offline --strict
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline --strict
 	$(VENV)/bin/shellcheck .ci/run $$(git ls-files '*.sh')
 
 clean: ## Delete .venv and the training environment; runs and base models stay

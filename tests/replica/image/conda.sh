@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Made by tunesmith's stand-in for conda: defines the function `conda` for POSIX shells.
 export CONDA_EXE='__PREFIX__/bin/conda'
 export CONDA_PYTHON_EXE='__PREFIX__/bin/python'
