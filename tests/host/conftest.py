@@ -152,9 +152,10 @@ def _copy_tree(root: Path, target: Path) -> None:
     argv = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
-        if (root / name).is_file():
+        # A link stays a link: those of ansible/playbooks lead to folders.
+        if (root / name).is_symlink() or (root / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, target / name)
+            shutil.copy2(root / name, target / name, follow_symlinks=False)
 
 
 def _fit_stack(path: Path, images: Images) -> None:

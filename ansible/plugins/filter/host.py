@@ -1,0 +1,61 @@
+"""What probe.sh printed, as values that tasks can ask, and the digest of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_LISTS = ("absent", "gpu", "missing", "toolkit")
+_NUMBERS = ("epoch", "free_inodes", "free_kib", "inodes", "uid", "used_kib")
+_FLAGS = ("apt", "fresh", "locked", "miniforge", "registered", "sudo", "writable")
+_TEXTS = (
+    *("app", "architecture", "base", "busy", "conda", "data_disk", "glibc", "home"),
+    *("installed", "login", "marker"),
+)
+
+
+def host_facts(printed: str) -> dict[str, Any]:
+    """Return the probe's lines as a mapping in which every key is present.
+
+    A marker that is not JSON counts as none: the environment is then not finished.
+    """
+    lines = [line.partition("=") for line in printed.splitlines()]
+    one = {key: value.strip() for key, _, value in lines}
+    facts: dict[str, Any] = {key: one.get(key, "") for key in _TEXTS}
+    facts |= {key: key in one for key in _FLAGS}
+    facts |= {key: _number(one.get(key)) for key in _NUMBERS}
+    facts |= {key: [value.strip() for name, _, value in lines if name == key] for key in _LISTS}
+    facts["toolkit"] = dict(reversed(line.partition(" ")[::2]) for line in facts["toolkit"])
+    facts["environment"] = _marker(facts.pop("marker"))
+    return facts
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def _marker(text: str) -> dict[str, str]:
+    empty = dict.fromkeys(("flavour", "lock_sha256", "refused", "self_test"), "")
+    try:
+        marker = json.loads(text)
+    except ValueError:
+        return empty
+    if not isinstance(marker, dict):
+        return empty
+    return empty | {key: str(marker[key]) for key in empty if key in marker}
+
+
+def file_sha256(path: str) -> str:
+    """Return the digest of a file on the machine Ansible runs on."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+class FilterModule:
+    """Ansible's way to find the filters of a file."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"file_sha256": file_sha256, "host_facts": host_facts}

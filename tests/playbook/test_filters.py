@@ -1,0 +1,116 @@
+"""The filters: what the probe printed, and the flavour that follows from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.unit
+
+L40 = "550.54.14, 8.9, NVIDIA L40"
+NEW = "580.65.06, 8.9, NVIDIA L40"
+NONE = {"flavour": "", "lock_sha256": "", "refused": "", "self_test": ""}
+
+
+def plugin(root: Path, name: str) -> ModuleType:
+    path = root / "ansible" / "plugins" / "filter" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"filter_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def stack(root: Path) -> dict[str, Any]:
+    return yaml.safe_load((root / "configs/stack.yml").read_text(encoding="utf-8"))
+
+
+def test_every_key_is_there_even_when_the_probe_says_nothing(root: Path) -> None:
+    facts = plugin(root, "host").host_facts("")
+    assert facts["environment"] == NONE
+    assert (facts["gpu"], facts["locked"], facts["conda"], facts["uid"]) == ([], False, "", None)
+
+
+def test_values_may_have_what_separates_them(root: Path) -> None:
+    lines = ["gpu=a = b, 8.9, x", "gpu=c", "toolkit=/usr/local/cuda 12.4", "locked=1", "uid=0"]
+    facts = plugin(root, "host").host_facts("\n".join(lines))
+    assert facts["gpu"] == ["a = b, 8.9, x", "c"]
+    assert facts["toolkit"] == {"12.4": "/usr/local/cuda"}
+    assert (facts["locked"], facts["uid"]) == (True, 0)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '"x"', '{"flavour": "cu128"'])
+def test_a_marker_that_is_damaged_counts_as_none(root: Path, text: str) -> None:
+    assert plugin(root, "host").host_facts(f"marker={text}")["environment"] == NONE
+
+
+def test_a_marker_is_read(root: Path) -> None:
+    marker = NONE | {"flavour": "cu126", "lock_sha256": "ab"}
+    printed = f"marker={json.dumps(marker | {'python': '3.10'})}"
+    assert plugin(root, "host").host_facts(printed)["environment"] == marker
+
+
+def test_gpu_and_driver_decide(root: Path, stack: dict[str, Any]) -> None:
+    decision = plugin(root, "flavour").flavour_for([NEW], stack, NONE)
+    assert (decision["flavour"], decision["tested_on"]) == ("cu128", NEW)
+    assert decision["refused"] == ""
+
+
+def test_without_a_gpu_what_is_there_stays(root: Path, stack: dict[str, Any]) -> None:
+    flavour_for = plugin(root, "flavour").flavour_for
+    there = NONE | {"flavour": "cu126"}
+    assert flavour_for([], stack, there)["flavour"] == "cu126"
+    assert flavour_for([], stack, there, "cu128")["flavour"] == "cu128"
+    assert flavour_for([], stack, NONE | {"flavour": "cu000"})["flavour"] == "cu128"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'Field "compute_cap" is not a valid field to query.',
+        "Failed to initialize NVML: Driver/library version mismatch",
+        "470.82.01, 8.0, NVIDIA A100",
+    ],
+)
+def test_a_gpu_that_is_refused_is_refused_though_something_is_installed(
+    root: Path, stack: dict[str, Any], line: str
+) -> None:
+    for flavour in stack["flavours"]:
+        there = NONE | {"flavour": flavour}
+        decision = plugin(root, "flavour").flavour_for([line], stack, there)
+        assert decision["flavour"] is None
+        assert decision["why"]
+
+
+def test_a_flavour_that_failed_here_is_not_tried_again(root: Path, stack: dict[str, Any]) -> None:
+    flavour_for = plugin(root, "flavour").flavour_for
+    first = flavour_for([L40], stack, NONE)
+    assert (first["flavour"], first["fallback"]) == ("cu128", "cu126")
+    there = NONE | {"flavour": "cu126", "refused": first["refusal"]}
+    again = flavour_for([L40], stack, there)
+    assert (again["flavour"], again["fallback"]) == ("cu126", None)
+    # The marker is written as it was: nothing changes from run to run.
+    assert again["refused"] == first["refusal"]
+
+
+def test_another_driver_or_torch_gets_its_chance(root: Path, stack: dict[str, Any]) -> None:
+    flavour_for = plugin(root, "flavour").flavour_for
+    there = NONE | {"refused": flavour_for([L40], stack, NONE)["refusal"]}
+    other = L40.replace("550.54.14", "560.28.03")
+    assert flavour_for([other], stack, there)["flavour"] == "cu128"
+    stack["flavours"]["cu128"]["requirements"] = ["torch==2.8.1"]
+    assert flavour_for([L40], stack, there)["flavour"] == "cu128"
+
+
+def test_an_unknown_flavour_is_refused_in_one_line(root: Path, stack: dict[str, Any]) -> None:
+    from ansible.errors import AnsibleFilterError
+
+    with pytest.raises(AnsibleFilterError, match=r"^flavour 'cu99' is unknown; known are cu128"):
+        plugin(root, "flavour").flavour_for([NEW], stack, NONE, "cu99")
