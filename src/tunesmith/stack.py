@@ -66,6 +66,8 @@ class Stack:
     requirements: tuple[str, ...]
     environment_name: str
     conda: CondaInstaller
+    host_spare_bytes: int
+    host_inodes: int
     default_flavour: str
     flavours: Mapping[str, Flavour]
     platform: str
@@ -89,6 +91,11 @@ class Stack:
             known = ", ".join(self.flavours)
             raise UsageError(f"flavour {name!r} is not in {self.path}; known are {known}")
         return self.flavours[name]
+
+    @property
+    def host_free_bytes(self) -> int:
+        """What must be free on a host's data disk, whichever flavour it gets."""
+        return max(f.size_bytes for f in self.flavours.values()) + self.host_spare_bytes
 
     def inputs(self, flavour: Flavour) -> tuple[str, ...]:
         """Return the requirement lines a lock is resolved from."""
@@ -138,6 +145,8 @@ def load_stack(path: Path) -> Stack:
                 size_bytes=int(raw["conda"]["size_bytes"]),
                 sha256=raw["conda"]["sha256"],
             ),
+            host_spare_bytes=int(raw["host_room"]["spare_bytes"]),
+            host_inodes=int(raw["host_room"]["inodes"]),
             default_flavour=raw["default_flavour"],
             flavours=flavours,
             platform=raw["platform"],

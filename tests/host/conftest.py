@@ -139,7 +139,7 @@ def mirror_content(**changes: object) -> dict[str, object]:
         "hf_endpoints": ["https://huggingface.co"],
         "pypi_indexes": ["https://pypi.org/simple"],
         "conda_channels": [f"{MIRROR}/conda-forge"],
-        "miniforge_urls": [f"{MIRROR}/miniforge"],
+        "miniforge_urls": [f"{MIRROR}/miniforge/{{version}}"],
         "apt": [],
         "docker_registries": [],
         "ca_bundle": str(BUNDLE),

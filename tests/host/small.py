@@ -69,9 +69,8 @@ def use(project: HostProject, lock: SmallLock, *replicas: Replica) -> None:
     for flavour in project.project.stack.flavours.values():
         flavour.lock.write_text(lock.lines)
     stack = configs / "stack.yml"
-    stack.write_text(
-        re.sub(r"size_bytes: [68]_\d00_000_000", f"size_bytes: {_SIZE}", stack.read_text())
-    )
+    text = re.sub(r"size_bytes: [68]_\d00_000_000", f"size_bytes: {_SIZE}", stack.read_text())
+    stack.write_text(re.sub(r"spare_bytes: .*", f"spare_bytes: {_SIZE}", text))
     mirror = mirror_content(pypi_indexes=[f"{MIRROR}/simple"])
     project.mirror.write_text(yaml.safe_dump(mirror), encoding="utf-8")
     for replica in replicas:

@@ -32,12 +32,14 @@ SEED = 20_251_125
 MOMENTS = 10
 # How a run is interrupted: inv alone, all of its processes as by a power cut, its SSH.
 FAULTS = ("kill inv", "kill all", "cut ssh")
+# A connection that is gone for a while: a task that waits for a long step goes on after it.
+CUT_SECONDS = 12
 END_SECONDS = 300
 
 
 @dataclass
 class Rented:
-    """One of the hosts, and `inv` with a state folder of its own, so that hosts can go in parallel."""
+    """One of the hosts, and `inv` with a state folder of its own: hosts can go in parallel."""
 
     name: str
     replica: Replica
@@ -329,7 +331,9 @@ def interrupt(host: Rented, moment: Moment) -> str | None:
                 break
             lines.append(line.strip())
             done += ": changed" in line
-        rest = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+        rest = threading.Thread(
+            target=lambda: lines.extend(map(str.strip, process.stdout or ())), daemon=True
+        )
         rest.start()
         time.sleep(moment.delay)
         if process.poll() is not None:
@@ -338,15 +342,17 @@ def interrupt(host: Rented, moment: Moment) -> str | None:
         if moment.fault == "cut ssh":
             host.replica.cut_ssh("reset")
             try:
-                process.wait(timeout=END_SECONDS)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=CUT_SECONDS)
                 hit = host.replica.cut_packets()
             finally:
                 host.replica.heal_ssh()
-            if process.returncode == 0:
-                return None
+            code = process.wait(timeout=END_SECONDS)
             rest.join()
-            assert hit > 0, "the fault fired"
-            assert process.returncode == 1, lines
+            if hit == 0:
+                return None
+            assert code in (0, 1), lines
+            struck += f" (the run {'went on' if code == 0 else 'failed'})"
         else:
             for victim in family(process.pid) if moment.fault == "kill all" else [process.pid]:
                 with contextlib.suppress(ProcessLookupError):
@@ -370,7 +376,6 @@ def survive(host: Rented, mine: list[Moment]) -> list[str]:
 
         code, text = host.provision()
         assert code == 0, f"{where}\n{text}"
-        assert rows(text)[host.name] == "changed", f"{where}\n{text}"
         code, text = host.provision("--full")
         assert (code, changes(text, host.name)) == (0, 0), f"{where}\n{text}"
         code, text = host.inv("host.verify", "--on", host.name)

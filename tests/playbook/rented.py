@@ -33,6 +33,14 @@ create)
         [ "$1" = --channel ] && channel=$2
         shift
     done
+    case $* in *cuda-cudart-dev=*)
+        version=${1##*=}
+        mkdir -p "$prefix/bin"
+        echo "echo Cuda compilation tools, release $version, V$version.1" >"$prefix/bin/nvcc"
+        chmod +x "$prefix/bin/nvcc"
+        exit
+        ;;
+    esac
     case $channel in *broken*) echo "UnavailableInvalidChannel: $channel" >&2; exit 1 ;; esac
     exec {python} -m venv "$prefix"
     ;;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -115,6 +116,51 @@ def test_the_data_set_registry_is_there(host: Rented, root: Path) -> None:
 def test_a_second_run_changes_nothing(host: Rented) -> None:
     assert good(host) == 0
     assert good(host, "--check") == 0
+
+
+def test_a_second_run_looks_and_records_and_that_is_all(host: Rented) -> None:
+    """Each task on the host costs an SSH command and a Python: none without need."""
+    played = host.play("provision", "-v")
+    done = re.findall(r"^TASK \[(?:\w+ : )?(.+)\] \*+\n(?=ok|changed)", played.text, re.MULTILINE)
+    on_the_host = [
+        name for name in done if not re.match(r"(Look \| Read|Refuse|Decide|Validating) ", name)
+    ]
+    assert on_the_host == [
+        "Look | Ask the host what it is and has",
+        "Leave the token",
+        "Record the state",
+    ]
+
+
+def test_a_proxy_and_authorities_reach_shells_and_jobs(host: Rented) -> None:
+    file = Path(host.variables["mirror_file"])
+    before = file.read_text()
+    mirror = yaml.safe_load(before) | {"http_proxy": "http://10.0.0.1:3128"}
+    bundle = host.folder / "ca.pem"
+    bundle.write_text("certificates")
+    file.write_text(yaml.safe_dump(mirror | {"ca_bundle": str(bundle)}))
+    assert good(host) == 2
+    assert (host.base / "ca.pem").read_text() == "certificates"
+    ask = 'echo "$https_proxy $no_proxy $SSL_CERT_FILE $REQUESTS_CA_BUNDLE"'
+    told = f"http://10.0.0.1:3128 localhost,127.0.0.1,::1 {host.base}/ca.pem {host.base}/ca.pem\n"
+    assert host.shell("bash", "-l", "-c", ask) == told
+    assert good(host) == 0
+    file.write_text(before)
+    assert good(host) == 1
+
+
+def test_an_nvcc_is_given_or_found(host: Rented) -> None:
+    ask = 'echo "$CUDA_HOME"; "$CUDA_HOME/bin/nvcc"'
+    assert good(host, cuda_toolkit=True) == 2
+    told = host.shell("bash", "-l", "-c", ask)
+    assert told.splitlines()[0] == f"{host.base}/cuda-12.8"
+    assert "release 12.8" in told
+    assert good(host, cuda_toolkit=True) == 0
+    found = {"12.4": "/opt/of-the-image", "13.0": "/opt/too-new"}
+    assert good(host, cuda_toolkit=True, cuda_toolkit_found=found) == 1
+    assert "/opt/of-the-image" in (host.base / "env.sh").read_text()
+    assert good(host) == 1
+    assert "CUDA_HOME" not in (host.base / "env.sh").read_text()
 
 
 def test_a_users_registry_and_folders_stay_as_they_are(host: Rented) -> None:
@@ -304,13 +350,13 @@ def test_miniforge_comes_from_the_first_address_that_has_the_right_one(rent: Ren
     with index(host.folder / "mirror") as url:
         mirror = yaml.safe_load((host.folder / "configs/mirror.yml").read_text())
         top = url.removesuffix("/simple")
-        mirror["miniforge_urls"] = [f"{top}/absent", f"{top}/wrong"]
+        mirror["miniforge_urls"] = [f"{top}/absent", f"{top}/wrong/{{version}}"]
         (host.folder / "configs/mirror.yml").write_text(yaml.safe_dump(mirror))
         played = host.play("provision")
         assert played.failed == 1
         assert "with the sha256 of stack.yml" in " ".join(played.text.split())
         assert not (host.base / "miniforge3").exists()
-        mirror["miniforge_urls"] += [f"{top}/right"]
+        mirror["miniforge_urls"] += [f"{top}/right/{version}"]
         (host.folder / "configs/mirror.yml").write_text(yaml.safe_dump(mirror))
         # One that a crash left half-made is not taken for conda.
         (host.base / "miniforge3/bin").mkdir(parents=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_LISTS = ("absent", "gpu", "missing", "toolkit")
+_LISTS = ("absent", "digest", "gpu", "missing", "toolkit")
 _NUMBERS = ("epoch", "free_inodes", "free_kib", "inodes", "uid", "used_kib")
 _FLAGS = ("apt", "fresh", "locked", "miniforge", "registered", "sudo", "writable")
 _TEXTS = (
@@ -28,9 +28,14 @@ def host_facts(printed: str) -> dict[str, Any]:
     facts |= {key: key in one for key in _FLAGS}
     facts |= {key: _number(one.get(key)) for key in _NUMBERS}
     facts |= {key: [value.strip() for name, _, value in lines if name == key] for key in _LISTS}
-    facts["toolkit"] = dict(reversed(line.partition(" ")[::2]) for line in facts["toolkit"])
+    facts["toolkit"] = {version: path for path, _, version in _split(facts["toolkit"])}
+    facts["digest"] = {path: digest for digest, _, path in _split(facts["digest"])}
     facts["environment"] = _marker(facts.pop("marker"))
     return facts
+
+
+def _split(lines: list[str]) -> list[tuple[str, str, str]]:
+    return [line.partition(" ") for line in lines]
 
 
 def _number(text: str | None) -> int | None:

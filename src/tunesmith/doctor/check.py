@@ -103,11 +103,12 @@ def probe_script(mirror: Mirror, stack: Stack) -> str:
 def addresses(mirror: Mirror, stack: Stack) -> list[tuple[str, str]]:
     """Return (kind, URL) of one small thing of each address that a host uses."""
     version = stack.conda.version
-    installer = f"{version}/Miniforge3-{version}-Linux-x86_64.sh"
+    installer = f"Miniforge3-{version}-Linux-x86_64.sh"
+    folders = [url.replace("{version}", version) for url in mirror.miniforge_urls]
     found = [
         *(("pypi", f"{url}/llamafactory/") for url in mirror.pypi_indexes),
         *(("conda", f"{url}/linux-64/repodata.json") for url in mirror.conda_channels),
-        *(("miniforge", f"{url}/{installer}") for url in mirror.miniforge_urls),
+        *(("miniforge", f"{url}/{installer}") for url in folders),
         *(("hf", f"{url}/") for url in mirror.hf_endpoints),
         *(("apt", f"{url}/") for url in mirror.apt),
     ]

@@ -17,13 +17,8 @@ from tunesmith.stack import Flavour, Stack
 Level = Literal["pass", "info", "warning", "critical", "unknown"]
 
 GB = 1_000_000_000
-# Python, uv's temporary files, tunesmith and logs, beside what the lock takes.
-EXTRA_ROOM = 3 * GB
 # Environment, cache, and a small model with one run of it.
 COMFORTABLE_ROOM = 20 * GB
-# An environment of the cu128 lock holds 61,600 files and folders; its Python and uv's cache
-# add to that.
-INODES = 150_000
 # Below the second figure Ansible cannot even put its modules there.
 SYSTEM_ROOM, SYSTEM_FULL = GB, GB // 10
 # In a container /dev/shm is 64 MB by default: DataLoader workers die there of a bus error.
@@ -96,7 +91,7 @@ def judge(
         lambda: _system(facts, stack),
         lambda: _rights(facts),
         lambda: _limits(facts),
-        lambda: _disks(facts, stack.flavour(decision.flavour)),
+        lambda: _disks(facts, stack),
         lambda: _gpu(facts, decision),
         lambda: _toolkit(facts, stack.flavour(decision.flavour)),
         lambda: _clock(facts, now),
@@ -188,7 +183,7 @@ def _limits(facts: Facts) -> Iterator[Verdict]:
         yield Verdict("pass", "memory", text)
 
 
-def _disks(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
+def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
     disk = facts.disk(facts.data_disk)
     if not facts.writable:
         yield Verdict(
@@ -200,8 +195,8 @@ def _disks(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
     if disk is None:
         yield Verdict("unknown", "data disk", f"{facts.data_disk}: its size cannot be read")
     else:
-        yield _room(facts, disk, flavour)
-        yield from _inodes(facts, disk)
+        yield _room(facts, disk, stack)
+        yield from _inodes(facts, disk, stack.host_inodes)
     if disk and disk.mount == "/" and facts.container:
         yield Verdict(
             "warning",
@@ -231,13 +226,13 @@ def _disks(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
         yield Verdict("pass", "shared memory", f"{human_bytes(shared)} in /dev/shm")
 
 
-def _room(facts: Facts, disk: Disk, flavour: Flavour) -> Verdict:
+def _room(facts: Facts, disk: Disk, stack: Stack) -> Verdict:
     text = f"{disk.path}: {human_bytes(disk.free)} free of {human_bytes(disk.total)}"
     fix = "free some, or enlarge the data disk in the rental console"
     there = facts.environment_whole
-    need = EXTRA_ROOM if there else flavour.size_bytes + EXTRA_ROOM
+    need = stack.host_spare_bytes if there else stack.host_free_bytes
     if disk.free < need:
-        what = "an installed host needs" if there else f"installing {flavour.name} needs"
+        what = "an installed host needs" if there else "an installation needs"
         return Verdict("critical", "data disk", f"{text}; {what} {human_bytes(need)}", fix)
     if not there and disk.free < COMFORTABLE_ROOM:
         left = human_bytes(disk.free - need)
@@ -250,17 +245,17 @@ def _room(facts: Facts, disk: Disk, flavour: Flavour) -> Verdict:
     return Verdict("pass", "data disk", text)
 
 
-def _inodes(facts: Facts, disk: Disk) -> Iterator[Verdict]:
+def _inodes(facts: Facts, disk: Disk, needed: int) -> Iterator[Verdict]:
     if disk.inodes is None or disk.inodes_free is None:
         return
     text = f"{disk.path}: {disk.inodes_free:,} of {disk.inodes:,} inodes free"
-    if facts.environment_whole or disk.inodes_free >= INODES:
+    if facts.environment_whole or disk.inodes_free >= needed:
         yield Verdict("pass", "inodes", text)
         return
     yield Verdict(
         "critical",
         "inodes",
-        f"{text}; the environment needs {INODES:,} ('No space left' comes before the disk is full)",
+        f"{text}; the environment needs {needed:,} ('No space left' comes before the disk is full)",
         f"delete folders with many small files; `du --inodes -xd2 {disk.path}` shows them",
     )
 

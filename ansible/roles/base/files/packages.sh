@@ -14,7 +14,7 @@ get() {
 
 install() {
     get "$@" update || return 1
-    set -- "$@" install --yes --no-install-recommends
+    set -- "$@" install --yes --no-install-recommends --reinstall
     for package in $packages; do set -- "$@" "$package"; done
     get "$@"
 }

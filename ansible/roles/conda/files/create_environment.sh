@@ -22,6 +22,7 @@ create() {
 }
 
 main() {
+    mkdir -p "$base/tmp"
     exec 9>"$base/.lock"
     flock --timeout 3600 9 || return 1
     for round in first second; do

@@ -6,6 +6,7 @@ umask 077
 base=$1 installer=$2 root=$1/miniforge3
 
 main() {
+    mkdir -p "$base/tmp"
     exec 9>"$base/.lock"
     flock --timeout 3600 9 || return 1
     # Somebody else's run may have made it while we waited.

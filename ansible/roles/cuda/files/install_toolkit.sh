@@ -20,6 +20,7 @@ create() {
 }
 
 main() {
+    mkdir -p "$base/tmp"
     exec 9>"$base/.lock"
     flock --timeout 3600 9 || return 1
     [ -e "$prefix/.tunesmith-complete" ] && return

@@ -60,6 +60,7 @@ install() {
 }
 
 main() {
+    mkdir -p "$base/tmp"
     exec 9>"$base/.lock"
     flock --timeout 3600 9 || return 1
     [ -e "$done_mark" ] && return

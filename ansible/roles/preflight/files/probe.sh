@@ -40,8 +40,8 @@ say free_kib "$(df -Pk "$there" | awk 'END { print $4 }')"
 say inodes "$(df -Pi "$there" 2>/dev/null | awk 'END { print $2 }')"
 say free_inodes "$(df -Pi "$there" 2>/dev/null | awk 'END { print $4 }')"
 
-for folder in "$base" "$base/envs" "$base/app" "$base/cache" "$base/data" "$base/models" \
-    "$base/runs" "$base/tmp" "$data_disk/Hugging-Face"; do
+for folder in "$base" "$base/cache" "$base/data" "$base/models" "$base/runs" \
+    "$data_disk/Hugging-Face"; do
     [ -d "$folder" ] || say absent "$folder"
 done
 # A folder that was there before us may be open to others: it is made again, closed.
@@ -97,6 +97,16 @@ for file in .bash_login .bash_profile; do
     [ -e "$HOME/$file" ] && login=$file
 done
 say login "$HOME/$login"
+
+# What of ours is written in files: in a start file, the block between our marks.
+digest() { sha256sum | cut -d ' ' -f 1; }
+for file in "$base/ca.pem" "$base/env.sh"; do
+    [ -f "$file" ] && say digest "$(digest <"$file") $file"
+done
+for file in "$HOME/.bashrc" "$HOME/$login"; do
+    ours=$(sed -n '/^# BEGIN tunesmith /,/^# END tunesmith /p' "$file" 2>/dev/null)
+    say digest "$(printf '%s\n' "$ours" | digest) $file"
+done
 
 for toolkit in "$base"/cuda-* /usr/local/cuda; do
     [ -x "$toolkit/bin/nvcc" ] || continue
