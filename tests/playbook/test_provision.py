@@ -17,7 +17,7 @@ import yaml
 from tests.playbook.rented import Rented, index
 from tests.playbook.test_filters import plugin
 
-pytestmark = pytest.mark.contract
+pytestmark = pytest.mark.host
 
 Rent = Callable[[str], Rented]
 
