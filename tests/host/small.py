@@ -1,6 +1,6 @@
 """A lock that installs in seconds, for the tests that provision many times.
 
-uv, numpy and PyYAML are the real wheels of the locks; what takes gigabytes is a stand-in
+uv, packaging and PyYAML are the real wheels of the locks; what takes gigabytes is a stand-in
 that answers `llamafactory-cli version` and has modules to compile. The index is served by
 the mirror of the replica host itself. tests/host/test_provision.py installs the real lock.
 """
@@ -21,9 +21,8 @@ from tests.host.conftest import HostProject, mirror_content
 from tests.playbook.rented import wheel
 from tunesmith.files import sha256_of
 
-# What of the locks is installed as it is: in many modules, so that an installation takes
-# long enough to be interrupted.
-_REAL = ("numpy", "pyyaml")
+# What of the locks is installed as it is.
+_REAL = ("packaging", "pyyaml")
 _STAND_INS = ("llamafactory", "torch", "transformers")
 # Bytes: the disk may be small, too.
 _SIZE = 200_000_000

@@ -257,7 +257,9 @@ def test_every_drift_is_named_and_one_run_mends_all(
     packages = f"{gpu1.base}/envs/llama-factory/lib/python3.10/site-packages"
     drifts = {
         f"rm {packages}/yaml/loader.py": r"site-packages/yaml: \d+ files -> \d+ files",
-        f"echo '# mine' >>{packages}/numpy/version.py": r"site-packages/numpy: .*\(\+7 bytes\)",
+        f"echo '# mine' >>{packages}/packaging/version.py": (
+            r"site-packages/packaging: .*\(\+7 bytes\)"
+        ),
         f"sed -i 's/Welcome/welcome/' {packages}/llamafactory/__init__.py": (
             r"llamafactory: a file was written anew, with the same size"
         ),
