@@ -24,7 +24,7 @@ import yaml
 
 from replica.build import BUNDLE, build
 from replica.engine import start_engine
-from replica.replica import MIRROR, Options, Replica, running
+from replica.replica import MIRROR, Options, Replica, mirror_content, running
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAVOUR = "cu128"
@@ -87,16 +87,7 @@ class Inv:
             "HOME": str(scratch),
         }
         mirror = scratch / "replica.yml"
-        addresses = {
-            "hf_endpoints": ["https://huggingface.co"],
-            "pypi_indexes": ["https://pypi.org/simple"],
-            "conda_channels": [f"{MIRROR}/conda-forge"],
-            "miniforge_urls": [f"{MIRROR}/miniforge/{{version}}"],
-            "apt": [],
-            "docker_registries": [],
-            "ca_bundle": str(BUNDLE),
-        }
-        mirror.write_text(yaml.safe_dump(addresses), encoding="utf-8")
+        mirror.write_text(yaml.safe_dump(mirror_content()), encoding="utf-8")
         self.where = ("--on", "bench", "--mirror", str(mirror), "--flavour", FLAVOUR)
         self("host.add", "bench", host.address, "--identity", str(host.key))
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from replica.build import BUNDLE, Images, build
+from replica.build import Images, build
 from replica.engine import NEEDS, Engine, NoEngine, start_engine
-from replica.replica import MIRROR, Options, Replica, access_key, running, start, sweep
+from replica.replica import Options, Replica, access_key, mirror_content, running, start, sweep
 from support import lacking
 from tunesmith.project import Project
 
@@ -131,20 +131,6 @@ def host_project(
         for name in ("SSH_AUTH_SOCK", "ANSIBLE_CONFIG"):
             patch.delenv(name, raising=False)
         yield HostProject(Project.at(clone), mirror, home, home / ".ssh" / "id_ed25519")
-
-
-def mirror_content(**changes: object) -> dict[str, object]:
-    """Return the mirror that replica hosts can reach; PyPI is the real one."""
-    return {
-        "hf_endpoints": ["https://huggingface.co"],
-        "pypi_indexes": ["https://pypi.org/simple"],
-        "conda_channels": [f"{MIRROR}/conda-forge"],
-        "miniforge_urls": [f"{MIRROR}/miniforge/{{version}}"],
-        "apt": [],
-        "docker_registries": [],
-        "ca_bundle": str(BUNDLE),
-        **changes,
-    }
 
 
 def _copy_tree(root: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replica.build import KINDS, Images
+from replica.build import BUNDLE, KINDS, Images
 from replica.engine import docker, state
 
 LABEL = "tunesmith.replica"
@@ -33,6 +33,20 @@ GPU_MODES = (
 )
 _SMI = "/usr/bin/nvidia-smi"
 _START_SECONDS = 30
+
+
+def mirror_content(**changes: object) -> dict[str, object]:
+    """Return the mirror that replica hosts can reach; PyPI is the real one."""
+    return {
+        "hf_endpoints": ["https://huggingface.co"],
+        "pypi_indexes": ["https://pypi.org/simple"],
+        "conda_channels": [f"{MIRROR}/conda-forge"],
+        "miniforge_urls": [f"{MIRROR}/miniforge/{{version}}"],
+        "apt": [],
+        "docker_registries": [],
+        "ca_bundle": str(BUNDLE),
+        **changes,
+    }
 
 
 @dataclass(frozen=True)
