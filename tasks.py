@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 from tunesmith.words import accept_words, door
 
 ROOT = Path(__file__).parent
-ON = "where: local (default)"
+ON = "where: local (default) or a host"
 HOSTS = "host, or several as in gpu1,gpu2"
 RUN = "run id (default: the newest run)"
+LOCAL_PORT = "port of this machine (default: a free one)"
 MIRROR = "mirror profile: default, cn (configs/mirrors/) or a file of your own"
 
 
@@ -28,9 +29,15 @@ MIRROR = "mirror profile: default, cn (configs/mirrors/) or a file of your own"
         "prompts": "YAML with prompts to answer before and after",
         "run": "run id (default: time and config)",
         "revision": "revision of the base model",
-        "mirror": MIRROR,
+        "mirror": f"{MIRROR}; a host uses the one it was provisioned with",
         "evaluate": "measure before and after (default)",
         "attach": "show progress (default); --no-attach returns at once",
+        "queue": "wait while the host works on another run, instead of refusing",
+        "then": "what follows a success: merge,report,pull,poweroff",
+        "price": "of an hour, as in 1.98/h: shows what the run has cost",
+        "max-hours": "stop with a checkpoint after so many hours of work",
+        "max-cost": "stop with a checkpoint at this cost; needs --price",
+        "from-laptop": "folder of the base model here, to upload instead of a download there",
         "overrides": "key=value words, as LLaMA-Factory takes them",
     }
 )
@@ -41,9 +48,15 @@ def train(
     prompts: str = "",
     run: str = "",
     revision: str = "",
-    mirror: str = "default",
+    mirror: str = "",
     evaluate: bool = True,
     attach: bool = True,
+    queue: bool = False,
+    then: str = "",
+    price: str = "",
+    max_hours: str = "",
+    max_cost: str = "",
+    from_laptop: str = "",
     overrides: list[str] | None = None,
 ) -> None:
     """Train one config, measured before and after.
@@ -59,8 +72,15 @@ def train(
         evaluate,
         run or None,
         revision or None,
+        mirror or None,
+        queue,
+        runs.words_of(then),
+        runs.number_of("price", price.removesuffix("/h")),
+        runs.number_of("max-hours", max_hours),
+        runs.number_of("max-cost", max_cost),
     )
-    cli.train(ROOT, on, asked, mirror=mirror, dry=c.config.run.dry, attach=attach)
+    choices = cli.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
+    cli.train(ROOT, on, asked, choices)
 
 
 @door(help={"run": RUN, "on": ON})
@@ -87,7 +107,29 @@ def stop(_c: Context, run: str = "", on: str = "local") -> None:
     cli.stop(ROOT, on, run or None)
 
 
-@door(help={"json": "one JSON list on stdout", "on": ON})
+@door(
+    help={
+        "run": RUN,
+        "on": "host",
+        "what": "of adapter,merged,report,log (default: all of it)",
+    }
+)
+def pull(_c: Context, on: str, run: str = "", what: str = "adapter,merged,report,log") -> None:
+    """Bring a run from a host, complete or not at all."""
+    from tunesmith import cli
+
+    cli.pull(ROOT, on, run or None, what)
+
+
+@door(name="rm", help={"run": "run id", "on": ON})
+def remove(c: Context, run: str, on: str = "local") -> None:
+    """Delete a run and all it made."""
+    from tunesmith import cli
+
+    cli.remove(ROOT, on, run, dry=c.config.run.dry)
+
+
+@door(help={"json": "one JSON list on stdout", "on": f"{ON}, several (gpu1,gpu2), or all"})
 def runs(_c: Context, json: bool = False, on: str = "local") -> None:
     """List runs with state, step and result."""
     from tunesmith import cli
@@ -116,7 +158,7 @@ def merge(c: Context, run: str = "", on: str = "local", overrides: list[str] | N
         "config": "a LLaMA-Factory YAML with do_predict",
         "run": "predict with this run's adapter (default: the base model)",
         "on": ON,
-        "mirror": MIRROR,
+        "mirror": f"{MIRROR}; a host uses the one it was provisioned with",
         "overrides": "key=value words, as LLaMA-Factory takes them",
     }
 )
@@ -125,7 +167,7 @@ def predict(
     config: str = "configs/predict/smollm2_135m_lora_sft.yaml",
     run: str = "",
     on: str = "local",
-    mirror: str = "default",
+    mirror: str = "",
     overrides: list[str] | None = None,
 ) -> None:
     """Answer a data set and score the answers."""
@@ -218,6 +260,65 @@ def provision(
         full=full,
         dry=c.config.run.dry,
     )
+
+
+@door(
+    help={
+        "on": ON,
+        "port": LOCAL_PORT,
+        "open": "show it in the browser (default); --no-open only prints the address",
+        "stop": "end the Board, and a training started in it",
+    }
+)
+def webui(
+    c: Context, on: str = "local", port: int = 0, open: bool = True, stop: bool = False
+) -> None:
+    """Open LLaMA Board, through a tunnel if on a host."""
+    from tunesmith import cli_services
+
+    cli_services.webui(ROOT, on, port=port, browser=open, stop=stop, dry=c.config.run.dry)
+
+
+@door(
+    help={
+        "run": RUN,
+        "what": "base, adapter (default) or merged",
+        "on": ON,
+        "port": LOCAL_PORT,
+        "show-key": "tell the key of an API that runs already",
+        "stop": "end the API",
+    }
+)
+def api(
+    c: Context,
+    run: str = "",
+    what: str = "adapter",
+    on: str = "local",
+    port: int = 0,
+    show_key: bool = False,
+    stop: bool = False,
+) -> None:
+    """Serve a run's model as OpenAI's API does, with a key."""
+    from tunesmith import cli_services
+
+    cli_services.api(
+        ROOT,
+        on,
+        run or None,
+        what=what,
+        port=port,
+        show_key=show_key,
+        stop=stop,
+        dry=c.config.run.dry,
+    )
+
+
+@door(help={"port": "port of the host", "on": "host", "local": LOCAL_PORT})
+def tunnel(c: Context, port: str, on: str, local: int = 0) -> None:
+    """Bring a port of a host to this machine."""
+    from tunesmith import cli_services
+
+    cli_services.tunnel(ROOT, on, port, local=local, dry=c.config.run.dry)
 
 
 @door(help={"mirror": MIRROR})
@@ -433,9 +534,12 @@ def host_reset(c: Context, on: str) -> None:
 
 
 accept_words()
-ns = Collection(
-    train, resume, attach, stop, runs, logs, merge, predict, chat, report, demo, provision
-)
+ns = Collection()
+for task in (
+    *(train, resume, attach, stop, runs, logs, pull, remove),
+    *(merge, predict, chat, report, demo, provision),
+):
+    ns.add_task(task)
 for noun, tasks in {
     "host": (
         host_add,

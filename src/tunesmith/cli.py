@@ -7,73 +7,83 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tunesmith import runs
+from tunesmith.config import Config
+from tunesmith.console import console, say
 from tunesmith.dataset import registry
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow
+from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder, Progress
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
-
-# In a pipe nothing knows the width: wide enough that a table's cells stay whole.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+from tunesmith.targets.host import PARTS, HostTarget
 
 
-def train(
-    root: Path, on: str, asked: runs.Asked, *, mirror: str, dry: bool, attach: bool
-) -> str | None:
-    """Train, follow, and end with the report; return the run id."""
+def train(root: Path, on: str, asked: runs.Asked, choices: Choices) -> str | None:
+    """Train, follow, and do what was asked to follow; return the run id."""
     project = Project.at(root)
-    target = runs.target_of(project, on)
-    if dry:
+    target = _target(project, on)
+    if choices.dry:
         say(runs.plan_training(project, target, asked, None).render())
         return None
-    # What can be wrong is found before anything is fetched.
+    # What can be wrong is found before anything is fetched or uploaded.
     config = runs.read_config(project, asked.config, asked.overrides)
-    for found in runs.plan_training(project, target, asked, None).request["data"]:
-        # Without rows the file is none of ours: a hub's address.
-        if found["rows"] is None:
-            say(f"data set: {found['key']} from {found['file']} (not checked)")
-            continue
-        file = runs.shown(project, Path(found["file"]))
-        rows, warnings = found["rows"], found["warnings"]
-        say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
-    model = _model(project, str(config.get("model_name_or_path")), mirror, asked.revision)
+    _tell_data(project, runs.plan_training(project, target, asked, None))
+    name = str(config.get("model_name_or_path"))
+    _check_after(target, asked.then)
+    if choices.from_laptop and isinstance(target, HostTarget):
+        target.send_model(name, project.find(choices.from_laptop))
+    fetched_there = target.fetch_order(name, asked.revision, asked.mirror) is not None
+    mirror = asked.mirror or "default"
+    model = None if fetched_there else _model(project, name, mirror, asked.revision)
     plan = runs.plan_training(project, target, asked, model)
-    if "template" in config.overrides and not any(
-        w.startswith("template=") for w in asked.overrides
-    ):
-        say(f"template: {config.get('template')} (that of {config.get('model_name_or_path')})")
-    for item in plan.owned:
-        if item.was not in (None, item.value) and item.key not in (
-            "model_name_or_path",
-            "output_dir",
-        ):
-            say(f"{item.key}: {item.was} -> {item.value} ({item.why})")
+    _tell_decisions(config, asked, plan)
     run_id = runs.start_training(project, target, plan)
-    say(f"run {run_id}")
-    if not attach:
-        say(f"started; `inv attach --run {run_id}` follows it")
+    say(f"run {run_id}" + (f" on {target.name}" if target.shared else ""))
+    if not choices.attach:
+        say(f"started; `inv attach{_on(target)} --run {run_id}` follows it")
         return run_id
-    _finish(target, run_id)
+    _finish(project, target, run_id)
     return run_id
 
 
+@dataclass(frozen=True)
+class Choices:
+    """How a verb is to be done: `dry` shows, `attach` follows, `from_laptop` is the folder of
+    a base model to upload."""
+
+    dry: bool = False
+    attach: bool = True
+    from_laptop: str = ""
+
+
 def resume(root: Path, on: str, run: str | None, *, dry: bool) -> None:
-    """Continue a run's unfinished phases and follow them."""
+    """Continue a run's unfinished phases and follow them.
+
+    Without a run, on a host: every run there that a restart has cut off; the newest is
+    followed.
+    """
     project = Project.at(root)
-    target = runs.target_of(project, on)
-    run_id = project.run_folder(run).name
+    target = _target(project, on)
+    if run is None and isinstance(target, HostTarget) and not dry:
+        started = target.resume_all()
+        for run_id in started:
+            say(f"run {run_id}: continues")
+        if started:
+            _finish(project, target, started[-1])
+            return
+    run_id = target.find(run)
     status = target.status(run_id)
     left = [phase for phase, state in status["phases"].items() if state != "succeeded"]
     if status["state"] == "succeeded":
@@ -84,31 +94,65 @@ def resume(root: Path, on: str, run: str | None, *, dry: bool) -> None:
     offset = target.events(run_id, 0)[1]
     target.start(run_id, left if set(left) & {"merge", "proof", "predict"} else ())
     say(f"run {run_id}")
-    _finish(target, run_id, offset)
+    _finish(project, target, run_id, offset)
 
 
 def attach(root: Path, on: str, run: str | None) -> None:
-    """Follow a run to its end."""
+    """Follow a run to its end, and do what was asked to follow."""
     project = Project.at(root)
-    target = runs.target_of(project, on)
-    _finish(target, project.run_folder(run).name)
+    target = _target(project, on)
+    # The newest has to be asked for; a name is believed, so that its state shows at once.
+    _finish(project, target, run or target.find(None))
 
 
 def stop(root: Path, on: str, run: str | None) -> None:
     """Ask for a checkpoint and an end, and wait for it."""
-    project = Project.at(root)
-    target = runs.target_of(project, on)
-    run_id = project.run_folder(run).name
+    target = _target(Project.at(root), on)
+    run_id = target.find(run)
     target.stop(run_id)
     say(f"run {run_id}: stopping after a checkpoint")
-    while (status := target.status(run_id))["state"] == "running":
-        time.sleep(0.3)
+    status: dict[str, Any] = {}
+    for look in target.watch(run_id, target.events(run_id, 0)[1]):
+        status = look.status
     say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
+
+
+def pull(root: Path, on: str, run: str | None, what: str) -> None:
+    """Bring a run from a host under .tunesmith/runs/."""
+    project = Project.at(root)
+    target = _host(_target(project, on))
+    parts = tuple(part.strip() for part in what.split(",") if part.strip())
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise UsageError(f"--what {what}: it takes {', '.join(PARTS)}")
+    _pull(target, target.find(run), parts)
+
+
+def remove(root: Path, on: str, run: str, *, dry: bool) -> None:
+    """Delete a run."""
+    target = _target(Project.at(root), on)
+    run_id = target.find(run)
+    if dry:
+        say(f"would delete run {run_id}{_on(target)}")
+        return
+    say(f"run {run_id}: deleted, {human_bytes(target.remove(run_id))} free again")
 
 
 def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     """Print every run."""
-    found = runs.target_of(Project.at(root), on).runs()
+    project = Project.at(root)
+    names = ["local", *inventory.read(project.inventory)] if on == "all" else on.split(",")
+    found = []
+    silent = 0
+    for name in names:
+        try:
+            found += _target(project, name).runs()
+        except TunesmithError as error:
+            if len(names) == 1:
+                raise
+            # One host that is off must not hide the runs of the others.
+            silent += 1
+            console.print(error.render(), markup=False, soft_wrap=True, style="red")
     if as_json:
         say(json.dumps(found, ensure_ascii=False, indent=2))
         return
@@ -118,14 +162,16 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     table = Table(box=None, pad_edge=False)
     # An id is there to be copied: it is never cut.
     table.add_column("run", no_wrap=True, overflow="ignore")
-    for name in ("state", "step", "loss", "phases"):
+    for name in ("on", "state", "step", "loss", "phases"):
         table.add_column(name)
     for run in found:
         state = run["state"] + (f" ({run['failure']})" if run["failure"] else "")
         step = f"{run.get('step') or 0}/{run.get('total_steps') or '?'}"
         loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
-        table.add_row(run["run_id"], state, step, loss, _phases(run["phases"]))
+        table.add_row(run["run_id"], run["on"], state, step, loss, _phases(run["phases"]))
     console.print(table)
+    if silent:
+        raise TunesmithError(f"{silent} of {len(names)} targets did not answer; see above")
 
 
 def _phases(phases: dict[str, str]) -> str:
@@ -137,19 +183,16 @@ def _phases(phases: dict[str, str]) -> str:
 
 def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
     """Print a run's log, and with `follow` what is added to it until the run ends."""
-    project = Project.at(root)
-    target = runs.target_of(project, on)
-    run_id = project.run_folder(run).name
-    offset = 0
+    target = _target(Project.at(root), on)
     try:
-        while True:
-            running = target.status(run_id)["state"] in ("running", "queued")
-            text, offset = target.log(run_id, offset)
-            sys.stdout.write(text)
+        for look in target.watch(target.find(run), log=0):
+            if look.lost is not None:
+                sys.stderr.write(f"{look.lost}\n")
+                continue
+            sys.stdout.write(look.log)
             sys.stdout.flush()
-            if not (follow and running):
+            if not follow and not look.more:
                 return
-            time.sleep(0.5)
     except KeyboardInterrupt:
         return
 
@@ -157,11 +200,12 @@ def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
 def merge(root: Path, on: str, run: str | None, overrides: tuple[str, ...], *, dry: bool) -> None:
     """Merge and prove a run's adapter."""
     project = Project.at(root)
-    target = runs.target_of(project, on)
-    plan = runs.plan_merge(project, run, overrides)
+    target = _target(project, on)
+    plan = runs.plan_merge(project, target, run, overrides)
     if not dry:
         _work_on(target, plan)
-        say(f"merged model: {plan.place.run / 'merged'}")
+        where = f"{target.name}:" if target.shared else ""
+        say(f"merged model: {where}{plan.place.run / 'merged'}")
         return
     say(plan.render())
 
@@ -178,12 +222,12 @@ def predict(
 ) -> None:
     """Answer a data set with LLaMA-Factory's do_predict and print the scores."""
     project = Project.at(root)
-    target = runs.target_of(project, on)
+    target = _target(project, on)
     model = None
-    if not dry and run is None:
-        name = str(runs.read_config(project, config, overrides).get("model_name_or_path"))
-        model = _model(project, name, mirror, None)
-    plan = runs.plan_predict(project, target, config, overrides, run, model)
+    name = str(runs.read_config(project, config, overrides).get("model_name_or_path"))
+    if not dry and run is None and target.fetch_order(name, None, mirror or None) is None:
+        model = _model(project, name, mirror or "default", None)
+    plan = runs.plan_predict(project, target, config, overrides, run, model, mirror or None)
     if dry:
         say(plan.render())
         return
@@ -206,9 +250,8 @@ def chat(
     dry: bool,
 ) -> None:
     """Open a chat, or answer one prompt."""
-    project = Project.at(root)
-    target = runs.target_of(project, on)
-    arguments = ["--run", str(project.run_folder(run)), "--what", what]
+    target = _target(Project.at(root), on)
+    arguments = ["--run", str(target.place(target.find(run)).run), "--what", what]
     arguments += ["--prompt", prompt] if prompt else []
     arguments += ["--system", system] if system else []
     arguments += ["--greedy"] if greedy else []
@@ -226,8 +269,8 @@ def report(root: Path, on: str, run: str | None, *, language: str) -> Path:
     from tunesmith.report.page import write_report
     from tunesmith.report.terminal import summary_table
 
-    project = Project.at(root)
-    folder = runs.target_of(project, on).results(project.run_folder(run).name)
+    target = _target(Project.at(root), on)
+    folder = target.results(target.find(run))
     page = write_report(folder, language=language)
     console.print(summary_table(folder, language=language))
     say(f"report:  {page}")
@@ -240,13 +283,14 @@ def demo(root: Path, *, mirror: str, dry: bool) -> None:
     asked = runs.Asked(
         Path("configs/train/smollm2_135m_lora_sft.yaml"),
         prompts=Path("configs/prompts/philosophy.yaml"),
+        mirror=mirror,
     )
     if dry:
-        train(root, "local", asked, mirror=mirror, dry=True, attach=True)
+        train(root, "local", asked, Choices(dry=True))
         return
     began = time.monotonic()
     install_stack(root, None, mirror=mirror, dry=False)
-    run_id = train(root, "local", asked, mirror=mirror, dry=False, attach=True)
+    run_id = train(root, "local", asked, Choices())
     merge(root, "local", run_id, (), dry=False)
     report(root, "local", run_id, language="en")
     folder = Project.at(root).run_folder(run_id)
@@ -420,11 +464,6 @@ def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) ->
     )
 
 
-def say(text: str) -> None:
-    """Print a line as it is: no markup, no colour, no folding."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
 def _model(project: Project, name: str, mirror: str, revision: str | None) -> ModelFolder:
     model = runs.fetch_model(project, name, _progress(), mirror=mirror, revision=revision)
     _tell_model(model)
@@ -453,30 +492,72 @@ def _progress() -> Callable[[Progress], None]:
 
 def _work_on(target: Target, plan: Plan) -> dict[str, Any]:
     """Start a plan's phases, follow them, and return the last phase's summary."""
-    run_id = plan.place.run.name
-    known = plan.place.run.exists()
-    offset = target.events(run_id, 0)[1] if known else 0
+    run_id = plan.run_id
+    offset = target.events(run_id, 0)[1] if target.exists(run_id) else 0
     runs.start_on_run(target, plan)
     _await(target, run_id, offset)
     events, _ = target.events(run_id, offset)
     return next(e for e in reversed(events) if e["event"] == "summary")
 
 
-def _finish(target: Target, run_id: str, offset: int = 0) -> None:
-    """Follow a run; when it has succeeded, write its report."""
+def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> None:
+    """Follow a run; when it has succeeded, write its report and do what was asked to follow."""
     _await(target, run_id, offset)
+    request = target.request(run_id)
+    then = request.get("then") or []
     folder = target.results(run_id)
+    if "pull" in then:
+        folder = _pull(_host(target), run_id, PARTS)
     if (folder / "config.yaml").is_file():
         from tunesmith.report.page import write_report
 
         say(f"report: {write_report(folder)}")
+    if isinstance(target, HostTarget):
+        _leave(target, run_id, then)
+
+
+def _pull(target: HostTarget, run_id: str, parts: tuple[str, ...]) -> Path:
+    folder = target.pull(run_id, parts)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    say(f"pulled: {folder} ({human_bytes(size)}, every file as on {target.name})")
+    return folder
+
+
+def _leave(target: HostTarget, run_id: str, then: list[str]) -> None:
+    """Power the host off when that was asked for; else say what leaving it alone costs."""
+    platform = target.platform
+    if "poweroff" in then and "pull" in then:
+        target.power_off()
+        say(f"{target.name}: powering off; {platform.note}")
+    elif "poweroff" in then:
+        say(f"{target.name}: powers itself off; {platform.note}")
+    elif "pull" not in then:
+        say(f"fetch it: inv pull --on {target.name} --run {run_id}")
+    if platform.release_days:
+        say(
+            f"{platform.name} deletes an instance and its disk {platform.release_days} days after "
+            "power-off"
+        )
+
+
+def _check_after(target: Target, then: tuple[str, ...]) -> None:
+    """Refuse what cannot follow a run on this target, before it is started."""
+    here = [word for word in then if word in ("pull", "poweroff")]
+    if here and not isinstance(target, HostTarget):
+        raise UsageError(f"--then {here[0]} is for hosts; this run is on {target.name}")
+    if "poweroff" in then and isinstance(target, HostTarget):
+        target.poweroff_command()
 
 
 def _await(target: Target, run_id: str, offset: int) -> None:
     """Follow a run to its end. Raises TunesmithError when it failed; leaves on Ctrl-C."""
     ended = follow(target, run_id, console, offset)
+    on = _on(target)
     if isinstance(ended, Detached):
-        say(f"\nthe run goes on; `inv attach --run {run_id}` follows it, `inv stop` ends it")
+        say(
+            f"\nthe run goes on; `inv attach{on} --run {run_id}` follows it, "
+            f"`inv stop{on} --run {run_id}` ends it"
+        )
         raise SystemExit(os.EX_OK)
     if ended["state"] == "failed":
         log = target.results(run_id) / "train.log"
@@ -484,3 +565,42 @@ def _await(target: Target, run_id: str, offset: int) -> None:
     if ended["state"] == "stopped":
         say(f"run {run_id}: stopped at step {ended.get('step')}; {ended['message']}")
         raise SystemExit(os.EX_OK)
+
+
+def _target(project: Project, on: str) -> Target:
+    return runs.target_of(project, on, say)
+
+
+def _host(target: Target) -> HostTarget:
+    if not isinstance(target, HostTarget):
+        raise UsageError(f"this is for hosts: --on NAME; {target.name} keeps its runs here")
+    return target
+
+
+def _on(target: Target) -> str:
+    """Return the option that names a target, empty for the default one."""
+    return "" if target.name == "local" else f" --on {target.name}"
+
+
+def _tell_data(project: Project, plan: Plan) -> None:
+    for found in plan.request["data"]:
+        # Without rows the file is none of ours: a hub's address.
+        if found["rows"] is None:
+            say(f"data set: {found['key']} from {found['file']} (not checked)")
+            continue
+        file = runs.shown(project, Path(found["file"]))
+        rows, warnings = found["rows"], found["warnings"]
+        say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
+
+
+def _tell_decisions(config: Config, asked: runs.Asked, plan: Plan) -> None:
+    if "template" in config.overrides and not any(
+        w.startswith("template=") for w in asked.overrides
+    ):
+        say(f"template: {config.get('template')} (that of {config.get('model_name_or_path')})")
+    for item in plan.owned:
+        if item.was not in (None, item.value) and item.key not in (
+            "model_name_or_path",
+            "output_dir",
+        ):
+            say(f"{item.key}: {item.was} -> {item.value} ({item.why})")

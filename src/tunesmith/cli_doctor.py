@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
+from tunesmith.console import console
 from tunesmith.doctor.check import Checked, check
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.project import Project
@@ -34,7 +34,6 @@ def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json
     if as_json:
         sys.stdout.write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
     else:
-        console = Console(highlight=False)
         for line in lines(checked):
             console.print(line, soft_wrap=True)
     if checked.exit_code:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tunesmith.cli import console, say
+from tunesmith.console import console, say
 from tunesmith.errors import UsageError
 from tunesmith.hosts import commands
 from tunesmith.hosts import inventory as inventories

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tunesmith.console import console, say
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.host_state import State, check_states, fingerprint, wanted_of
 from tunesmith.mirrors import load_mirror
@@ -22,9 +23,6 @@ from tunesmith.project import Project
 from tunesmith.provision import Asked, Provisioned
 from tunesmith.provision import provision as run_playbook
 from tunesmith.provision import reset as run_reset
-
-# In a pipe nothing knows the width: wide enough that a table's cells stay whole.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 # Lines of drift shown; a lost environment would have hundreds.
 _SHOWN = 10
@@ -56,8 +54,8 @@ def provision(
     profile = load_mirror(mirror, project.root / "configs" / "mirrors")
     wanted = wanted_of(project, profile, flavour=flavour, toolkit=toolkit)
     if dry:
-        _say(f"would bring {', '.join(names)} to {fingerprint(wanted)}")
-        _say("playbook: ansible/playbooks/provision.yml, for hosts that are not in state")
+        say(f"would bring {', '.join(names)} to {fingerprint(wanted)}")
+        say("playbook: ansible/playbooks/provision.yml, for hosts that are not in state")
         return
     secret = _read_token() if token else None
     began = time.monotonic()
@@ -93,13 +91,13 @@ def host_verify(root: Path, on: str) -> None:
     for name in host_names(on):
         verified = verify(project, name)
         for promise in verified.promises:
-            _say(f"{promise.outcome:<8} {promise.text}")
+            say(f"{promise.outcome:<8} {promise.text}")
             if promise.why:
-                _say(f"         {promise.why}")
+                say(f"         {promise.why}")
         counts = ", ".join(
             f"{verified.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")
         )
-        _say(f"{name}: {counts} in {_seconds(verified.seconds)}")
+        say(f"{name}: {counts} in {_seconds(verified.seconds)}")
         broken += [] if verified.good else [name]
     if broken:
         raise TunesmithError(
@@ -113,8 +111,8 @@ def host_reset(root: Path, on: str, *, dry: bool = False) -> None:
     project = Project.at(root)
     names = host_names(on)
     if dry:
-        _say(f"would remove the environment, caches and start-file lines of {', '.join(names)}")
-        _say("kept: data, base models, runs, HF_HOME")
+        say(f"would remove the environment, caches and start-file lines of {', '.join(names)}")
+        say("kept: data, base models, runs, HF_HOME")
         return
     with _view(console) as view:
         done = run_reset(project, names, view.step)
@@ -146,17 +144,17 @@ def _read_token() -> str:
 
 def _tell_state(state: State, anyway: bool) -> None:
     if state.error:
-        _say(state.error.render())
+        say(state.error.render())
         return
     if state.in_state:
         going_on = "; the playbook runs as asked" if anyway else ""
-        _say(f"{state.name}: in state ({state.base}, {_seconds(state.seconds)}){going_on}")
+        say(f"{state.name}: in state ({state.base}, {_seconds(state.seconds)}){going_on}")
         return
-    _say(f"{state.name}: {len(state.drift)} {'things' if len(state.drift) > 1 else 'thing'} to do")
+    say(f"{state.name}: {len(state.drift)} {'things' if len(state.drift) > 1 else 'thing'} to do")
     for line in state.drift[:_SHOWN]:
-        _say(f"  {line}")
+        say(f"  {line}")
     if len(state.drift) > _SHOWN:
-        _say(f"  and {len(state.drift) - _SHOWN} more")
+        say(f"  and {len(state.drift) - _SHOWN} more")
 
 
 def _table(
@@ -175,8 +173,8 @@ def _table(
         table.add_row(host.name, word, *numbers, _seconds(host.seconds))
     console.print(table)
     if done:
-        _say(f"log: {done.log}")
-    _say(f"all in {_seconds(seconds)}")
+        say(f"log: {done.log}")
+    say(f"all in {_seconds(seconds)}")
 
 
 def _word(host: HostResult, check: bool) -> str:
@@ -218,11 +216,6 @@ def _without_repeats(lines: Sequence[str], said: str) -> list[str]:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-
-
-def _say(text: str) -> None:
-    """Print a line as it is: no markup, no colour, no folding."""
-    console.print(text, markup=False, soft_wrap=True)
 
 
 def _view(where: Console) -> _Rows | _Lines:

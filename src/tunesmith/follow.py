@@ -22,7 +22,6 @@ from rich.progress import (
 
 from tunesmith.targets.base import Target
 
-_POLL_SECONDS = 0.5
 # In a pipe: one line a second at most, however fast the steps are.
 _LINE_SECONDS = 1.0
 
@@ -39,20 +38,26 @@ def follow(
 ) -> dict[str, Any] | Detached:
     """Show a run from byte `offset` of its events until it ends; return its last status."""
     view = _Bar(console) if console.is_terminal else _Lines(console)
+    lost_at: float | None = None
     with view:
         try:
-            while True:
-                # The status first: what ends the loop must not outrun the events.
-                status = target.status(run_id)
-                events, offset = target.events(run_id, offset)
-                for event in events:
+            for look in target.watch(run_id, offset):
+                if look.lost is not None:
+                    if lost_at is None:
+                        lost_at = time.monotonic()
+                        view.say(f"{look.lost}; the run does not need us: looking for the host ...")
+                    continue
+                if lost_at is not None:
+                    view.say(f"back after {duration(time.monotonic() - lost_at)}")
+                    lost_at = None
+                for event in look.events:
                     view.event(event)
-                view.status(status)
-                if status["state"] not in ("running", "queued"):
-                    return status
-                time.sleep(_POLL_SECONDS)
+                view.status(look.status)
+                if look.over:
+                    return look.status
         except KeyboardInterrupt:
-            return Detached(run_id)
+            pass
+    return Detached(run_id)
 
 
 def duration(seconds: float) -> str:
@@ -76,7 +81,16 @@ def training_line(status: dict[str, Any]) -> str:
         parts.append(f"{status['tokens_per_second']:.0f} tok/s")
     if status.get("eta_seconds") is not None:
         parts.append(f"ETA {duration(status['eta_seconds'])}")
+    parts += [gpu_line(gpu) for gpu in status.get("gpu") or ()]
+    if status.get("price") and status.get("worked_seconds"):
+        parts.append(f"cost {status['worked_seconds'] / 3600 * status['price']:.2f}")
     return "  ".join(parts)
+
+
+def gpu_line(gpu: dict[str, Any]) -> str:
+    """Return a GPU's memory in use and its utilisation."""
+    used, total = gpu["memory_used"] / 2**30, gpu["memory_total"] / 2**30
+    return f"GPU {used:.1f}/{total:.0f} GiB {gpu['utilisation']:.0f}%"
 
 
 def told(event: dict[str, Any]) -> str | None:
@@ -94,12 +108,21 @@ def told(event: dict[str, Any]) -> str | None:
         "failure": lambda: f"{event['failure']}: {event['message']}",
         "restarting": lambda: f"starting {event['phase']} again after: {event['why']}",
         "eval": lambda: f"step {event['step']}: held-out loss {event['loss']:.4f}",
+        "note": lambda: str(event["text"]),
+        "after_command": lambda: f"after the run: {event['text']}",
     }
     return words[event["event"]]() if event["event"] in words else None
 
 
+def waiting(status: dict[str, Any]) -> str:
+    """Return what a run in the queue waits for."""
+    ahead = ", ".join(status.get("ahead") or ())
+    return f"queued behind {ahead}" if ahead else "queued"
+
+
 def _started(event: dict[str, Any]) -> str:
     names = {
+        "fetch": "fetching the base model",
         "before": "measuring the base model",
         "train": "training",
         "after": "measuring the trained model",
@@ -118,6 +141,7 @@ class _Lines:
         self._console = console
         self._said_at = 0.0
         self._said_step: int | None = None
+        self._queued = False
 
     def __enter__(self) -> _Lines:
         return self
@@ -127,16 +151,19 @@ class _Lines:
 
     def event(self, event: dict[str, Any]) -> None:
         if text := told(event):
-            self._say(text)
+            self.say(text)
 
     def status(self, status: dict[str, Any]) -> None:
         step = status.get("step")
         due = time.monotonic() - self._said_at >= _LINE_SECONDS
         if status.get("phase") == "train" and step and step != self._said_step and due:
             self._said_at, self._said_step = time.monotonic(), step
-            self._say(f"step {step}/{status.get('total_steps')}  {training_line(status)}")
+            self.say(f"step {step}/{status.get('total_steps')}  {training_line(status)}")
+        elif status.get("state") == "queued" and not self._queued:
+            self._queued = True
+            self.say(waiting(status))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -153,6 +180,7 @@ class _Bar:
         )
         self._task: TaskID | None = None
         self._phase: str | None = None
+        self._queued = False
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -175,9 +203,15 @@ class _Bar:
             done = total if event["state"] == "succeeded" else task.completed
             self._progress.update(self._task, completed=done, total=total, line=line)
         if text := told(event):
-            self._progress.console.print(text, markup=False, highlight=False)
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
 
     def status(self, status: dict[str, Any]) -> None:
+        if status.get("state") == "queued" and not self._queued:
+            self._queued = True
+            self.say(waiting(status))
         if status.get("phase") == "train" == self._phase and self._task is not None:
             self._progress.update(
                 self._task,

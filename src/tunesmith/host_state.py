@@ -20,23 +20,13 @@ from pathlib import Path
 from tunesmith.errors import TunesmithError
 from tunesmith.files import human_bytes, sha256_of
 from tunesmith.host_app import app_digest
+from tunesmith.hosts.layout import DATA_DISKS, short_digest
 from tunesmith.hosts.remote import Remote
 from tunesmith.mirrors import Mirror
 from tunesmith.project import Project
 from tunesmith.stack import Stack
 
 SCRIPT = Path(__file__).with_name("drift.sh")
-
-# Where rental platforms mount the disk that survives a rebuild, in the order of looking; the
-# home folder comes after them.
-DATA_DISKS = (
-    "/root/autodl-tmp",
-    "/root/gpufree-data",
-    "/hy-tmp",
-    "/workspace",
-    "/data",
-    "/mnt/data",
-)
 
 # What cannot be mended piece by piece, and the findings that tell it was changed.
 _MADE_ANEW = {"environment": ("tree:envs/", "python:"), "app": ("tree:app/",)}
@@ -86,12 +76,12 @@ def wanted_state(
         source["ca"] = sha256_of(mirror.ca_bundle)
     locks = [flavour.lock_sha256 for flavour in stack.flavours.values()]
     return {
-        "app": _short(app),
+        "app": short_digest(app),
         "flavour": flavour or "auto",
-        "locks": _short([*locks, sha256_of(stack.build_constraints)]),
-        "mirror": f"{re.sub('[^A-Za-z0-9._-]+', '-', mirror.name)}:{_short(source)}",
-        "roles": _short(roles),
-        "stack": _short(sha256_of(stack.path)),
+        "locks": short_digest([*locks, sha256_of(stack.build_constraints)]),
+        "mirror": f"{re.sub('[^A-Za-z0-9._-]+', '-', mirror.name)}:{short_digest(source)}",
+        "roles": short_digest(roles),
+        "stack": short_digest(sha256_of(stack.path)),
         "toolkit": "yes" if toolkit else "no",
     }
 
@@ -249,7 +239,3 @@ def _tree_told(was: str | None, now: str | None) -> str:
         return f"{shown} ({int(after[2]) - int(before[2]):+d} bytes)"
     return "a file was written anew, with the same size"
 
-
-def _short(value: object) -> str:
-    """Return 16 hex digits that stand for a value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

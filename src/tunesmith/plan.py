@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -35,11 +35,25 @@ class Owned:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run lives on its target: folder, interpreter, and the variables of jobs."""
+class Input:
+    """A file of this machine that a run reads on another one.
 
-    run: Path
-    python: Path
+    `name` is where it will lie, relative to RUN/inputs.
+    """
+
+    name: str
+    source: Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lives on its target: folder, interpreter, and the variables of jobs.
+
+    The paths are the target's own; they may name nothing on this machine.
+    """
+
+    run: PurePath
+    python: PurePath
     env: Mapping[str, str]
 
 
@@ -54,6 +68,12 @@ class Plan:
     owned: tuple[Owned, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.place.run.name
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -76,6 +96,9 @@ class Plan:
             lines.append("disk")
             lines += [f"  {human_bytes(size):>9}  {what}" for what, size in self.needs.items()]
             lines.append(f"  {human_bytes(sum(self.needs.values())):>9}  together")
+        if self.inputs:
+            lines.append("uploaded where they have changed")
+            lines += [f"  {item.source} -> inputs/{item.name}" for item in self.inputs]
         lines += [f"note     {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,20 +10,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunesmith import hub, modelfiles, models
 from tunesmith.config import Config, load_config, parse_overrides
 from tunesmith.dataset.prompts import load_prompts
-from tunesmith.dataset.registry import check_registered
+from tunesmith.dataset.registry import REGISTRY, check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import UsageError
-from tunesmith.files import human_bytes, read_json, write_json
+from tunesmith.files import human_bytes
+from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder
-from tunesmith.job.rundir import OWNER_FILE, RunFolder
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import (
     EVALUATION,
+    PATH_KEYS,
+    Input,
     Owned,
     Place,
     Plan,
@@ -35,6 +34,7 @@ from tunesmith.plan import (
 )
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
+from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
 
 # What LLaMA-Factory's export takes; the rest of a merge config is about training.
@@ -48,9 +48,19 @@ MERGE_DEFAULTS = {
 }
 
 
+# What may follow a training, in the order of doing: the first on the target, the others by
+# whoever follows the run.
+THEN = ("merge", "report", "pull", "poweroff")
+
+
 @dataclass(frozen=True)
 class Asked:
-    """What the user asked of a training: files, overrides and options, as typed."""
+    """What the user asked of a training: files, overrides and options, as typed.
+
+    `queue` waits for a host that is at work instead of refusing. `then` is what follows a
+    success (THEN). `price` is money per hour; `max_hours` and `max_cost` end the training
+    with a checkpoint. `mirror` None: as the target was set up.
+    """
 
     config: Path
     overrides: tuple[str, ...] = ()
@@ -58,13 +68,41 @@ class Asked:
     evaluate: bool = True
     run_id: str | None = None
     revision: str | None = None
+    mirror: str | None = None
+    queue: bool = False
+    then: tuple[str, ...] = ()
+    price: float | None = None
+    max_hours: float | None = None
+    max_cost: float | None = None
 
 
-def target_of(project: Project, name: str, flavour: str | None = None) -> Target:
-    """Return the target `--on` names. Raises UsageError for one that does not exist."""
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words of a comma-separated option."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def number_of(option: str, text: str) -> float | None:
+    """Return a number as typed; None for nothing. Raises UsageError naming the option."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise UsageError(f"--{option} {text}: expected a number, as in 1.98") from None
+
+
+def target_of(project: Project, name: str, tell: Callable[[str], None]) -> Target:
+    """Return the target `--on` names; `tell` hears of uploads and downloads.
+
+    Raises UsageError for one that does not exist.
+    """
     if name == "local":
-        return LocalTarget(project, flavour)
-    raise UsageError(f"unknown target {name!r}; known are: local")
+        return LocalTarget(project)
+    known = inventory.read(project.inventory)
+    if name in known:
+        return HostTarget(project, name, tell)
+    raise UsageError(
+        f"unknown target {name!r}; known are: {', '.join(['local', *known])}; "
+        '`inv host.add NAME "ssh ..."` adds a host'
+    )
 
 
 def fetch_model(
@@ -127,24 +165,34 @@ def plan_training(
 ) -> Plan:
     """Return the plan of a training, with its data checked. Starts and writes nothing.
 
-    `model` None (a dry run before the download) leaves the model's name in the config.
-    Raises UsageError for a fault in config, data or prompts, or when the disk is too small.
+    `model` None (a dry run before the download, a target that fetches by itself) leaves the
+    model's name in the config. Raises UsageError for a fault in config, data, prompts or
+    options.
     """
     config = read_config(project, asked.config, asked.overrides)
     prompts = load_prompts(project.find(asked.prompts)) if asked.prompts else ()
     place = target.place(asked.run_id or new_run_id(config.stem))
-    model_path = str(model.path) if model else str(config.get("model_name_or_path"))
-    values, owned = own_keys(config, place, model_path)
+    name = str(config.get("model_name_or_path"))
+    values, owned = own_keys(config, place, str(model.path) if model else name)
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values)
+    inputs = bring(target, place.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=asked.evaluate)
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
     needs: dict[str, int] = {}
+    order = None if model else target.fetch_order(name, asked.revision, asked.mirror)
     if model:
         weights = sum(r.size for n, r in model.files.items() if n.endswith(".safetensors"))
         needs = disk_needs(config, modelfiles.tensor_shapes(model.path), weights, merge=True)
         notes.append(f"base model from {model.source}")
+    elif order:
+        phases = ("fetch", *phases)
+        if known := known_models(project).get(name):
+            both = "the base model, if it is not there, and the merged one"
+            needs = {both: 2 * known.size_bytes, "reserve": 1_000_000_000}
+    if "merge" in asked.then:
+        phases = (*phases, "merge", "proof")
     request = _request(project, config, place, model, f"on {config.get('dataset')}") | {
         "data": [report.to_json() for report in reports],
         "owned": [asdict(item) for item in owned],
@@ -152,21 +200,85 @@ def plan_training(
         "prompts": [asdict(prompt) for prompt in prompts],
         "evaluate": dict(EVALUATION),
         "merge": merge_keys(project, config),
-        "limits": {},
+        "limits": limits_of(asked),
         "env": dict(place.env) | _offline(reports),
+        "then": [word for word in THEN if word in asked.then],
     }
-    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes))
+    request |= {"fetch": order} if order else {}
+    request |= {"price": asked.price} if asked.price is not None else {}
+    if target.shared:
+        request["turn"] = "wait" if asked.queue else "refuse"
+    if "poweroff" in asked.then and "pull" not in asked.then and isinstance(target, HostTarget):
+        # With a pull, the one who pulled does it, when everything has arrived.
+        request["after"] = {"command": list(target.poweroff_command()), "when": "succeeded"}
+    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), inputs)
+
+
+def limits_of(asked: Asked) -> dict[str, Any]:
+    """Return run.json's limits for what was asked. Raises UsageError for what makes no sense."""
+    unknown = [word for word in asked.then if word not in THEN]
+    if unknown:
+        raise UsageError(f"--then {unknown[0]}: it takes {', '.join(THEN)}")
+    for option in ("price", "max_hours", "max_cost"):
+        value = getattr(asked, option)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{option.replace('_', '-')} {value}: expected more than 0")
+    hours = [asked.max_hours] if asked.max_hours is not None else []
+    if asked.max_cost is not None:
+        if asked.price is None:
+            raise UsageError("--max-cost needs the price of an hour: --price 1.98/h")
+        hours.append(asked.max_cost / asked.price)
+    return {"max_seconds": round(3600 * min(hours), 1)} if hours else {}
+
+
+def bring(
+    target: Target, run_id: str, values: dict[str, Any], reports: Sequence[DatasetReport]
+) -> tuple[Input, ...]:
+    """Turn the paths in `values` into the target's, and return the files that must go there.
+
+    Raises UsageError for a data file outside its dataset_dir, where another machine would
+    not find it.
+    """
+    inputs: list[Input] = []
+    for key in PATH_KEYS:
+        path = values.get(key)
+        if not isinstance(path, str) or not Path(path).is_absolute():
+            continue
+        values[key] = target.seen(run_id, key, Path(path))
+        if values[key] == path:
+            continue
+        if key == "dataset_dir":
+            files = [Path(report.file) for report in reports if report.rows is not None]
+            inputs += _below(Path(path), [Path(path) / REGISTRY, *files], key)
+        elif Path(path).is_dir():
+            inputs += _below(Path(path), sorted(Path(path).rglob("*")), key)
+        elif Path(path).is_file():
+            inputs.append(Input(f"{key}/{Path(path).name}", Path(path)))
+    return tuple(inputs)
+
+
+def _below(folder: Path, files: Sequence[Path], key: str) -> list[Input]:
+    found: dict[str, Input] = {}
+    for file in files:
+        if not file.is_relative_to(folder):
+            raise UsageError(
+                f"{file}: lies outside {folder} and would not be found on a host; copy it there "
+                "and register it with `inv data.register`"
+            )
+        if file.is_dir():
+            found |= {i.name: i for i in _below(folder, sorted(file.rglob("*")), key)}
+        else:
+            name = f"{key}/{file.relative_to(folder).as_posix()}"
+            found[name] = Input(name, file)
+    return list(found.values())
 
 
 def start_training(project: Project, target: Target, plan: Plan) -> str:
     """Create the plan's run and start it; return its id. Refuses a disk that is too small."""
-    check_room(plan.place.run, plan.needs)
-    output = Path(str((plan.config or {})["output_dir"]))
-    refuse_foreign_output(output, plan.place)
+    check_room(target, plan.needs)
     target.create(plan)
-    run_id = plan.place.run.name
-    target.start(run_id, plan.phases)
-    return run_id
+    target.start(plan.run_id, plan.phases)
+    return plan.run_id
 
 
 def check_data(values: Mapping[str, Any]) -> list[DatasetReport]:
@@ -182,9 +294,11 @@ def check_data(values: Mapping[str, Any]) -> list[DatasetReport]:
     return reports
 
 
-def plan_merge(project: Project, run_id: str | None, overrides: Sequence[str]) -> Plan:
+def plan_merge(
+    project: Project, target: Target, run_id: str | None, overrides: Sequence[str]
+) -> Plan:
     """Return the plan that merges a run's adapter and proves the result."""
-    folder, request, config = _trained(project, run_id)
+    run_id, request, config = _trained(target, run_id)
     chosen = dict(request["merge"])
     if overrides:
         parsed = parse_overrides(overrides)
@@ -199,8 +313,8 @@ def plan_merge(project: Project, run_id: str | None, overrides: Sequence[str]) -
         for name, record in request["model"]["files"].items()
         if name.endswith(".safetensors")
     )
-    place = _place_of(folder, project)
     needs = {"the merged model": weights, "reserve": 200_000_000}
+    place = target.place(run_id)
     return Plan(place, ("merge", "proof"), request | {"merge": chosen}, config, (), needs)
 
 
@@ -211,58 +325,52 @@ def plan_predict(
     overrides: Sequence[str],
     run_id: str | None,
     model: ModelFolder | None,
+    mirror: str | None = None,
 ) -> Plan:
     """Return the plan of a prediction with a run's adapter, or without a run the base model's."""
     config = read_config(project, file, overrides)
+    phases: tuple[str, ...] = ("predict",)
     if run_id:
-        folder, request, trained = _trained(project, run_id)
-        place = _place_of(folder, project)
+        run_id, request, trained = _trained(target, run_id)
+        place = target.place(run_id)
         values, owned = own_keys(config, place, str(trained["model_name_or_path"]), "predict")
         if "adapter_name_or_path" not in config.overrides:
-            owned.append(
-                Owned(
-                    "adapter_name_or_path",
-                    str(folder.output),
-                    values.get("adapter_name_or_path"),
-                    "the run's own",
-                )
-            )
-            values["adapter_name_or_path"] = str(folder.output)
+            was, adapter = values.get("adapter_name_or_path"), str(place.run / "output")
+            owned.append(Owned("adapter_name_or_path", adapter, was, "the run's own"))
+            values["adapter_name_or_path"] = adapter
     else:
         place = target.place(new_run_id(f"{config.stem}-predict"))
-        model_path = str(model.path) if model else str(config.get("model_name_or_path"))
-        values, owned = own_keys(config, place, model_path, "predict")
+        name = str(config.get("model_name_or_path"))
+        values, owned = own_keys(config, place, str(model.path) if model else name, "predict")
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
             owned.append(Owned("adapter_name_or_path", None, was, "no --run: the base model"))
+        order = None if model else target.fetch_order(name, None, mirror)
+        phases = ("fetch", *phases) if order else phases
         what = f"predicts {config.get('eval_dataset')}"
         request = _request(project, config, place, model, what) | {
-            "phases": ["predict"],
+            "phases": list(phases),
             "limits": {},
             "env": dict(place.env) | {"HF_HUB_OFFLINE": "1"},
         }
+        request |= {"fetch": order} if order else {}
+        request |= {"turn": "refuse"} if target.shared else {}
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
-    check_data(values)
-    return Plan(place, ("predict",), request | {"predict": values}, None, tuple(owned))
+    inputs = bring(target, place.run.name, values, check_data(values))
+    request = request | {"predict": values}
+    return Plan(place, phases, request, None, tuple(owned), inputs=inputs)
 
 
 def start_on_run(target: Target, plan: Plan) -> str:
     """Start a plan's phases on the run it names, making the run if it is new."""
-    check_room(plan.place.run, plan.needs)
-    folder = RunFolder(plan.place.run)
-    if folder.request_file.is_file():
-        if folder.busy():
-            # The lock would refuse it too, but only after the request was rewritten.
-            raise UsageError(
-                f"run {folder.run_id} is being worked on; wait for it (`inv attach --run "
-                f"{folder.run_id}`) or end it (`inv stop --run {folder.run_id}`)"
-            )
-        write_json(folder.request_file, plan.request)
+    check_room(target, plan.needs)
+    if target.exists(plan.run_id):
+        target.renew(plan)
     else:
         target.create(plan)
-    target.start(folder.run_id, plan.phases)
-    return folder.run_id
+    target.start(plan.run_id, plan.phases)
+    return plan.run_id
 
 
 def merge_keys(project: Project, config: Config) -> dict[str, Any]:
@@ -274,15 +382,15 @@ def merge_keys(project: Project, config: Config) -> dict[str, Any]:
     return MERGE_DEFAULTS | {key: values[key] for key in MERGE_KEYS if key in values}
 
 
-def check_room(folder: Path, needs: Mapping[str, int]) -> None:
-    """Refuse to start what the disk cannot hold, with the sum."""
+def check_room(target: Target, needs: Mapping[str, int]) -> None:
+    """Refuse to start what the target's disk cannot hold, with the sum."""
     if not needs:
         return
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free, total = shutil.disk_usage(existing).free, sum(needs.values())
+    where, free = target.room()
+    total = sum(needs.values())
     if free < total:
         raise UsageError(
-            f"{existing}: {human_bytes(free)} free, this run may need {human_bytes(total)}; free "
+            f"{where}: {human_bytes(free)} free, this run may need {human_bytes(total)}; free "
             "space, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
             [f"{human_bytes(size):>9}  {what}" for what, size in needs.items()],
         )
@@ -334,35 +442,13 @@ def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
     return {} if any(report.rows is None for report in reports) else {"HF_HUB_OFFLINE": "1"}
 
 
-def _trained(
-    project: Project, run_id: str | None
-) -> tuple[RunFolder, dict[str, Any], dict[str, Any]]:
-    """Return folder, request and config of a run whose training succeeded."""
-    folder = RunFolder(project.run_folder(run_id))
-    request, phases = folder.request(), folder.status()["phases"]
+def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return id, request and config of a run whose training succeeded."""
+    found = target.find(run_id)
+    phases = target.status(found)["phases"]
     if phases.get("train") != "succeeded":
         state = phases.get("train", "not started")
         raise UsageError(
-            f"run {folder.run_id}: its training is {state}; `inv resume --run {folder.run_id}` "
-            "continues it"
+            f"run {found}: its training is {state}; `inv resume --run {found}` continues it"
         )
-    config = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-    return folder, request, config
-
-
-def _place_of(folder: RunFolder, project: Project) -> Place:
-    return LocalTarget(project).place(folder.run_id)
-
-
-def refuse_foreign_output(output: Path, place: Place) -> None:
-    """The supervisor checks this under its lock too; here it is said before a run is made."""
-    if place.run in output.parents or not output.is_dir() or not any(output.iterdir()):
-        return
-    owner_file = output / OWNER_FILE
-    owner = (
-        f"belongs to run {read_json(owner_file)['run_id']}" if owner_file.is_file() else "has files"
-    )
-    raise UsageError(
-        f"{output}: this output folder {owner}; choose another with `output_dir=PATH`, or leave "
-        "the key out"
-    )
+    return found, target.request(found), target.config(found)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tunesmith.follow import duration, follow, told, training_line
+from tunesmith.targets.base import Look
 
 pytestmark = pytest.mark.unit
 
@@ -22,11 +23,9 @@ class Recorded:
     def __init__(self, looks: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
         self._looks = list(looks)
 
-    def status(self, _run_id: str) -> dict[str, Any]:
-        return self._looks[0][0]
-
-    def events(self, _run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
-        return self._looks.pop(0)[1], offset + 1
+    def watch(self, _run_id: str, offset: int = 0) -> Iterator[Look]:
+        for number, (status, events) in enumerate(self._looks, 1):
+            yield Look(status, tuple(events), offset + number, "", 0)
 
 
 STATUS = {

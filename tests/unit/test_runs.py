@@ -9,8 +9,8 @@ import pytest
 from tunesmith import runs
 from tunesmith.errors import UsageError
 from tunesmith.files import write_json
-from tunesmith.plan import Place
 from tunesmith.project import Project
+from tunesmith.targets.local import LocalTarget, refuse_foreign_output
 
 pytestmark = pytest.mark.unit
 
@@ -42,23 +42,23 @@ def test_another_known_model_brings_its_template(project: Project, tmp_path: Pat
     assert (read.get("template"), read.overrides["template"]) == ("smollm", "smollm")
 
 
-def test_a_disk_too_small_is_refused_with_the_sum(tmp_path: Path) -> None:
+def test_a_disk_too_small_is_refused_with_the_sum(root: Path, tmp_path: Path) -> None:
+    target = LocalTarget(Project(root, tmp_path / "not" / "yet"))
     needs = {"3 checkpoints": 6 * 10**17, "the merged model": 4 * 10**17}
     with pytest.raises(UsageError) as caught:
-        runs.check_room(tmp_path / "not" / "yet", needs)
+        runs.check_room(target, needs)
     assert "this run may need 1000000.0 TB" in caught.value.message
     assert [line.split()[-1] for line in caught.value.detail] == ["checkpoints", "model"]
-    runs.check_room(tmp_path, {"little": 1})
+    runs.check_room(target, {"little": 1})
 
 
 def test_output_of_another_run_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
     output = tmp_path / "theirs"
     output.mkdir()
-    place = Place(tmp_path / "mine", Path("python"), {})
-    runs.refuse_foreign_output(output, place)
+    refuse_foreign_output(output, tmp_path / "mine")
     write_json(output / ".tunesmith-owner.json", {"run_id": "theirs-1"})
     with pytest.raises(UsageError, match="belongs to run theirs-1"):
-        runs.refuse_foreign_output(output, place)
+        refuse_foreign_output(output, tmp_path / "mine")
 
 
 @pytest.mark.parametrize("stem", ["a b/c", "../../etc", "ü", ""])
@@ -70,6 +70,71 @@ def test_run_ids_are_plain_names(stem: str) -> None:
 
 def test_unknown_targets_and_runs_are_named(project: Project) -> None:
     with pytest.raises(UsageError, match="known are: local"):
-        runs.target_of(project, "mars")
+        runs.target_of(project, "mars", print)
     with pytest.raises(UsageError, match=r"no run|no runs"):
         project.run_folder("20000101-000000-none")
+
+
+def asked(**options: object) -> runs.Asked:
+    return runs.Asked(Path("x.yaml"), **options)  # type: ignore[arg-type]
+
+
+def test_the_tighter_of_two_limits_holds() -> None:
+    assert runs.limits_of(asked()) == {}
+    assert runs.limits_of(asked(max_hours=2.0)) == {"max_seconds": 7200.0}
+    assert runs.limits_of(asked(max_hours=2.0, price=3.0, max_cost=1.5)) == {"max_seconds": 1800.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_cost": 3.0}, "--max-cost needs the price"),
+        ({"price": 0.0}, "--price 0.0: expected more than 0"),
+        ({"max_hours": float("nan")}, "--max-hours nan"),
+        ({"then": ("merge", "sleep")}, "--then sleep: it takes merge, report, pull, poweroff"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        runs.limits_of(asked(**options))
+
+
+class Elsewhere(LocalTarget):
+    """A target whose runs have their inputs below /there."""
+
+    def seen(self, run_id: str, key: str, path: Path) -> str:
+        return f"/there/{run_id}/{key}"
+
+
+def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_path: Path) -> None:
+    deepspeed = tmp_path / "ds.json"
+    deepspeed.write_text("{}")
+    data = root / "data"
+    values: dict[str, object] = {
+        "dataset": "philosophy_conch",
+        "dataset_dir": str(data),
+        "deepspeed": str(deepspeed),
+    }
+    reports = runs.check_data(values)
+    target = Elsewhere(Project(root, tmp_path))
+    inputs = runs.bring(target, "r1", values, reports)
+    assert values["dataset_dir"] == "/there/r1/dataset_dir"
+    assert {item.name: item.source for item in inputs} == {
+        "dataset_dir/dataset_info.json": data / "dataset_info.json",
+        "dataset_dir/philosophy_data.json": data / "philosophy_data.json",
+        "deepspeed/ds.json": deepspeed,
+    }
+    # Here, nothing is brought anywhere.
+    values["dataset_dir"] = str(data)
+    assert runs.bring(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()
+
+
+def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "data"
+    inner.mkdir()
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    write_json(inner / "dataset_info.json", {"d": {"file_name": str(tmp_path / "rows.json")}})
+    values: dict[str, object] = {"dataset": "d", "dataset_dir": str(inner)}
+    reports = runs.check_data(values)
+    with pytest.raises(UsageError, match=r"rows.json: lies outside"):
+        runs.bring(Elsewhere(Project(root, tmp_path)), "r1", values, reports)

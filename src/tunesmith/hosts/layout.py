@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
 
-# Finds tunesmith's folder as drift.sh does: on the first data disk that has one, else at home.
-FIND_BASE = """
+# Where rental platforms mount the disk that survives a rebuild, in the order of looking; the
+# home folder comes after them.
+DATA_DISKS = (
+    "/root/autodl-tmp",
+    "/root/gpufree-data",
+    "/hy-tmp",
+    "/workspace",
+    "/data",
+    "/mnt/data",
+)
+
+# Sets $base as drift.sh finds it: tunesmith's folder, on the first data disk that has one.
+FIND_BASE = f"""
 base=
-for disk in "$@" "$HOME"; do
+for disk in {" ".join(DATA_DISKS)} "$HOME"; do
     [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith && break
+done
+"""
+# Sets $environment, the finished training environment below $base.
+FIND_ENVIRONMENT = """
+environment=
+for folder in "$base"/envs/*/; do
+    [ -f "$folder.tunesmith-environment.json" ] && environment=${folder%/}
 done
 """
 _LOOK = f"""{FIND_BASE}
 printf 'base=%s\\n' "$base"
 [ -n "$base" ] || exit 0
+{FIND_ENVIRONMENT}
+printf 'environment=%s\\n' "$environment"
+[ -n "$environment" ] || exit 0
+printf 'made=%s\\n' "$(tr -d '\\n' <"$environment/.tunesmith-environment.json")"
 printf 'fingerprint=%s\\n' "$(sed -n 's/.*"fingerprint": "\\(.*\\)".*/\\1/p' "$base/state.json")"
 printf 'free=%s\\n' "$(df -Pk "$base" | awk 'NR == 2 {{ print $4 }}')"
-for environment in "$base"/envs/*/; do
-    if [ -f "$environment/.tunesmith-environment.json" ]; then
-        printf 'environment=%s\\n' "${{environment%/}}"
-        printf 'made=%s\\n' "$(tr -d '\\n' <"$environment/.tunesmith-environment.json")"
-    fi
-done
+[ ! -f "$base/mirror.yml" ] || printf 'mirror=%s\\n' "$base/mirror.yml"
+printf 'sudo=%s\\n' "$([ "$(id -u)" -eq 0 ] || printf 'sudo -n')"
 . "$base/env.sh" && printf 'HF_HOME=%s\\n' "$HF_HOME"
 """
 
@@ -38,7 +57,9 @@ class Layout:
 
     `base` is tunesmith's folder on the data disk, `environment` the conda environment,
     `flavour` and `lock_sha256` what is installed there, `app` the short digest of the
-    sources provisioning left (empty: unknown), `free_bytes` the room on the data disk.
+    sources provisioning left (empty: unknown), `free_bytes` the room on the data disk,
+    `mirror` the mirror profile it was provisioned with (a name, or a file there), `sudo` what
+    an administrator's command begins with there.
     """
 
     base: PurePosixPath
@@ -48,6 +69,13 @@ class Layout:
     lock_sha256: str
     app: str
     free_bytes: int
+    mirror: str
+    sudo: tuple[str, ...]
+
+    @property
+    def disk(self) -> PurePosixPath:
+        """The data disk."""
+        return self.base.parent
 
     @property
     def python(self) -> PurePosixPath:
@@ -75,25 +103,32 @@ class Layout:
         return self.base / "env.sh"
 
 
-def look(remote: Remote, disks: Sequence[str]) -> Layout:
+def look(remote: Remote) -> Layout:
     """Return where things lie on a host.
 
-    `disks` are the folders where platforms mount data disks, in the order of looking. Raises
-    UsageError for a host that was not provisioned to the end.
+    Raises UsageError for a host that was not provisioned to the end.
     """
-    done = remote.run(_LOOK, arguments=disks)
+    done = remote.run(_LOOK)
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    if done.returncode != 0:
+    if not found.get("base") or not found.get("environment"):
+        raise not_provisioned(remote.name)
+    if done.returncode != 0 or "HF_HOME" not in found:
         raise TunesmithError(
-            f"{remote.name}: looking for tunesmith's folder failed; `inv provision --on "
-            f"{remote.name}` mends it",
+            f"{remote.name}: {found['base']} cannot be read; `inv provision --on {remote.name}` "
+            "mends it",
             done.stderr.splitlines()[-3:],
         )
-    if not found.get("base") or not found.get("environment"):
-        raise UsageError(
-            f"{remote.name} is not provisioned; `inv provision --on {remote.name}` does it"
-        )
     return _layout(found)
+
+
+def short_digest(value: object) -> str:
+    """Return 16 hex digits that stand for a value in a state's fingerprint."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def not_provisioned(name: str) -> UsageError:
+    """Return the error for a host without tunesmith's folder."""
+    return UsageError(f"{name} is not provisioned; `inv provision --on {name}` does it")
 
 
 def _layout(found: Mapping[str, str]) -> Layout:
@@ -107,4 +142,6 @@ def _layout(found: Mapping[str, str]) -> Layout:
         lock_sha256=str(made["lock_sha256"]),
         app=asked.get("app", ""),
         free_bytes=int(found["free"]) * 1024,
+        mirror=found.get("mirror") or asked.get("mirror", "").partition(":")[0] or "default",
+        sudo=tuple(found["sudo"].split()),
     )

@@ -231,15 +231,18 @@ class EventTail:
         self._path = path
         self.offset = offset
 
-    def new(self) -> list[dict[str, Any]]:
+    def new(self, limit: int = -1) -> list[dict[str, Any]]:
         """Return the events written since the last call, in order.
 
-        Raises ValueError naming the byte when a whole line is not a JSON object.
+        With `limit` about that many bytes of them, at least one whole line. Raises
+        ValueError naming the byte when a whole line is not a JSON object.
         """
         try:
             with self._path.open("rb") as stream:
                 stream.seek(self.offset)
-                content = stream.read()
+                content = stream.read(limit)
+                if limit >= 0 and b"\n" not in content:
+                    content += stream.readline()
         except FileNotFoundError:
             return []
         events = []

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import write_json, write_text
-from tunesmith.job.rundir import EventTail, RunFolder
+from tunesmith.files import read_json, write_json, write_text
+from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder
 from tunesmith.plan import Place, Plan
 from tunesmith.project import Project
+from tunesmith.targets.base import Look
+
+_LOOK_SECONDS = 0.5
 
 
 class LocalTarget:
     """Runs jobs on this machine, detached, in folders below .tunesmith/runs/."""
 
     name = "local"
+    shared = False
 
     def __init__(self, project: Project, flavour: str | None = None) -> None:
         self._project = project
@@ -34,9 +41,35 @@ class LocalTarget:
         variables = {**self._project.stack.variables, "HF_HOME": str(self._project.hf_home), **lock}
         return Place(self._project.runs / run_id, self._environment.python, variables)
 
+    def seen(self, _run_id: str, _key: str, path: Path) -> str:
+        """Return the path as it is."""
+        return str(path)
+
+    def room(self) -> tuple[str, int]:
+        """Return where runs are kept, and the free bytes there."""
+        runs = self._project.runs
+        existing = next(p for p in (runs, *runs.parents) if p.exists())
+        return str(existing), shutil.disk_usage(existing).free
+
+    def fetch_order(
+        self, _name: str, _revision: str | None, _mirror: str | None
+    ) -> dict[str, Any] | None:
+        """Return None: base models are fetched before the run is made."""
+        return None
+
+    def find(self, run_id: str | None) -> str:
+        """Return the id of a run that exists, by default the newest one's."""
+        return self._project.run_folder(run_id).name
+
+    def exists(self, run_id: str) -> bool:
+        """Return whether there is such a run."""
+        return (self._project.runs / run_id / "run.json").is_file()
+
     def create(self, plan: Plan) -> None:
         """Make the plan's run folder with its request and config; it must not exist yet."""
-        folder = RunFolder(plan.place.run)
+        folder = RunFolder(Path(plan.place.run))
+        if plan.config is not None and "output_dir" in plan.config:
+            refuse_foreign_output(Path(str(plan.config["output_dir"])), folder.path)
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.path.mkdir()
@@ -46,6 +79,27 @@ class LocalTarget:
             body = yaml.safe_dump(dict(plan.config), allow_unicode=True, sort_keys=True)
             write_text(folder.config_file, body)
         write_json(folder.request_file, plan.request)
+
+    def renew(self, plan: Plan) -> None:
+        """Give a run the plan's request. Raises UsageError while somebody works on it."""
+        run_id = plan.run_id
+        folder = self._folder(run_id)
+        if folder.busy():
+            # The lock would refuse it too, but only after the request was rewritten.
+            raise UsageError(
+                f"run {run_id} is being worked on; wait for it (`inv attach --run {run_id}`) or "
+                f"end it (`inv stop --run {run_id}`)"
+            )
+        write_json(folder.request_file, plan.request)
+
+    def request(self, run_id: str) -> dict[str, Any]:
+        """Return what was asked: run.json."""
+        return self._folder(run_id).request()
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        """Return the config of the training; empty when the run has none."""
+        file = self._folder(run_id).config_file
+        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def start(self, run_id: str, phases: Sequence[str]) -> None:
         """Start phases of a run, detached; return when it is under way."""
@@ -70,15 +124,20 @@ class LocalTarget:
         tail = EventTail(self._folder(run_id).events_file, offset)
         return tail.new(), tail.offset
 
-    def log(self, run_id: str, offset: int) -> tuple[str, int]:
-        """Return the log from byte `offset` on, and the offset behind it."""
-        try:
-            with self._folder(run_id).log_file.open("rb") as log:
-                log.seek(offset)
-                content = log.read()
-        except FileNotFoundError:
-            return "", offset
-        return content.decode("utf-8", "replace"), offset + len(content)
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[Look]:
+        """Yield a look twice a second until the run is over."""
+        while True:
+            # The status first: what ends the loop must not outrun the events.
+            status = self.status(run_id)
+            new, events = self.events(run_id, events)
+            text = ""
+            if log is not None:
+                text, log = self._log(run_id, log)
+            look = Look(status, tuple(new), events, text, log or 0)
+            yield look
+            if look.over:
+                return
+            time.sleep(_LOOK_SECONDS)
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the status of every run, oldest first."""
@@ -91,13 +150,40 @@ class LocalTarget:
         return sorted(found, key=lambda run: (run["created"], run["run_id"]))
 
     def results(self, run_id: str) -> Path:
-        """Return a local folder with the run's results."""
+        """Return the run's folder."""
         return self._folder(run_id).path
+
+    def remove(self, run_id: str) -> int:
+        """Delete a run; return the bytes that became free. Refuses one that is worked on."""
+        folder = self._folder(run_id)
+        if folder.busy():
+            raise UsageError(f"run {run_id} is being worked on; `inv stop --run {run_id}` ends it")
+        size = sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file())
+        # Out of sight first: a deletion that is cut short leaves no half a run behind, and the
+        # next one sweeps up.
+        doomed = self._project.home / "removed"
+        doomed.mkdir(exist_ok=True)
+        folder.path.rename(doomed / run_id)
+        shutil.rmtree(doomed)
+        return size
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half in the user's terminal; return its exit code."""
         argv = [str(self._environment.python), "-m", module, *arguments]
         return subprocess.run(argv, env=self._variables(), check=False).returncode
+
+    def _log(self, run_id: str, offset: int) -> tuple[str, int]:
+        """Return the log from byte `offset` on, up to its last whole character."""
+        try:
+            with self._folder(run_id).log_file.open("rb") as log:
+                log.seek(offset)
+                content = log.read()
+        except FileNotFoundError:
+            return "", offset
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(content)
+        # What is left is the start of a character whose end is not written yet.
+        return text, offset + len(content) - len(decoder.getstate()[0])
 
     def _folder(self, run_id: str) -> RunFolder:
         return RunFolder(self._project.run_folder(run_id))
@@ -115,3 +201,17 @@ class LocalTarget:
         argv += [str(self._folder(run_id).path), *phases]
         variables = self._variables()
         return subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
+
+
+def refuse_foreign_output(output: Path, run: Path) -> None:
+    """The supervisor checks this under its lock too; here it is said before a run is made."""
+    if run in output.parents or not output.is_dir() or not any(output.iterdir()):
+        return
+    owner_file = output / OWNER_FILE
+    owner = (
+        f"belongs to run {read_json(owner_file)['run_id']}" if owner_file.is_file() else "has files"
+    )
+    raise UsageError(
+        f"{output}: this output folder {owner}; choose another with `output_dir=PATH`, or leave "
+        "the key out"
+    )

@@ -1,0 +1,409 @@
+"""A provisioned host as a target: everything lives there, nothing in the client.
+
+Runs are folders on the host's data disk, worked on by the host's own supervisor. This side
+asks (hosts/agent.py), brings files (hosts/transfer.py), and can be closed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes, read_json, sha256_of, write_json
+from tunesmith.host_app import app_digest
+from tunesmith.hosts import agent, layout, transfer
+from tunesmith.hosts.agent import LostError
+from tunesmith.hosts.layout import Layout
+from tunesmith.hosts.remote import Remote
+from tunesmith.plan import Input, Place, Plan
+from tunesmith.platforms import Platform, load_platforms, platform_of
+from tunesmith.project import Project
+from tunesmith.targets.base import Look
+
+PULLED = "pulled.json"
+# Parts of a run that `pull` can bring; `results` wants the small ones only.
+PARTS = ("adapter", "merged", "report", "log")
+# How long a host may be out of reach before a watcher gives up. The run does not care.
+_PATIENCE_SECONDS = 1800.0
+_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
+
+Tell = Callable[[str], None]
+
+
+def _silent(_text: str) -> None:
+    return None
+
+
+class HostTarget:
+    """Runs jobs on a host of the inventory. Raises UsageError when the name is not there."""
+
+    shared = True
+
+    def __init__(self, project: Project, name: str, tell: Tell = _silent) -> None:
+        self.name = name
+        self._project = project
+        self._remote = Remote(name, project.inventory)
+        self._tell = tell
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Where things lie there, asked once."""
+        return layout.look(self._remote)
+
+    @property
+    def platform(self) -> Platform:
+        """The rental platform, by its data disk."""
+        platforms = load_platforms(self._project.root / "configs" / "platforms.yml")
+        return platform_of(platforms, str(self.layout.disk))
+
+    def place(self, run_id: str) -> Place:
+        """Return where a run of this id lives, or would live."""
+        lock = {
+            "TUNESMITH_LOCK": self.layout.flavour,
+            "TUNESMITH_LOCK_SHA256": self.layout.lock_sha256,
+        }
+        variables = {
+            **self._project.stack.variables,
+            "HF_HOME": str(self.layout.hf_home),
+            **lock,
+        }
+        return Place(self.layout.runs / run_id, self.layout.python, variables)
+
+    def seen(self, run_id: str, key: str, path: Path) -> str:
+        """Return where the input of a config key lies there, or where a cache would."""
+        if key in ("tokenized_path", "cache_dir"):
+            return str(self.layout.base / "cache" / key / path.name)
+        folder = self.layout.runs / run_id / "inputs" / key
+        return str(folder / path.name if path.is_file() else folder)
+
+    def room(self) -> tuple[str, int]:
+        """Return where runs are kept, and the free bytes there."""
+        return f"{self.name}:{self.layout.base}", self.layout.free_bytes
+
+    def fetch_order(
+        self, name: str, revision: str | None, mirror: str | None
+    ) -> dict[str, Any] | None:
+        """Return how a run fetches its base model there.
+
+        Raises UsageError for a mirror profile that the host does not have.
+        """
+        chosen = mirror or self.layout.mirror
+        if chosen.endswith(".yml") and chosen != self.layout.mirror:
+            raise UsageError(
+                f"--mirror {chosen}: a host uses the file it was provisioned with; `inv provision "
+                f"--on {self.name} --mirror {chosen}` brings this one"
+            )
+        return {
+            "name": name,
+            "revision": revision,
+            "mirror": chosen,
+            "configs": str(self.layout.base / "app" / "configs"),
+            "store": str(self.layout.models),
+            "allow_pickle": False,
+        }
+
+    def find(self, run_id: str | None) -> str:
+        """Return the id of a run that exists, by default the newest one's."""
+        words = [run_id] if run_id else []
+        return str(agent.call(self._remote, "find", *words)["run_id"])
+
+    def exists(self, run_id: str) -> bool:
+        """Return whether there is such a run."""
+        return any(run["run_id"] == run_id for run in self.runs())
+
+    def create(self, plan: Plan) -> None:
+        """Bring the inputs, and make the run's folder: whole or not at all.
+
+        Raises UsageError when the run is there, or when the host has other sources of
+        tunesmith than this clone: the two would not understand each other's runs.
+        """
+        self._same_sources()
+        order = {
+            "run_id": plan.run_id,
+            "request": dict(plan.request),
+            "config": dict(plan.config) if plan.config is not None else None,
+        }
+        self._deliver("create", (), order, plan.inputs)
+
+    def renew(self, plan: Plan) -> None:
+        """Replace the request of a run. Raises UsageError while somebody works on it."""
+        self._same_sources()
+        order = {"request": dict(plan.request)}
+        self._deliver("renew", (plan.run_id,), order, plan.inputs)
+
+    def request(self, run_id: str) -> dict[str, Any]:
+        """Return what was asked: run.json."""
+        return dict(self._show(run_id)["request"])
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        """Return the config of the training; empty when the run has none."""
+        return dict(self._show(run_id)["config"] or {})
+
+    def start(self, run_id: str, phases: Sequence[str]) -> None:
+        """Start phases of a run, detached; return when it is under way or in the queue."""
+        agent.call(self._remote, "start", run_id, *phases, timeout=90)
+
+    def stop(self, run_id: str) -> None:
+        """Ask a run for a checkpoint and an end."""
+        agent.call(self._remote, "stop", run_id)
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        """Return the status as status.json has it."""
+        return dict(self._show(run_id)["status"])
+
+    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+        """Return the events from byte `offset` on, and the offset behind them."""
+        words = ("--events", str(offset), "--log", "-1", "--once")
+        said = agent.call(self._remote, "watch", run_id, *words)
+        return list(said["events"]), int(said["events_offset"])
+
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[Look]:
+        """Yield looks as the host tells them; after a lost connection go on where it was.
+
+        Raises TunesmithError when the host has been out of reach for half an hour.
+        """
+        status: dict[str, Any] = {"run_id": run_id, "state": "running", "phases": {}}
+        log_offset = -1 if log is None else log
+        fresh, failed, lost_at = False, 0, 0.0
+        while True:
+            words = ("--events", str(events), "--log", str(log_offset))
+            try:
+                for said in agent.stream(self._remote, "watch", run_id, *words, fresh=fresh):
+                    failed = 0
+                    status, events = said["status"], int(said["events_offset"])
+                    text = str(said.get("log", ""))
+                    log_offset = int(said["log_offset"]) if log is not None else -1
+                    look = Look(
+                        status,
+                        tuple(said["events"]),
+                        events,
+                        text,
+                        max(log_offset, 0),
+                        more=bool(said.get("more")),
+                    )
+                    yield look
+                    if look.over:
+                        return
+                reason = f"{self.name} ended the conversation"
+            except LostError as error:
+                reason = error.message
+            if failed == 0:
+                lost_at = time.monotonic()
+            if time.monotonic() - lost_at > _PATIENCE_SECONDS:
+                raise TunesmithError(
+                    f"{self.name} has been out of reach for {_PATIENCE_SECONDS / 60:.0f} minutes; "
+                    f"the run goes on if the host does: `inv attach --on {self.name} --run "
+                    f"{run_id}`",
+                    [reason],
+                )
+            yield Look(status, (), events, "", max(log_offset, 0), lost=reason)
+            time.sleep(_RETRY_SECONDS[min(failed, len(_RETRY_SECONDS) - 1)])
+            # A kept connection that died may hang for a while: not that one.
+            fresh, failed = True, failed + 1
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the status of every run, oldest first."""
+        return [run | {"on": self.name} for run in agent.call(self._remote, "runs")["runs"]]
+
+    def results(self, run_id: str) -> Path:
+        """Return a local copy of the run without its weights, brought up to date."""
+        folder = self._project.home / "hosts" / self.name / run_id
+        self.bring(run_id, ("report", "log"), folder)
+        return folder
+
+    def pull(self, run_id: str, parts: Sequence[str]) -> Path:
+        """Bring parts of a run under .tunesmith/runs/, complete or not at all.
+
+        Raises UsageError when a run of this name was made here.
+        """
+        folder = self._project.runs / run_id
+        if folder.exists() and not (folder / PULLED).is_file():
+            raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
+        self.bring(run_id, parts, folder)
+        return folder
+
+    def bring(self, run_id: str, parts: Sequence[str], folder: Path) -> None:
+        """Make `folder` a copy of parts of a run: every sha256 is the host's, or none is new.
+
+        What was cut off is gone on with. Files that were made here (a report) stay.
+        """
+        wanted = self._manifest(run_id, parts)
+        staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
+        staging.mkdir(parents=True, exist_ok=True)
+        had = read_json(folder / PULLED)["files"] if (folder / PULLED).is_file() else {}
+        for name in wanted:
+            if _same(folder / name, wanted[name]) and not (staging / name).exists():
+                _link(folder / name, staging / name)
+        missing = [name for name in wanted if not _same(staging / name, wanted[name])]
+        for name in missing:
+            if (staging / name).exists() and (staging / name).stat().st_nlink > 1:
+                # rsync will write into the file: not into one that `folder` shares.
+                (staging / name).unlink()
+        if missing:
+            total = sum(wanted[name]["size"] for name in missing)
+            self._tell(f"pulling {len(missing)} files ({human_bytes(total)}) from {self.name}")
+            source = str(self.layout.runs / run_id)
+            transfer.download(self._remote, source, missing, staging, self._tell)
+        wrong = [name for name in missing if not _same(staging / name, wanted[name])]
+        if wrong:
+            for name in wrong:
+                (staging / name).unlink(missing_ok=True)
+            raise TunesmithError(
+                f"run {run_id}: {wrong[0]} has changed while it was fetched; the same command "
+                "fetches it again",
+                wrong,
+            )
+        for stale in _files(staging).keys() - wanted.keys():
+            (staging / stale).unlink()
+        for own in _files(folder).keys() - had.keys() - wanted.keys() - {PULLED}:
+            _link(folder / own, staging / own)
+        write_json(staging / PULLED, {"from": self.name, "files": wanted})
+        self._swap(staging, folder)
+
+    def remove(self, run_id: str) -> int:
+        """Delete a run; return the bytes that became free. Refuses one that is worked on."""
+        return int(agent.call(self._remote, "remove", run_id, timeout=600)["freed"])
+
+    def interact(self, module: str, arguments: Sequence[str]) -> int:
+        """Run a module of the job half there, in the user's terminal; return its exit code."""
+        place = self.place("-")
+        command = ["env", *(f"{key}={value}" for key, value in place.env.items())]
+        command += [str(place.python), "-m", module, *arguments]
+        base = shlex.quote(str(self.layout.base))
+        script = f"cd {base} && . ./{self.layout.variables.name} && exec {shlex.join(command)}"
+        terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else ["-T"]
+        argv = ["ssh", "-F", str(self._remote.config), *terminal, "-o", "BatchMode=yes"]
+        argv += ["-o", "LogLevel=ERROR", self.name, "--", f"/bin/sh -c {shlex.quote(script)}"]
+        return subprocess.run(argv, check=False).returncode
+
+    def send_model(self, name: str, folder: Path) -> None:
+        """Bring a base model's folder from here into the host's store, where it is verified."""
+        self._tell(f"base model: uploading {folder} to {self.name}")
+        key = hashlib.sha256(name.encode()).hexdigest()[:16]
+        upload = self.layout.base / "uploads" / "models" / key
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        transfer.upload(self._remote, files, str(upload), self._tell)
+        order = self.fetch_order(name, None, None) or {}
+        words = ["fetch", name, "--configs", order["configs"], "--store", order["store"]]
+        words += ["--hf-home", str(self.layout.hf_home), "--mirror", order["mirror"]]
+        script = (
+            f". {shlex.quote(str(self.layout.variables))}\n"
+            f"exec {shlex.quote(str(self.layout.python))} -m tunesmith.hub {shlex.join(words)} "
+            f"--from {shlex.quote(str(upload))}"
+        )
+        done = self._remote.run(script, timeout=3600)
+        if done.returncode != 0:
+            said = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+            raise TunesmithError(
+                f"{self.name}: {said.get('error', 'the model was not accepted there')}",
+                [str(line) for line in said.get("detail", done.stderr.splitlines()[-3:])],
+            )
+        self._remote.run(f"rm -rf {shlex.quote(str(upload))}")
+
+    def power_off(self) -> None:
+        """Power the host off, the platform's way."""
+        # The connection goes with it: how the command ends says nothing.
+        with contextlib.suppress(TunesmithError):
+            self._remote.run(f"{shlex.join(self.poweroff_command())} </dev/null >/dev/null 2>&1 &")
+
+    def poweroff_command(self) -> tuple[str, ...]:
+        """Return what powers the host off. Raises UsageError where that is not known."""
+        platform = self.platform
+        if platform.poweroff is None:
+            raise UsageError(
+                f"{self.name}: how a {platform.name} host is powered off from inside is not known; "
+                "do it in the console, or write `poweroff` into configs/platforms.yml"
+            )
+        return (*self.layout.sudo, *platform.poweroff)
+
+    def resume_all(self) -> list[str]:
+        """Continue every run that ended without a word; return their ids."""
+        return [str(run) for run in agent.call(self._remote, "resume-all", timeout=120)["started"]]
+
+    def _show(self, run_id: str) -> dict[str, Any]:
+        return agent.call(self._remote, "show", run_id)
+
+    def _same_sources(self) -> None:
+        wanted = layout.short_digest(app_digest(self._project.root))
+        if self.layout.app and self.layout.app != wanted:
+            raise UsageError(
+                f"{self.name} has other sources of tunesmith than this clone; `inv provision --on "
+                f"{self.name}` brings these"
+            )
+
+    def _deliver(
+        self, verb: str, words: Sequence[str], order: dict[str, Any], inputs: Sequence[Input]
+    ) -> None:
+        """Upload the inputs that changed and let the agent take them, each by its sha256."""
+        if inputs:
+            clone = hashlib.sha256(str(self._project.root).encode()).hexdigest()[:8]
+            folder = self.layout.base / "uploads" / f"{self._project.root.name}-{clone}"
+            files = {item.name: item.source for item in inputs}
+            size = sum(path.stat().st_size for path in files.values())
+            self._tell(f"uploading what changed of {len(files)} files ({human_bytes(size)})")
+            transfer.upload(self._remote, files, str(folder), self._tell)
+            order["inputs"] = {
+                name: {
+                    "source": str(folder / name),
+                    "sha256": sha256_of(path),
+                    "size": path.stat().st_size,
+                }
+                for name, path in files.items()
+            }
+        agent.call(self._remote, verb, *words, stdin=order, timeout=600)
+
+    def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        words = ("--what", ",".join(parts))
+        said = agent.call(self._remote, "manifest", run_id, *words, timeout=3600)
+        files = dict(said["files"])
+        # What a host names must stay below our folder.
+        for name in files:
+            if name.startswith("/") or ".." in Path(name).parts or name == PULLED:
+                raise TunesmithError(f"{self.name}: run {run_id} names a file {name!r}")
+        return files
+
+    def _swap(self, staging: Path, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            doomed = self._project.home / "removed"
+            shutil.rmtree(doomed, ignore_errors=True)
+            doomed.mkdir()
+            folder.rename(doomed / folder.name)
+            staging.rename(folder)
+            shutil.rmtree(doomed)
+        else:
+            staging.rename(folder)
+
+
+def _same(path: Path, record: Mapping[str, Any]) -> bool:
+    return (
+        path.is_file()
+        and path.stat().st_size == record["size"]
+        and sha256_of(path) == record["sha256"]
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files below a folder by their relative names."""
+    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name: nothing here writes into a file that is there."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    name.hardlink_to(file)
