@@ -16,8 +16,6 @@ from rich.table import Table
 from tunesmith import runs
 from tunesmith.config import Config
 from tunesmith.console import console, say
-from tunesmith.dataset import registry
-from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow
@@ -68,15 +66,25 @@ class Choices:
     from_laptop: str = ""
 
 
-def resume(root: Path, on: str, run: str | None, *, dry: bool) -> None:
+def resume(
+    root: Path,
+    on: str,
+    run: str | None,
+    *,
+    mirror: str | None = None,
+    max_hours: float | None = None,
+    dry: bool,
+) -> None:
     """Continue a run's unfinished phases and follow them.
 
-    Without a run, on a host: every run there that a restart has cut off; the newest is
-    followed.
+    Without a run, on a host: what a rebuild has taken is brought back, and every run that a
+    restart has cut off goes on; the newest is followed. `max_hours` takes the place of the
+    run's own limit.
     """
     project = Project.at(root)
     target = _target(project, on)
     if run is None and isinstance(target, HostTarget) and not dry:
+        _heal(root, target, mirror)
         started = target.resume_all()
         for run_id in started:
             say(f"run {run_id}: continues")
@@ -91,10 +99,27 @@ def resume(root: Path, on: str, run: str | None, *, dry: bool) -> None:
     if dry:
         say(f"would continue run {run_id} with {', '.join(left) or 'its first phase'}")
         return
+    if max_hours is not None:
+        runs.set_limit(target, run_id, max_hours)
     offset = target.events(run_id, 0)[1]
     target.start(run_id, left if set(left) & {"merge", "proof", "predict"} else ())
     say(f"run {run_id}")
     _finish(project, target, run_id, offset)
+
+
+def _heal(root: Path, target: HostTarget, mirror: str | None) -> None:
+    """Bring a host to the state it was provisioned for; one that is there costs one look."""
+    from tunesmith import cli_provision
+
+    asked = target.layout.asked
+    flavour = asked.get("flavour", "auto")
+    cli_provision.provision(
+        root,
+        target.name,
+        mirror=mirror or asked.get("mirror", "default").partition(":")[0],
+        flavour=None if flavour == "auto" else flavour,
+        toolkit=asked.get("toolkit") == "yes",
+    )
 
 
 def attach(root: Path, on: str, run: str | None) -> None:
@@ -300,43 +325,6 @@ def demo(root: Path, *, mirror: str, dry: bool) -> None:
     say(f"merged:  {folder / 'merged'}")
     say(f"chat:    .venv/bin/inv chat --run {run_id}")
     say(f"all in   {duration(time.monotonic() - began)}")
-
-
-def check_data(root: Path, keys: str, dataset_dir: str, file: str) -> None:
-    """Print what was found in registered data sets, or in one file. Raises when one has errors."""
-    project = Project.at(root)
-    if file and keys:
-        raise UsageError("--file and --dataset both name data to check; give one of them")
-    reports: tuple[DatasetReport, ...]
-    if file:
-        reports = (registry.check_unregistered(project.find(file)),)
-    else:
-        folder = project.find(dataset_dir)
-        names = keys or ",".join(registry.load_registry(folder))
-        reports = registry.check_registered(folder, names)
-    for found in reports:
-        rows = "not looked at" if found.rows is None else f"{found.rows} rows, {found.kept} kept"
-        name = f"{found.key}: {found.file}" if found.key else found.file
-        say(f"{name}: {rows}, {len(found.errors)} errors")
-        for line in found.lines():
-            say(f"  {line}")
-    faulty = [found.key or found.file for found in reports if found.errors]
-    if faulty:
-        raise UsageError(f"data with errors: {', '.join(faulty)}; each fault is named above")
-
-
-def register_data(
-    root: Path, file: str, key: str, dataset_dir: str, *, replace: bool, dry: bool
-) -> None:
-    """Add a checked file to dataset_info.json."""
-    project = Project.at(root)
-    folder, path = project.find(dataset_dir), project.find(file)
-    if dry:
-        found = registry.check_unregistered(path)
-        say(f"would register {key}: {path} ({found.rows} rows, {len(found.errors)} errors)")
-        return
-    entry = registry.register(folder, key, path, replace=replace)
-    say(f"{folder / 'dataset_info.json'}: {key} -> {entry.file_name} ({entry.formatting})")
 
 
 def fetch_model(

@@ -109,15 +109,20 @@ def told(event: dict[str, Any]) -> str | None:
         "restarting": lambda: f"starting {event['phase']} again after: {event['why']}",
         "eval": lambda: f"step {event['step']}: held-out loss {event['loss']:.4f}",
         "note": lambda: str(event["text"]),
-        "after_command": lambda: f"after the run: {event['text']}",
+        "queued": lambda: f"queued behind {', '.join(event['ahead'])}",
+        "limit": lambda: f"{event['what']} reached: stopping after a checkpoint",
+        "after_command": lambda: (
+            f"in {event['seconds']:.0f} s: {' '.join(event['command'])} (`inv stop` prevents it)"
+        ),
+        "after_command_ended": lambda: _after(event),
     }
     return words[event["event"]]() if event["event"] in words else None
 
 
-def waiting(status: dict[str, Any]) -> str:
-    """Return what a run in the queue waits for."""
-    ahead = ", ".join(status.get("ahead") or ())
-    return f"queued behind {ahead}" if ahead else "queued"
+def _after(event: dict[str, Any]) -> str:
+    if event["code"] is None:
+        return f"not done: {event['why']}"
+    return "done" if event["code"] == 0 else f"it failed with exit code {event['code']}"
 
 
 def _started(event: dict[str, Any]) -> str:
@@ -141,7 +146,6 @@ class _Lines:
         self._console = console
         self._said_at = 0.0
         self._said_step: int | None = None
-        self._queued = False
 
     def __enter__(self) -> _Lines:
         return self
@@ -159,9 +163,6 @@ class _Lines:
         if status.get("phase") == "train" and step and step != self._said_step and due:
             self._said_at, self._said_step = time.monotonic(), step
             self.say(f"step {step}/{status.get('total_steps')}  {training_line(status)}")
-        elif status.get("state") == "queued" and not self._queued:
-            self._queued = True
-            self.say(waiting(status))
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -180,7 +181,6 @@ class _Bar:
         )
         self._task: TaskID | None = None
         self._phase: str | None = None
-        self._queued = False
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -209,9 +209,6 @@ class _Bar:
         self._progress.console.print(text, markup=False, highlight=False)
 
     def status(self, status: dict[str, Any]) -> None:
-        if status.get("state") == "queued" and not self._queued:
-            self._queued = True
-            self.say(waiting(status))
         if status.get("phase") == "train" == self._phase and self._task is not None:
             self._progress.update(
                 self._task,

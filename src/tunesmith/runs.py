@@ -373,6 +373,14 @@ def start_on_run(target: Target, plan: Plan) -> str:
     return plan.run_id
 
 
+def set_limit(target: Target, run_id: str, max_hours: float) -> None:
+    """Let a run work for so many hours in all, those before included."""
+    limits = limits_of(Asked(Path(), max_hours=max_hours))
+    request = target.request(run_id)
+    request["limits"] = request.get("limits", {}) | limits
+    target.renew(Plan(target.place(run_id), (), request))
+
+
 def merge_keys(project: Project, config: Config) -> dict[str, Any]:
     """Return how to merge: the merge config of the same stem, over the defaults."""
     file = project.root / "configs" / "merge" / config.file.name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import tempfile
@@ -32,6 +33,8 @@ _SCRIPT = f"""{FIND_BASE}
 mkdir -p "$base/runs" && cd "$base" || exit 1
 exec "$environment/bin/python" -m tunesmith.job.agent --runs "$base/runs" "$@"
 """
+# Commands about runs, in what a host says.
+_COMMAND = re.compile(r"(`inv (?:attach|stop|resume|runs|train|logs|merge|predict|chat|rm)\b)")
 # The agent gives a sign of life every 3 s; a host that is silent for so long is out of reach.
 _SILENT_SECONDS = 10.0
 # Why ssh failed, where trying again cannot help.
@@ -53,7 +56,7 @@ def call(
     lines = [value for line in done.stdout.splitlines() if (value := _parse(line)) is not None]
     if done.returncode != 0 or not lines:
         raise _refused(remote, verb, done.returncode, lines, done.stderr)
-    return lines[-1]
+    return _addressed(lines[-1], remote.name)
 
 
 def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Iterator[dict[str, Any]]:
@@ -77,7 +80,7 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
                 if (value := _parse(line)) is not None:
                     lines = [value]
                     if "error" not in value:
-                        yield value
+                        yield _addressed(value, remote.name)
             code = process.wait()
         finally:
             process.kill()
@@ -130,12 +133,26 @@ def _parse(line: str) -> dict[str, Any] | None:
     return None
 
 
+def addressed(text: str, name: str) -> str:
+    """Return a text of a host's with the host named in its commands: there, `inv attach` is
+    about the runs that are there."""
+    return _COMMAND.sub(rf"\1 --on {name}", text)
+
+
+def _addressed(said: dict[str, Any], name: str) -> dict[str, Any]:
+    status = said.get("status")
+    if isinstance(status, dict) and isinstance(status.get("message"), str):
+        status["message"] = addressed(status["message"], name)
+    return said
+
+
 def _refused(
     remote: Remote, verb: str, code: int, lines: Sequence[dict[str, Any]], stderr: str
 ) -> TunesmithError:
     if lines and "error" in lines[-1]:
         kind = UsageError if code == UsageError.exit_code else TunesmithError
-        return kind(str(lines[-1]["error"]), [str(line) for line in lines[-1].get("detail", ())])
+        detail = [addressed(str(line), remote.name) for line in lines[-1].get("detail", ())]
+        return kind(addressed(str(lines[-1]["error"]), remote.name), detail)
     if "No module named" in stderr or "invalid choice" in stderr:
         return UsageError(
             f"{remote.name} has an older tunesmith; `inv provision --on {remote.name}` brings "

@@ -56,10 +56,10 @@ class Layout:
     """What a provisioned host has, and where.
 
     `base` is tunesmith's folder on the data disk, `environment` the conda environment,
-    `flavour` and `lock_sha256` what is installed there, `app` the short digest of the
-    sources provisioning left (empty: unknown), `free_bytes` the room on the data disk,
-    `mirror` the mirror profile it was provisioned with (a name, or a file there), `sudo` what
-    an administrator's command begins with there.
+    `flavour` and `lock_sha256` what is installed there, `asked` what it was provisioned for
+    (the parts of the state's fingerprint), `free_bytes` the room on the data disk, `mirror`
+    the mirror profile for downloads there (a name, or a file there), `sudo` what an
+    administrator's command begins with there.
     """
 
     base: PurePosixPath
@@ -67,7 +67,7 @@ class Layout:
     hf_home: PurePosixPath
     flavour: str
     lock_sha256: str
-    app: str
+    asked: Mapping[str, str]
     free_bytes: int
     mirror: str
     sudo: tuple[str, ...]
@@ -76,6 +76,11 @@ class Layout:
     def disk(self) -> PurePosixPath:
         """The data disk."""
         return self.base.parent
+
+    @property
+    def app(self) -> str:
+        """The short digest of tunesmith's sources there; empty: unknown."""
+        return self.asked.get("app", "")
 
     @property
     def python(self) -> PurePosixPath:
@@ -140,8 +145,8 @@ def _layout(found: Mapping[str, str]) -> Layout:
         hf_home=PurePosixPath(found["HF_HOME"]),
         flavour=str(made["flavour"]),
         lock_sha256=str(made["lock_sha256"]),
-        app=asked.get("app", ""),
+        asked=asked,
         free_bytes=int(found["free"]) * 1024,
-        mirror=found.get("mirror") or asked.get("mirror", "").partition(":")[0] or "default",
+        mirror=found.get("mirror") or "default",
         sudo=tuple(found["sudo"].split()),
     )

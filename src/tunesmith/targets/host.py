@@ -340,7 +340,7 @@ class HostTarget:
 
     def _same_sources(self) -> None:
         wanted = layout.short_digest(app_digest(self._project.root))
-        if self.layout.app and self.layout.app != wanted:
+        if self.layout.app != wanted:
             raise UsageError(
                 f"{self.name} has other sources of tunesmith than this clone; `inv provision --on "
                 f"{self.name}` brings these"
