@@ -80,6 +80,8 @@ class Hub:
         self.cut: dict[str, list[int]] = defaultdict(list)
         self.stall: dict[str, list[int]] = defaultdict(list)
         self.flip: dict[str, int] = defaultdict(int)
+        # Bytes of bodies that were sent.
+        self.sent: dict[str, int] = defaultdict(int)
         self.ignore_range = False
         # Answered to every request for metadata: (status, headers).
         self.refuse: tuple[int, dict[str, str]] | None = None
@@ -193,8 +195,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             cut = hub.cut[file].pop(0) if hub.cut[file] else len(data)
             stall = hub.stall[file].pop(0) if hub.stall[file] else None
+            piece = data[: cut if stall is None else stall]
+            hub.sent[file] += len(piece)
             try:
-                self.wfile.write(data[: cut if stall is None else stall])
+                self.wfile.write(piece)
                 self.wfile.flush()
                 if stall is not None:
                     time.sleep(30)

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 
 # Only whole chunks survive a cut; huggingface_hub's own 10 MiB never progress on a line
 # that dies more often than that.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _ETAG = re.compile(r"^[0-9A-Za-z-]{1,128}$")

@@ -29,7 +29,7 @@ from tunesmith.hosts.remote import Remote
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
 from tunesmith.project import Project
-from tunesmith.targets.base import Look
+from tunesmith.targets.base import ACTIVE, Look
 
 PULLED = "pulled.json"
 # Parts of a run that `pull` can bring; `results` wants the small ones only.
@@ -217,26 +217,36 @@ class HostTarget:
         return [run | {"on": self.name} for run in agent.call(self._remote, "runs")["runs"]]
 
     def results(self, run_id: str) -> Path:
-        """Return a local copy of the run without its weights, brought up to date."""
+        """Return a local copy of the run without its weights, brought up to date.
+
+        Of a run that is worked on, what is written just now is taken as it came.
+        """
         folder = self._project.home / "hosts" / self.name / run_id
-        self.bring(run_id, ("report", "log"), folder)
+        over = self.status(run_id)["state"] not in ACTIVE
+        self._bring(run_id, ("report", "log"), folder, exact=over)
         return folder
 
     def pull(self, run_id: str, parts: Sequence[str]) -> Path:
         """Bring parts of a run under .tunesmith/runs/, complete or not at all.
 
-        Raises UsageError when a run of this name was made here.
+        Raises UsageError when a run of this name was made here, or while it is worked on.
         """
         folder = self._project.runs / run_id
         if folder.exists() and not (folder / PULLED).is_file():
             raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
-        self.bring(run_id, parts, folder)
+        if self.status(run_id)["state"] in ACTIVE:
+            raise UsageError(
+                f"run {run_id} is being worked on; pull it when it is over (`inv attach --on "
+                f"{self.name} --run {run_id}`)"
+            )
+        self._bring(run_id, parts, folder, exact=True)
         return folder
 
-    def bring(self, run_id: str, parts: Sequence[str], folder: Path) -> None:
+    def _bring(self, run_id: str, parts: Sequence[str], folder: Path, *, exact: bool) -> None:
         """Make `folder` a copy of parts of a run: every sha256 is the host's, or none is new.
 
-        What was cut off is gone on with. Files that were made here (a report) stay.
+        What was cut off is gone on with. Files that were made here (a report) stay. Unless
+        `exact`, a file that changes meanwhile is taken as it came.
         """
         wanted = self._manifest(run_id, parts)
         staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
@@ -256,7 +266,7 @@ class HostTarget:
             source = str(self.layout.runs / run_id)
             transfer.download(self._remote, source, missing, staging, self._tell)
         wrong = [name for name in missing if not _same(staging / name, wanted[name])]
-        if wrong:
+        if wrong and exact:
             for name in wrong:
                 (staging / name).unlink(missing_ok=True)
             raise TunesmithError(
