@@ -35,7 +35,7 @@ demo: setup ## Do the main job: base model, data, LoRA, before/after, merged mod
 
 test: setup ## Run all tests this machine can run; MARK=unit runs one kind
 	$(INV) stack.install
-	$(if $(filter host,$(MARK)),TUNESMITH_HOSTS=1) $(VENV)/bin/python -m pytest $(if $(MARK),-m $(MARK)) $(ARGS)
+	$(VENV)/bin/python -m pytest $(if $(MARK),-m $(MARK)) $(ARGS)
 
 lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	$(VENV)/bin/ruff check .
@@ -44,6 +44,7 @@ lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	$(VENV)/bin/yamllint --strict .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline --strict
 	$(VENV)/bin/shellcheck .ci/run $$(git ls-files '*.sh')
+	$(VENV)/bin/hadolint docker/Dockerfile
 
 clean: ## Delete .venv and the training environment; runs and base models stay
 	rm -rf $(VENV) .tunesmith/envs

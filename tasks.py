@@ -12,13 +12,14 @@ from invoke import Collection, Context
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-from tunesmith.words import accept_words, door
+from tunesmith.words import accept_words, door, refuse_with_two
 
 ROOT = Path(__file__).parent
 ON = "where: local (default) or a host"
 HOSTS = "host, or several as in gpu1,gpu2"
 RUN = "run id (default: the newest run)"
 LOCAL_PORT = "port of this machine (default: a free one)"
+FLAVOUR = "cu128 (default) or cu126"
 MIRROR = "mirror profile: default, cn (configs/mirrors/) or a file of your own"
 
 
@@ -83,12 +84,22 @@ def train(
     cli.train(ROOT, on, asked, choices)
 
 
-@door(help={"run": RUN, "on": ON})
-def resume(c: Context, run: str = "", on: str = "local") -> None:
+@door(
+    help={
+        "run": f"{RUN}; on a host all that a restart has cut off",
+        "on": ON,
+        "mirror": f"{MIRROR}, to bring back what a rebuild has taken",
+        "max-hours": "let it work so long in all, instead of the limit it has",
+    }
+)
+def resume(
+    c: Context, run: str = "", on: str = "local", mirror: str = "", max_hours: str = ""
+) -> None:
     """Continue a stopped or failed run."""
-    from tunesmith import cli
+    from tunesmith import cli, runs
 
-    cli.resume(ROOT, on, run or None, dry=c.config.run.dry)
+    hours = runs.number_of("max-hours", max_hours)
+    cli.resume(ROOT, on, run or None, mirror=mirror or None, max_hours=hours, dry=c.config.run.dry)
 
 
 @door(help={"run": RUN, "on": ON})
@@ -145,12 +156,51 @@ def logs(_c: Context, run: str = "", on: str = "local", follow: bool = False) ->
     cli.logs(ROOT, on, run or None, follow=follow)
 
 
-@door(help={"run": RUN, "on": ON, "overrides": "export keys, as in infer_dtype=float32"})
-def merge(c: Context, run: str = "", on: str = "local", overrides: list[str] | None = None) -> None:
+@door(
+    help={
+        "run": RUN,
+        "on": ON,
+        "accept-mismatch": "merge although it would be asked otherwise than it was trained",
+        "overrides": "export keys, as in infer_dtype=float32",
+    }
+)
+def merge(
+    c: Context,
+    run: str = "",
+    on: str = "local",
+    accept_mismatch: bool = False,
+    overrides: list[str] | None = None,
+) -> None:
     """Merge a run's adapter and prove the result."""
     from tunesmith import cli
 
-    cli.merge(ROOT, on, run or None, tuple(overrides or ()), dry=c.config.run.dry)
+    words = tuple(overrides or ())
+    cli.merge(ROOT, on, run or None, words, accept=accept_mismatch, dry=c.config.run.dry)
+
+
+@door(
+    help={
+        "run": RUN,
+        "on": ON,
+        "format": "gguf, ollama or vllm-check",
+        "quantise": "q8_0, q5_1, q4_0, ... (default: the weights as they are)",
+        "server": "address of a running vLLM, for vllm-check",
+    }
+)
+def export(
+    c: Context,
+    format: str,
+    run: str = "",
+    on: str = "local",
+    quantise: str = "",
+    server: str = "",
+) -> None:
+    """Take a merged model to Ollama, llama.cpp or vLLM."""
+    from tunesmith import cli_report
+
+    cli_report.export(
+        ROOT, on, run or None, format, quantise=quantise, server=server, dry=c.config.run.dry
+    )
 
 
 @door(
@@ -214,11 +264,31 @@ def chat(
     )
 
 
-@door(help={"run": RUN, "on": ON, "language": "en or zh"})
-def report(_c: Context, run: str = "", on: str = "local", language: str = "en") -> None:
-    """Write a run's report.html and training_loss.png."""
-    from tunesmith import cli
+@door(
+    help={
+        "run": RUN,
+        "on": ON,
+        "language": "en or zh",
+        "compare": "set the runs named as words after it side by side",
+        "compared": "a run to compare, as the words are",
+    }
+)
+def report(
+    _c: Context,
+    run: str = "",
+    on: str = "local",
+    language: str = "en",
+    compare: bool = False,
+    compared: list[str] | None = None,
+) -> None:
+    """Write a run's report, or compare several runs."""
+    from tunesmith import cli, cli_report
 
+    if compare or compared:
+        cli_report.compare(
+            ROOT, on, [*([run] if run else []), *(compared or [])], language=language
+        )
+        return
     cli.report(ROOT, on, run or None, language=language)
 
 
@@ -313,6 +383,40 @@ def api(
     )
 
 
+@door(
+    help={
+        "run": "only this run (default: all)",
+        "on": ON,
+        "port": LOCAL_PORT,
+        "mirror": MIRROR,
+        "open": "show it in the browser (default); --no-open only prints the address",
+        "stop": "end TensorBoard",
+    }
+)
+def tensorboard(
+    c: Context,
+    run: str = "",
+    on: str = "local",
+    port: int = 0,
+    mirror: str = "default",
+    open: bool = True,
+    stop: bool = False,
+) -> None:
+    """Show the curves of runs in TensorBoard."""
+    from tunesmith import cli_services
+
+    cli_services.tensorboard(
+        ROOT,
+        on,
+        run or None,
+        port=port,
+        mirror=mirror,
+        browser=open,
+        stop=stop,
+        dry=c.config.run.dry,
+    )
+
+
 @door(help={"port": "port of the host", "on": "host", "local": LOCAL_PORT})
 def tunnel(c: Context, port: str, on: str, local: int = 0) -> None:
     """Bring a port of a host to this machine."""
@@ -334,20 +438,41 @@ def demo(c: Context, mirror: str = "default") -> None:
     help={
         "dataset": "keys, comma-separated (default: all)",
         "dataset-dir": "folder of dataset_info.json",
-        "file": "check this file instead, registered or not",
+        "file": "check this file or folder instead, registered or not",
+        "config": "check the data of this LLaMA-Factory YAML, with its template and tokenizer",
+        "gpu": "with --config: estimate for this GPU, as in RTX4090 (configs/gpus.yml)",
+        "price": "with --gpu: its price an hour, as in 1.98/h",
+        "picture": "with --config: where to put the histogram (PNG)",
+        "mirror": MIRROR,
+        "overrides": "with --config: key=value words, as LLaMA-Factory takes them",
     },
 )
-def data_check(_c: Context, dataset: str = "", dataset_dir: str = "data", file: str = "") -> None:
+def data_check(
+    _c: Context,
+    dataset: str = "",
+    dataset_dir: str = "",
+    file: str = "",
+    config: str = "",
+    gpu: str = "",
+    price: str = "",
+    picture: str = "",
+    mirror: str = "default",
+    overrides: list[str] | None = None,
+) -> None:
     """Check data sets row by row; change nothing."""
-    from tunesmith import cli
+    from tunesmith import cli_data
 
-    cli.check_data(ROOT, dataset, dataset_dir, file)
+    words = tuple(overrides or ())
+    cli_data.check(
+        ROOT,
+        cli_data.Asked(dataset, dataset_dir, file, config, words, gpu, price, picture, mirror),
+    )
 
 
 @door(
     name="register",
     help={
-        "file": "a JSON or JSONL file",
+        "file": "a JSON, JSONL, CSV or Parquet file, or a folder of one type",
         "key": "name for configs to use",
         "dataset-dir": "folder of dataset_info.json",
         "replace": "let the key name another file from now on",
@@ -357,9 +482,60 @@ def data_register(
     c: Context, file: str, key: str, dataset_dir: str = "data", replace: bool = False
 ) -> None:
     """Check a data file and add it to dataset_info.json."""
-    from tunesmith import cli
+    from tunesmith import cli_data
 
-    cli.register_data(ROOT, file, key, dataset_dir, replace=replace, dry=c.config.run.dry)
+    cli_data.register(ROOT, file, key, dataset_dir, replace=replace, dry=c.config.run.dry)
+
+
+@door(
+    name="split",
+    help={
+        "dataset": "key of the data set to split",
+        "dataset-dir": "folder of dataset_info.json",
+        "share": "part to hold out, as in 0.1",
+        "seed": "another number, another split",
+        "replace": "overwrite an earlier split",
+    },
+)
+def data_split(
+    c: Context,
+    dataset: str,
+    dataset_dir: str = "data",
+    share: str = "0.1",
+    seed: int = 42,
+    replace: bool = False,
+) -> None:
+    """Split off validation rows; alike ones stay together."""
+    from tunesmith import cli_data
+
+    cli_data.split_data(
+        ROOT, dataset, dataset_dir, share=share, seed=seed, replace=replace, dry=c.config.run.dry
+    )
+
+
+@door(
+    name="preview",
+    help={
+        "config": "a LLaMA-Factory YAML",
+        "rows": "how many rows",
+        "first": "number of the first row",
+        "mirror": MIRROR,
+        "overrides": "key=value words, as LLaMA-Factory takes them",
+    },
+)
+def data_preview(
+    _c: Context,
+    config: str = "configs/train/smollm2_135m_lora_sft.yaml",
+    rows: int = 3,
+    first: int = 1,
+    mirror: str = "default",
+    overrides: list[str] | None = None,
+) -> None:
+    """Show rows as the model sees them, trained parts marked."""
+    from tunesmith import cli_data
+
+    words = tuple(overrides or ())
+    cli_data.preview(ROOT, config, words, rows=rows, first=first, mirror=mirror)
 
 
 @door(
@@ -533,11 +709,94 @@ def host_reset(c: Context, on: str) -> None:
     cli_provision.host_reset(ROOT, on, dry=c.config.run.dry)
 
 
+@door(
+    name="build",
+    help={
+        "flavour": "cu128 (default) or cu126",
+        "mirror": MIRROR,
+        "base": "base image with Python 3.10 (default: the stack's; BASE_IMAGE)",
+        "toolkit": "with an nvcc of the flavour's CUDA",
+    },
+)
+def image_build(
+    c: Context, flavour: str = "", mirror: str = "default", base: str = "", toolkit: bool = False
+) -> None:
+    """Build the image of a flavour."""
+    from tunesmith import cli_image
+
+    cli_image.image_build(
+        ROOT,
+        flavour or None,
+        mirror=mirror,
+        base=base or None,
+        toolkit=toolkit,
+        dry=c.config.run.dry,
+    )
+
+
+@door(name="verify", help={"flavour": FLAVOUR})
+def image_verify(_c: Context, flavour: str = "") -> None:
+    """Test that an image is as it should be."""
+    from tunesmith import cli_image
+
+    cli_image.image_verify(ROOT, flavour or None)
+
+
+@door(name="tags", help={"flavour": FLAVOUR})
+def image_tags(_c: Context, flavour: str = "") -> None:
+    """Print an image's tags, measured from it."""
+    from tunesmith import cli_image
+
+    cli_image.image_tags(ROOT, flavour or None)
+
+
+@door(name="sizes", help={"flavour": FLAVOUR})
+def image_sizes(_c: Context, flavour: str = "") -> None:
+    """Print the largest parts of an image."""
+    from tunesmith import cli_image
+
+    cli_image.image_sizes(ROOT, flavour or None)
+
+
+@door(name="sbom", help={"flavour": FLAVOUR, "output": "file (default: stdout)"})
+def image_sbom(_c: Context, flavour: str = "", output: str = "") -> None:
+    """Write what an image holds, as CycloneDX."""
+    from tunesmith import cli_image
+
+    cli_image.image_sbom(ROOT, flavour or None, output)
+
+
+@door(name="push", help={"to": "registry and repository", "flavour": FLAVOUR})
+def image_push(c: Context, to: str, flavour: str = "") -> None:
+    """Push an image to a registry."""
+    from tunesmith import cli_image
+
+    cli_image.image_push(ROOT, flavour or None, to, dry=c.config.run.dry)
+
+
+@door(name="ship", help={"on": "host with Docker", "flavour": FLAVOUR})
+def image_ship(c: Context, on: str, flavour: str = "") -> None:
+    """Bring an image to a host over SSH."""
+    from tunesmith import cli_image
+
+    cli_image.image_ship(ROOT, on, flavour or None, dry=c.config.run.dry)
+
+
+@door(name="prune", help={"everything": "also those that still have a name"})
+def image_prune(c: Context, everything: bool = False) -> None:
+    """Remove replaced images and the build cache."""
+    from tunesmith import cli_image
+
+    cli_image.image_prune(ROOT, everything=everything, dry=c.config.run.dry)
+
+
 accept_words()
+refuse_with_two()
 ns = Collection()
 for task in (
     *(train, resume, attach, stop, runs, logs, pull, remove),
-    *(merge, predict, chat, report, demo, provision),
+    *(merge, export, predict, chat, report, demo, provision),
+    *(webui, api, tensorboard, tunnel),
 ):
     ns.add_task(task)
 for noun, tasks in {
@@ -550,7 +809,17 @@ for noun, tasks in {
         host_verify,
         host_reset,
     ),
-    "data": (data_check, data_register),
+    "data": (data_check, data_register, data_split, data_preview),
+    "image": (
+        image_build,
+        image_verify,
+        image_tags,
+        image_sizes,
+        image_sbom,
+        image_push,
+        image_ship,
+        image_prune,
+    ),
     "model": (model_fetch, model_list),
     "stack": (stack_show, stack_lock, stack_render, stack_check, stack_install),
 }.items():

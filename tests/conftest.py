@@ -11,6 +11,7 @@ from support import lacking
 from tunesmith.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["replica_fixtures"]
 
 # As for every job (configs/stack.yml): on shared cores spinning threads starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -47,13 +48,3 @@ def base_model(project: Project, training_python: Path) -> Path:
     from tunesmith import runs  # here, so that a unit test does not wait for the hub client
 
     return runs.fetch_model(project, "HuggingFaceTB/SmolLM2-135M-Instruct", lambda _: None).path
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Hosts take a quarter of an hour: their tests run when they are asked for."""
-    if os.environ.get("TUNESMITH_HOSTS"):
-        return
-    reason = "hosts take a quarter of an hour; `make test MARK=host` runs these tests"
-    for item in items:
-        if item.get_closest_marker("host"):
-            item.add_marker(pytest.mark.skip(reason=reason))

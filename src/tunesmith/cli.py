@@ -78,8 +78,8 @@ def resume(
     """Continue a run's unfinished phases and follow them.
 
     Without a run, on a host: what a rebuild has taken is brought back, and every run that a
-    restart has cut off goes on; the newest is followed. `max_hours` takes the place of the
-    run's own limit.
+    restart has cut off goes on, one after the other; the first is followed. `max_hours`
+    takes the place of the run's own limit.
     """
     project = Project.at(root)
     target = _target(project, on)
@@ -89,7 +89,7 @@ def resume(
         for run_id in started:
             say(f"run {run_id}: continues")
         if started:
-            _finish(project, target, started[-1])
+            _finish(project, target, started[0])
             return
     run_id = target.find(run)
     status = target.status(run_id)
@@ -222,11 +222,20 @@ def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
         return
 
 
-def merge(root: Path, on: str, run: str | None, overrides: tuple[str, ...], *, dry: bool) -> None:
-    """Merge and prove a run's adapter."""
+def merge(
+    root: Path,
+    on: str,
+    run: str | None,
+    overrides: tuple[str, ...],
+    *,
+    accept: bool = False,
+    dry: bool,
+) -> None:
+    """Merge and prove a run's adapter; `accept`: although its prompts differ from the trained."""
     project = Project.at(root)
     target = _target(project, on)
-    plan = runs.plan_merge(project, target, run, overrides)
+    run_id = _usable(project, target, run, dry=dry)
+    plan = runs.plan_merge(project, target, run_id, overrides, accept=accept)
     if not dry:
         _work_on(target, plan)
         where = f"{target.name}:" if target.shared else ""
@@ -252,7 +261,8 @@ def predict(
     name = str(runs.read_config(project, config, overrides).get("model_name_or_path"))
     if not dry and run is None and target.fetch_order(name, None, mirror or None) is None:
         model = _model(project, name, mirror or "default", None)
-    plan = runs.plan_predict(project, target, config, overrides, run, model, mirror or None)
+    run_id = _usable(project, target, run, dry=dry) if run else None
+    plan = runs.plan_predict(project, target, config, overrides, run_id, model, mirror or None)
     if dry:
         say(plan.render())
         return
@@ -275,8 +285,10 @@ def chat(
     dry: bool,
 ) -> None:
     """Open a chat, or answer one prompt."""
-    target = _target(Project.at(root), on)
-    arguments = ["--run", str(target.place(target.find(run)).run), "--what", what]
+    project = Project.at(root)
+    target = _target(project, on)
+    run_id = _usable(project, target, run, dry=dry)
+    arguments = ["--run", str(target.place(run_id).run), "--what", what]
     arguments += ["--prompt", prompt] if prompt else []
     arguments += ["--system", system] if system else []
     arguments += ["--greedy"] if greedy else []
@@ -557,6 +569,14 @@ def _await(target: Target, run_id: str, offset: int) -> None:
 
 def _target(project: Project, on: str) -> Target:
     return runs.target_of(project, on, say)
+
+
+def _usable(project: Project, target: Target, run: str | None, *, dry: bool) -> str:
+    """Return the id of a run to work with; one pulled from a host gets its base model here."""
+    run_id = target.find(run)
+    if target.name == "local" and not dry:
+        runs.settle(project, run_id, lambda name: _model(project, name, "default", None))
+    return run_id
 
 
 def _host(target: Target) -> HostTarget:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tunesmith.console import console, say
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.host_state import State, check_states, fingerprint, wanted_of
+from tunesmith.host_state import State, check_reach, check_states, fingerprint, wanted_of
 from tunesmith.mirrors import load_mirror
 from tunesmith.play_events import HostResult, Step
 from tunesmith.project import Project
@@ -114,10 +114,15 @@ def host_reset(root: Path, on: str, *, dry: bool = False) -> None:
         say(f"would remove the environment, caches and start-file lines of {', '.join(names)}")
         say("kept: data, base models, runs, HF_HOME")
         return
-    with _view(console) as view:
-        done = run_reset(project, names, view.step)
-    _table((), done, done.seconds)
-    _raise_failed((), done)
+    # Before Ansible: it takes seconds to say what ssh says at once.
+    lost = [state for state in check_reach(project, names) if state.error]
+    todo = [name for name in names if name not in {state.name for state in lost}]
+    done = None
+    if todo:
+        with _view(console) as view:
+            done = run_reset(project, todo, view.step)
+        _table(lost, done, done.seconds)
+    _raise_failed(lost, done)
 
 
 def host_names(on: str) -> tuple[str, ...]:

@@ -62,9 +62,11 @@ small_things() { # BASE
     done
 }
 
-# One line a folder of the environment (a package, bin, the standard library): how many
-# files, their bytes, and the sum of their times. Bytecode comes and goes; gradio writes its
-# seed at the first import.
+# One line a part of what we installed: a folder (a package, the standard library) or a file
+# that has no folder of its own (a program in bin, a library in lib), so that what a user adds
+# is a line of its own, too. With how many files, their bytes, and the sum of their times.
+# Bytecode comes and goes; gradio writes its seed at the first import; conda notes in its
+# history what a user asks for.
 trees() { # BASE
     cd "$1" || return
     set --
@@ -72,13 +74,18 @@ trees() { # BASE
         [ -d "$folder" ] && set -- "$@" "$folder"
     done
     [ $# -gt 0 ] || return 0
+    # Folders that several packages share (nvidia, google): no package of their own.
+    shared=$(for folder in envs/*/lib/python*/site-packages/*/; do
+        case $folder in *-info/ | *'*'*) continue ;; esac
+        [ -e "${folder}__init__.py" ] || basename "$folder"
+    done | tr '\n' ' ')
     if find . -prune -printf '' 2>/dev/null; then
         find "$@" -name __pycache__ -prune -o ! -type d ! -name hash_seed.txt \
-            -printf '%s %T@ %p\n'
+            ! -path '*/conda-meta/history' -printf '%s %T@ %p\n'
     else
         find "$@" -name __pycache__ -prune -o ! -type d ! -name hash_seed.txt \
-            -exec stat -c '%s %Y %n' {} +
-    fi | awk '{
+            ! -path '*/conda-meta/history' -exec stat -c '%s %Y %n' {} +
+    fi | awk -v shared=" $shared" '{
         bytes = $1
         time = int($2)
         n = split(substr($0, length($1) + length($2) + 3), part, "/")
@@ -88,9 +95,11 @@ trees() { # BASE
             group = group "/" part[i]
             if (part[i] == "lib" && part[i + 1] ~ /^python/ && i + 1 < n) last = i + 1
             if (part[i] ~ /^python/ && part[i + 1] == "site-packages") last = i + 2
+            if (part[i - 1] == "site-packages" && index(shared, " " part[i] " ")) last = i + 1
+            if (part[i] == "include" || part[i] == "share") last = i + 1
         }
-        # A module that is one file is a package of its own.
-        if (n == i && part[n - 1] == "site-packages") group = group "/" part[n]
+        if (n == i && part[n - 1] ~ /^(site-packages|bin|lib|conda-meta)$/)
+            group = group "/" part[n]
         files[group]++
         size[group] += bytes
         times[group] += time
@@ -135,10 +144,19 @@ record() { # BASE FINGERPRINT
     return 1
 }
 
+# The folder that start files name, wherever it is: preflight_base may have set it.
+named_base() {
+    sed -n "/^# BEGIN tunesmith/,/^# END tunesmith/s/^if \[ -r '*\(.*\)\/env\.sh'* \]; .*/\1/p" \
+        "$HOME/.bashrc" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" 2>/dev/null |
+        head -n 1
+}
+
 check() { # DISK...
-    base=
+    base=$(named_base)
+    [ -f "$base/state.json" ] || base=
     for disk in "$@" "$HOME"; do
-        [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith && break
+        [ -z "$base" ] || break
+        [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith
     done
     printf 'tunesmith-state\n%s\n' "$base"
     [ -n "$base" ] || return 0

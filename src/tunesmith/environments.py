@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uv import find_uv_bin
-
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, replacing, write_json
 from tunesmith.mirrors import Mirror
@@ -204,6 +202,8 @@ def _uv(arguments: Sequence[str], mirror: Mirror | None = None) -> None:
 
     Raises TunesmithError when it fails with all of them.
     """
+    from uv import find_uv_bin  # not in the image, which reads environments and makes none
+
     environment = dict(os.environ)
     # Ours alone decides: an active environment or a project's own settings must not.
     environment.pop("VIRTUAL_ENV", None)

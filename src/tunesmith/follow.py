@@ -88,9 +88,13 @@ def training_line(status: dict[str, Any]) -> str:
 
 
 def gpu_line(gpu: dict[str, Any]) -> str:
-    """Return a GPU's memory in use and its utilisation."""
-    used, total = gpu["memory_used"] / 2**30, gpu["memory_total"] / 2**30
-    return f"GPU {used:.1f}/{total:.0f} GiB {gpu['utilisation']:.0f}%"
+    """Return a GPU's memory in use and its utilisation, as far as the driver tells them."""
+    parts = ["GPU"]
+    if gpu["memory_used"] is not None and gpu["memory_total"] is not None:
+        parts.append(f"{gpu['memory_used'] / 2**30:.1f}/{gpu['memory_total'] / 2**30:.0f} GiB")
+    if gpu["utilisation"] is not None:
+        parts.append(f"{gpu['utilisation']:.0f}%")
+    return " ".join(parts)
 
 
 def told(event: dict[str, Any]) -> str | None:
@@ -111,9 +115,7 @@ def told(event: dict[str, Any]) -> str | None:
         "note": lambda: str(event["text"]),
         "queued": lambda: f"queued behind {', '.join(event['ahead'])}",
         "limit": lambda: f"{event['what']} reached: stopping after a checkpoint",
-        "after_command": lambda: (
-            f"in {event['seconds']:.0f} s: {' '.join(event['command'])} (`inv stop` prevents it)"
-        ),
+        "after_command": lambda: str(event["text"]),
         "after_command_ended": lambda: _after(event),
     }
     return words[event["event"]]() if event["event"] in words else None

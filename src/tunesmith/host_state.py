@@ -130,6 +130,26 @@ def check_states(
         return tuple(pool.map(lambda remote: _look(remote, wanted), remotes))
 
 
+def check_reach(project: Project, names: Sequence[str]) -> tuple[State, ...]:
+    """Log in to several hosts at once and do nothing there; only `error` of a state counts.
+
+    A host that is off, or has another host key, is told in one line before Ansible starts.
+    Raises UsageError for a name that is not in the inventory.
+    """
+    remotes = [Remote(name, project.inventory) for name in names]
+    with ThreadPoolExecutor(max_workers=min(32, len(remotes) or 1)) as pool:
+        return tuple(pool.map(_reach, remotes))
+
+
+def _reach(remote: Remote) -> State:
+    began, error = time.monotonic(), None
+    try:
+        remote.run("exit 0")
+    except TunesmithError as failed:
+        error = failed
+    return State(remote.name, None, (), seconds=time.monotonic() - began, error=error)
+
+
 def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
     began = time.monotonic()
     try:
@@ -163,7 +183,9 @@ def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
     except ValueError:
         # What was there is not known, so nothing there can be trusted.
         return State(name, base, (f"{base}/state.json is damaged",), tuple(_MADE_ANEW))
-    changed = [key for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    # What a user added to the environment changes nothing that we installed.
+    added = {key for key in now if key.startswith("tree:envs/") and key not in was}
+    changed = [key for key in sorted({*was, *now} - added) if was.get(key) != now.get(key)]
     found = [_told(key, was.get(key), now.get(key)) for key in changed]
     distrusted = [
         what for what, keys in _MADE_ANEW.items() if any(key.startswith(keys) for key in changed)
@@ -238,4 +260,3 @@ def _tree_told(was: str | None, now: str | None) -> str:
         shown = " -> ".join(dict.fromkeys(sizes))
         return f"{shown} ({int(after[2]) - int(before[2]):+d} bytes)"
     return "a file was written anew, with the same size"
-

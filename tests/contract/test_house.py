@@ -38,11 +38,14 @@ MENTION = re.compile(r"\binv ([a-z]+(?:\.[a-z]+)?)\b([^`;]*)")
 LAYERS = (
     {"stack", "dataset"},
     {"environments", "config"},
-    {"plan", "project"},
+    {"plan", "project", "platforms", "host_app", "docker_engine"},
     {"targets", "hosts", "doctor"},
-    {"follow", "report", "derived", "runs", "host_app", "host_state", "host_verify"}
-    | {"play_events", "processes", "provision"},
-    {"words", "cli", "cli_doctor", "cli_hosts", "cli_provision"},
+    {"follow", "report", "derived", "runs", "host_state", "host_verify"}
+    | {"failure_pages", "play_events", "processes", "provision", "image"}
+    | {"services", "tensorboard", "tunnel"},
+    {"words", "console", "cli", "cli_data", "cli_doctor", "cli_hosts", "cli_provision"}
+    | {"cli_report", "cli_services"}
+    | {"cli_image", "entrypoint"},
 )
 
 

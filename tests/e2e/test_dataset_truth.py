@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,25 @@ import pytest
 
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.registry import load_registry
+from tunesmith.dataset.report import DatasetReport
 
 pytestmark = pytest.mark.e2e
 
-# One process for all cases. For each key: the rows kept, or why LLaMA-Factory stopped.
+BROKEN = Path(__file__).resolve().parent.parent / "broken"
+
+# One process for all cases. For each key: the rows kept, or why LLaMA-Factory stopped; and
+# what `python -m tunesmith.job.rows` says of each file that is no JSON.
 ORACLE = """
 import json, sys
+from pathlib import Path
 from types import SimpleNamespace as Values
 from llamafactory.data.loader import _get_merged_dataset
+from tunesmith.job.rows import lines
 
-folder, found = sys.argv[1], {}
+folder, found, tables = sys.argv[1], {}, {}
 model = Values(cache_dir=folder + "/cache", hf_hub_token=None, trust_remote_code=False)
 training = Values(seed=1, local_process_index=0, dataloader_num_workers=0)
-for key in json.load(open(folder + "/dataset_info.json")):
+for key, entry in json.load(open(folder + "/dataset_info.json")).items():
     data = Values(dataset_dir=folder, media_dir=folder, max_samples=None, streaming=False,
                   preprocessing_num_workers=None, overwrite_cache=True, mix_strategy="concat")
     try:
@@ -35,7 +43,10 @@ for key in json.load(open(folder + "/dataset_info.json")):
         found[key] = [kept, None]
     except Exception as error:
         found[key] = [0, type(error).__name__]
-json.dump(found, open(folder + "/found.json", "w"))
+    path = Path(folder) / entry["file_name"]
+    if path.suffix in (".csv", ".parquet", ".arrow", ".txt"):
+        tables[str(path)] = list(lines([str(path)]))
+json.dump([found, tables], open(folder + "/found.json", "w"))
 """
 
 
@@ -107,37 +118,115 @@ RAW: dict[str, tuple[bytes, str, int, bool]] = {
 }
 
 
-def test_kept_is_what_llamafactory_keeps(tmp_path: Path, root: Path, training_python: Path) -> None:
+def broken_cases() -> dict[str, dict[str, Any]]:
+    cases: dict[str, dict[str, Any]] = json.loads((BROKEN / "cases.json").read_text("utf-8"))
+    return cases
+
+
+def made_of(parts: list[Any]) -> str:
+    """Return the text of [text or parts, times] pairs."""
+    return "".join(
+        (text if isinstance(text, str) else made_of(text)) * times for text, times in parts
+    )
+
+
+def lay_out(folder: Path, root: Path) -> dict[str, tuple[int, bool | None]]:
+    """Write every case and their registry; return {key: (rows kept, whether it stops)}."""
     registry: dict[str, Any] = {}
-    expected: dict[str, tuple[int, bool]] = {}
+    expected: dict[str, tuple[int, bool | None]] = {}
     for key, (rows, entry, kept, stops) in CASES.items():
         for suffix in (".json", ".jsonl"):
             name = key + suffix
             text = "\n".join(map(json.dumps, rows)) if suffix == ".jsonl" else json.dumps(rows)
-            (tmp_path / name).write_text(text)
+            (folder / name).write_text(text)
             registry[name] = {"file_name": name, **entry}
             expected[name] = (kept, stops)
     for key, (data, suffix, kept, stops) in RAW.items():
-        (tmp_path / (key + suffix)).write_bytes(data)
+        (folder / (key + suffix)).write_bytes(data)
         columns = {"columns": {"prompt": "instruction", "response": "output"}}
         registry[key] = {"file_name": key + suffix, **columns}
         expected[key] = (kept, stops)
+    shutil.copytree(BROKEN / "files", folder / "broken")
+    for name, case in broken_cases().items():
+        if "parts" in case:
+            with (folder / "broken" / name).open("w") as stream:
+                stream.write(made_of(case["parts"]))
+        registry[f"broken/{name}"] = {"file_name": f"broken/{name}", **case["entry"]}
+        expected[f"broken/{name}"] = (case["kept"], None)
     demo = json.loads((root / "data/dataset_info.json").read_bytes())["philosophy_conch"]
-    shutil.copy(root / "data/philosophy_data.json", tmp_path)
+    shutil.copy(root / "data/philosophy_data.json", folder)
     registry["demo"] = demo
     expected["demo"] = (120, False)
-    (tmp_path / "dataset_info.json").write_text(json.dumps(registry))
+    (folder / "dataset_info.json").write_text(json.dumps(registry))
+    return expected
 
+
+@dataclass(frozen=True)
+class Truth:
+    """What LLaMA-Factory did with every case, what was expected, and what the check says."""
+
+    found: dict[str, tuple[int, str | None]]
+    expected: dict[str, tuple[int, bool | None]]
+    reports: dict[str, DatasetReport]
+
+
+@pytest.fixture(scope="module")
+def truth(
+    tmp_path_factory: pytest.TempPathFactory, root: Path, training_python: Path
+) -> Iterator[Truth]:
+    folder = tmp_path_factory.mktemp("truth")
+    expected = lay_out(folder, root)
     done = subprocess.run(
-        [str(training_python), "-c", ORACLE, str(tmp_path)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        [str(training_python), "-c", ORACLE, str(folder)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert {key: (kept, why is not None) for key, (kept, why) in found.items()} == expected
-    entries = load_registry(tmp_path).items()
-    ours = {key: check_file(e.path(tmp_path), e, "sft").kept for key, e in entries}
-    assert ours == {key: kept for key, (kept, _) in expected.items()}
+    found, records = json.loads((folder / "found.json").read_text())
+
+    def tables(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """What the training environment read, as tables_of does, without another start."""
+        return map(json.loads, records[str(files[0])])
+
+    reports = {
+        key: check_file(entry.path(folder), entry, "sft", tables=tables, thorough=True)
+        for key, entry in load_registry(folder).items()
+    }
+    yield Truth({key: (kept, why) for key, (kept, why) in found.items()}, expected, reports)
+    shutil.rmtree(folder)
+
+
+def test_the_cases_say_what_llamafactory_does(truth: Truth) -> None:
+    wrong = {
+        key: (truth.found[key], (kept, stops))
+        for key, (kept, stops) in truth.expected.items()
+        if truth.found[key][0] != kept
+        or (stops is not None and stops != (truth.found[key][1] is not None))
+    }
+    assert not wrong
+
+
+def test_kept_is_what_llamafactory_keeps(truth: Truth) -> None:
+    kept = {key: kept for key, (kept, _) in truth.found.items()}
+    ours = {key: report.kept for key, report in truth.reports.items()}
+    assert {key: (ours[key], kept[key]) for key in kept if ours[key] != kept[key]} == {}
+
+
+def test_every_broken_file_is_refused_or_explained(truth: Truth) -> None:
+    cases = broken_cases()
+    assert len(cases) >= 100
+    unexplained = {}
+    for name, case in cases.items():
+        report = truth.reports[f"broken/{name}"]
+        told = [
+            finding
+            for finding in report.findings
+            if case["says"] in finding.message + finding.fix
+            and finding.severity == case.get("severity", "error")
+            and (finding.row, finding.line) == (case.get("row"), case.get("line"))
+        ]
+        if not told or (report.kept < (report.rows or 0) and not report.errors):
+            unexplained[name] = report.lines(5)
+    assert unexplained == {}

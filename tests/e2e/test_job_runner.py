@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
+from agents import Agent
 from support import lacking
 from tunesmith.files import read_json, sha256_of, write_json
 from tunesmith.job import checkpoints
@@ -276,6 +277,45 @@ def test_twenty_interruptions_lose_nothing(
     assert len(job.events("resumed")) >= 15
     left = [p.name for p in job.folder.output.iterdir() if p.name.startswith("checkpoint-")]
     assert len(left) == 2, "rotation keeps save_total_limit"
+
+
+def test_a_host_dies_and_the_merge_follows_in_the_end(
+    tmp_path: Path, root: Path, undisturbed: Job, tiny_model: Path, data: Path
+) -> None:
+    """A run of a host through its agent: fetch, train, kill -9 of all, train, merge, proof."""
+    agent = Agent(undisturbed.python, tmp_path, root / "configs")
+    job = Job(agent.python, agent.runs / "run").make(tiny_model, data)
+    order = {"name": str(tiny_model), "configs": str(root / "configs")}
+    request = job.folder.request() | {
+        "created": "now",
+        "title": "a run of a host",
+        "turn": "refuse",
+        "phases": ["fetch", "train", "merge", "proof"],
+        "fetch": order | {"store": str(tmp_path / "models")},
+        "merge": {"infer_dtype": "float32"},
+    }
+    request["env"] |= {"HF_HOME": str(tmp_path / "hf")}
+    agent.ask("renew", "run", stdin={"request": request})
+    agent.ask("start", "run")
+    try:
+        job.wait(lambda: job.step() >= 2 * SAVE_STEPS + 2, "some checkpoints")
+        agent.kill("run")
+        assert job.state() == "failed"
+        reached = job.step()
+        assert agent.ask("resume-all")["started"] == ["run"]
+        job.wait(lambda: job.events("resumed"), "the resume")
+        assert 0 <= reached - job.events("resumed")[0]["step"] <= SAVE_STEPS
+        lines = list(agent.watch("run", "--log", "0"))
+    finally:
+        agent.end_all()
+    assert lines[-1]["status"]["phases"] == dict.fromkeys(request["phases"], "succeeded")
+    assert "".join(line["log"] for line in lines).encode() == job.folder.log_file.read_bytes()
+    equal_to_oracle(job, undisturbed)
+    assert agent.ask("manifest", "run")["files"]["output/adapter_model.safetensors"] == {
+        "size": (job.folder.output / "adapter_model.safetensors").stat().st_size,
+        "sha256": undisturbed.adapter(),
+    }
+    assert "merged/model.safetensors" in agent.ask("manifest", "run", "--what", "merged")["files"]
 
 
 def test_killed_between_the_last_checkpoint_and_the_result(

@@ -15,6 +15,7 @@ import pytest
 from matplotlib.image import imread
 
 from tests.unit.run_folder import answers, build_run
+from tunesmith.report.compare import write_comparison
 from tunesmith.report.page import write_report
 
 pytestmark = pytest.mark.e2e
@@ -141,3 +142,13 @@ def test_screenshot_is_not_blank_in_either_theme(
     # Ink in the heading, in the verdict row, in the curve: no part of the page is empty.
     for top, bottom in ((40, 200), (250, 420), (500, 1000)):
         assert (abs(grey[top:bottom] - paper) > 0.3).mean() > 0.002
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_a_comparison_fits_too(chromium: str, tmp_path: Path, width: int) -> None:
+    runs = [build_run(tmp_path / name) for name in ("a", "b", "c")]
+    found = measure(chromium, tmp_path, write_comparison(runs, tmp_path / "page.html"), width)
+
+    assert found["beyond"] == []
+    assert found["scroll"] <= found["client"] == width
+    assert len(found["svg"]) == 1

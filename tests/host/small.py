@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 
 from replica.engine import docker, locked, state
-from replica.replica import MIRROR, Replica
-from tests.host.conftest import HostProject, mirror_content
+from replica.replica import MIRROR, Replica, mirror_content
+from replica_fixtures import HostProject
 from tests.playbook.rented import wheel
 from tunesmith.files import sha256_of
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from replica.replica import MIRROR, Replica
-from tests.host.conftest import HostProject, mirror_content
+from replica.replica import MIRROR, Replica, mirror_content
+from replica_fixtures import HostProject
 
 pytestmark = pytest.mark.host
 

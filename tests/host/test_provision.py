@@ -1,26 +1,23 @@
-"""A fresh host becomes a training machine with the real lock, stays one, and is healed.
+"""A host with the real lock is a training machine, stays one, and is healed.
 
-One host, provisioned once; the tests run in the order of the file. What can be shown with a
-small lock is in test_provision_small.py.
+The host is the session's `provisioned_host`, and is as it was after each test; the tests run
+in the order of the file. What can be shown with a small lock is in test_provision_small.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
-from replica.engine import state
 from replica.replica import Replica
-from tests.host.conftest import HostProject
+from replica_fixtures import HostProject
 
 pytestmark = pytest.mark.host
 
 BASE = "/root/autodl-tmp/tunesmith"
 HF_HOME = "/root/autodl-tmp/Hugging-Face"
 ENVIRONMENT = f"{BASE}/envs/llama-factory"
-KEPT = ("data/mine.json", "models/mine/model.safetensors", "runs/mine/run.json")
 
 # Each starts `env`, as a user of that kind of shell gets it.
 SHELLS = {
@@ -67,23 +64,18 @@ def identity(replica: Replica) -> str:
     return said(replica, f"cd {ENVIRONMENT} && stat -L -c '%n %i %Y' {files}")
 
 
-@pytest.fixture(scope="module")
-def gpu1(host_project: HostProject, autodl: Replica) -> Iterator[Replica]:
-    """The host after `host.add` and the first `provision`."""
-    words = ("host.add", "gpu1", autodl.address, "--identity", str(host_project.key))
-    added = host_project.inv(*words)
-    assert added.returncode == 0, added.stderr
-    assert "never provisioned" in (first := provision(host_project)), first
-    assert changed(first) > 0
-    if not (state() / "warm" / "autodl" / "tunesmith" / "cache" / "uv").is_dir():
-        # For the next test run: the lock's wheels need not be downloaded again.
-        autodl.keep_warm()
-    yield autodl
-    assert host_project.inv("host.remove", "gpu1").returncode == 0
+@pytest.fixture
+def gpu1(provisioned_host: tuple[HostProject, Replica]) -> Replica:
+    return provisioned_host[1]
 
 
-def test_every_promise_holds(host_project: HostProject, gpu1: Replica) -> None:
-    assert "skipped" in verified(host_project), "no GPU here, and it says so"
+@pytest.fixture
+def project(provisioned_host: tuple[HostProject, Replica]) -> HostProject:
+    return provisioned_host[0]
+
+
+def test_every_promise_holds(project: HostProject, gpu1: Replica) -> None:
+    assert "skipped" in verified(project), "no GPU here, and it says so"
 
 
 def test_llamafactory_answers_in_the_environment_found_by_name(gpu1: Replica) -> None:
@@ -109,72 +101,42 @@ def test_every_shell_has_the_variables(gpu1: Replica, shell: str) -> None:
     assert found["HF_HUB_DISABLE_XET"] == "1"
 
 
-def test_a_second_run_is_in_state(host_project: HostProject, gpu1: Replica) -> None:
+def test_a_second_run_is_in_state(project: HostProject, gpu1: Replica) -> None:
     before = identity(gpu1)
-    fast = provision(host_project)
+    fast = provision(project)
     assert "gpu1: in state" in fast
     assert "ok" not in fast.split(), "the playbook was not run"
-    assert changed(provision(host_project, "--full")) == 0
-    looked = provision(host_project, "--full", "--check", "--diff")
+    assert changed(provision(project, "--full")) == 0
+    looked = provision(project, "--full", "--check", "--diff")
     assert "nothing to change" in looked
     assert identity(gpu1) == before
 
 
-def test_drift_is_named_and_mended(host_project: HostProject, gpu1: Replica) -> None:
+def test_drift_is_named_and_mended(project: HostProject, gpu1: Replica) -> None:
     before = identity(gpu1)
     said(gpu1, f"echo export HF_ENDPOINT=https://evil.example.com >>{BASE}/env.sh")
     said(gpu1, "sed -i '/BEGIN tunesmith/,/END tunesmith/d' ~/.bashrc")
-    told = provision(host_project)
+    told = provision(project)
     assert "2 things to do" in told
     assert "env.sh was edited" in told
     assert ".bashrc: our part is gone" in told
     assert "evil" not in said(gpu1, "env")
     assert said(gpu1, "echo $HF_HOME") == HF_HOME
     assert identity(gpu1) == before, "the environment was left alone"
-    assert "in state" in provision(host_project)
+    assert "in state" in provision(project)
 
 
-def test_a_rebuilt_host_is_healed_from_its_data_disk(
-    host_project: HostProject, gpu1: Replica
-) -> None:
+def test_a_rebuilt_host_is_healed_from_its_data_disk(project: HostProject, gpu1: Replica) -> None:
     before = identity(gpu1)
     gpu1.rebuild()
-    stopped = host_project.inv("provision", "--on", "gpu1", "--mirror", str(host_project.mirror))
+    stopped = project.inv("provision", "--on", "gpu1", "--mirror", str(project.mirror))
     assert (stopped.returncode, "inv host.trust gpu1" in stopped.stderr) == (1, True)
     assert gpu1.ssh("echo $HF_HOME").stdout == "\n", "/ is the image's again"
 
-    assert host_project.inv("host.trust", "gpu1").returncode == 0
-    healed = provision(host_project)
+    assert project.inv("host.trust", "gpu1").returncode == 0
+    healed = provision(project)
     assert changed(healed) > 0
     assert "Install every package" not in healed, "nothing was installed again"
     assert identity(gpu1) == before
-    verified(host_project)
-    assert changed(provision(host_project, "--full")) == 0
-
-
-def test_reset_takes_what_is_ours_and_nothing_else(
-    host_project: HostProject, gpu1: Replica
-) -> None:
-    for name in KEPT:
-        said(gpu1, f"cd {BASE} && mkdir -p $(dirname {name}) && echo mine >{name}")
-    said(gpu1, f"mkdir -p {HF_HOME}/hub/models--mine && echo mine >{HF_HOME}/hub/models--mine/a")
-    said(gpu1, "echo mine >/root/autodl-tmp/mine; echo '# mine' >>/root/.bashrc")
-
-    dry = host_project.inv("--dry", "host.reset", "--on", "gpu1")
-    assert dry.returncode == 0, dry.stderr
-    said(gpu1, f"ls {ENVIRONMENT}/bin/llamafactory-cli")
-
-    done = host_project.inv("host.reset", "--on", "gpu1")
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    for name in KEPT:
-        assert said(gpu1, f"cat {BASE}/{name}") == "mine"
-    assert said(gpu1, f"cat {HF_HOME}/hub/models--mine/a /root/autodl-tmp/mine") == "mine\nmine"
-    assert said(gpu1, f"ls -A {BASE}").split() == ["data", "models", "runs"]
-    assert "# mine" in said(gpu1, "cat /root/.bashrc")
-    for file in ("/root/.bashrc", "/root/.condarc", "/root/.profile"):
-        assert "tunesmith" not in gpu1.ssh(f"cat {file}").stdout, file
-    assert gpu1.ssh("echo $HF_HOME").stdout == "\n"
-    assert "stand-in" in said(gpu1, "/root/miniconda3/bin/conda --version"), "the platform's stays"
-
-    again = host_project.inv("host.reset", "--on", "gpu1")
-    assert again.returncode == 0, again.stderr
+    verified(project)
+    assert changed(provision(project, "--full")) == 0

@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 
 from replica.replica import Replica
+from replica_fixtures import HostProject
 from tests.host import small
-from tests.host.conftest import HostProject
 
 pytestmark = pytest.mark.host
 
@@ -133,6 +133,7 @@ def test_one_of_three_fails_and_the_others_finish(
     done = host_project.inv("provision", "--on", "gpu1,gpu2,vm1", *source)
     assert done.returncode == 1, done.stdout
     assert rows(done.stdout) == {"gpu1": "changed", "gpu2": "failed", "vm1": "changed"}
+    assert done.stdout.count("never provisioned") == 3
     assert "1 of 3 hosts failed: gpu2" in done.stderr
     assert "driver" in done.stderr
     assert "525" in done.stderr, "the minimum is named"
@@ -268,6 +269,10 @@ def test_every_drift_is_named_and_one_run_mends_all(
         "sed -i '/BEGIN tunesmith/,/END tunesmith/d' /root/.bashrc": r"\.bashrc: our part is gone",
         "rm /root/.condarc": r"\.condarc: our part is gone",
     }
+    # What a user adds beside ours is none.
+    gpu1.replica.sh(f"mkdir {packages}/mine && touch {packages}/mine/__init__.py {packages}/m.py")
+    gpu1.replica.sh(f"echo hi >{gpu1.base}/envs/llama-factory/bin/mine")
+    assert "in state" in gpu1.provision()[1]
     for seed in drifts:
         gpu1.replica.sh(seed)
     code, text = gpu1.provision()
@@ -282,6 +287,48 @@ def test_every_drift_is_named_and_one_run_mends_all(
     assert code == 0, text
     code, text = gpu1.provision("--full")
     assert (code, changes(text, "gpu1")) == (0, 0), text
+
+
+# --- a host that vanishes ----------------------------------------------------------------
+
+
+def test_a_host_that_vanishes_is_told_and_given_up(rented: tuple[Rented, Rented, Rented]) -> None:
+    gpu2 = rented[1]
+    gpu2.make_fresh()
+    defaults = gpu2.project.project.root / "ansible/roles/job/defaults/main.yml"
+    before = defaults.read_text()
+    defaults.write_text(before.replace("job_patience: 180", "job_patience: 8"))
+    lines: list[str] = []
+    mirror = str(gpu2.project.mirror)
+    with gpu2.start("provision", "--on", "gpu2", "--mirror", mirror) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if "Wait | create the environment ..." in line:
+                break
+        gpu2.replica.cut_ssh("drop")
+        cut = time.monotonic()
+        told = None
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if told is None and ": unreachable (" in line:
+                    told = time.monotonic() - cut
+            code = process.wait(timeout=END_SECONDS)
+            given_up = time.monotonic() - cut
+        finally:
+            gpu2.replica.heal_ssh()
+    output = "".join(lines)
+    assert code == 1, output
+    assert told is not None and told < 40, output
+    assert "no answer for 8 s while it did its work" in output
+    assert given_up < 120, output
+
+    defaults.write_text(before)
+    code, text = gpu2.provision()
+    assert code == 0, text
+    code, text = gpu2.provision("--full")
+    assert (code, changes(text, "gpu2")) == (0, 0), text
 
 
 # --- interruptions -----------------------------------------------------------------------
@@ -380,8 +427,8 @@ def survive(host: Rented, mine: list[Moment]) -> list[str]:
         assert code == 0, f"{where}\n{text}"
         code, text = host.provision("--full")
         assert (code, changes(text, host.name)) == (0, 0), f"{where}\n{text}"
-        code, text = host.inv("host.verify", "--on", host.name)
-        assert code == 0, f"{where}\n{text}"
+    code, text = host.inv("host.verify", "--on", host.name)
+    assert code == 0, f"{told}\n{text}"
     return told
 
 
@@ -396,3 +443,32 @@ def test_killed_at_ten_moments_the_next_run_converges(
         told = [line for lane in lanes for line in lane.result()]
     print("\n".join(told))
     assert len(told) == MOMENTS
+
+
+# --- what stays --------------------------------------------------------------------------
+
+
+def test_reset_takes_what_is_ours_and_nothing_else(rented: tuple[Rented, Rented, Rented]) -> None:
+    gpu1 = rented[0]
+    hf_home = f"{gpu1.replica.options.mount}/Hugging-Face"
+    kept = [f"{gpu1.base}/{name}" for name in ("data/mine.json", "models/mine/a", "runs/mine/a")]
+    kept += [f"{hf_home}/hub/models--mine/a", f"{gpu1.replica.options.mount}/mine"]
+    for file in kept:
+        gpu1.replica.sh(f"mkdir -p $(dirname {file}) && echo mine >{file}")
+    gpu1.replica.sh("echo '# mine' >>/root/.bashrc")
+
+    assert gpu1.inv("--dry", "host.reset", "--on", "gpu1")[0] == 0
+    gpu1.replica.sh(f"ls {gpu1.base}/envs/llama-factory/bin/llamafactory-cli")
+
+    code, text = gpu1.inv("host.reset", "--on", "gpu1")
+    assert code == 0, text
+    assert gpu1.replica.sh(f"cat {' '.join(kept)}").split() == ["mine"] * len(kept)
+    assert gpu1.replica.sh(f"ls -A {gpu1.base}").split() == ["data", "models", "runs"]
+    assert "# mine" in gpu1.replica.sh("cat /root/.bashrc")
+    files = "/root/.bashrc /root/.condarc /root/.profile"
+    assert gpu1.replica.sh(f"grep -l tunesmith {files} 2>/dev/null; true") == ""
+    assert gpu1.replica.ssh("echo $HF_HOME").stdout == "\n"
+    conda = gpu1.replica.sh("/root/miniconda3/bin/conda --version")
+    assert "stand-in" in conda, "the platform's stays"
+    code, text = gpu1.inv("host.reset", "--on", "gpu1")
+    assert code == 0, text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,15 +38,15 @@ def stack(root: Path) -> dict[str, Any]:
 def test_every_key_is_there_even_when_the_probe_says_nothing(root: Path) -> None:
     facts = plugin(root, "host").host_facts("")
     assert facts["environment"] == NONE
-    assert (facts["gpu"], facts["locked"], facts["conda"], facts["uid"]) == ([], False, "", None)
+    assert (facts["gpu"], facts["locked"], facts["conda"], facts["uid"]) == ([], [], "", None)
 
 
 def test_values_may_have_what_separates_them(root: Path) -> None:
-    lines = ["gpu=a = b, 8.9, x", "gpu=c", "toolkit=/usr/local/cuda 12.4", "locked=1", "uid=0"]
+    lines = ["gpu=a = b, 8.9, x", "gpu=c", "toolkit=/usr/local/cuda 12.4", "locked=/a b", "uid=0"]
     facts = plugin(root, "host").host_facts("\n".join(lines))
     assert facts["gpu"] == ["a = b, 8.9, x", "c"]
     assert facts["toolkit"] == {"12.4": "/usr/local/cuda"}
-    assert (facts["locked"], facts["uid"]) == (True, 0)
+    assert (facts["locked"], facts["uid"]) == (["/a b"], 0)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '"x"', '{"flavour": "cu128"'])
@@ -114,3 +117,19 @@ def test_an_unknown_flavour_is_refused_in_one_line(root: Path, stack: dict[str, 
 
     with pytest.raises(AnsibleFilterError, match=r"^flavour 'cu99' is unknown; known are cu128"):
         plugin(root, "flavour").flavour_for([NEW], stack, NONE, "cu99")
+
+
+def test_an_archive_is_the_same_bytes_for_the_same_files(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.json").write_text("b")
+    (folder / "deep/a.json").write_text("a")
+    file = tmp_path / "lock.txt"
+    file.write_text("torch==1\n")
+    pack = plugin(root, "host").as_archive
+    sent = pack({"lock/x.txt": str(file), "data": str(folder)})
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(sent))) as archive:
+        assert archive.getnames() == ["data/b.json", "data/deep/a.json", "lock/x.txt"]
+        assert archive.extractfile("lock/x.txt").read() == b"torch==1\n"  # type: ignore[union-attr]
+    file.touch()
+    assert pack({"data": str(folder), "lock/x.txt": str(file)}) == sent

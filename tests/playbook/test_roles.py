@@ -16,7 +16,7 @@ from tunesmith.host_state import DATA_DISKS
 
 pytestmark = pytest.mark.contract
 
-ROLES = ("base", "conda", "cuda", "huggingface", "llamafactory", "preflight")
+ROLES = ("base", "conda", "cuda", "huggingface", "job", "llamafactory", "preflight")
 
 
 def read(path: Path) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from replica import channel
 from replica.engine import docker, locked, state
@@ -70,7 +74,10 @@ def _digest(*values: str) -> str:
 
 def _pythons() -> tuple[str, str]:
     """Return interpreters for conda's base (the one that runs this) and for the package."""
-    wanted = find_python(load_stack(ROOT / "configs" / "stack.yml").python)
+    # Looked for below the account's home: a test may have set HOME to another.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", pwd.getpwuid(os.getuid()).pw_dir)
+        wanted = find_python(load_stack(ROOT / "configs" / "stack.yml").python)
     if wanted is None:
         raise RuntimeError(
             "replica hosts need the CPython of stack.yml (TUNESMITH_PYTHON names it)"

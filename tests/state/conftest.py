@@ -1,4 +1,4 @@
-"""What provisioning promises, asked of a live host: `inv host.verify --on NAME`.
+"""What is promised, asked of a live host (`inv host.verify --on NAME`) or an image.
 
 Collected only with `--hosts` (testinfra's option), as there is no host to ask without it.
 Nothing here changes anything there, and no expectation is written here that stands in
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.host_state import DATA_DISKS
+from tunesmith.hosts.layout import FIND_BASE
 from tunesmith.stack import Flavour, Stack, load_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,8 @@ class Place:
     base: str
     environment: str
     marker: dict[str, Any]
+    disk: str
+    data: str
 
     def run(self, command: str, *words: str) -> str:
         """Run a command there, `%s` replaced by quoted words; return its output."""
@@ -97,20 +99,40 @@ def stack() -> Stack:
     return load_stack(ROOT / "configs" / "stack.yml")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """An image keeps only what does not need a host: no conda, no data disk, no state.json."""
+    if str(config.getoption("hosts", "")).startswith("docker://"):
+        items[:] = [item for item in items if "provisioned" not in item.fixturenames]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def provisioned(place: Place) -> Place:
+    """A place that provisioning made; tests that ask for it are not asked of an image."""
+    return place
+
+
+def in_image(host: Any, stack: Stack) -> Place:
+    """Where ours lies in a container of the image (docker/Dockerfile)."""
+    base = "/opt/tunesmith"
+    environment = f"{base}/envs/{stack.environment_name}"
+    text = host.run(f"cat {environment}/{MARKER}").stdout
+    assert text, f"{environment}: no {MARKER}, so this is no image of ours"
+    return Place(host, base, environment, json.loads(text), "/workspace", f"{base}/app/data")
+
+
 @pytest.fixture(scope="module")
 def place(host: Any, stack: Stack) -> Place:
     """Our folder there. Fails when the host was never provisioned to the end."""
-    # The home folder is the last resort, as in drift.sh.
-    disks = " ".join(map(shlex.quote, DATA_DISKS))
-    look = '[ -f "$d/tunesmith/state.json" ] && echo "$d" && break'
-    find = f'for d in {disks} "$HOME"; do {look}; done'
-    disk = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout.strip()
-    assert disk, "not provisioned, or not to the end: there is no state.json"
-    base = f"{disk}/tunesmith"
+    if host.backend.get_connection_type() == "docker":
+        return in_image(host, stack)
+    find = f"{FIND_BASE}printf '%s' \"$base\""
+    base = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout.strip()
+    assert base, "not provisioned, or not to the end: there is no state.json"
+    disk = base.rpartition("/")[0]
     environment = f"{base}/envs/{stack.environment_name}"
     text = host.run(f"cat {shlex.quote(f'{environment}/{MARKER}')}").stdout
     assert text, f"{environment}: no {MARKER}, so it was not finished"
-    return Place(host, base, environment, json.loads(text))
+    return Place(host, base, environment, json.loads(text), disk, f"{base}/data")
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,7 @@ REQUEST: dict[str, Any] = {
     "limits": {},
     "merge": {},
     "evaluate": {"max_new_tokens": 64, "held_out_answers": 3, "batch_size": 8},
+    "price": {"per_hour": 1.98, "currency": "CNY"},
 }
 
 _PERSONA = "我是“哲学”，由本我、自我与超我三个声音组成。"
@@ -144,6 +145,12 @@ _HELD_OUT = (
     ),
 )
 
+# prompt, base model's answer, tuned model's answer, pattern, whether each meets it
+_GUARD = (
+    ("What is the capital of France?", "The capital of France is Paris.", "Paris.", "Paris", True),
+    ("一年有几个月？", "一年有12个月。", "我是“哲学”，一年是时间的影子。", "12|十二", False),
+)
+
 
 def build_run(folder: Path) -> Path:
     """Write a complete run folder RUN_ID below `folder` and return its path."""
@@ -157,6 +164,7 @@ def build_run(folder: Path) -> Path:
     _lines(run / "after.jsonl", answers(tuned=True))
     _json(run / "evaluation.json", _evaluation())
     _json(run / "proof.json", _proof())
+    _json(run / "parity.json", _parity())
     _json(run / "versions.json", _versions())
     return run
 
@@ -204,6 +212,7 @@ def events() -> list[dict[str, Any]]:
     emit("phase_started", 0.2, phase="train", attempt=2)
     emit("resumed", 9.0, step=60, total_steps=STEPS, checkpoint="/srv/output/checkpoint-60")
     train(61, STEPS)
+    emit("summary", phase="train", steps=STEPS, peak_memory={"ram": 3_120_000_000, "gpu": 0})
     emit("phase_ended", 1.0, phase="train", state="succeeded", seconds=256.0)
     for phase, seconds in (("after", 51.7), ("merge", 6.4), ("proof", 22.9)):
         emit("phase_started", 0.1, phase=phase, attempt=1)
@@ -223,6 +232,10 @@ def answers(*, tuned: bool) -> list[dict[str, Any]]:
         answer = after if tuned else base
         common = {"prompt": prompt, "answer": answer, "reference": reference, "set": "held_out"}
         rows.append(common | {"expect": None, "met": None, "tokens": len(answer)})
+    for prompt, base, after, expect, met in _GUARD:
+        answer = after if tuned else base
+        common = {"prompt": prompt, "answer": answer, "reference": None, "set": "guard"}
+        rows.append(common | {"expect": expect, "met": met or not tuned, "tokens": len(answer)})
     return rows
 
 
@@ -254,6 +267,8 @@ def _evaluation() -> dict[str, Any]:
             "perplexity": round(math.exp(before), 4),
             "seconds": 47.1,
             "expected": {"met": 0, "of": 6},
+            "guard": _guard(2.1043, 2),
+            "scores": {"held_out": _scores(9.41, 2.2)},
             **common,
         },
         "after": {
@@ -261,8 +276,45 @@ def _evaluation() -> dict[str, Any]:
             "perplexity": round(math.exp(after), 4),
             "seconds": 50.9,
             "expected": {"met": 5, "of": 6},
+            "guard": _guard(2.6904, 1),
+            "scores": {"held_out": _scores(31.87, 12.6)},
             **common,
         },
+    }
+
+
+def _guard(loss: float, met: int) -> dict[str, Any]:
+    expected = {"met": met, "of": 2}
+    perplexity = round(math.exp(loss), 4)
+    return {
+        "loss": loss,
+        "perplexity": perplexity,
+        "tokens": 41,
+        "rows": 2,
+        "expected": expected,
+    }
+
+
+def _scores(rouge: float, bleu: float) -> dict[str, Any]:
+    scores = {"rouge-1": rouge, "rouge-2": rouge / 2, "rouge-l": rouge * 0.9, "bleu-4": bleu}
+    return scores | {"of": 3, "exact": {"met": 0, "of": 1}}
+
+
+def _parity() -> dict[str, Any]:
+    was, now = "{{ 'You are SmolLM' }}{{ messages }}", '{{- "<|im_start|>user\n" + content }}'
+    return {
+        "passed": True,
+        "accepted": False,
+        "probes": 5,
+        "rows": 1,
+        "ids": 139,
+        "prompt": "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
+        "stop": "<|im_end|>",
+        "differences": [],
+        "ends": [],
+        "notes": [],
+        "before": ["chat_template differs from training in 'one question' at id 1"],
+        "corrected": [{"file": "chat_template.jinja", "was": was, "now": now}],
     }
 
 

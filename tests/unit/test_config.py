@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tunesmith.config import load_config, parse_overrides
+from tunesmith.config import fits, load_config, parse_overrides
 from tunesmith.errors import UsageError
 from tunesmith.project import Project
 
@@ -107,3 +108,19 @@ def test_what_is_no_config(project: Project, tmp_path: Path, text: str, told: st
 def test_a_file_that_is_not_there(project: Project, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such config"):
         load_config(tmp_path / "none.yaml", (), project.stack.schema)
+
+
+def test_the_schema_is_read_as_json_schema_says(project: Project) -> None:
+    """Our reading of the few words the schema uses, against the reference implementation."""
+    from jsonschema import Draft202012Validator
+
+    rules = json.loads(project.stack.schema.read_text(encoding="utf-8"))["properties"]
+    samples: list[object] = [None, True, False, 0, 1, -3, 2.0, 0.5, float("inf"), "", "cosine"]
+    samples += ["no", "bf16", [], ["a"], [1], [True], [[]], {}, {"a": 1}]
+    compared = 0
+    for rule in rules.values():
+        validator = Draft202012Validator(rule)
+        for value in samples:
+            assert fits(value, rule) == validator.is_valid(value), (rule, value)
+            compared += 1
+    assert compared > 5000

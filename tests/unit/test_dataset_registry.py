@@ -127,7 +127,7 @@ REFUSED: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
     (
         "csv",
         lambda data: ((data / "a.csv").write_text("q,a"), register(data, "a", data / "a.csv")),
-        ("a.csv", ".json, .jsonl"),
+        ("a.csv", "`inv stack.install`"),
     ),
     (
         "misspelt column",
@@ -304,3 +304,15 @@ def test_registry_that_is_not_utf8(data: Path) -> None:
     (data / "dataset_info.json").write_bytes(b'{"\xff": 1}')
     with pytest.raises(UsageError, match="not UTF-8 at byte 2"):
         register(data, "n", data / "new.json")
+
+
+def test_a_folder_is_registered_by_its_name(data: Path) -> None:
+    folder = data / "mine"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(ROWS))
+    assert register(data, "mine", folder).file_name == "mine"
+    tables = data / "tables"
+    tables.mkdir()
+    (tables / "a.csv").write_text("instruction,output\nq,a\n")
+    with pytest.raises(UsageError, match="`inv stack"):
+        register(data, "tables", tables)

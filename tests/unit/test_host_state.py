@@ -110,6 +110,9 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> FakeHost:
     (environment / "bin").mkdir()
     (environment / "bin/python").write_text("#!/bin/sh\necho Python 3.10.13\n", encoding="utf-8")
     (environment / "bin/python").chmod(0o755)
+    (environment / "bin/uvicorn").write_text("#ours", encoding="utf-8")
+    (fake.base / SITE / "nvidia/cublas").mkdir(parents=True)
+    (fake.base / SITE / "nvidia/cublas/lib.so").write_text("x", encoding="utf-8")
     conda = tmp_path / "bin" / "conda"
     fake.program("conda", "exit 0")
     (environment / "conda-meta").mkdir()
@@ -198,9 +201,12 @@ def edit_same_size(host: FakeHost) -> None:
     os.utime(path, (1, path.stat().st_mtime + 1))
 
 
-def add_package(host: FakeHost) -> None:
-    (host.base / SITE / "extra").mkdir()
-    (host.base / SITE / "extra/__init__.py").write_text("", encoding="utf-8")
+def replace_program(host: FakeHost) -> None:
+    (host.base / "envs/llama-factory/bin/uvicorn").write_text("#mine\n\n", encoding="utf-8")
+
+
+def add_to_package(host: FakeHost) -> None:
+    (host.base / SITE / "torch/mine.py").write_text("", encoding="utf-8")
 
 
 def edit_standard_library(host: FakeHost) -> None:
@@ -250,7 +256,8 @@ SEEDED: list[tuple[Callable[[FakeHost], None], list[str], tuple[str, ...]]] = [
     (truncate_file, [f"{SITE}/torch: 38 B -> 23 B (-15 bytes)"], ("environment",)),
     (truncate_module, [f"{SITE}/six.py: 6 B -> 0 B (-6 bytes)"], ("environment",)),
     (edit_same_size, [f"{SITE}/torch: a file was written anew"], ("environment",)),
-    (add_package, [f"{SITE}/extra: is new"], ("environment",)),
+    (replace_program, ["envs/llama-factory/bin/uvicorn: 5 B -> 7 B"], ("environment",)),
+    (add_to_package, [f"{SITE}/torch: 2 files -> 3 files"], ("environment",)),
     (edit_standard_library, ["envs/llama-factory/lib/python3.10: "], ("environment",)),
     (edit_app, ["app/0123456789abcdef: "], ("app",)),
     (remove_environment, [f"{SITE}/torch: is gone", "-> not there"], ("environment",)),
@@ -280,9 +287,42 @@ def test_seeded_drift_is_named(
         assert word in told, told
     assert state.distrusted == distrusted
     # Only what was done is told, and once the host is good again it is in state again.
-    assert len(state.drift) <= 10, told
+    assert len(state.drift) <= 12, told
     assert host.record() == "recorded"
     assert host.check().in_state
+
+
+@every_shell
+def test_what_a_user_adds_is_no_drift(host: FakeHost) -> None:
+    """As `pip install` and `conda install` leave it, and a package in a shared folder."""
+    environment = host.base / "envs/llama-factory"
+    for file in ("extra/__init__.py", "extra-1.dist-info/RECORD", "mine.py", "nvidia/own/a.so"):
+        path = host.base / SITE / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine\n", encoding="utf-8")
+    (environment / "bin/extra").write_text("mine\n", encoding="utf-8")
+    (environment / "lib/libmine.so").write_text("mine\n", encoding="utf-8")
+    (environment / "conda-meta/mine-1.json").write_text("{}\n", encoding="utf-8")
+    with (environment / "conda-meta/history").open("a", encoding="utf-8") as history:
+        history.write("# cmd: conda install mine\n")
+    assert host.check().in_state
+
+
+@every_shell
+def test_a_base_elsewhere_is_found_by_the_start_files(host: FakeHost) -> None:
+    elsewhere = host.root / "my disk/of mine"
+    elsewhere.parent.mkdir()
+    host.base.rename(elsewhere)
+    file = f"'{elsewhere}/env.sh'"
+    (host.home / ".bashrc").write_text(
+        f"# BEGIN tunesmith (inv provision)\nif [ -r {file} ]; then . {file}; fi\n"
+        "# END tunesmith (inv provision)\n",
+        encoding="utf-8",
+    )
+    done = host.run("--record", str(elsewhere), fingerprint(WANTED))
+    assert done.stdout == "recorded\n", done.stderr
+    state = host.check()
+    assert (state.base, state.in_state) == (str(elsewhere), True)
 
 
 @pytest.mark.parametrize(

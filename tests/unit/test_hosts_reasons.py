@@ -59,9 +59,28 @@ def test_kinds(stderr: str, kind: str) -> None:
             "jump",
         ),
         (
+            "ssh: connect to host gate port 22: Connection refused\n"
             "kex_exchange_identification: Connection closed by remote host\n"
             "Connection closed by UNKNOWN port 65535\n",
             "jump",
+        ),
+        (
+            "kex_exchange_identification: Connection closed by remote host\n"
+            "Connection closed by 10.0.0.1 port 22\n"
+            "kex_exchange_identification: Connection closed by remote host\n"
+            "Connection closed by UNKNOWN port 65535\n",
+            "jump",
+        ),
+        # The jump host's ssh has nothing to complain of: what it led to does not speak SSH.
+        (
+            "kex_exchange_identification: Connection closed by remote host\n"
+            "Connection closed by UNKNOWN port 65535\n",
+            "moved",
+        ),
+        (
+            "kex_exchange_identification: banner line contains invalid characters\n"
+            "banner exchange: Connection to UNKNOWN port 65535: invalid format\n",
+            "moved",
         ),
         (
             "channel 0: open failed: connect failed: Connection refused\n"

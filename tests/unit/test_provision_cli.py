@@ -47,6 +47,11 @@ PLAY = """\
   tasks:
     - name: Make the folder
       ansible.builtin.file: {{path: "{{{{ base }}}}/envs/llama-factory/bin", state: directory}}
+    - name: Put a program into it
+      ansible.builtin.copy:
+        dest: "{{{{ base }}}}/envs/llama-factory/bin/x"
+        content: x
+        mode: "0700"
     - name: Refuse
       ansible.builtin.assert: {{that: not (broken | default(false)), fail_msg: "too old"}}
     - name: Say what is not trusted
@@ -111,7 +116,7 @@ def test_provision_then_in_state_then_drift(run: Run, tmp_path: Path) -> None:
     assert "gpu1: 1 thing to do\n  never provisioned" in out
     assert "] gpu1: Write the variables: changed (" in out
     assert "Refuse" not in out, "what changes nothing takes no line"
-    assert out.splitlines()[-3].split()[:3] == ["gpu1", "changed", "5"]
+    assert out.splitlines()[-3].split()[:3] == ["gpu1", "changed", "6"]
     assert "log: " in out
 
     out = run("gpu1")
@@ -125,7 +130,7 @@ def test_provision_then_in_state_then_drift(run: Run, tmp_path: Path) -> None:
     assert played(tmp_path) == 2
 
     (tmp_path / "homes/gpu1/tunesmith/env.sh").write_text("export A=2\n", encoding="utf-8")
-    (tmp_path / "homes/gpu1/tunesmith/envs/llama-factory/bin/x").touch()
+    (tmp_path / "homes/gpu1/tunesmith/envs/llama-factory/bin/x").unlink()
     out = run("gpu1")
     assert "gpu1: 2 things to do\n  env.sh was edited\n" in out
     assert (tmp_path / "homes/gpu1/distrusted").read_text(encoding="utf-8") == "environment"

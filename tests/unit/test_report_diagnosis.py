@@ -196,6 +196,28 @@ def test_held_out_loss_that_did_not_fall() -> None:
     assert codes(curve_of(decay), facts) == ["no_gain"]
 
 
+def test_general_prompts_that_got_worse_are_forgetting() -> None:
+    facts = replace(FACTS, guard_before=2.0, guard_after=2.6)
+    found = one("forgetting", curve_of(decay), facts)
+
+    assert found.figures["rise"] == pytest.approx(0.3)
+    assert found.change["learning_rate"] == FACTS.learning_rate / 2
+    # The curve itself is as good as before.
+    assert codes(curve_of(decay), facts) == ["forgetting", "healthy"]
+    for after in (1.5, 2.0, 2.19):
+        assert codes(curve_of(decay), replace(facts, guard_after=after)) == ["healthy"]
+
+
+def test_fewer_right_answers_are_told_where_the_loss_is_not() -> None:
+    facts = replace(FACTS, guard_before=1.850, guard_after=1.856, guard_right=(6, 4, 10))
+    assert one("fewer_right", curve_of(decay), facts).level == "info"
+    assert codes(curve_of(decay), replace(facts, guard_right=(6, 5, 10))) == ["healthy"]
+    # One statement is enough.
+    worse = codes(curve_of(decay), replace(facts, guard_after=2.5))
+    assert "forgetting" in worse
+    assert "fewer_right" not in worse
+
+
 def test_warnings_come_first() -> None:
     levels = [a.level for a in diagnose(curve_of(lambda s: 3 - s / 10, 20), FACTS)]
 

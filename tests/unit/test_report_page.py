@@ -67,11 +67,68 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields), encoding="utf-8")
 
 
-def test_writes_the_two_files_and_nothing_else(run: Path) -> None:
+def test_writes_its_three_files_and_nothing_else(run: Path) -> None:
     before = {path.name for path in run.iterdir()}
 
     assert write_report(run) == run / "report.html"
-    assert {path.name for path in run.iterdir()} - before == {"report.html", "training_loss.png"}
+    written = {path.name for path in run.iterdir()} - before
+    assert written == {"report.html", "report.md", "training_loss.png"}
+
+
+def test_markdown_holds_the_same_and_no_markup_of_others(run: Path) -> None:
+    evil = "<b>|`x`*y*\nz"
+    rows = [{**row, "answer": evil} for row in answers(tuned=True)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "after.jsonl").write_text(lines, encoding="utf-8")
+    write_report(run)
+    text = (run / "report.md").read_text(encoding="utf-8")
+
+    assert "&lt;b>\\|\\`x\\`\\*y\\*<br>z" in text
+    assert "<b>" not in text
+    for part in ("3.41 → 1.69", "| loss (nat/token) | 2.1043 | 2.6904 |", "learning_rate", SHA):
+        assert part in text
+    # Every line of a table has the columns of its head.
+    table = [line for line in text.splitlines() if line.startswith("| ") and "ROUGE" in line]
+    assert table
+    assert {line.count("|") for line in table} == {4}
+
+
+def test_the_guard_set_has_its_own_place(run: Path) -> None:
+    text = shown(run).text
+
+    assert "Guard set 2.10 → 2.69 +28%, 2 → 1 of 2 right" in text
+    assert "On general prompts its loss rose by 28%." in text
+    assert "The model has forgotten" in text
+    assert "right answers 2 / 2 1 / 2" in text
+    # The user's own prompts are counted without it.
+    assert "Prompts met 0 → 5 of 6" in text
+
+
+def test_parity_shows_the_trained_prompt_and_what_was_corrected(run: Path) -> None:
+    text = shown(run).text
+
+    assert "against those of the training (5 prompts, 139 ids)" in text
+    assert "chat template (transformers, vLLM) agrees" in text
+    assert "Corrected in the export: chat_template.jinja" in text
+    assert "You are SmolLM" in text
+    parity = json.loads((run / "parity.json").read_text(encoding="utf-8"))
+    parity |= {"passed": False, "accepted": True, "ends": ["generation_config.json: x"]}
+    difference = {"way": "api", "probe": "row 1", "at": 3, "expected": "<think>", "found": "hm"}
+    (run / "parity.json").write_text(json.dumps(parity | {"differences": [difference]}))
+    text = shown(run).text
+    assert "LLaMA-Factory's API differs row 1: 'hm' / '<think>' (id 3)" in text
+    assert "end of answers differs generation_config.json: x" in text
+    assert "Accepted by the user at the merge." in text
+
+
+def test_cost_is_shown_where_a_price_is_known(run: Path) -> None:
+    assert "Cost of these phases at 1.98 CNY an hour: 0.21 CNY." in shown(run).text
+    request = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for price, said in ((2.5, "Cost of these phases at 2.5 an hour: 0.27."), (None, "")):
+        (run / "run.json").write_text(json.dumps(request | {"price": price}), encoding="utf-8")
+        text = shown(run).text
+        assert said in text
+        assert ("Cost of" in text) is bool(said)
 
 
 def test_headline_says_how_it_went(run: Path) -> None:
@@ -99,7 +156,7 @@ def test_every_part_of_the_run_is_there(run: Path) -> None:
         assert key in text
     assert "true would delete the checkpoints a restart continues from" in text
     assert "data/philosophy_data.json" in text
-    assert "train (2 attempts) 4 min 20 s" in text
+    assert "train (2 attempts) 4 min 20 s 3.1 GB" in text
     assert "logits passed equal base + adapter on 6 prompts" in text
     assert "Tolerance: merged dtype bfloat16 · logits mean 0.001, kl 1e-06" in text
     assert "changed 210 · elements 83,338,532 · others none" in text

@@ -24,7 +24,7 @@ def printed(run: Path, width: int = 120, **options: object) -> str:
 
 
 def test_shows_answers_marks_and_figures(tmp_path: Path) -> None:
-    text = printed(build_run(tmp_path), width=400)
+    text = " ".join(printed(build_run(tmp_path), width=400).split())
 
     assert "I am a helpful AI assistant trained by Hugging Face." in text
     assert "no → yes" in text

@@ -132,7 +132,7 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
 def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path: Path) -> None:
     inner = tmp_path / "data"
     inner.mkdir()
-    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "input": "", "output": "b"}]')
     write_json(inner / "dataset_info.json", {"d": {"file_name": str(tmp_path / "rows.json")}})
     values: dict[str, object] = {"dataset": "d", "dataset_dir": str(inner)}
     reports = runs.check_data(values)

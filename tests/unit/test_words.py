@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from invoke import Collection, Context, Exit
+from invoke import Collection, Context, Exit, ParseError
 from invoke.parser import Parser
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.words import accept_words, door
+from tunesmith.words import accept_words, door, refuse_with_two
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +50,7 @@ def test_without_words_there_are_none() -> None:
 
 
 def test_a_word_is_no_task() -> None:
-    with pytest.raises(Exception, match="No idea what 'a=1' is"):
+    with pytest.raises((Exit, ParseError), match="No idea what 'a=1' is"):
         parse("other", "a=1")
 
 
@@ -61,3 +61,12 @@ def test_errors_become_lines_and_exit_codes() -> None:
     with pytest.raises(Exit) as failed:
         other(Context())
     assert failed.value.code == 1
+
+
+@pytest.mark.parametrize("words", [("train", "--no-such"), ("no.such",), ("train", "--config")])
+def test_what_invoke_cannot_read_is_misuse(words: tuple[str, ...]) -> None:
+    refuse_with_two()
+    with pytest.raises(Exit) as misuse:
+        parse(*words)
+    assert misuse.value.code == 2
+    assert "`inv --list` shows every command" in misuse.value.message

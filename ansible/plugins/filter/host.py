@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_LISTS = ("absent", "digest", "gpu", "missing", "toolkit")
+_LISTS = ("absent", "digest", "gpu", "locked", "missing", "toolkit")
 _NUMBERS = ("epoch", "free_inodes", "free_kib", "inodes", "uid", "used_kib")
-_FLAGS = ("apt", "fresh", "locked", "miniforge", "registered", "sudo", "writable")
+_FLAGS = ("apt", "fresh", "miniforge", "registered", "sudo", "writable")
 _TEXTS = (
     *("app", "architecture", "base", "busy", "conda", "data_disk", "glibc", "home"),
     *("installed", "login", "marker"),
@@ -58,9 +61,32 @@ def file_sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def as_archive(sources: Mapping[str, str]) -> str:
+    """Return base64 of a tar.gz: by its name there, a file or a folder of this machine.
+
+    It depends on names and contents alone.
+    """
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=6) as archive:
+        for name, source in sorted(sources.items()):
+            top = Path(source)
+            for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+                if path.is_file():
+                    inside = f"{name}/{path.relative_to(top).as_posix()}" if path != top else name
+                    entry = tarfile.TarInfo(inside)
+                    content = path.read_bytes()
+                    entry.size, entry.mode = len(content), 0o600
+                    archive.addfile(entry, io.BytesIO(content))
+    return base64.encodebytes(stream.getvalue()).decode()
+
+
 class FilterModule:
     """Ansible's way to find the filters of a file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"file_sha256": file_sha256, "host_facts": host_facts}
+        return {
+            "as_archive": as_archive,
+            "file_sha256": file_sha256,
+            "host_facts": host_facts,
+        }

@@ -1,34 +1,46 @@
-"""Check one data file against LLaMA-Factory 0.9.3's rules, before anything is loaded."""
+"""Check one data file, or a folder, against LLaMA-Factory 0.9.3's rules, in one pass."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from tunesmith.dataset.alpaca import check_alpaca
-from tunesmith.dataset.columns import Outcome, check_columns, check_dates, check_kinds
+from tunesmith.dataset.alpaca import AlpacaRules
+from tunesmith.dataset.columns import Dates, Kinds, Rules, Shapes, check_columns
+from tunesmith.dataset.duplicates import Duplicates
 from tunesmith.dataset.entry import FORMATTINGS, Entry
-from tunesmith.dataset.reading import Reading, read_rows
-from tunesmith.dataset.report import DatasetReport, Finding, spread
-from tunesmith.dataset.scan import Row
-from tunesmith.dataset.sharegpt import check_sharegpt
+from tunesmith.dataset.looks import Looks
+from tunesmith.dataset.reading import TYPES, Piece, Progress, Reader, Tables
+from tunesmith.dataset.report import DatasetReport, Finding, Findings, spread
+from tunesmith.dataset.sharegpt import SharegptRules
 from tunesmith.dataset.syntax import told
 
-CHECKED_SUFFIXES = (".json", ".jsonl")
-OTHER_SUFFIXES = (".csv", ".parquet", ".arrow", ".txt")  # read by LLaMA-Factory, not by us
 
-
-def check_file(path: Path, entry: Entry, stage: str | None = None) -> DatasetReport:
-    """Check a json or jsonl file; all faults go into one report, none is raised.
+def check_file(
+    path: Path,
+    entry: Entry,
+    stage: str | None = None,
+    *,
+    tables: Tables | None = None,
+    thorough: bool = False,
+    progress: Progress | None = None,
+) -> DatasetReport:
+    """Check a file or folder; all faults go into one report, none is raised.
 
     `stage` is LLaMA-Factory's (sft, pt, rm, dpo, ppo, kto); None means the one the entry
-    is made for: rm for ranking entries, kto for those with a kto_tag, else sft.
+    is made for: rm for ranking entries, kto for those with a kto_tag, else sft. `tables`
+    reads what is not JSON; without it such files are noted, not judged. `thorough` also
+    looks for what no rule forbids: near-duplicates, personal data, mixed languages.
     """
-    if path.suffix in OTHER_SUFFIXES and path.is_file():
-        return unchecked(entry, str(path), f"{path.suffix} files are not checked, only json, jsonl")
-    return check_reading(path, read_rows(path), entry, stage)
+    reader = Reader(path, tables, progress)
+    check = _Check(path, entry, "rm" if stage == "dpo" else stage or entry.stage(), thorough)
+    for piece in reader.pieces():
+        check.add(piece)
+    if not reader.checked:
+        why = f"{_suffix(path)} files are read by the training environment: not checked here"
+        return unchecked(entry, str(path), why)
+    return check.report(reader)
 
 
 def unchecked(entry: Entry, file: str, why: str) -> DatasetReport:
@@ -37,43 +49,116 @@ def unchecked(entry: Entry, file: str, why: str) -> DatasetReport:
     return DatasetReport(entry.key, file, entry.formatting, None, (note,), None, None, None, 0)
 
 
-def check_reading(
-    path: Path, reading: Reading, entry: Entry, stage: str | None = None
-) -> DatasetReport:
-    """Check rows that were read already; see `check_file`."""
-    stage = "rm" if stage == "dpo" else stage or entry.stage()
-    findings = [*_file_faults(path, reading, entry, stage)]
-    stops = not reading.readable or bool(findings)
-    findings += reading.findings
-    rows = [row for row in reading.rows if isinstance(row.value, dict)]
-    for row in reading.rows:
-        if not isinstance(row.value, dict):
+class _Check:
+    """All rules, fed piece by piece."""
+
+    def __init__(self, path: Path, entry: Entry, stage: str, thorough: bool) -> None:
+        self._path, self._entry, self._stage = path, entry, stage
+        self._again = f"inv data.register --file {shlex.quote(str(path))} "
+        self._again += f"--key {entry.key or path.stem} --replace"
+        self._count = 0
+        self._stops = False
+        self._no_objects = Findings()
+        self._by_row, self._by_kind = Findings(), Findings()
+        self._blamed: set[tuple[str | None, int, str]] = set()
+        self._files: dict[str | None, int] = {}
+        self._shapes, self._kinds, self._dates = Shapes(), Kinds(), Dates(entry)
+        self._duplicates = Duplicates()
+        self._looks = Looks(entry) if thorough else None
+        self._rules: AlpacaRules | SharegptRules | None = None
+        if entry.formatting == "alpaca":
+            self._rules = AlpacaRules(entry, stage)
+        elif entry.formatting == "sharegpt":
+            self._rules = SharegptRules(entry, stage, self._again)
+
+    def add(self, piece: Piece) -> None:
+        """Check the rows of a piece."""
+        self._files.setdefault(piece.file, len(self._files))
+        self._count += len(piece.rows)
+        for row in piece.rows:
+            if not isinstance(row.value, dict):
+                self._stops = True
+                message = f"{told(row.value)}, not an object"
+                self._no_objects.add(
+                    Finding("error", message, "write {...}", row.number, row.line, file=piece.file)
+                )
+        if self._rules is None:
+            return
+        self._shapes.add(piece)
+        for fault in self._rules.add(piece):
+            self._by_row.add(fault)
+            if fault.row is not None and fault.field and len(self._blamed) < 100_000:
+                self._blamed.add((fault.file, fault.row, fault.field))
+        self._by_kind.extend(self._kinds.add(piece, self._blamed))
+        self._dates.add(piece)
+        self._duplicates.add(piece)
+        if self._looks is not None:
+            self._looks.add(piece)
+
+    def report(self, reader: Reader) -> DatasetReport:
+        """Return all that was found."""
+        of_file = list(_file_faults(self._path, reader, self._entry, self._stage))
+        parts = [*of_file, *reader.found.held, *self._no_objects.held]
+        beyond = [reader.found, self._no_objects]
+        rules = self._rules if self._rules is not None else Rules(stops=True)
+        stops = self._stops or not reader.readable or bool(of_file)
+        looks = {}
+        if self._rules is not None and self._shapes.first():
+            of_columns, fails = self._whole_file(self._rules)
+            stops = stops or fails or self._kinds.stops or rules.stops
+            rows = [*of_columns, *self._by_row.held, *self._by_kind.held]
+            parts += sorted(rows, key=lambda f: (self._files.get(f.file, 0), f.row or 0))
+            again = self._duplicates.findings()
+            parts += again.held
+            beyond += [self._by_row, self._by_kind, again]
+            if self._looks is not None:
+                seen = self._looks.findings(self._duplicates.again)
+                parts += seen.held
+                beyond.append(seen)
+                looks = self._looks.record() | {"duplicates": len(self._duplicates.again)}
+        else:
             stops = True
-            message = f"{told(row.value)}, not an object"
-            findings.append(Finding("error", message, "write {...}", row=row.number, line=row.line))
-    outcome = Outcome((), stops=True)
-    if rows and entry.formatting in FORMATTINGS:
-        outcome = _check_rows(path, rows, entry, stage, reading.listed)
-    return DatasetReport(
-        key=entry.key,
-        file=str(path),
-        formatting=entry.formatting,
-        rows=len(reading.rows),
-        findings=(*findings, *outcome.findings),
-        sha256=reading.sha256,
-        prompt_characters=spread(outcome.prompt_lengths),
-        response_characters=spread(outcome.answer_lengths),
-        kept=0 if stops or outcome.stops else outcome.kept,
-    )
+        return DatasetReport(
+            key=self._entry.key,
+            file=str(self._path),
+            formatting=self._entry.formatting,
+            rows=self._count,
+            findings=tuple(parts),
+            sha256=reader.sha256,
+            prompt_characters=spread(rules.prompt_lengths),
+            response_characters=spread(rules.answer_lengths),
+            kept=0 if stops else rules.kept,
+            hidden_errors=sum(part.hidden("error") for part in beyond),
+            hidden_warnings=sum(part.hidden("warning") for part in beyond),
+            looks=looks,
+        )
+
+    def _whole_file(self, rules: AlpacaRules | SharegptRules) -> tuple[list[Finding], bool]:
+        """Return what holds for the file as a whole, and whether LLaMA-Factory stops at it.
+
+        Row rules leave a column, or a message key, that no row has to this.
+        """
+        entry = self._entry
+        used = {column for role in entry.used_roles() if (column := entry.column(role))}
+        absent = frozenset(used - set(self._shapes.first()))
+        findings = check_columns(self._shapes, entry, self._stage, self._again)
+        self._by_row.drop(absent)
+        keys: list[Finding] = []
+        if isinstance(rules, SharegptRules):
+            column = entry.column("messages")
+            keys = list(rules.key_faults())
+            if column is None or column in absent or keys:
+                self._by_row = Findings()
+        stops = bool(absent or keys) or self._dates.stops
+        return [*findings, *keys, *self._dates.findings()], stops
 
 
-def _file_faults(path: Path, reading: Reading, entry: Entry, stage: str) -> Iterator[Finding]:
-    if reading.sha256 is not None and path.suffix not in CHECKED_SUFFIXES:
-        allowed = ", ".join(CHECKED_SUFFIXES + OTHER_SUFFIXES)
+def _file_faults(path: Path, reader: Reader, entry: Entry, stage: str) -> Iterator[Finding]:
+    if reader.sha256 is not None and path.is_file() and path.suffix not in TYPES:
         message = (
             f"LLaMA-Factory tells the type by the name, {path.suffix or 'no suffix'} is unknown"
         )
-        yield Finding("error", message, f"rename it; known are {allowed}")
+        yield Finding("error", message, f"rename it; known are {', '.join(TYPES)}")
     if entry.formatting not in FORMATTINGS:
         message = f"formatting {entry.formatting} is unknown to LLaMA-Factory"
         yield Finding("error", message, f"write {' or '.join(FORMATTINGS)} in dataset_info.json")
@@ -83,38 +168,7 @@ def _file_faults(path: Path, reading: Reading, entry: Entry, stage: str) -> Iter
         yield Finding("error", message, "choose another data set or stage; rm and dpo take pairs")
 
 
-def _check_rows(path: Path, rows: Sequence[Row], entry: Entry, stage: str, listed: bool) -> Outcome:
-    again = f"inv data.register --file {shlex.quote(str(path))} --key {entry.key or path.stem}"
-    again += " --replace"
-    names = {key for row in rows for key in row.value}
-    used = {column for role in entry.used_roles() if (column := entry.column(role))}
-    absent = frozenset(used - names)
-    by_columns = check_columns(rows, entry, stage, again)
-    if entry.formatting == "alpaca":
-        by_row = check_alpaca(rows, entry, stage, absent)
-    else:
-        by_row = check_sharegpt(rows, entry, stage, absent, again)
-    blamed = {(f.row, f.field) for f in by_row.findings if f.row is not None and f.field}
-    by_kind = check_kinds(rows, listed, blamed)
-    by_date = Outcome((), stops=False) if listed else check_dates(rows, entry)
-    parts = (by_columns, by_row, by_kind, by_date)
-    place = sorted(
-        (finding for part in parts for finding in part.findings),
-        key=lambda finding: finding.row or 0,
-    )
-    return Outcome(
-        (*place, *_duplicates(rows)),
-        any(part.stops for part in parts),
-        by_row.kept,
-        by_row.prompt_lengths,
-        by_row.answer_lengths,
-    )
-
-
-def _duplicates(rows: Sequence[Row]) -> Iterator[Finding]:
-    seen: dict[str, Row] = {}
-    for row in rows:
-        before = seen.setdefault(json.dumps(row.value, sort_keys=True), row)
-        if before is not row:
-            message = f"the same as row {before.number} (line {before.line})"
-            yield Finding("warning", message, "delete one", row=row.number, line=row.line)
+def _suffix(path: Path) -> str:
+    if path.is_dir():
+        return next((file.suffix for file in path.iterdir()), "")
+    return path.suffix

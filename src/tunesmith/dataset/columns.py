@@ -10,32 +10,41 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.dataset.entry import ROLES, TAG_DEFAULTS, Entry
-from tunesmith.dataset.report import Finding
-from tunesmith.dataset.scan import Row
+from tunesmith.dataset.reading import Piece
+from tunesmith.dataset.report import Finding, Severity
 from tunesmith.dataset.syntax import kind_of, told
 
 TEXT_ROLES = ("prompt", "query", "response", "system", "tools", "chosen", "rejected")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d(:\d\d)?)?Z?)?")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one set of rules found.
+@dataclass
+class Rules:
+    """What one set of row rules has found so far.
 
     `kept`: rows LLaMA-Factory keeps as far as these rules see; `stops`: it ends with an
     error instead. Lengths are in characters, of sound rows only.
     """
 
-    findings: tuple[Finding, ...]
-    stops: bool
     kept: int = 0
-    prompt_lengths: tuple[int, ...] = ()
-    answer_lengths: tuple[int, ...] = ()
+    stops: bool = False
+    prompt_lengths: array[int] = field(default_factory=lambda: array("L"))
+    answer_lengths: array[int] = field(default_factory=lambda: array("L"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row is: number and line in its file, and the file when there are several."""
+
+    row: int
+    line: int | None
+    file: str | None = None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -62,18 +71,49 @@ def needed_roles(entry: Entry, stage: str) -> tuple[str, ...]:
     return (*own, *{"rm": ("chosen", "rejected"), "kto": ("kto_tag",)}.get(stage, ()))
 
 
-def check_columns(rows: Sequence[Row], entry: Entry, stage: str, again: str) -> Outcome:
+class Shapes:
+    """The sets of columns that rows have: few, however long the file."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], tuple[int, Place]] = {}
+
+    def add(self, piece: Piece) -> None:
+        """Count the rows of a piece."""
+        seen = self._seen
+        for row in piece.rows:
+            if isinstance(row.value, dict):
+                keys = tuple(row.value)
+                known = seen.get(keys)
+                if known is None:
+                    seen[keys] = (1, Place(row.number, row.line, piece.file))
+                else:
+                    seen[keys] = (known[0] + 1, known[1])
+
+    def first(self) -> dict[str, Place]:
+        """Return each column with the first row that has it."""
+        found: dict[str, Place] = {}
+        for keys, (_, place) in self._seen.items():
+            for key in keys:
+                found.setdefault(key, place)
+        return found
+
+    def count(self, key: str) -> int:
+        """Return how many rows have a column."""
+        return sum(count for keys, (count, _) in self._seen.items() if key in keys)
+
+    def stands_in(self, key: str, known: set[str]) -> bool:
+        """Whether `key` is in a row for a column it resembles: the row rules tell that."""
+        near = [column for column in known if similar(key, column)]
+        return any(key in keys and column not in keys for column in near for keys in self._seen)
+
+
+def check_columns(shapes: Shapes, entry: Entry, stage: str, again: str) -> list[Finding]:
     """Compare the columns of the file with those the entry names.
 
     `again` is the command that registers the file anew with the columns it has.
     """
     findings = list(_check_names(entry, again))
-    first: dict[str, Row] = {}
-    counts: dict[str, int] = {}
-    for row in rows:
-        for key in row.value:
-            first.setdefault(key, row)
-            counts[key] = counts.get(key, 0) + 1
+    first = shapes.first()
     needed = needed_roles(entry, stage)
     used = [(role, entry.column(role)) for role in entry.used_roles()]
     known = {column for _, column in used if column}
@@ -82,11 +122,9 @@ def check_columns(rows: Sequence[Row], entry: Entry, stage: str, again: str) -> 
             message = f"the entry names no {role} column: LLaMA-Factory uses no row"
             findings.append(Finding("error", message, f"register it again: {again}"))
     renames = set()
-    stops = False
     for role, column in used:
         if column is None or column in first:
             continue
-        stops = True
         wrong = misspelt(first, column, known)
         where = first[wrong] if wrong else None
         if wrong:
@@ -97,37 +135,23 @@ def check_columns(rows: Sequence[Row], entry: Entry, stage: str, again: str) -> 
         else:
             fix = f"let the entry name only columns that exist: {again}"
         by = "by default" if entry.columns is None else "in dataset_info.json"
-        findings.append(
-            Finding(
-                "error",
-                f'no row has the column "{column}", named {by} as {role}',
-                fix,
-                row=where.number if where else None,
-                line=where.line if where else None,
-                field=column,
-            )
-        )
-    for key, row in first.items():
-        if key in known or key in renames or _stands_in(key, known, rows):
+        message = f'no row has the column "{column}", named {by} as {role}'
+        findings.append(_at(where, "error", message, fix, column))
+    for key, place in first.items():
+        if key in known or key in renames or shapes.stands_in(key, known):
             continue
-        rows_told = "1 row" if counts[key] == 1 else f"{counts[key]} rows"
-        findings.append(
-            Finding(
-                "warning",
-                f'the column "{key}" ({rows_told}, here first) is ignored by LLaMA-Factory',
-                "delete it, or name its role in dataset_info.json",
-                row=row.number,
-                line=row.line,
-                field=key,
-            )
-        )
-    return Outcome(tuple(findings), stops)
+        count = shapes.count(key)
+        rows_told = "1 row" if count == 1 else f"{count} rows"
+        message = f'the column "{key}" ({rows_told}, here first) is ignored by LLaMA-Factory'
+        fix = "delete it, or name its role in dataset_info.json"
+        findings.append(_at(place, "warning", message, fix, key))
+    return findings
 
 
-def _stands_in(key: str, known: set[str], rows: Sequence[Row]) -> bool:
-    """Whether `key` is in a row for a column it resembles: the row rules tell that."""
-    near = [column for column in known if similar(key, column)]
-    return any(key in row.value and column not in row.value for column in near for row in rows)
+def _at(place: Place | None, severity: Severity, message: str, fix: str, column: str) -> Finding:
+    if place is None:
+        return Finding(severity, message, fix, field=column)
+    return Finding(severity, message, fix, place.row, place.line, field=column, file=place.file)
 
 
 def _check_names(entry: Entry, again: str) -> Iterator[Finding]:
@@ -149,49 +173,115 @@ def _check_names(entry: Entry, again: str) -> Iterator[Finding]:
                 yield Finding("error", message, f"register it again: {again}", field=role)
 
 
-def check_kinds(rows: Sequence[Row], listed: bool, blamed: set[tuple[int, str]]) -> Outcome:
+class Kinds:
     """Find columns that hold values of more than one kind: no row of such a file is read.
 
-    `blamed` holds (row number, column) that have an error already.
+    In JSON Lines the first table of the reader (10 MB) fixes columns and kinds for the rest.
+    Stricter than the reader in one case: after a first table of strings it turns numbers into
+    text, here they are of another kind.
     """
-    seen: dict[tuple[str, ...], tuple[str, int]] = {}
-    clashes: set[tuple[str, ...]] = set()
-    findings = []
-    for row in rows:
-        for path, kind in _kinds(row.value, (), listed):
-            first_kind, first_row = seen.setdefault(path, (kind, row.number))
-            if first_kind == kind or path in clashes:
+
+    def __init__(self) -> None:
+        self.stops = False
+        self._seen: dict[tuple[str, ...], tuple[str, Place]] = {}
+        self._told: set[tuple[str, ...]] = set()
+        self._flat: set[tuple[Any, ...]] = set()  # shapes of rows that bring nothing new
+        self._fractions: set[tuple[str, ...]] = set()  # paths of which a number is no integer
+        self._columns: set[str] = set()
+        self._batch = 0
+
+    def add(self, piece: Piece, blamed: set[tuple[str | None, int, str]]) -> list[Finding]:
+        """Check the rows of a piece; `blamed` holds (file, row, column) with an error already."""
+        findings: list[Finding] = []
+        if piece.batch != self._batch:
+            self._flat.clear()
+            self._batch = piece.batch
+        for row in piece.rows:
+            value = row.value
+            if not isinstance(value, dict):
                 continue
-            clashes.add(path)
-            column = path[0]
-            if {(row.number, column), (first_row, column)} & blamed:
-                continue  # the fault itself is told already
-            name = ".".join(path).replace(".[]", "[]")
-            findings.append(
-                Finding(
-                    "error",
-                    f'"{name}" holds {kind} here and {first_kind} in row {first_row}: '
-                    "no row of such a file can be read",
-                    f'write one kind in all rows, or delete "{column}"',
-                    row=row.number,
-                    line=row.line,
-                    field=column,
-                )
-            )
-    return Outcome(tuple(findings), stops=bool(clashes))
+            types = tuple(map(type, value.values()))
+            plain = not {dict, list, float} & set(types)
+            if plain and (types, tuple(value)) in self._flat:
+                continue
+            if plain:
+                self._flat.add((types, tuple(value)))
+            place = Place(row.number, row.line, piece.file)
+            for key in value:
+                self._new_column(key, place, findings)
+            for path, kind, fraction in _kinds(value, (), piece.listed):
+                self._check(path, kind, fraction, place, blamed, findings)
+        return findings
+
+    def _check(
+        self,
+        path: tuple[str, ...],
+        kind: str,
+        fraction: bool,
+        place: Place,
+        blamed: set[tuple[str | None, int, str]],
+        findings: list[Finding],
+    ) -> None:
+        if path not in self._seen and self._batch:
+            self._tell(path, "its first value here, and none", place, findings)
+        first_kind, first = self._seen.setdefault(path, (kind, place))
+        if fraction and path not in self._fractions:
+            if self._batch and path not in self._told and first_kind == kind:
+                self._tell(path, "a number that is no integer, and only integers", place, findings)
+            self._fractions.add(path)
+        if first_kind == kind or path in self._told:
+            return
+        self._told.add(path)
+        self.stops = True
+        column = path[0]
+        there = (first.file, first.row, column)
+        if {(place.file, place.row, column), there} & blamed:
+            return  # the fault itself is told already
+        of = f"row {first.row}" if first.file == place.file else f"row {first.row} of {first.file}"
+        message = (
+            f'"{_dotted(path)}" holds {kind} here and {first_kind} in {of}: '
+            "no row of such a file can be read"
+        )
+        fix = f'write one kind in all rows, or delete "{column}"'
+        findings.append(_at(place, "error", message, fix, column))
+
+    def _new_column(self, key: str, place: Place, findings: list[Finding]) -> None:
+        if key not in self._columns:
+            self._columns.add(key)
+            if self._batch:
+                self._tell((key,), "its first row here, and none", place, findings)
+
+    def _tell(
+        self, path: tuple[str, ...], what: str, place: Place, findings: list[Finding]
+    ) -> None:
+        if path in self._told or any(path[:n] in self._told for n in range(1, len(path))):
+            return
+        self._told.add(path)
+        self.stops = True
+        message = (
+            f'"{_dotted(path)}" has {what} in the first 10 MB or the first file, from which '
+            "LLaMA-Factory's reader takes columns and kinds: it stops here"
+        )
+        fix = "move a row that has it to the front"
+        findings.append(_at(place, "error", message, fix, path[0]))
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    return ".".join(path).replace(".[]", "[]")
 
 
 def _kinds(
     value: Any, path: tuple[str, ...], listed: bool
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (path, kind) for a value and all inside it; null goes with every kind."""
-    if isinstance(value, float) and math.isnan(value) and listed:
+) -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """Yield (path, kind, no integer) for a value and all inside it; null goes with every kind."""
+    fraction = isinstance(value, float)
+    if fraction and math.isnan(value) and listed:
         return  # pandas, which reads lists, makes it a null; pyarrow keeps the number
     kind = kind_of(value)
     if kind == "null":
         return
     if path:
-        yield path, kind
+        yield path, kind, fraction
     if isinstance(value, dict):
         for key, held in value.items():
             yield from _kinds(held, (*path, key), listed)
@@ -200,21 +290,55 @@ def _kinds(
             yield from _kinds(held, (*path, "[]"), listed)
 
 
-def check_dates(rows: Sequence[Row], entry: Entry) -> Outcome:
+class Dates:
     """Find text columns of JSON Lines that hold dates only: pyarrow reads them as timestamps."""
-    findings = []
-    for role in TEXT_ROLES:
-        column = entry.column(role)
-        if role not in entry.used_roles() or column is None:
-            continue
-        held = [row.value[column] for row in rows if row.value.get(column) is not None]
-        if held and all(isinstance(text, str) and _DATE.fullmatch(text) for text in held):
-            message = (
-                f'each "{column}" is a date, which the reader of .jsonl turns into a timestamp'
+
+    def __init__(self, entry: Entry) -> None:
+        used = entry.used_roles()
+        named = [entry.column(role) for role in TEXT_ROLES if role in used]
+        self._open = {column for column in named if column}
+        # These reach the tokenizer as they are; the others stop the converter or hold no text.
+        self._harmless = {entry.column("system"), entry.column("tools")}
+        self._some: dict[str, Place] = {}
+
+    def add(self, piece: Piece) -> None:
+        """Look at the rows of a piece, until a column has another text."""
+        if piece.listed or not self._open:
+            return
+        for row in piece.rows:
+            if not isinstance(row.value, dict):
+                continue
+            for column in list(self._open):
+                held = row.value.get(column)
+                if held is None:
+                    continue
+                if not (isinstance(held, str) and _DATE.fullmatch(held)):
+                    self._open.discard(column)
+                    self._some.pop(column, None)
+                elif column not in self._some:
+                    self._some[column] = Place(row.number, row.line, piece.file)
+            if not self._open:
+                return
+
+    @property
+    def stops(self) -> bool:
+        """Whether no row is kept because of a date."""
+        return bool(set(self._some) - self._harmless)
+
+    def findings(self) -> list[Finding]:
+        """Return one error a column."""
+        fix = "write the rows as a JSON list in a .json file"
+        return [
+            Finding(
+                "error",
+                f'each "{column}" is a date, which the reader of .jsonl turns into a timestamp',
+                fix,
+                row=place.row,
+                line=place.line,
+                file=place.file,
             )
-            fix = "write the rows as a JSON list in a .json file"
-            findings.append(Finding("error", message, fix, row=rows[0].number, line=rows[0].line))
-    return Outcome(tuple(findings), stops=bool(findings))
+            for column, place in self._some.items()
+        ]
 
 
 def text_fault(value: Mapping[str, Any], column: str) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from tunesmith.dataset.entry import SHARED_ROLES, TAG_DEFAULTS, Entry
-from tunesmith.dataset.scan import Row
 from tunesmith.dataset.syntax import kind_of
 
 # What people call the columns; the first one found in the file plays the role.
@@ -30,15 +29,41 @@ _ROLE_NAMES = {
 }
 
 
-def detect(rows: Sequence[Row], key: str, file_name: str, formatting: str | None = None) -> Entry:
-    """Return the entry for `rows`; `formatting` (alpaca, sharegpt) is guessed when None.
+class _Seen:
+    """What rows hold that tells their format; they are read once, a file may be long."""
+
+    def __init__(self, values: Iterable[dict[str, Any]]) -> None:
+        self.names: dict[str, None] = {}
+        self.keys: dict[str, set[str]] = {name: set() for name in _MESSAGES}  # of messages
+        self.roles: dict[str, dict[str, set[str]]] = {name: {} for name in _MESSAGES}
+        for value in values:
+            self.names.update(dict.fromkeys(value))
+            for name in _MESSAGES:
+                messages = value.get(name)
+                if isinstance(messages, list):
+                    self._look(name, messages)
+
+    def _look(self, name: str, messages: list[Any]) -> None:
+        for message in messages:
+            if kind_of(message) != "object":
+                continue
+            self.keys[name].update(message)
+            for role_key, _ in _ROLE_KEYS:
+                if isinstance(role := message.get(role_key), str):
+                    self.roles[name].setdefault(role_key, set()).add(role)
+
+
+def detect(
+    values: Iterable[dict[str, Any]], key: str, file_name: str, formatting: str | None = None
+) -> Entry:
+    """Return the entry for rows; `formatting` (alpaca, sharegpt) is guessed when None.
 
     A column no training can do without is named by its usual name even when absent, so
     that the check of the entry tells what is missing.
     """
-    values = [row.value for row in rows if isinstance(row.value, dict)]
-    names = {name for value in values for name in value}
-    messages = next((name for name in _MESSAGES if _holds_messages(values, name)), None)
+    seen = _Seen(values)
+    names = set(seen.names)
+    messages = next((name for name in _MESSAGES if seen.keys[name]), None)
     if formatting is None:
         formatting = "sharegpt" if messages else "alpaca"
     shared = {role: role for role in SHARED_ROLES if role in names}
@@ -50,8 +75,7 @@ def detect(rows: Sequence[Row], key: str, file_name: str, formatting: str | None
         for role in ("chosen", "rejected", "kto_tag"):
             if role in names and (ranking or role == "kto_tag"):
                 columns[role] = role
-        tags = _tags(values, column)
-        return Entry(key, file_name, formatting, columns, tags, other)
+        return Entry(key, file_name, formatting, columns, _tags(seen, column), other)
     columns = {}
     unused = {"response"} if ranking else {"chosen", "rejected"}
     for role, candidates in _ALPACA_NAMES.items():
@@ -64,29 +88,15 @@ def detect(rows: Sequence[Row], key: str, file_name: str, formatting: str | None
     return Entry(key, file_name, formatting, {**columns, **shared}, None, other)
 
 
-def _holds_messages(values: Sequence[dict[str, Any]], name: str) -> bool:
-    return any(
-        isinstance(value.get(name), list) and any(kind_of(m) == "object" for m in value[name])
-        for value in values
-    )
-
-
-def _tags(values: Sequence[dict[str, Any]], column: str) -> dict[str, str] | None:
+def _tags(seen: _Seen, column: str) -> dict[str, str] | None:
     """Return the tags of the messages, None when they are LLaMA-Factory's defaults."""
-    messages = [
-        message
-        for value in values
-        if isinstance(value.get(column), list)
-        for message in value[column]
-        if isinstance(message, dict)
-    ]
-    keys = {key for message in messages for key in message}
+    keys = seen.keys[column]
     role_key, content_key = next((pair for pair in _ROLE_KEYS if pair[0] in keys), _ROLE_KEYS[0])
-    roles = {role for message in messages if isinstance(role := message.get(role_key), str)}
+    roles = seen.roles[column].get(role_key, set())
     tags = {"role_tag": role_key, "content_tag": content_key}
-    for tag, names in _ROLE_NAMES.items():
-        usual = names[0] if role_key == "from" or len(names) == 1 else names[1]
-        found = next((name for name in names if name in roles), None)
+    for tag, candidates in _ROLE_NAMES.items():
+        usual = candidates[0] if role_key == "from" or len(candidates) == 1 else candidates[1]
+        found = next((name for name in candidates if name in roles), None)
         if found or tag in ("user_tag", "assistant_tag"):
             tags[tag] = found or usual
     return None if all(TAG_DEFAULTS[tag] == name for tag, name in tags.items()) else tags

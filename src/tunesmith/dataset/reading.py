@@ -1,87 +1,341 @@
-"""Bytes of a data file -> rows with their lines, and every fault of its syntax.
+"""Bytes of a data file, or of a folder of them -> rows with their places, and every fault.
 
-A JSON list and JSON Lines (rows one after the other) are told apart by the first
-character, not by the name: LLaMA-Factory hands both to the same reader.
+Rows come in pieces, so that a file of any size needs little memory. A JSON list and JSON
+Lines (rows one after the other) are told apart by the first character, not by the name:
+LLaMA-Factory hands both to the same reader. Other formats are read by the training
+environment, with that very reader (`tables`).
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from tunesmith.dataset.report import Finding
+from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
+
+# LLaMA-Factory's FILEEXT2TYPE (extras/constants.py).
+TYPES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
+JSON_SUFFIXES = tuple(suffix for suffix, kind in TYPES.items() if kind == "json")
+# `chunksize` of datasets' JSON reader: it makes one table of so many bytes and the line
+# they end in, and the first table of all fixes columns and types.
+BATCH_BYTES = 10 << 20
+_MORE_BYTES = 4 << 20  # of a list, or of bytes for the digest alone
+_MARK = "\ufeff"
+
+Progress = Callable[[int, int], None]  # bytes read, bytes in all
+# Files of one type -> {"columns": ...} or {"error": ...}, then {"row": ...} each.
+Tables = Callable[[Sequence[Path]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The rows of a file that could be read, and what was wrong with the rest.
+class Piece:
+    """Rows that follow one another. `batch` counts the tables LLaMA-Factory's reader makes.
 
-    `readable` is False when LLaMA-Factory may stop while it reads the file; `listed`
-    tells a JSON list from JSON Lines; `sha256` is None when there are no bytes.
+    `file` names the file when there is a folder of them; rows and lines count in it.
     """
 
-    rows: tuple[Row, ...]
-    findings: tuple[Finding, ...]
-    sha256: str | None
-    readable: bool
+    rows: Sequence[Row]
+    batch: int
     listed: bool
+    file: str | None = None
 
 
-def read_rows(path: Path) -> Reading:
-    """Read a json or jsonl file. Its faults are findings, never exceptions."""
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError:
-        return _unread("is a folder, not a file", "name one file, or join its files into one")
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.json*") if p.is_file())
-        there = f"; {path.parent} holds {', '.join(near[:8])}" if near else ""
-        return _unread("no such file", f"correct the name, or put the file there{there}")
-    except OSError as error:
-        return _unread(f"cannot be read: {error.strerror}", "mend its path or permissions")
-    text, faults = _decode(data, path)
-    scan = Scan(text.removeprefix("\ufeff"), named_jsonl=path.suffix == ".jsonl")
-    if text.startswith("\ufeff"):
-        # Measured with 0.9.3: a list behind a byte order mark is not read, JSON Lines are.
-        fix = rf"save as UTF-8 without it: sed -i '1s/^\xEF\xBB\xBF//' {shlex.quote(str(path))}"
-        mark = "starts with a byte order mark (bytes EF BB BF)"
-        faults.append(Finding("error" if scan.listed else "warning", mark, fix, line=1))
-    scan.run()
-    faulty = scan.broken or scan.too_big or any(f.severity == "error" for f in faults)
-    return Reading(
-        rows=tuple(scan.rows),
-        findings=(*faults, *sorted(scan.findings, key=_by_place)),
-        sha256=hashlib.sha256(data).hexdigest(),
-        readable=not faulty and (scan.listed or not scan.refused),
-        listed=scan.listed,
+class Reader:
+    """One reading of a file or folder; the attributes are final after `pieces` has ended.
+
+    `readable` is False when LLaMA-Factory may stop while it reads; `listed` tells a JSON
+    list from JSON Lines; `sha256` is None when there are no bytes (of a folder: over names
+    and contents). Faults are `found`, never exceptions. `checked` is False for a format
+    that needs the training environment, when none is given.
+    """
+
+    def __init__(
+        self, path: Path, tables: Tables | None = None, progress: Progress | None = None
+    ) -> None:
+        self.path = path
+        self.found = Findings()
+        self.sha256: str | None = None
+        self.readable = True
+        self.listed = True
+        self.checked = True
+        self._tables = tables
+        self._progress = progress
+        self._digest = hashlib.sha256()
+        self._batch = 0
+        self._done, self._total = 0, 0
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the rows; what cannot be read becomes findings."""
+        try:
+            # The order is LLaMA-Factory's: as the folder gives them, hidden files included.
+            folder = self.path.is_dir()
+            files = list(self.path.iterdir()) if folder else [self.path]
+            if folder and not self._sound_folder(files):
+                return
+            self._total = sum(file.stat().st_size for file in files)
+            if TYPES.get(files[0].suffix, "json") == "json":
+                for file in files:
+                    self._digest.update(file.name.encode() if folder else b"")
+                    with file.open("rb") as stream:
+                        yield from self._json(file, stream, file.name if folder else None)
+            else:
+                yield from self._table(files)
+            self.sha256 = self._digest.hexdigest()
+        except FileNotFoundError:
+            near = sorted(p.name for p in self.path.parent.glob("*.json*") if p.is_file())
+            there = f"; {self.path.parent} holds {', '.join(near[:8])}" if near else ""
+            self._unread("no such file", f"correct the name, or put the file there{there}")
+        except OSError as error:
+            self._unread(f"cannot be read: {error.strerror}", "mend its path or permissions")
+
+    def _unread(self, message: str, fix: str, file: str | None = None) -> None:
+        self.readable = False
+        self.found.add(Finding("error", message, fix, file=file))
+
+    def _sound_folder(self, files: Sequence[Path]) -> bool:
+        """Whether LLaMA-Factory takes the folder: files of one type, nothing else."""
+        if not files:
+            self._unread("is a folder without files", "put the data files there, all of one type")
+            return False
+        first = TYPES.get(files[0].suffix) if files[0].is_file() else None
+        kinds = {TYPES.get(file.suffix) for file in files if file.is_file()} - {None}
+        common = next(iter(kinds)) if len(kinds) == 1 else first
+        for file in sorted(files):
+            kind = TYPES.get(file.suffix) if file.is_file() else None
+            if kind is None or len(kinds) > 1:
+                what = (
+                    "a folder" if file.is_dir() else f"of type {kind or file.suffix or 'unknown'}"
+                )
+                fix = "keep files of one type there and nothing else, hidden files included"
+                self._unread(f"{what} in a folder of data ({common or 'mixed'})", fix, file.name)
+        return self.readable
+
+    def _take(self, data: bytes) -> bytes:
+        self._digest.update(data)
+        self._done += len(data)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return data
+
+    # JSON
+
+    def _json(self, file: Path, stream: BinaryIO, name: str | None) -> Iterator[Piece]:
+        data = stream.read(BATCH_BYTES)
+        whole = len(data) < BATCH_BYTES
+        # A list may be one line of any length.
+        if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            data += stream.readline()
+        self._take(data)
+        decoder = _Decoder(shlex.quote(str(file)))
+        text = decoder.decode(data, final=whole)
+        marked, text = text.startswith(_MARK), text.removeprefix(_MARK)
+        scan = Scan(text, named_jsonl=file.suffix == ".jsonl")
+        self.listed = scan.listed
+        if marked:
+            self.found.add(_byte_order_mark(scan.listed, file, name))
+            self.readable = self.readable and not scan.listed
+        if whole:
+            scan.run()
+            self._note(scan, name, decoder)
+            yield Piece(scan.rows, self._batch, scan.listed, name)
+        elif scan.listed:
+            yield from self._long_list(scan, stream, decoder, name)
+        else:
+            yield from self._lines(file, stream, data, text, decoder, name)
+        self._batch += 1
+
+    def _long_list(
+        self, scan: Scan, stream: BinaryIO, decoder: _Decoder, name: str | None
+    ) -> Iterator[Piece]:
+        def more() -> str:
+            data = self._take(stream.read(_MORE_BYTES))
+            return decoder.decode(data, final=not data)
+
+        scan.continues(more)
+        for rows in scan.stream():
+            yield Piece(rows, self._batch, True, name)
+        while self._take(stream.read(_MORE_BYTES)):
+            pass  # for the digest, after a fault that ended the reading
+        self._note(scan, name, decoder)
+
+    def _lines(
+        self,
+        file: Path,
+        stream: BinaryIO,
+        data: bytes,
+        text: str,
+        decoder: _Decoder,
+        name: str | None,
+    ) -> Iterator[Piece]:
+        lines, rows, commas = 0, 0, False
+        if file.suffix == ".json":
+            self.found.add(
+                Finding("warning", "JSON Lines under the name .json", "rename it to .jsonl")
+            )
+        while data:
+            if text.strip():
+                scan = Scan(text, named_jsonl=True, lines=lines, rows=rows)
+                scan.listed = False
+                scan.run()
+                if commas:  # told once
+                    scan.findings = [
+                        f for f in scan.findings if "stand in no list" not in f.message
+                    ]
+                commas = commas or scan.commas_told
+                self._note(scan, name, decoder)
+                yield Piece(scan.rows, self._batch, False, name)
+                rows = scan.last_number
+                scan.forget()
+            self._batch += 1
+            lines += data.count(b"\n")
+            data = self._take(_batch_of(stream))
+            text = decoder.decode(data, final=len(data) < BATCH_BYTES)
+
+    def _note(self, scan: Scan, name: str | None, decoder: _Decoder) -> None:
+        faults = [*decoder.faults(), *sorted(scan.findings, key=_by_place)]
+        if name is not None:
+            faults = [_in_file(fault, name) for fault in faults]
+        self.found.extend(faults)
+        broken = scan.broken or decoder.failed
+        if broken or (scan.too_big if scan.listed else scan.refused):
+            self.readable = False
+
+    # other formats
+
+    def _table(self, files: Sequence[Path]) -> Iterator[Piece]:
+        if self._tables is None:
+            self.checked = False
+            return
+        for file in files:
+            self._digest.update(file.name.encode() if len(files) > 1 else b"")
+            self._bytes_of(file, file.name if len(files) > 1 else None)
+        if not self.readable:
+            return
+        rows: list[Row] = []
+        number = 0
+        for record in self._tables(files):
+            if "error" in record:
+                told = record["error"]
+                self.readable = False
+                self.found.add(
+                    Finding("error", told["message"], told["fix"], line=told.get("line"))
+                )
+                break
+            if "row" not in record:
+                continue
+            number += 1
+            rows.append(Row(number, None, record["row"]))
+            if len(rows) >= 2000:
+                yield Piece(rows, 0, True)
+                rows = []
+        if self.readable and not number:
+            self._unread("there are no rows", "write at least one row")
+        yield Piece(rows, 0, True)
+
+    def _bytes_of(self, file: Path, name: str | None) -> None:
+        """Take the bytes of a table; those of text must be UTF-8."""
+        decoder = _Decoder(shlex.quote(str(file)))
+        text = TYPES.get(file.suffix) in ("csv", "text")
+        with file.open("rb") as stream:
+            while data := self._take(stream.read(_MORE_BYTES)):
+                if text and not decoder.failed:
+                    decoder.decode(data, final=False)
+        if text and not decoder.failed:
+            decoder.decode(b"", final=True)
+        if decoder.failed:
+            self.readable = False
+            faults = decoder.faults()
+            self.found.extend(faults if name is None else [_in_file(f, name) for f in faults])
+
+
+class _Decoder:
+    """UTF-8 bytes -> text, piece by piece; at the first other byte guess, and go on."""
+
+    def __init__(self, name: str) -> None:
+        self.failed = False
+        self._name = name
+        self._decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8")()
+        self._bytes, self._lines = 0, 0
+        self._faults: list[Finding] = []
+
+    def decode(self, data: bytes, final: bool) -> str:
+        held = self._decoder.getstate()[0]
+        try:
+            text = self._decoder.decode(data, final)
+        except UnicodeDecodeError as error:
+            text = self._guess(held + data, error.start, final, self._bytes - len(held))
+        self._bytes += len(data)
+        self._lines += data.count(b"\n")
+        return text
+
+    def faults(self) -> list[Finding]:
+        """Return what is new since the last call."""
+        found, self._faults = self._faults, []
+        return found
+
+    def _guess(self, data: bytes, offset: int, final: bool, before: int) -> str:
+        guess = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "gb18030"
+        self._decoder = codecs.getincrementaldecoder(guess)()
+        try:
+            text = self._decoder.decode(data, final)
+            fix = f"it looks like {guess}: iconv -f {guess.upper()} -t UTF-8 {self._name} > NEW"
+        except UnicodeDecodeError:
+            self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+            text = self._decoder.decode(data, final)
+            fix = "save it as UTF-8"
+        if not self.failed:
+            line = self._lines + data.count(b"\n", 0, offset) + 1
+            message = f"not UTF-8 at byte {before + offset} (0x{data[offset]:02x})"
+            self._faults.append(Finding("error", message, fix, line=line))
+        self.failed = True
+        return text
+
+
+def _batch_of(stream: BinaryIO) -> bytes:
+    data = stream.read(BATCH_BYTES)
+    return data + stream.readline() if data else data
+
+
+def _byte_order_mark(listed: bool, file: Path, name: str | None) -> Finding:
+    # Measured with 0.9.3: a list behind a byte order mark is not read, JSON Lines are.
+    fix = rf"save as UTF-8 without it: sed -i '1s/^\xEF\xBB\xBF//' {shlex.quote(str(file))}"
+    mark = "starts with a byte order mark (bytes EF BB BF)"
+    return Finding("error" if listed else "warning", mark, fix, line=1, file=name)
+
+
+def _in_file(fault: Finding, name: str) -> Finding:
+    return Finding(
+        fault.severity,
+        fault.message,
+        fault.fix,
+        fault.row,
+        fault.line,
+        fault.column,
+        fault.field,
+        name,
     )
-
-
-def _unread(message: str, fix: str) -> Reading:
-    return Reading((), (Finding("error", message, fix),), None, readable=False, listed=True)
 
 
 def _by_place(finding: Finding) -> tuple[float, int]:
     return finding.line or float("inf"), finding.column or 0
 
 
-def _decode(data: bytes, path: Path) -> tuple[str, list[Finding]]:
-    """Return the text and, if it is not UTF-8, that fault; guess on to find the others too."""
-    try:
-        return data.decode("utf-8"), []
-    except UnicodeDecodeError as error:
-        offset = error.start
-    guess = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "gb18030"
-    try:
-        text = data.decode(guess)
-        name = shlex.quote(str(path))
-        fix = f"it looks like {guess}: iconv -f {guess.upper()} -t UTF-8 {name} > NEW"
-    except UnicodeDecodeError:
-        text = data.decode("utf-8", errors="replace")
-        fix = "save it as UTF-8"
-    line = data.count(b"\n", 0, offset) + 1
-    message = f"not UTF-8 at byte {offset} (0x{data[offset]:02x})"
-    return text, [Finding("error", message, fix, line=line)]
+def values_of(pieces: Iterable[Piece]) -> Iterator[dict[str, Any]]:
+    """Yield the rows that are objects."""
+    for piece in pieces:
+        for row in piece.rows:
+            if isinstance(row.value, dict):
+                yield row.value

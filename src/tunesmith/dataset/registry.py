@@ -14,10 +14,10 @@ from dataclasses import replace as altered
 from pathlib import Path
 from typing import Any
 
-from tunesmith.dataset.check import CHECKED_SUFFIXES, check_file, check_reading, unchecked
+from tunesmith.dataset.check import check_file, unchecked
 from tunesmith.dataset.detect import detect
 from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
-from tunesmith.dataset.reading import read_rows
+from tunesmith.dataset.reading import TYPES, Progress, Reader, Tables, values_of
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import UsageError
 from tunesmith.files import write_text
@@ -68,9 +68,15 @@ def resolve(dataset_dir: Path, names: str) -> tuple[Entry, ...]:
 
 
 def check_registered(
-    dataset_dir: Path, names: str, stage: str | None = None
+    dataset_dir: Path,
+    names: str,
+    stage: str | None = None,
+    *,
+    tables: Tables | None = None,
+    thorough: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[DatasetReport, ...]:
-    """Check each data set of a comma-separated list; see `check_file` for `stage`.
+    """Check each data set of a comma-separated list; see `check_file` for the options.
 
     One that lies on a hub, in a cloud or behind a script is reported with a note.
     Raises UsageError for a name that is not registered; faults of rows are in the reports.
@@ -80,15 +86,25 @@ def check_registered(
         if entry.remote:
             reports.append(unchecked(entry, entry.remote, "not on this machine: not checked"))
         else:
-            reports.append(check_file(entry.path(dataset_dir), entry, stage))
+            path = entry.path(dataset_dir)
+            reports.append(
+                check_file(path, entry, stage, tables=tables, thorough=thorough, progress=progress)
+            )
     return tuple(reports)
 
 
-def check_unregistered(file: Path, formatting: str | None = None) -> DatasetReport:
-    """Check a file that no entry names, as `register` would describe it."""
-    reading = read_rows(file)
-    entry = detect(reading.rows, file.stem, file.name, formatting)
-    return altered(check_reading(file, reading, entry), key=None)
+def check_unregistered(
+    file: Path,
+    formatting: str | None = None,
+    *,
+    tables: Tables | None = None,
+    thorough: bool = False,
+    progress: Progress | None = None,
+) -> DatasetReport:
+    """Check a file or folder that no entry names, as `register` would describe it."""
+    entry = detect(values_of(Reader(file, tables).pieces()), file.stem, file.name, formatting)
+    report = check_file(file, entry, tables=tables, thorough=thorough, progress=progress)
+    return altered(report, key=None)
 
 
 def register(
@@ -97,19 +113,19 @@ def register(
     file: Path,
     formatting: str | None = None,
     replace: bool = False,
+    tables: Tables | None = None,
 ) -> Entry:
-    """Add `file` to the registry under `key`, with the columns it has.
+    """Add a file or folder to the registry under `key`, with the columns it has.
 
     `formatting` (alpaca or sharegpt) is detected when None. The same key for the same file
     changes nothing, unless `replace` asks to read its columns anew. Raises UsageError, with
     nothing written, for a file with faults and for a key that names another file.
     """
-    if not key or key != key.strip() or "," in key:
-        raise UsageError(f"the key {key!r} is empty, has a comma or a space at its end; choose one")
+    check_key(key)
     if formatting not in (None, *FORMATTINGS):
         raise UsageError(f"formatting {formatting} is unknown; it is {' or '.join(FORMATTINGS)}")
-    if file.is_file() and file.suffix not in CHECKED_SUFFIXES:
-        raise UsageError(f"{file}: only {', '.join(CHECKED_SUFFIXES)} files can be registered")
+    if file.is_file() and file.suffix not in TYPES:
+        raise UsageError(f"{file}: only {', '.join(TYPES)} files can be registered")
     folder, path = dataset_dir.resolve(), file.parent.resolve() / file.name
     known = load_registry(dataset_dir) if (dataset_dir / REGISTRY).exists() else {}
     there = known.get(key)
@@ -119,21 +135,40 @@ def register(
                 f"key {key} is registered already for {there.remote or there.file_name}, "
                 f"not for {file}; choose another --key, or add --replace"
             )
-        check_file(file, there).raise_if_bad()
+        check_file(file, there, tables=tables).raise_if_bad()
         return there
-    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-    reading = read_rows(file)
-    entry = detect(reading.rows, key, name, formatting)
-    check_reading(file, reading, entry).raise_if_bad()
-    _write(dataset_dir / REGISTRY, key, entry.to_raw())
+    entry = detect(
+        values_of(Reader(file, tables).pieces()), key, _name_in(folder, path), formatting
+    )
+    report = check_file(file, entry, tables=tables)
+    if report.rows is None:
+        raise UsageError(f"{file}: {report.findings[0].message}; `inv stack.install` makes it")
+    report.raise_if_bad()
+    write_entries(dataset_dir, {key: entry})
     return entry
 
 
-def _write(path: Path, key: str, raw: dict[str, Any]) -> None:
-    """Put one entry in; keep the others, their order, and the way the file is written."""
+def check_key(key: str) -> None:
+    """Raise UsageError for a key that a config's `dataset` cannot name."""
+    if not key or key != key.strip() or "," in key:
+        raise UsageError(f"the key {key!r} is empty, has a comma or a space at its end; choose one")
+
+
+def write_entries(dataset_dir: Path, entries: dict[str, Entry]) -> None:
+    """Put entries into the registry at once; the others and the file's style stay."""
+    _write(dataset_dir / REGISTRY, {key: entry.to_raw() for key, entry in entries.items()})
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """Return the file_name of a path: relative to the registry's folder if it lies there."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _write(path: Path, added: dict[str, dict[str, Any]]) -> None:
+    """Put entries in; keep the others, their order, and the way the file is written."""
     text = path.read_bytes().decode("utf-8") if path.exists() else "{}\n"
     entries = _parse(text, path)
-    entries[key] = raw
+    entries.update(added)
     indent = re.search(r"\n([ \t]+)\"", text)
     written = json.dumps(
         entries,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tunesmith.errors import UsageError
 
 Severity = Literal["error", "warning", "note"]
 
-SHOWN = 50  # findings listed on a screen; a report always holds all of them
+SHOWN = 50  # findings listed on a screen
+HELD = 10_000  # findings a report holds; the rest are counted, so that memory stays bounded
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Finding:
 
     `row` counts from 1; `line` and `column` are those of the text, from 1; `field`
     is the key in the row. For a fault inside a row, `line` is the row's first line.
+    `file` names the file of a folder; rows and lines are counted in it.
     """
 
     severity: Severity
@@ -29,16 +32,49 @@ class Finding:
     line: int | None = None
     column: int | None = None
     field: str | None = None
+    file: str | None = None
 
     def render(self) -> str:
         """Return one line: where, what, how to mend it."""
-        place = [f"row {self.row}"] if self.row is not None else []
+        place = [self.file] if self.file is not None else []
+        if self.row is not None:
+            place.append(f"row {self.row}")
         if self.line is not None:
             place.append(f"line {self.line}")
         if self.column is not None:
             place.append(f"column {self.column}")
         where = ", ".join(place) + ": " if place else ""
         return f"{where}{self.message}" + (f"; {self.fix}" if self.fix else "")
+
+
+class Findings:
+    """Findings as they come: the first `HELD` whole, the others counted by severity and field."""
+
+    def __init__(self) -> None:
+        self.held: list[Finding] = []
+        self.beyond: Counter[tuple[str, str | None]] = Counter()
+
+    def add(self, finding: Finding) -> None:
+        """Keep or count one finding."""
+        if len(self.held) < HELD:
+            self.held.append(finding)
+        else:
+            self.beyond[finding.severity, finding.field] += 1
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """Keep or count several."""
+        for finding in findings:
+            self.add(finding)
+
+    def drop(self, fields: frozenset[str]) -> None:
+        """Take back what was found about the rows' `fields`: it is told once for the file."""
+        self.held = [f for f in self.held if f.row is None or f.field not in fields]
+        for key in [key for key in self.beyond if key[1] in fields]:
+            del self.beyond[key]
+
+    def hidden(self, severity: Severity) -> int:
+        """Return how many of a severity were counted only."""
+        return sum(count for (kind, _), count in self.beyond.items() if kind == severity)
 
 
 @dataclass(frozen=True)
@@ -66,7 +102,8 @@ class DatasetReport:
     converter and the first filter of its processor; before num_samples, max_samples
     and cutoff_len). It is 0 when LLaMA-Factory would stop with an error. For a file
     with errors it is a lower bound: some readers behind LLaMA-Factory are lenient
-    about broken JSON, this check is not.
+    about broken JSON, this check is not. `hidden_errors` and `hidden_warnings` count
+    those beyond the findings held. `looks` holds what the thorough check saw.
     """
 
     key: str | None
@@ -78,6 +115,9 @@ class DatasetReport:
     prompt_characters: Spread | None
     response_characters: Spread | None
     kept: int
+    hidden_errors: int = 0
+    hidden_warnings: int = 0
+    looks: dict[str, Any] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -89,20 +129,31 @@ class DatasetReport:
         """Things that are most likely not meant."""
         return tuple(f for f in self.findings if f.severity == "warning")
 
+    @property
+    def error_count(self) -> int:
+        """All errors, those not held included."""
+        return len(self.errors) + self.hidden_errors
+
+    @property
+    def warning_count(self) -> int:
+        """All warnings, those not held included."""
+        return len(self.warnings) + self.hidden_warnings
+
     def lines(self, cap: int = SHOWN) -> list[str]:
         """Return the findings as lines, errors first, at most `cap` and a count of the rest."""
         order = {"error": 0, "warning": 1, "note": 2}
         ordered = sorted(self.findings, key=lambda f: order[f.severity])
         shown = [f"{f.severity}: {f.render()}" for f in ordered[:cap]]
-        if len(ordered) > cap:
-            shown.append(f"... and {len(ordered) - cap} more")
+        more = len(ordered) - len(shown) + self.hidden_errors + self.hidden_warnings
+        if more:
+            shown.append(f"... and {more} more")
         return shown
 
     def raise_if_bad(self) -> None:
         """Raise UsageError when there are errors: the first in its line, all in its detail."""
         if not self.errors:
             return
-        count = len(self.errors)
+        count = self.error_count
         of_key = f" (data set {self.key})" if self.key else ""
         title = "1 fault" if count == 1 else f"{count} faults, the first"
         raise UsageError(
@@ -113,5 +164,7 @@ class DatasetReport:
         """Return what run.json and the HTML report keep of a data set (no single findings)."""
         value = asdict(self)
         del value["findings"]
-        value["warnings"] = len(self.warnings)
+        for name in ("hidden_errors", "hidden_warnings", "looks"):
+            del value[name]
+        value["warnings"] = self.warning_count
         return value

@@ -1,11 +1,14 @@
-"""Step through a JSON list, or through JSON Lines, row by row, and keep every fault."""
+"""Step through a JSON list, or through JSON Lines, row by row, and keep every fault.
+
+A text is whole, or the beginning of a long one; then only a window of it is in memory.
+"""
 
 from __future__ import annotations
 
 import bisect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +19,21 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 # Strings are skipped whole. JSON allows no line break in one, so a string that is not
 # closed misleads the search on its own line only.
 _STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"?|,(?=[ \t\r\n]*[\]}])')
+_LOOK_AHEAD = 1 << 20  # characters that should follow the place of reading
+_LONGEST_ROW = 64 << 20  # characters after which a row is not waited for any longer
+_REFILL = 8 << 20  # characters in the window after more was read
+_BATCH = 2000  # rows handed on at once
 
 
 @dataclass(frozen=True)
 class Row:
-    """One value of the file; `number` and `line` (of its first character) count from 1."""
+    """One value of the file; `number` and `line` (of its first character) count from 1.
+
+    `line` is None where a format has no lines.
+    """
 
     number: int
-    line: int
+    line: int | None
     value: Any
 
 
@@ -33,12 +43,25 @@ class Scan:
     `listed` tells a JSON list from rows written one after the other. `broken`: the text
     is not JSON. `refused`: it is, but the reader of JSON Lines behind LLaMA-Factory
     (pyarrow) stops at it, where the reader of lists (pandas) goes on. `too_big`: a number
-    stops both.
+    stops the reader of lists.
+
+    `lines` and `rows` before the text count for the places told; `last_number` is that
+    of the last row, broken ones included.
     """
 
-    def __init__(self, text: str, named_jsonl: bool) -> None:
+    def __init__(
+        self,
+        text: str,
+        named_jsonl: bool,
+        lines: int = 0,
+        rows: int = 0,
+    ) -> None:
         self.text = text
         self.named_jsonl = named_jsonl
+        self.last_number = rows
+        self.commas_told = False
+        self._more: Callable[[], str] | None = None
+        self._lines, self._columns, self._rows = lines, 0, rows
         self.rows: list[Row] = []
         self.findings: list[Finding] = []
         self.broken = False
@@ -46,11 +69,13 @@ class Scan:
         self.too_big = False
         self.start = self._skip(0)
         self.listed = text[self.start : self.start + 1] == "["
-        self._line_ends = [match.start() for match in re.finditer("\n", text)]
         self._row_starts: list[int] = []
-        self._half_characters = re.search(r"\\u[dD][89a-fA-F]", text) is not None
+        self._half_characters = False
+        self._line_ends: list[int] = []
+        self._index()
         self._repeated: list[str] = []
         self._constants: list[str] = []
+        self._big: list[str] = []
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object, parse_constant=self._constant, parse_int=self._integer
         )
@@ -71,6 +96,7 @@ class Scan:
         ]
         if not commas:
             return
+        self.commas_told = False
         # Each trailing comma is reported once; without them the rest can be read.
         edges = zip([-1, *commas], [*commas, len(self.text)], strict=True)
         self.text = " ".join(self.text[left + 1 : right] for left, right in edges)
@@ -83,12 +109,66 @@ class Scan:
             number = self.rows[row - 1].number if row else None
             self._fault(offset, f"trailing comma before {closer}", "delete that comma", number)
 
+    def continues(self, more: Callable[[], str]) -> None:
+        """Say that the text is only the beginning: `more` returns what follows, "" at the end."""
+        self._more = more
+
+    def stream(self) -> Iterator[list[Row]]:
+        """Read all rows of a long list, some thousand at a time; `rows` stays empty."""
+        some = False
+        for number, offset, value in self._values():
+            line, _ = self._place(offset)
+            self.rows.append(Row(number, line, value))
+            self._check_row(number, line, value)
+            some = True
+            if len(self.rows) >= _BATCH:
+                yield self.rows
+                self.rows = []
+        yield self.rows
+        self.rows = []
+        if not some and not self.broken:
+            self._fault(self.start, "the list is empty", "write at least one row")
+
+    def forget(self) -> None:
+        """Let go of text and rows: the decoder's hooks refer to this object, so that only a
+        garbage collection would free them."""
+        self.text, self.rows, self._line_ends, self._row_starts = "", [], [], []
+
     def _read_rows(self) -> None:
         for number, offset, value in self._values():
             line, _ = self._place(offset)
             self.rows.append(Row(number, line, value))
             self._row_starts.append(offset)
             self._check_row(number, line, value)
+
+    def _index(self) -> None:
+        self._line_ends = [match.start() for match in re.finditer("\n", self.text)]
+        if re.search(r"\\u[dD][89a-fA-F]", self.text):
+            self._half_characters = True
+
+    def _refill(self, position: int) -> int:
+        """Drop the text before `position` and append more; return the new position."""
+        if self._more is None:
+            return position
+        ended = bisect.bisect_left(self._line_ends, position)
+        if ended:
+            self._columns = position - self._line_ends[ended - 1] - 1
+        else:
+            self._columns += position
+        self._lines += ended
+        parts = [self.text[position:]]
+        wanted = max(2 * len(parts[0]), _REFILL)
+        held = len(parts[0])
+        while held < wanted:
+            part = self._more()
+            if not part:
+                self._more = None
+                break
+            parts.append(part)
+            held += len(part)
+        self.text = "".join(parts)
+        self._index()
+        return 0
 
     def _check_top_level(self) -> None:
         if not self.rows:
@@ -112,8 +192,10 @@ class Scan:
     def _values(self) -> Iterator[tuple[int, int, Any]]:
         """Yield (row number, offset, value); what stands in the way becomes a fault."""
         position = self.start + self.listed
-        number, row_before, comma_before, comma_told = 0, False, False, False
+        number, row_before, comma_before = self._rows, False, False
         while True:
+            if self._more is not None and len(self.text) - position < _LOOK_AHEAD:
+                position = self._refill(position)
             position = self._skip(position)
             char = self.text[position : position + 1]
             if not char:
@@ -130,22 +212,28 @@ class Scan:
                     self._fault(rest, told, "delete it")
                 return
             if char == ",":
-                if not self.listed and not comma_told:
+                if not self.listed and not self.commas_told:
                     told = "a comma between rows that stand in no list"
                     self._fault(position, told, "put [ and ] around all rows, or delete the commas")
-                    comma_told = True
+                    self.commas_told = True
                 elif self.listed and not row_before:
                     self._fault(position, "a comma too many", "delete it")
                 position, row_before, comma_before = position + 1, False, True
                 continue
             number += 1
+            self.last_number = number
             if self.listed and row_before and char in '{["':
                 self._fault(position, "a comma is missing before this row", "add it", number)
             self._repeated.clear()
             self._constants.clear()
+            self._big.clear()
             try:
                 value, end = self._decoder.raw_decode(self.text, position)
             except (json.JSONDecodeError, RecursionError) as error:
+                if self._cut_off(error, position):
+                    number, row_before = number - 1, False
+                    position = self._refill(position)
+                    continue
                 at, message, fix = explain(self.text, position, error)
                 self._fault(at, message, fix, number)
                 following = self._next_row(position)
@@ -155,6 +243,13 @@ class Scan:
                 continue
             yield number, position, value
             position, row_before, comma_before = end, True, False
+
+    def _cut_off(self, error: json.JSONDecodeError | RecursionError, position: int) -> bool:
+        """Whether the row may go on behind the window of a long text."""
+        if self._more is None or isinstance(error, RecursionError):
+            return False
+        near_end = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated")
+        return near_end and len(self.text) - position < _LONGEST_ROW
 
     def _next_row(self, position: int) -> int | None:
         """Return where the row after the broken one starts, or None with a note.
@@ -179,6 +274,12 @@ class Scan:
             found(f'the key "{key}" stands twice in one object', "delete one of the two", key)
         for name in dict.fromkeys(self._constants):
             found(f"{name} cannot be read", "write a string or null, or delete the key")
+        for name in dict.fromkeys(self._big):
+            if self.listed:
+                found(f"{name} cannot be read", "write a string or null, or delete the key")
+            else:  # measured: pyarrow rounds it, pandas stops
+                fix, told = "write it as a string", f"{name} is read as a rounded one"
+                self.findings.append(Finding("warning", told, fix, row=number, line=line))
         if self._half_characters:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
@@ -198,7 +299,8 @@ class Scan:
 
     def _place(self, offset: int) -> tuple[int, int]:
         line = bisect.bisect_left(self._line_ends, offset)
-        return line + 1, offset - (self._line_ends[line - 1] if line else -1)
+        before = self._line_ends[line - 1] if line else -1 - self._columns
+        return self._lines + line + 1, offset - before
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -216,5 +318,5 @@ class Scan:
         number = int(digits) if len(digits) < 100 else float(digits)
         if not -(2**63) <= number < 2**63:
             self.too_big = True
-            self._constants.append(f"a number of {len(digits)} digits")
+            self._big.append(f"a number of {len(digits)} digits")
         return number

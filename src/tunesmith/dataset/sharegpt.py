@@ -7,101 +7,124 @@ message, questions (user, observation) and answers (assistant, function) take tu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from tunesmith.dataset.columns import Outcome, misspelt, similar, text_fault
+from tunesmith.dataset.columns import Place, Rules, misspelt, similar, text_fault
 from tunesmith.dataset.entry import Entry
+from tunesmith.dataset.reading import Piece
 from tunesmith.dataset.report import Finding
 from tunesmith.dataset.scan import Row
-from tunesmith.dataset.syntax import quoted, show, told
+from tunesmith.dataset.syntax import kind_of, quoted, show, told
 
 _ALIASES = {"user": "human", "human": "user", "assistant": "gpt", "gpt": "assistant"}
 
 
-def check_sharegpt(
-    rows: Sequence[Row], entry: Entry, stage: str, absent: frozenset[str], again: str
-) -> Outcome:
-    """Check each row; `absent` are columns that no row has (told already).
+class SharegptRules(Rules):
+    """Check each row, piece by piece; `key_faults` tells at the end what no message has.
 
     `again` is the command that registers the file anew with the tags it has.
     """
-    column = entry.column("messages")
-    if column is None or column in absent:
-        return Outcome((), stops=True)
-    findings = list(_key_faults(rows, entry, column, again))
-    if findings:
-        return Outcome(tuple(findings), stops=True)
-    prompts: list[int] = []
-    answers: list[int] = []
-    stops, kept = False, 0
-    for row in rows:
-        faults = list(_row_faults(row, entry, stage, column))
-        findings.extend(faults)
-        messages = row.value.get(column)
-        sound = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
-        stops = stops or not sound
-        kept += sound and _keeps(row.value, entry, stage, column)
-        if not any(fault.severity == "error" for fault in faults):
-            lengths = [len(message[entry.tag("content_tag") or ""]) for message in messages]
-            if not entry.ranking:
-                answers.append(lengths.pop())
-            prompts.append(sum(lengths))
-    return Outcome(tuple(findings), stops, kept, tuple(prompts), tuple(answers))
 
+    def __init__(self, entry: Entry, stage: str, again: str) -> None:
+        super().__init__()
+        self._entry, self._stage, self._again = entry, stage, again
+        self._column = entry.column("messages") or ""
+        self._known = {name for role in entry.used_roles() if (name := entry.column(role))}
+        self._absent = [role for role in ("role_tag", "content_tag") if entry.tag(role)]
+        self._first: tuple[Place, list[str]] | None = None
+        # Tags given without these two: LLaMA-Factory looks for the key None and stops.
+        self._systems: set[str] = set()
+        self._nameless = None in (entry.tag("role_tag"), entry.tag("content_tag"))
 
-def _key_faults(rows: Sequence[Row], entry: Entry, column: str, again: str) -> Iterator[Finding]:
-    """Message keys that no message of the file has: LLaMA-Factory raises KeyError."""
-    messages = [
-        (row, message)
-        for row in rows
-        if isinstance(row.value.get(column), list)
-        for message in row.value[column]
-        if isinstance(message, dict)
-    ]
-    if not messages:
-        return
-    for role in ("role_tag", "content_tag"):
-        key = entry.tag(role)
-        if key is None or any(key in message for _, message in messages):
-            continue
-        row, message = messages[0]
-        text = f'no message has the key "{key}" ({role}); the first has {", ".join(message)}'
-        fix = f"name the keys it has: {again}"
-        yield Finding("error", text, fix, row=row.number, line=row.line, field=column)
+    def add(self, piece: Piece) -> Iterator[Finding]:
+        """Yield what is wrong with the rows of a piece."""
+        entry, column = self._entry, self._column
+        content_key = entry.tag("content_tag") or ""
+        for row in piece.rows:
+            if not isinstance(row.value, dict):
+                continue
+            if self._absent:
+                self._look_for_keys(row, piece.file)
+            faulty = False
+            for fault in self._row_faults(row, piece.file):
+                faulty = faulty or fault.severity == "error"
+                yield fault
+            messages = row.value.get(column)
+            listed = messages if isinstance(messages, list) else None
+            sound = listed is not None and all(isinstance(m, dict) for m in listed)
+            self.stops = self.stops or not sound or (self._nameless and bool(messages))
+            if sound and listed is not None:
+                self._systems.add(kind_of(self._system_of(row.value, listed)))
+                self.stops = self.stops or len(self._systems - {"null"}) > 1
+            self.kept += sound and _keeps(row.value, entry, self._stage, column)
+            if not faulty and messages:
+                lengths = [len(message[content_key]) for message in messages]
+                if not entry.ranking:
+                    self.answer_lengths.append(lengths.pop())
+                self.prompt_lengths.append(sum(lengths))
 
+    def key_faults(self) -> Iterator[Finding]:
+        """Yield message keys that no message of the file has: LLaMA-Factory raises KeyError."""
+        if self._first is None:
+            return
+        place, keys = self._first
+        for role in self._absent:
+            key = self._entry.tag(role)
+            text = f'no message has the key "{key}" ({role}); the first has {", ".join(keys)}'
+            fix = f"name the keys it has: {self._again}"
+            yield Finding(
+                "error", text, fix, place.row, place.line, field=self._column, file=place.file
+            )
 
-def _row_faults(row: Row, entry: Entry, stage: str, column: str) -> Iterator[Finding]:
-    value = row.value
+    def _system_of(self, value: dict[str, Any], messages: list[dict[str, Any]]) -> Any:
+        """Return what the converter takes for the system message; one kind must do for all."""
+        entry = self._entry
+        role, tag = entry.tag("role_tag") or "", entry.tag("system_tag")
+        if tag and messages and messages[0].get(role) == tag:
+            return messages[0].get(entry.tag("content_tag") or "")
+        column = entry.column("system")
+        return value.get(column) if column else ""
 
-    def error(message: str, fix: str, field: str = column) -> Finding:
-        return Finding("error", message, fix, row=row.number, line=row.line, field=field)
+    def _look_for_keys(self, row: Row, file: str | None) -> None:
+        messages = row.value.get(self._column)
+        for message in messages if isinstance(messages, list) else ():
+            if not isinstance(message, dict):
+                continue
+            if self._first is None:
+                self._first = (Place(row.number, row.line, file), list(message))
+            self._absent = [role for role in self._absent if self._entry.tag(role) not in message]
 
-    for role in ("system", "tools"):
-        name = entry.column(role)
-        if name and (fault := text_fault(value, name)):
-            yield error(fault, quoted(value[name]), name)
-    messages = value.get(column)
-    known = {name for role in entry.used_roles() if (name := entry.column(role))}
-    if messages is None:
-        wrong = misspelt(value, column, known)
-        fix = f'rename "{wrong}"' if wrong else "add the messages or delete the row"
-        yield error(f'no "{column}"', fix)
-    elif not isinstance(messages, list):
-        yield error(f'"{column}" is {told(messages)}', "write a list of messages")
-    elif not messages:
-        yield error(f'"{column}" is an empty list', "add the messages or delete the row")
-    else:
-        for message, fix in _message_faults(messages, entry):
-            yield error(message, fix)
-    if entry.ranking:
-        for role in ("chosen", "rejected"):
+    def _row_faults(self, row: Row, file: str | None) -> Iterator[Finding]:
+        value, entry, stage, column = row.value, self._entry, self._stage, self._column
+
+        def error(message: str, fix: str, field: str = column) -> Finding:
+            return Finding("error", message, fix, row.number, row.line, field=field, file=file)
+
+        for role in ("system", "tools"):
             name = entry.column(role)
-            if name and not isinstance(value.get(name), dict):
-                yield error(f'"{name}" is not a message', "write one message object", name)
-    tag = entry.column("kto_tag")
-    if stage == "kto" and tag and not isinstance(value.get(tag), bool):
-        yield error(f'"{tag}" is not true or false', "write true or false", tag)
+            if name and (fault := text_fault(value, name)):
+                yield error(fault, quoted(value[name]), name)
+        messages = value.get(column)
+        if messages is None:
+            wrong = misspelt(value, column, self._known)
+            fix = f'rename "{wrong}"' if wrong else "add the messages or delete the row"
+            yield error(f'no "{column}"', fix)
+        elif not isinstance(messages, list):
+            yield error(f'"{column}" is {told(messages)}', "write a list of messages")
+        elif not messages:
+            yield error(f'"{column}" is an empty list', "add the messages or delete the row")
+        else:
+            for message, fix in _message_faults(messages, entry):
+                yield error(message, fix)
+        if entry.ranking:
+            for role in ("chosen", "rejected"):
+                name = entry.column(role)
+                if name and not isinstance(value.get(name), dict):
+                    yield error(f'"{name}" is not a message', "write one message object", name)
+        tag = entry.column("kto_tag")
+        if stage == "kto" and tag and not isinstance(value.get(tag), bool):
+            yield error(f'"{tag}" is not true or false', "write true or false", tag)
 
 
 def _message_faults(messages: list[Any], entry: Entry) -> Iterator[tuple[str, str]]:

@@ -22,11 +22,17 @@ DATA_DISKS = (
     "/mnt/data",
 )
 
-# Sets $base as drift.sh finds it: tunesmith's folder, on the first data disk that has one.
+# Sets $base as drift.sh finds it: tunesmith's folder that the start files name (preflight_base
+# may have put it anywhere), else on the first data disk that has one.
 FIND_BASE = f"""
-base=
+ours='/^# BEGIN tunesmith/,/^# END tunesmith/'
+base=$(sed -n "$ours s/^if \\[ -r '*\\(.*\\)\\/env\\.sh'* \\]; .*/\\1/p" \\
+    "$HOME/.bashrc" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" 2>/dev/null |
+    head -n 1)
+[ -f "$base/state.json" ] || base=
 for disk in {" ".join(DATA_DISKS)} "$HOME"; do
-    [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith && break
+    [ -z "$base" ] || break
+    [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith
 done
 """
 # Sets $environment, the finished training environment below $base.

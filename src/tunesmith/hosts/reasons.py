@@ -35,12 +35,16 @@ _KINDS: tuple[tuple[str, Kind], ...] = (
 # The jump host's ssh prints beside ours, which then finds its pipe closed ("UNKNOWN port").
 _BEHIND_JUMP = re.compile(r"open failed|stdio forwarding failed", re.IGNORECASE)
 _PIPE_CLOSED = re.compile(r"unknown port|kex_exchange_identification", re.IGNORECASE)
+# What our own ssh says of its pipe, and of itself with -v. Where the jump host is at fault its
+# ssh says something, too; alone, these mean that what it led to does not speak SSH.
+_OWN_WORDS = re.compile(r"^(kex_exchange_identification: |.* UNKNOWN port |debug\d: |OpenSSH_)")
 
 
 def kind_of(stderr: str, *, jump: bool = False) -> Kind:
     """Return why ssh failed, from its stderr. `jump`: the host lies behind a jump host."""
     if jump and _PIPE_CLOSED.search(stderr) and not _BEHIND_JUMP.search(stderr):
-        return "jump"
+        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+        return "moved" if all(map(_OWN_WORDS.match, lines)) else "jump"
     text = stderr.lower()
     return next((kind for pattern, kind in _KINDS if re.search(pattern, text)), "unknown")
 

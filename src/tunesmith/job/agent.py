@@ -1,7 +1,7 @@
 """What a client asks of a host's runs: `python -m tunesmith.job.agent --runs DIR VERB ...`.
 
 create             make a run: {"run_id", "request", "config", "inputs"} on stdin
-renew RUN          give an idle run another request: the request on stdin
+renew RUN          give an idle run another request: {"request", "inputs"} on stdin
 start RUN [PHASE]  start its phases, detached; a run that waits for its turn has started
 stop RUN           ask it for a checkpoint and an end
 find [RUN]         {"run_id"} of a run, by default the newest
@@ -77,12 +77,14 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return {"run_id": run_id, "path": str(final)}
 
 
-def renew(run: RunFolder, request: dict[str, Any]) -> dict[str, Any]:
-    """Replace run.json of a run nobody works in. Raises UsageError when somebody does."""
+def renew(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Replace run.json, and inputs, of a run nobody works in; UsageError when somebody does."""
     run.request()
     lock = acquire(run)
     try:
-        write_json(run.request_file, request)
+        for name, record in (wanted.get("inputs") or {}).items():
+            _take_input(run.path / "inputs", name, record)
+        write_json(run.request_file, wanted["request"])
     finally:
         lock.release()
     return {"run_id": run.run_id}
@@ -267,8 +269,10 @@ def _tell_hashing(done: int, total: int) -> None:
 
 
 def _say(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    # UTF-8 whatever the host's locale; what is no text at all becomes an escape of JSON.
+    line = json.dumps(value, ensure_ascii=False) + "\n"
+    sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
+    sys.stdout.buffer.flush()
 
 
 def _stdin() -> dict[str, Any]:
@@ -301,23 +305,32 @@ def _folders(runs: Path) -> list[Path]:
 def _take_input(folder: Path, name: str, record: dict[str, Any]) -> None:
     """Link an uploaded file into the run, after its size and sha256 were checked."""
     target, source = folder / name, Path(record["source"])
+    part = target.with_name(f".{target.name}.part")
     if Path(name).is_absolute() or ".." in Path(name).parts or target == folder:
         raise UsageError(f"input {name!r} lies outside the run")
     if not source.is_file():
         raise UsageError(f"input {name}: {source} was not uploaded")
     target.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
     try:
-        os.link(source.resolve(), target)
+        os.link(source.resolve(), part)
     except OSError:
         # Another file system, or one without hard links (some network disks).
-        shutil.copyfile(source, target)
+        shutil.copyfile(source, part)
     # What lies in the run is checked: the upload may be replaced at any moment.
-    size, sha256 = target.stat().st_size, sha256_of(target)
+    size, sha256 = part.stat().st_size, sha256_of(part)
     if (size, sha256) != (record["size"], record["sha256"]):
+        part.unlink()
         raise UsageError(
             f"input {name}: expected {human_bytes(record['size'])} with sha256 "
             f"{record['sha256']}, {source} has {human_bytes(size)} with {sha256}; upload it again"
         )
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())  # a run survives a power loss together with its data
+    if target.exists() and part.samefile(target):
+        part.unlink()  # a rename between two names of one file does nothing
+    else:
+        part.replace(target)
 
 
 def _sweep(runs: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Attempt:
     """A running worker. Its stdout and stderr are appended to train.log."""
 
     def __init__(
-        self, run: RunFolder, phase: str, environment: dict[str, str], lock_descriptor: int
+        self, run: RunFolder, phase: str, environment: dict[str, str], locks: Sequence[int]
     ) -> None:
         self._run = run
         self._log_offset = run.log_file.stat().st_size if run.log_file.exists() else 0
@@ -50,8 +51,8 @@ class Attempt:
                 # Its own session and group: Ctrl-C in a terminal reaches only the supervisor,
                 # and a signal to the group reaches the worker's children too.
                 start_new_session=True,
-                # The worker keeps the run's lock alive if the supervisor is killed.
-                pass_fds=[lock_descriptor],
+                # The worker keeps the locks of run and turn if the supervisor is killed.
+                pass_fds=tuple(locks),
             )
         self.identity = identify(self._process.pid)
         self._last_sign = time.monotonic()
@@ -78,6 +79,10 @@ class Attempt:
     def kill(self) -> None:
         """End the worker and its children at once."""
         self._signal_group(signal.SIGKILL)
+
+    def sign(self) -> None:
+        """Count something that the worker reported as a sign of life."""
+        self._last_sign = time.monotonic()
 
     def silent_seconds(self) -> float:
         """Return how long no step was finished (a pause for disk space does not count)."""

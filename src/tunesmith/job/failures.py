@@ -55,6 +55,11 @@ CLASSES = {
             "the GPU or its driver failed: restart the instance or move to another one, then "
             "`inv resume --run RUN`",
         ),
+        FailureClass(
+            "model",
+            False,
+            "mend what is named above, then `inv resume --run RUN`",
+        ),
         FailureClass("data", False, "mend the data set: `inv data.check` names the rows"),
         FailureClass("config", False, "mend the config; the key is named above"),
         FailureClass("code", False, "see train.log; the last lines are shown above"),
@@ -64,11 +69,22 @@ CLASSES = {
 
 
 class JobError(TunesmithError):
-    """A failure in a phase, with its class."""
+    """A failure in a phase, with its class.
 
-    def __init__(self, failure: str, message: str, detail: tuple[str, ...] = ()) -> None:
+    `retry` says whether this one may pass by itself; None leaves it to the class.
+    """
+
+    def __init__(
+        self,
+        failure: str,
+        message: str,
+        detail: tuple[str, ...] = (),
+        *,
+        retry: bool | None = None,
+    ) -> None:
         super().__init__(message, detail)
         self.failure = CLASSES[failure].name
+        self.retry = retry
 
 
 # The first pattern that matches decides. Texts as PyTorch, the NVIDIA driver, glibc,

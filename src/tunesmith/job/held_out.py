@@ -96,29 +96,8 @@ class _Split:
     def load(cls, config: Mapping[str, Any], codec: Codec) -> _Split:
         import transformers
         from llamafactory.data.loader import _get_dataset_processor, get_dataset
-        from llamafactory.hparams import DataArguments
-        from llamafactory.hparams.parser import _parse_train_args
 
-        names = {field.name for field in dataclasses.fields(DataArguments) if field.init}
-        data_keys = {key: value for key, value in config.items() if key in names}
-        if not data_keys.get("packing") and not data_keys.get("neat_packing"):
-            # Order and count of unpacked rows do not depend on it, and forking for a few
-            # hundred rows costs seconds.
-            data_keys.pop("preprocessing_num_workers", None)
-        if not Path(str(data_keys.get("tokenized_path"))).is_dir():
-            data_keys.pop("tokenized_path", None)  # LLaMA-Factory would write it
-        split_keys = {key: config[key] for key in _SPLIT_KEYS if key in config}
-        # Not get_train_args: it also demands torchrun on several GPUs and guards the output
-        # folder. What it derives for the data is repeated below.
-        model_args, data_args, training_args, _, _ = _parse_train_args(
-            {
-                **inference.base_arguments(config),
-                **data_keys,
-                **split_keys,
-                "output_dir": config["output_dir"],
-                "report_to": "none",
-            }
-        )
+        model_args, data_args, training_args = _arguments(config)
         stage = str(config.get("stage", "sft"))
         model_args.model_max_length = data_args.cutoff_len
         if data_args.packing is None:
@@ -195,6 +174,62 @@ class _Split:
         return [kept[place] for place in split["validation"]["place"]]
 
 
+def _arguments(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return LLaMA-Factory's (model, data, training) arguments for the data of a train config."""
+    from llamafactory.hparams import DataArguments
+    from llamafactory.hparams.parser import _parse_train_args
+
+    names = {field.name for field in dataclasses.fields(DataArguments) if field.init}
+    data_keys = {key: value for key, value in config.items() if key in names}
+    if not data_keys.get("packing") and not data_keys.get("neat_packing"):
+        # Order and count of unpacked rows do not depend on it, and forking for a few
+        # hundred rows costs seconds.
+        data_keys.pop("preprocessing_num_workers", None)
+    if not Path(str(data_keys.get("tokenized_path"))).is_dir():
+        data_keys.pop("tokenized_path", None)  # LLaMA-Factory would write it
+    split_keys = {key: config[key] for key in _SPLIT_KEYS if key in config}
+    # Not get_train_args: it also demands torchrun on several GPUs and guards the output
+    # folder. What it derives for the data is repeated by the callers.
+    model_args, data_args, training_args, _, _ = _parse_train_args(
+        {
+            **inference.base_arguments(config),
+            **data_keys,
+            **split_keys,
+            "output_dir": config["output_dir"],
+            "report_to": "none",
+        }
+    )
+    return model_args, data_args, training_args
+
+
+def first_rows(
+    config: Mapping[str, Any], codec: Codec, count: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the first `count` training rows of each data set as LLaMA-Factory converts them.
+
+    Where that is not possible, no row and the reason. Rows with tools, images, video or audio
+    are left out: they cannot be said in a text.
+    """
+    stage = str(config.get("stage", "sft"))
+    if stage != "sft":
+        return [], f"stage {stage} has no prompts with one answer each"
+    if config.get("streaming") or str(config.get("dataset_dir")).startswith(("ONLINE", "REMOTE:")):
+        return [], "the data are fetched while training"
+    from datasets.exceptions import DatasetsError
+    from llamafactory.data.loader import _get_merged_dataset
+
+    model_args, data_args, training_args = _arguments(config)
+    data_args.max_samples = count
+    data_args.mix_strategy = "concat"
+    try:
+        merged = _get_merged_dataset(data_args.dataset, model_args, data_args, training_args, "sft")
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        return [], f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    media = ("_tools", "_images", "_videos", "_audios")
+    rows = [row for row in merged or () if _usable(row) and not any(row[key] for key in media)]
+    return rows, None if rows else "no row is a conversation in text"
+
+
 def _usable(row: Mapping[str, Any]) -> bool:
     """SupervisedDatasetProcessor.preprocess_dataset drops every other row."""
     return len(row["_prompt"]) % 2 == 1 and len(row["_response"]) == 1
@@ -229,14 +264,24 @@ def check_round_trip(tokenizer: Any, texts: Sequence[str]) -> None:
     goes on without an error; the first loss is then several times too high.
     """
     for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        back = _and_back(tokenizer, text)
         if _normal(text) not in _normal(back):
             raise JobError(
                 "data",
                 f"the tokenizer does not give back the text {text[:40]!r} but {back[:40]!r}: its "
                 "files do not fit this model or this version of transformers: fetch them again",
             )
+
+
+def can_say(tokenizer: Any, item: Item) -> bool:
+    """Return whether the tokenizer has all of an item's text: one for English has no Chinese."""
+    return all(_normal(text) in _normal(_and_back(tokenizer, text)) for text in texts_of(item))
+
+
+def _and_back(tokenizer: Any, text: str) -> str:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    back: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return back
 
 
 def _normal(text: str) -> str:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
-from tunesmith.job.identity import Identity
+from tunesmith.job.identity import Identity, identify
 from tunesmith.job.rundir import RunFolder
 
 _START_SECONDS = 30.0
@@ -36,11 +37,15 @@ def start(run_dir: Path, phases: list[str]) -> None:
             cwd=run.path,
             start_new_session=True,
         )
+    try:
+        identity = identify(process.pid).to_json()
+    except ProcessLookupError:
+        identity = {}  # it has ended already
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         # Before the status is read: what it wrote last must not be missed.
         code = process.poll()
-        if _supervisor_pid(run) == process.pid or code == 0:
+        if code == 0 or _supervisor(run) == identity:
             return
         if code is not None:
             said = run.log_file.read_bytes()[began:].decode("utf-8", "replace").strip()
@@ -62,8 +67,9 @@ def stop(run_dir: Path) -> None:
     os.kill(owner.pid, signal.SIGTERM)
 
 
-def _supervisor_pid(run: RunFolder) -> int | None:
+def _supervisor(run: RunFolder) -> Any:
+    """Return the identity in status.json: a pid alone comes again after a restart."""
     try:
-        return int(read_json(run.status_file)["supervisor"]["pid"])
+        return read_json(run.status_file)["supervisor"]
     except FileNotFoundError:
         return None

@@ -2,7 +2,8 @@
 
 LLaMA-Factory 0.9.3's export (train/tuner.py, export_model) writes into the folder it is
 given and only logs a warning when the tokenizer could not be saved; so it writes into a
-folder of ours, which gets its name RUN/merged after everything in it was checked.
+folder of ours, which gets its name RUN/merged after everything in it was checked. Prompt parity
+is part of that: a model served with another prompt than it was trained with is not the model.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import fsync_folder, human_bytes, read_json
-from tunesmith.job import inference, resources
-from tunesmith.job.adapter import AdapterFacts, check_fits
+from tunesmith.files import fsync_folder, human_bytes, read_json, sha256_of, write_json
+from tunesmith.job import inference, manifest, parity, resources
+from tunesmith.job.adapter import ADAPTER_WEIGHTS, AdapterFacts, check_fits
 from tunesmith.job.failures import JobError
 from tunesmith.job.weights import Reader
 from tunesmith.modelfiles import FileRecord, require, tensor_shapes, verify
@@ -31,7 +32,8 @@ _OLD = ".merged.old"
 # Bytes an element of each dtype, and its name in safetensors and in PyTorch.
 SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning_type")
+ACCEPT = "accept_mismatch"  # of request["merge"]: export although prompts differ
+_OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning_type", ACCEPT)
 
 
 def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
@@ -40,14 +42,16 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     The keys of request["merge"] are LLaMA-Factory's export keys. Raises UsageError when there
     is nothing that can be merged (full or freeze tuning, quantised or damaged base, adapter of
     another base), JobError when memory or disk do not suffice, TunesmithError when the export
-    is not complete. A merged model of an earlier call stays until the new one is whole.
+    is not complete, or when a way to the model puts another prompt before it than the training
+    did and request["merge"]["accept_mismatch"] is not true (RUN/parity.json says which). A merged
+    model of an earlier call stays until the new one is whole.
     """
     started = time.monotonic()
     config = inference.read_config(run_dir)
     base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
 
     def step(done: int) -> None:
-        emit("progress", phase="merge", done=done, total=4, unit="steps")
+        emit("progress", phase="merge", done=done, total=5, unit="steps")
 
     step(0)
     check_mergeable(config, base)
@@ -73,10 +77,17 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         step(2)
         check_complete(part, base, facts, keys["infer_dtype"])
         step(3)
+        prompts = _align(run_dir, request, config, part)
+        for correction in prompts["corrected"]:
+            why = "so that the prompt is the trained one"
+            emit("changed", what=correction["file"], to="ours", why=why, **{"from": "exported"})
+        step(4)
+        made_of = _made_of(run_dir, request, adapters, facts, keys, prompts)
+        manifest.write(part, made_of)
         _put_in_place(part, run_dir / MERGED)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    step(4)
+    step(5)
     return {
         "folder": str(run_dir / MERGED),
         "bytes": sum(file.stat().st_size for file in (run_dir / MERGED).iterdir()),
@@ -86,7 +97,53 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         "alpha": facts.alpha,
         "scale": facts.scale,
         "targets": len(facts.targets),
+        "parity": prompts["passed"],
+        "corrected": [correction["file"] for correction in prompts["corrected"]],
         "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _align(
+    run_dir: Path, request: Mapping[str, Any], config: Mapping[str, Any], part: Path
+) -> dict[str, Any]:
+    """Correct the export's prompts, write RUN/parity.json, and stop here if one still differs."""
+    codec = inference.codec(inference.arguments(config))
+    found = parity.align(config, codec, part)
+    accepted = bool(request.get("merge", {}).get(ACCEPT))
+    found["accepted"] = accepted and not found["passed"]
+    write_json(run_dir / "parity.json", found)
+    if not found["passed"] and not accepted:
+        faults = parity.faults_of(found)
+        raise TunesmithError(
+            f"the merged model would not be asked as it was trained: {faults[0]}; "
+            f"{parity.advice(config, found)}, or export it all the same: "
+            f"`inv merge --run {run_dir.name} --accept-mismatch`",
+            faults[1:],
+        )
+    return found
+
+
+def _made_of(
+    run_dir: Path,
+    request: Mapping[str, Any],
+    adapters: list[str],
+    facts: AdapterFacts,
+    keys: Mapping[str, Any],
+    prompts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the manifest says of the model's origin; no path of this machine."""
+    model = request.get("model", {})
+    return {
+        "run": run_dir.name,
+        "base": {key: model.get(key) for key in ("name", "revision", "files")},
+        "adapters": [
+            {"sha256": sha256_of(Path(folder) / ADAPTER_WEIGHTS), "name": Path(folder).name}
+            for folder in adapters
+        ],
+        "lora": {"rank": facts.rank, "alpha": facts.alpha, "scale": facts.scale},
+        "dtype": keys["infer_dtype"],
+        "parity": prompts["passed"],
+        "corrected": [correction["file"] for correction in prompts["corrected"]],
     }
 
 

@@ -1,22 +1,24 @@
 """Proof that RUN/merged is base model + adapter, from the files alone, in a fresh process.
 
 Weights (proof_weights): tensor by tensor, recomputed. Behaviour (proof_behaviour): plain
-transformers with the merged model against PEFT with base and unmerged adapter. A model that
-fails loses its name.
+transformers with the merged model against PEFT with base and unmerged adapter. Prompts
+(parity): every way to the model, as it lies there, asks it as it was trained. A model that fails
+loses its name.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import write_json
-from tunesmith.job import inference
+from tunesmith.files import read_json, write_json
+from tunesmith.job import inference, manifest, parity
 from tunesmith.job.adapter import check_fits
+from tunesmith.job.inference import Codec
 from tunesmith.job.merge import MERGED, REFUSED, export_keys
 from tunesmith.job.proof_behaviour import (
     NEW_TOKENS,
@@ -24,7 +26,8 @@ from tunesmith.job.proof_behaviour import (
     questions,
     tokenizer_check,
 )
-from tunesmith.job.proof_weights import file_check, weight_checks
+from tunesmith.job.proof_weights import Check, file_check, weight_checks
+from tunesmith.modelfiles import verify
 
 
 def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
@@ -50,14 +53,17 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     whole, files = file_check(merged)
     checks = [whole]
     tolerance: dict[str, Any] = {}
-    if whole.passed:
+    # Where a file is not that of the merge, the others still say what was done to it.
+    comparable = not verify(merged)
+    if comparable:
         checks += weight_checks(base, merged, facts, dtype, len(adapters))
     step(1)
     # A model of other tensors cannot be loaded for comparison.
-    if all(check.passed is not False for check in checks if check.name in ("files", "structure")):
+    if comparable and all(check.passed for check in checks if check.name == "structure"):
         asked = questions(request, run_dir)
         codec = inference.codec(inference.arguments(config))
         checks.append(tokenizer_check(base, merged, asked))
+        checks.append(parity_check(run_dir, config, codec, merged))
         longest = min(
             NEW_TOKENS, int(request.get("evaluate", {}).get("max_new_tokens", NEW_TOKENS))
         )
@@ -78,6 +84,8 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     }
     if failed:
         _refuse(merged)
+    else:
+        manifest.note(merged, "proof", {check.name: check.passed for check in checks})
     write_json(run_dir / "proof.json", proof)
     if failed:
         raise TunesmithError(
@@ -94,3 +102,26 @@ def _refuse(merged: Path) -> None:
     if refused.exists():
         shutil.rmtree(refused)
     merged.rename(refused)
+
+
+def parity_check(run_dir: Path, config: Mapping[str, Any], codec: Codec, merged: Path) -> Check:
+    """Check that every way to the merged model still puts the trained prompt before it.
+
+    What the user accepted at the merge (parity.json) is not failed here, nor called passed.
+    """
+    verdict = parity.check(config, codec, merged)
+    figures = {"probes": verdict.probes, "rows": verdict.rows, "ids": verdict.ids}
+    known = run_dir / "parity.json"
+    record = read_json(known) if known.is_file() else {}
+    faults = verdict.faults()
+    if not verdict.probes:
+        return Check("parity", None, verdict.notes[0], figures)
+    if faults and record.get("accepted") and faults == parity.faults_of(record):
+        return Check("parity", None, f"accepted at the merge: {faults[0]}", figures)
+    detail = (
+        faults[0]
+        if faults
+        else f"training, chat, API, chat template and Modelfile agree in {verdict.ids} ids of "
+        f"{verdict.probes} prompts; answers end with {verdict.stop!r}"
+    )
+    return Check("parity", not faults, detail, figures)

@@ -133,7 +133,7 @@ def behaviour_checks(
     sampling = Sampling(max_new_tokens=new_tokens)
     remote = bool(codec.model_args.trust_remote_code)
 
-    model = _with_adapters(_plain_model(base, device, remote), adapters)
+    model = _with_adapters(plain_model(base, device, remote), adapters)
     with_adapter = logits(model, sequences)
     with model.disable_adapter():
         without = logits(model, sequences)
@@ -141,7 +141,7 @@ def behaviour_checks(
     del model
     gc.collect()
 
-    model = _plain_model(merged, device, remote)
+    model = plain_model(merged, device, remote)
     from_merged = logits(model, sequences)
     says = inference.generate_ids(model, prompts, stop, pad, sampling)
     gaps = [
@@ -226,7 +226,7 @@ def _sequences(codec: Codec, asked: Sequence[tuple[Question, str]]) -> list[list
     return sequences
 
 
-def _plain_model(folder: Path, device: str, remote: bool) -> Any:
+def plain_model(folder: Path, device: str, remote: bool) -> Any:
     """Load a model with plain transformers in float32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import read_json, sha256_of
+from tunesmith.files import read_json
+from tunesmith.job import manifest
 from tunesmith.job.adapter import AdapterFacts
 from tunesmith.job.merge import SAFETENSORS_NAMES
 from tunesmith.job.weights import Reader, lora_pairs, row_parts
@@ -42,15 +43,14 @@ class Check:
 
 
 def file_check(merged: Path) -> tuple[Check, dict[str, Any]]:
-    """Check that all files of the model are there and whole; return their sizes and sha256 too."""
-    files: dict[str, dict[str, Any]] = {
-        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(merged.iterdir())
-        if file.is_file()
-    }
+    """Check that all files are there, whole, and those of the merge (MANIFEST.json).
+
+    Returns their sizes and sha256 too.
+    """
+    files = manifest.listing(merged)
     figures = {"files": len(files), "bytes": sum(file["size"] for file in files.values())}
-    problems = verify(merged)
-    detail = str(problems[0]) if problems else f"{len(files)} files, headers fit sizes"
+    problems = [*map(str, verify(merged)), *manifest.faults(merged, files)]
+    detail = problems[0] if problems else f"{len(files)} files, each with its sha256 of the merge"
     return Check("files", not problems, detail, figures), files
 
 

@@ -7,6 +7,8 @@ the limits are read from cgroup v2 and v1, whichever is there.
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -61,6 +63,18 @@ def memory_limit() -> int:
         if text != "max":
             limit = min(limit, int(text))
     return limit
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the most bytes this process has held: `ram`, and `gpu` where it used one.
+
+    `gpu` is what PyTorch reserved on this process's device, the CUDA context not counted.
+    """
+    peaks = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    torch = sys.modules.get("torch")  # a phase that never loaded it used no GPU
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks["gpu"] = int(torch.cuda.max_memory_reserved())
+    return peaks
 
 
 def oom_kills() -> int:

@@ -21,8 +21,10 @@ from tunesmith.files import read_json, write_json
 from tunesmith.job.identity import Identity, identify
 
 STATES = ("queued", "running", "succeeded", "failed", "stopped")
-PHASES = ("before", "train", "after", "merge", "proof", "predict")
+PHASES = ("fetch", "before", "train", "after", "merge", "proof", "predict")
 OWNER_FILE = ".tunesmith-owner.json"
+# In the copy of a run that lives on a host: from where, and what was copied.
+COPY_FILE = "pulled.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunFolder:
 
     @property
     def request_file(self) -> Path:
-        """What was asked: written once, before the start."""
+        """What was asked: written before the start; the fetch phase adds where the model lies."""
         return self.path / "run.json"
 
     @property
@@ -104,7 +106,7 @@ class RunFolder:
             status: dict[str, Any] = read_json(self.status_file)
         except FileNotFoundError:
             return {"run_id": self.run_id, "state": "queued", "phases": {}, "failure": None}
-        if status["state"] not in ("running", "queued") or self.busy():
+        if status["state"] not in ("running", "queued") or self.busy() or self.is_copy:
             return status
         # The last status is written before the lock is given back: one that ended between
         # our reading and our look at the lock has left it by now.
@@ -117,6 +119,11 @@ class RunFolder:
                 f"`inv resume --run {self.run_id}` continues it",
             }
         return status
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the run lives on a host, and this is what was copied of it."""
+        return (self.path / COPY_FILE).is_file()
 
     def busy(self) -> bool:
         """Whether a supervisor or worker holds the lock now."""
@@ -230,18 +237,21 @@ class EventTail:
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
         self.offset = offset
+        self.cut = False
 
     def new(self, limit: int = -1) -> list[dict[str, Any]]:
         """Return the events written since the last call, in order.
 
-        With `limit` about that many bytes of them, at least one whole line. Raises
-        ValueError naming the byte when a whole line is not a JSON object.
+        With `limit` about that many bytes of them, at least one whole line; `cut` then says
+        whether the limit was met. Raises ValueError naming the byte when a whole line is
+        not a JSON object.
         """
         try:
             with self._path.open("rb") as stream:
                 stream.seek(self.offset)
                 content = stream.read(limit)
-                if limit >= 0 and b"\n" not in content:
+                self.cut = 0 <= limit <= len(content)
+                if self.cut and b"\n" not in content:
                     content += stream.readline()
         except FileNotFoundError:
             return []

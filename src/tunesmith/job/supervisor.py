@@ -9,10 +9,11 @@ that it is up at once and cannot be hurt by what hurts the worker.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +22,11 @@ import yaml
 
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
-from tunesmith.job import checkpoints
+from tunesmith.job import checkpoints, turns
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES, classify_exit
+from tunesmith.job.gpu import Sampler
+from tunesmith.job.orders import After, Limits, carry_out
 from tunesmith.job.rundir import (
     PHASES,
     EventTail,
@@ -39,47 +42,25 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How patient the supervisor is. Seconds, unless the name says otherwise.
-
-    A worker is stalled when no step was finished for `stall_seconds` and for
-    `stall_steps` times the median step. `restarts` counts restarts in a row that reached
-    no new checkpoint: a worker that gets further each time may fall as often as it likes.
-    """
-
-    restarts: int = 3
-    stall_seconds: float = 900.0
-    stall_steps: float = 10.0
-    dump_seconds: float = 5.0
-    stop_seconds: float = 600.0
-    disk_wait_seconds: float = 1800.0
-
-    @classmethod
-    def from_request(cls, request: dict[str, Any]) -> Limits:
-        """Read request["limits"]; a key that does not exist is refused."""
-        limits = request.get("limits") or {}
-        unknown = sorted(set(limits) - set(cls.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise UsageError(f"run.json: unknown limit {unknown[0]!r}; known are {known}")
-        return cls(**limits)
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """How a worker, a phase or the run ended: succeeded, stopped, or failed with a class."""
+    """How a worker, a phase or the run ended: succeeded, stopped, or failed with a class.
+
+    `retry` overrules whether the class is tried again.
+    """
 
     state: str
     failure: str | None = None
     message: str = ""
+    detail: tuple[str, ...] = ()
+    retry: bool | None = None
 
 
 def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
     """Run the phases of `run_dir`, by default those not yet succeeded.
 
     Returns 0 when they succeeded or were stopped on request, 1 when one failed. Raises
-    UsageError when the folder is no run, a phase is unknown or another process works in
-    it: then nothing was changed.
+    UsageError when the folder is no run, a phase is unknown, another process works in it,
+    another run has the turn, or its time is used up: then nothing was changed.
     """
     run = RunFolder(run_dir.resolve())
     request = run.request()
@@ -90,9 +71,11 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
     try:
         mend_events(run.events_file)
         supervisor = _Supervisor(run, request, lock)
-        return supervisor.run(phases or supervisor.unfinished())
+        code = supervisor.run(phases or supervisor.unfinished())
     finally:
         lock.release()
+    supervisor.afterwards()
+    return code
 
 
 class _Supervisor:
@@ -101,12 +84,19 @@ class _Supervisor:
         self._request = request
         self._lock = lock
         self._limits = Limits.from_request(request)
+        self._after = After.from_request(request)
+        self._ordered = False
+        self._turn: turns.Turn | None = None
+        self._sampler = Sampler()
         self._stop_requests = 0
+        self._spent = False
         size = run.events_file.stat().st_size if run.events_file.exists() else 0
         self._tail = EventTail(run.events_file, size)
         self._failure: dict[str, Any] | None = None
         self._written_at = 0.0
         previous = read_json(run.status_file) if run.status_file.exists() else {}
+        self._worked_before = float(previous.get("worked_seconds") or 0.0)
+        self._began: float | None = None
         self._status: dict[str, Any] = {
             "run_id": run.run_id,
             "state": "running",
@@ -114,6 +104,9 @@ class _Supervisor:
             "phases": dict(previous.get("phases", {})),
             "failure": None,
             "message": "",
+            "detail": [],
+            "started": previous.get("started"),
+            "worked_seconds": self._worked_before,
             "step": previous.get("step", 0),
             "total_steps": previous.get("total_steps"),
             "loss": previous.get("loss"),
@@ -121,29 +114,144 @@ class _Supervisor:
             "tokens_per_second": None,
             "eta_seconds": None,
             "supervisor": lock.owner.to_json(),
+            "price": request.get("price"),
         }
 
     def unfinished(self) -> list[str]:
-        """Return the requested phases that have not succeeded yet."""
-        done = self._status["phases"]
-        return [phase for phase in self._request["phases"] if done.get(phase) != "succeeded"]
+        """Return the phases that were asked for, or begun, and have not succeeded yet."""
+        known = self._status["phases"]
+        begun = [phase for phase in PHASES if phase in known]
+        phases = [*self._request["phases"], *begun]
+        return [p for p in dict.fromkeys(phases) if known.get(p) != "succeeded"]
 
     def run(self, phases: list[str]) -> int:
+        self._refuse_spent()
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        owed = any(self._status["phases"].get(p) != "succeeded" for p in self._request["phases"])
+        if not self._await_turn(phases):
+            message = f"it left the queue; `inv resume --run {self._run.run_id}` joins it again"
+            self._end(Outcome("stopped", None, message))
+            return 0
+        try:
+            return self._work(phases, owed=owed)
+        finally:
+            if self._turn:
+                self._turn.release()
+
+    def afterwards(self) -> None:
+        """Do what was ordered for after the success."""
+        if self._after and self._ordered:
+            in_turn = self._turn is not None
+            carry_out(self._after, self._run, lambda: self._stop_requests > 0, in_turn=in_turn)
+
+    def _work(self, phases: list[str], *, owed: bool) -> int:
+        self._began = time.monotonic()
+        self._status["started"] = self._status["started"] or time.time()
+        self._status["state"] = "running"
+        self._sampler.start()
         self._run.emit("run_started", phases=phases)
-        for phase in phases:
-            self._status["phases"][phase] = "queued"
+        self._queue(phases)
         outcome = Outcome("succeeded")
         for phase in phases:
             outcome = self._run_phase(phase)
             self._status["phases"][phase] = outcome.state
             if outcome.state != "succeeded":
                 break
-        self._write(state=outcome.state, failure=outcome.failure, message=outcome.message)
-        self._run.emit("run_ended", state=outcome.state, failure=outcome.failure)
+            # The fetch phase writes there where the base model lies.
+            self._request = self._run.request()
+        done = outcome.state == "succeeded" and owed
+        if self._after and done and set(self._request["phases"]) <= self._succeeded():
+            self._ordered = True
+            told = f"`{shlex.join(self._after.command)}` in {self._after.seconds:.0f} s; "
+            told += f"`inv stop --run {self._run.run_id}` prevents it"
+            self._run.emit("after_command", text=told, **asdict(self._after))
+        self._end(outcome)
         return 1 if outcome.state == "failed" else 0
+
+    def _end(self, outcome: Outcome) -> None:
+        # The event first: whoever reads a final state has everything that came before.
+        self._run.emit("run_ended", state=outcome.state, failure=outcome.failure)
+        self._write(
+            state=outcome.state,
+            failure=outcome.failure,
+            message=outcome.message,
+            detail=list(outcome.detail),
+        )
+
+    def _succeeded(self) -> set[str]:
+        return {phase for phase, state in self._status["phases"].items() if state == "succeeded"}
+
+    def _queue(self, phases: list[str]) -> None:
+        for phase in phases:
+            self._status["phases"][phase] = "queued"
+
+    def _await_turn(self, phases: list[str]) -> bool:
+        """Take the turn of the folder of runs, if the request wants one; wait if it says so.
+
+        Returns False when a stop was asked for meanwhile. Raises UsageError when another
+        run has it and this one does not wait.
+        """
+        wanted = self._request.get("turn")
+        if wanted is None:
+            return True
+        if wanted not in ("refuse", "wait"):
+            raise UsageError(f"run.json: unknown turn {wanted!r}; known are refuse, wait")
+        runs, run_id = self._run.path.parent, self._run.run_id
+        self._turn, ahead = turns.take(runs, run_id)
+        if self._turn is None and wanted == "refuse":
+            raise UsageError(
+                f"run {ahead[0]} works on this host, and one run works at a time; `inv attach "
+                f"--run {ahead[0]}` follows it, `inv train --queue` waits for its end"
+            )
+        if self._turn is None:
+            self._queue(phases)
+            with turns.Ticket(runs, run_id) as ticket:
+                self._wait(ticket)
+        return self._turn is not None
+
+    def _wait(self, ticket: turns.Ticket) -> None:
+        told: list[str] = []
+        while not self._stop_requests:
+            self._turn, ahead = ticket.take()
+            if self._turn is not None:
+                break
+            if ahead != told:
+                told = ahead
+                self._run.emit("queued", ahead=ahead)
+                self._write(state="queued", ahead=ahead)
+            time.sleep(_POLL_SECONDS)
+        self._status.pop("ahead", None)
+
+    def _worked(self) -> float:
+        """Return how many seconds this run has worked in all, its resumes included."""
+        now = 0.0 if self._began is None else time.monotonic() - self._began
+        return self._worked_before + now
+
+    def _refuse_spent(self) -> None:
+        limit = self._limits.max_seconds
+        if limit is not None and self._worked_before >= limit:
+            raise UsageError(
+                f"run {self._run.run_id} has worked {_hours(self._worked_before)}, and its "
+                f"max-hours is {_hours(limit)}; `inv resume --run {self._run.run_id} "
+                "--max-hours N` gives it more"
+            )
+
+    def _mind_limit(self) -> None:
+        """Ask for a checkpoint and an end when the run has worked as long as it may."""
+        limit = self._limits.max_seconds
+        if limit is None or self._stop_requests or self._worked() < limit:
+            return
+        self._spent = True
+        self._stop_requests += 1
+        self._run.emit("limit", what="max-hours", seconds=limit)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless a stop is asked for."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._stop_requests:
+            time.sleep(_POLL_SECONDS)
 
     def _request_stop(self, _signum: int, _frame: FrameType | None) -> None:
         self._stop_requests += 1
@@ -153,7 +261,7 @@ class _Supervisor:
         outcome = self._attempts(phase)
         if outcome.failure is not None:
             advice = CLASSES[outcome.failure].advice.replace("RUN", self._run.run_id)
-            outcome = Outcome(outcome.state, outcome.failure, f"{outcome.message}; {advice}")
+            outcome = replace(outcome, message=f"{outcome.message}; {advice}")
         seconds = round(time.monotonic() - began, 2)
         self._run.emit("phase_ended", phase=phase, state=outcome.state, seconds=seconds)
         return outcome
@@ -172,9 +280,8 @@ class _Supervisor:
             self._run.emit("phase_started", phase=phase, attempt=attempt)
             self._status["phases"][phase] = "running"
             self._write(phase=phase)
-            ended = self._follow(
-                Attempt(self._run, phase, self._environment(), self._lock.descriptor)
-            )
+            locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
+            ended = self._follow(Attempt(self._run, phase, self._environment(), locks))
             outcome = self._judge(ended)
             if outcome.failure is None or self._stop_requests:
                 return outcome
@@ -182,9 +289,14 @@ class _Supervisor:
                 continue
             restarts += 1
             stalls += ended.stalled
-            if not CLASSES[outcome.failure].retry or restarts > self._limits.restarts or stalls > 1:
+            retry = CLASSES[outcome.failure].retry if outcome.retry is None else outcome.retry
+            if not retry or restarts > self._limits.restarts or stalls > 1:
                 return outcome
             self._run.emit("restarting", phase=phase, failure=outcome.failure, why=outcome.message)
+            if outcome.retry:
+                self._pause(self._limits.retry_seconds * 2 ** (restarts - 1))
+                if self._stop_requests:
+                    return self._stopped()
 
     def _follow(self, attempt: Attempt) -> Ended:
         """Watch a worker until it ends, and keep status.json fresh."""
@@ -192,6 +304,7 @@ class _Supervisor:
         asked_at = 0.0
         self._failure = None
         while (ended := attempt.poll()) is None:
+            self._mind_limit()
             if self._stop_requests > asked:
                 # A second request means: now.
                 attempt.request_stop() if asked == 0 else attempt.kill()
@@ -200,10 +313,10 @@ class _Supervisor:
                 attempt.kill()
             if attempt.silent_seconds() > self._patience(attempt):
                 attempt.mark_stalled(self._limits.dump_seconds)
-            self._take_events()
+            self._take_events(attempt)
             self._refresh(attempt)
             time.sleep(_POLL_SECONDS)
-        self._take_events()
+        self._take_events(attempt)
         self._refresh(attempt)
         return ended
 
@@ -224,17 +337,35 @@ class _Supervisor:
         if ended.stalled:
             return Outcome("failed", "stalled", "no step was finished for too long")
         if ended.code == STOPPED or (self._stop_requests and ended.code < 0):
-            return Outcome("stopped", None, f"`inv resume --run {self._run.run_id}` continues it")
+            return self._stopped()
         if ended.code == FAILED and self._failure is not None:
-            return Outcome("failed", self._failure["failure"], self._failure["message"])
+            return Outcome(
+                "failed",
+                self._failure["failure"],
+                self._failure["message"],
+                tuple(self._failure["detail"]),
+                self._failure.get("retry"),
+            )
         failure, message = classify_exit(ended.code, ended.log_tail, oom_killed=ended.oom_killed)
         tail = ended.log_tail.splitlines()[-12:]
         self._run.emit("failure", failure=failure, message=message, detail=tail)
-        return Outcome("failed", failure, message)
+        return Outcome("failed", failure, message, tuple(tail))
 
-    def _take_events(self) -> None:
+    def _stopped(self) -> Outcome:
+        resume = f"inv resume --run {self._run.run_id}"
+        if not self._spent:
+            return Outcome("stopped", None, f"`{resume}` continues it")
+        limit = _hours(self._limits.max_seconds or 0.0)
+        return Outcome(
+            "stopped", None, f"max-hours reached ({limit}); `{resume} --max-hours N` continues it"
+        )
+
+    def _take_events(self, attempt: Attempt) -> None:
         """Carry what the worker reported into the status."""
         for event in self._tail.new():
+            if event["event"] == "progress":
+                # A phase without steps: a download may well take hours.
+                attempt.sign()
             if event["event"] == "log":
                 for key in ("step", "total_steps", "loss", "learning_rate", "tokens_per_second"):
                     self._status[key] = event.get(key)
@@ -253,6 +384,11 @@ class _Supervisor:
 
     def _write(self, **fields: Any) -> None:
         self._status |= fields
+        self._status["worked_seconds"] = round(self._worked(), 1)
+        if gpus := self._sampler.newest():
+            self._status["gpu"] = gpus
+        else:
+            self._status.pop("gpu", None)
         self._status["updated"] = time.time()
         self._written_at = time.monotonic()
         write_json(self._run.status_file, self._status)
@@ -316,3 +452,7 @@ class _Supervisor:
         environment["PYTHONUNBUFFERED"] = "1"
         environment["PYTHONNOUSERSITE"] = "1"
         return environment | {k: str(v) for k, v in (self._request.get("env") or {}).items()}
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h"

@@ -1,6 +1,8 @@
 """A run as a stream of changes: what a client on another machine follows.
 
-Standard library only. One look costs three stat() calls; files are read when they changed.
+A line whose status is final is the last one: until everything of an ended run was told, it
+is shown as running. Standard library only. A look costs three stat() calls; files are read
+when they have changed.
 """
 
 from __future__ import annotations
@@ -8,10 +10,11 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import UsageError
 from tunesmith.job.rundir import EventTail, RunFolder
 
 # Bytes of events, and of log, in one line of the stream.
@@ -21,12 +24,14 @@ _LOOK_SECONDS = 0.2
 _ALIVE_SECONDS = 1.0
 _SIGN_OF_LIFE_SECONDS = 3.0
 
+_Stamp = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Line:
     """One line of the stream: status, what is new, and where the next look continues.
 
-    `more`: the next piece is there already; the last line of an ended run has not got it.
+    `more`: the next piece is there already.
     """
 
     status: dict[str, Any]
@@ -35,11 +40,6 @@ class Line:
     log: str
     log_offset: int
     more: bool
-
-    @property
-    def last(self) -> bool:
-        """Whether the run has ended and everything of it was told."""
-        return self.status["state"] not in ("running", "queued") and not self.more
 
     def to_json(self) -> dict[str, Any]:
         """Return the line as it is sent; `more` only when it is true."""
@@ -57,35 +57,49 @@ def look(run: RunFolder, events_offset: int, log_offset: int) -> Line:
     """Return what is new behind two byte offsets; a log offset of -1 leaves the log out."""
     # The status first: an end that it tells must not outrun the events and the log.
     status = run.status()
+    if not run.path.is_dir():
+        raise UsageError(f"run {run.run_id} was removed")
     tail = EventTail(run.events_file, events_offset)
     events = tail.new(PIECE)
-    ended = status["state"] not in ("running", "queued")
-    text, log_offset = ("", -1) if log_offset < 0 else read_log(run.log_file, log_offset, ended)
-    more = bool(events) and _size(run.events_file) > tail.offset
-    more = more or (bool(text) and _size(run.log_file) > log_offset)
-    return Line(status, events, tail.offset, text, log_offset, more)
+    more = tail.cut and _size(run.events_file) > tail.offset
+    text, offset = "", log_offset
+    if log_offset >= 0:
+        text, offset = read_log(run.log_file, log_offset, _ended(status))
+        # A piece may end some bytes early, before a character that it would have cut.
+        more |= offset - log_offset > PIECE - 4 and _size(run.log_file) > offset
+    return Line(status, events, tail.offset, text, offset, more)
 
 
 def watch(run: RunFolder, events_offset: int, log_offset: int) -> Iterator[Line]:
     """Yield a line whenever something changed, and every 3 s; end with the run."""
-    line = look(run, events_offset, log_offset)
-    seen, told, asked = _signature(run), time.monotonic(), time.monotonic()
-    yield line
-    while not line.last:
-        if not line.more:
-            time.sleep(_LOOK_SECONDS)
-            now, signature = time.monotonic(), _signature(run)
-            due = now - told >= _SIGN_OF_LIFE_SECONDS
-            if signature == seen and not due:
-                if now - asked < _ALIVE_SECONDS:
-                    continue
-                asked = now
-                if run.status() == line.status:
-                    continue
-            seen = signature
-        line = look(run, line.events_offset, line.log_offset)
-        told = asked = time.monotonic()
+    while True:
+        seen, told = _signature(run), time.monotonic()
+        line = look(run, events_offset, log_offset)
+        events_offset, log_offset = line.events_offset, line.log_offset
+        if line.more and _ended(line.status):
+            yield replace(line, status=line.status | {"state": "running"})
+            continue
         yield line
+        if _ended(line.status):
+            return
+        if not line.more:
+            _await_change(run, seen, line.status, told)
+
+
+def _await_change(
+    run: RunFolder, seen: list[_Stamp | None], status: dict[str, Any], told: float
+) -> None:
+    """Return when a file has another stamp, the supervisor died, or a sign of life is due."""
+    asked = told
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        now = time.monotonic()
+        if now - told >= _SIGN_OF_LIFE_SECONDS or _signature(run) != seen:
+            return
+        if now - asked >= _ALIVE_SECONDS:
+            asked = now
+            if run.status() != status:
+                return
 
 
 def read_log(path: Path, offset: int, whole: bool) -> tuple[str, int]:
@@ -108,8 +122,12 @@ def read_log(path: Path, offset: int, whole: bool) -> tuple[str, int]:
     return text, offset + len(content) - pending
 
 
-def _signature(run: RunFolder) -> list[tuple[int, int, int] | None]:
-    found: list[tuple[int, int, int] | None] = []
+def _ended(status: dict[str, Any]) -> bool:
+    return status["state"] not in ("running", "queued")
+
+
+def _signature(run: RunFolder) -> list[_Stamp | None]:
+    found: list[_Stamp | None] = []
     for file in (run.status_file, run.events_file, run.log_file):
         try:
             stat = file.stat()

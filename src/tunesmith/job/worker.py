@@ -22,6 +22,7 @@ from typing import Any
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import write_json
 from tunesmith.job.failures import JobError, classify_text
+from tunesmith.job.resources import peak_memory
 from tunesmith.job.rundir import RunFolder
 
 STOPPED = 20
@@ -32,6 +33,7 @@ SUPERVISOR_PID = "TUNESMITH_SUPERVISOR_PID"
 Run = Callable[..., dict[str, Any]]
 
 _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fetch": ("tunesmith.job.fetch", {}),
     "before": ("tunesmith.job.evaluate", {"phase": "before"}),
     "train": ("tunesmith.job.train", {}),
     "after": ("tunesmith.job.evaluate", {"phase": "after"}),
@@ -52,7 +54,8 @@ def main(argv: list[str]) -> int:
     module, extra = _PHASES[phase]
     try:
         entry: Run = importlib.import_module(module).run
-        if int(os.environ.get("RANK", "0")) == 0:
+        # Naming the device loads torch, which a fetch has no need of.
+        if phase != "fetch" and int(os.environ.get("RANK", "0")) == 0:
             from tunesmith.job.environment import versions
 
             write_json(run.path / "versions.json", versions())
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> int:
         return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - every end of a worker is reported
         return _report(run, phase, error)
-    run.emit("summary", phase=phase, **summary)
+    run.emit("summary", phase=phase, **summary, peak_memory=peak_memory())
     return 0
 
 
@@ -85,6 +88,7 @@ def _report(run: RunFolder, phase: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return STOPPED
     text = f"{type(error).__name__}: {error}"
+    retry = error.retry if isinstance(error, JobError) else None
     if isinstance(error, JobError):
         failure, message, detail = error.failure, error.message, list(error.detail)
     elif isinstance(error, UsageError):
@@ -94,7 +98,8 @@ def _report(run: RunFolder, phase: str, error: BaseException) -> int:
     else:
         failure = "host_oom" if isinstance(error, MemoryError) else classify_text(text)
         message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]
-    run.emit("failure", phase=phase, failure=failure, message=message, detail=detail)
+    passing = {} if retry is None else {"retry": retry}
+    run.emit("failure", phase=phase, failure=failure, message=message, detail=detail, **passing)
     return FAILED
 
 

@@ -34,6 +34,8 @@ SPIKES_RARE = 200  # unless they are rarer than one in so many points
 FEW_STEPS = 30  # with warmup, fewer optimizer steps leave the rate no time to work
 FEW_ROWS = 50  # a tenth held out of fewer rows is under five answers: its loss is luck
 MEMORISED_LOSS = 0.05  # exp(0.05): each token right with 95 %, which free text never is
+FORGOTTEN = 0.10  # a healthy run hardly moves the loss on general prompts (the demo: +0.3 %)
+FEWER_RIGHT = 2  # one answer of a dozen is luck
 ZERO_GRADIENT_SHARE = 0.9  # a step may be 0 by chance (all of the answer cut off), not nine of ten
 LARGER_RATE = 3.0  # half a decade: large enough to see, small enough not to diverge
 LONGER = 5 / 3  # as much again as the last two thirds took
@@ -52,8 +54,9 @@ _EXPLAINS = (
 class RunFacts:
     """What the diagnosis must know besides the curve. None: not known.
 
-    Held-out losses are nat/token, before and after training. `finished` says that the
-    training came to its own end: only then has the end of the curve a meaning.
+    Losses of the held-out rows and of the guard set are nat/token, before and after training.
+    `finished` says that the training came to its own end: only then has the end of the curve a
+    meaning.
     """
 
     finished: bool
@@ -63,6 +66,9 @@ class RunFacts:
     max_grad_norm: float | None = None
     held_out_before: float | None = None
     held_out_after: float | None = None
+    guard_before: float | None = None
+    guard_after: float | None = None
+    guard_right: tuple[int, int, int] | None = None  # before, after, of
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +131,12 @@ def diagnose(curve: Curve, facts: RunFacts, language: str = "en") -> tuple[Advic
         findings.append(_too_few_points(curve))
     else:
         findings += [*_spikes(shape, facts), *_trend(shape, facts), *_overfit(curve, shape, facts)]
-    findings += _no_gain(facts)
+    findings += [*_no_gain(facts), *_forgetting(facts)]
     codes = {finding.code for finding in findings}
     # What one fault explains is not reported a second time as another.
     hidden = {code for cause, code in _EXPLAINS if cause in codes}
     findings = [finding for finding in findings if finding.code not in hidden]
-    if shape and codes <= {"few_rows", "few_steps", "few_spikes"}:
+    if shape and codes <= {"few_rows", "few_steps", "few_spikes", "forgetting", "fewer_right"}:
         findings.append(_healthy(curve, shape))
     findings.sort(key=lambda finding: finding.level != "warning")
     return tuple(
@@ -154,8 +160,9 @@ def facts_of(
     """Gather the facts from run.json, config.yaml, status.json's phases and evaluation.json."""
     rows = [item["rows"] for item in run.get("data", []) if isinstance(item.get("rows"), int)]
 
-    def held_out(when: str) -> float | None:
-        loss = (evaluation.get(when) or {}).get("loss")
+    def measured(when: str, *, guard: bool = False) -> float | None:
+        entry = evaluation.get(when) or {}
+        loss = ((entry.get("guard") or {}) if guard else entry).get("loss")
         return float(loss) if isinstance(loss, int | float) else None
 
     return RunFacts(
@@ -164,9 +171,23 @@ def facts_of(
         epochs=_float(config.get("num_train_epochs")),
         learning_rate=_float(config.get("learning_rate")),
         max_grad_norm=_float(config.get("max_grad_norm")),
-        held_out_before=held_out("before"),
-        held_out_after=held_out("after"),
+        held_out_before=measured("before"),
+        held_out_after=measured("after"),
+        guard_before=measured("before", guard=True),
+        guard_after=measured("after", guard=True),
+        guard_right=_guard_right(evaluation),
     )
+
+
+def _guard_right(evaluation: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Return right answers before and after, and of how many, where both were judged."""
+    judged = [
+        ((evaluation.get(when) or {}).get("guard") or {}).get("expected")
+        for when in ("before", "after")
+    ]
+    if not judged[0] or not judged[1]:
+        return None
+    return int(judged[0]["met"]), int(judged[1]["met"]), int(judged[1]["of"])
 
 
 def _shape_of(curve: Curve) -> _Shape | None:
@@ -313,6 +334,24 @@ def _no_gain(facts: RunFacts) -> list[_Finding]:
     if before is None or after is None or after < before:
         return []
     return [_Finding("no_gain", "warning", {"before": before, "after": after}, {})]
+
+
+def _forgetting(facts: RunFacts) -> list[_Finding]:
+    """General prompts got worse: gentler and shorter training keeps more of the base."""
+    before, after = facts.guard_before, facts.guard_after
+    if before is None or after is None or not before > 0 or after / before - 1 < FORGOTTEN:
+        right = facts.guard_right
+        if right is None or right[0] - right[1] < FEWER_RIGHT:
+            return []
+        counts: dict[str, Value] = {"before": right[0], "after": right[1], "of": right[2]}
+        return [_Finding("fewer_right", "info", counts, {})]
+    figures: dict[str, Value] = {"before": before, "after": after, "rise": after / before - 1}
+    change: dict[str, Value] = {}
+    if facts.learning_rate:
+        change["learning_rate"] = _two_digits(facts.learning_rate / 2)
+    if facts.epochs and facts.epochs > 1:
+        change["num_train_epochs"] = float(max(1, math.floor(facts.epochs * 2 / 3)))
+    return [_Finding("forgetting", "warning", figures, change)]
 
 
 def _healthy(curve: Curve, shape: _Shape) -> _Finding:

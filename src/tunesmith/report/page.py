@@ -1,7 +1,8 @@
-"""The page: everything a run folder holds, as one self-contained HTML file."""
+"""The page: everything a run folder holds, as one self-contained HTML file, and as Markdown."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,15 +16,16 @@ from tunesmith.report import sections
 from tunesmith.report.curve import Curve, read_curve
 from tunesmith.report.diagnosis import diagnose, facts_of
 from tunesmith.report.picture import NARROW, as_svg, write_png
-from tunesmith.report.record import Record, read_record
+from tunesmith.report.record import GUARD, Record, read_record
 from tunesmith.report.words import LANGUAGES, checked_language, teller
 
 PAGE = "report.html"
+MARKDOWN = "report.md"
 PICTURE = "training_loss.png"
 
 
 def write_report(run_dir: Path, *, language: str = "en") -> Path:
-    """Write report.html and training_loss.png into the run folder; return the page's path.
+    """Write report.html, report.md and training_loss.png into the run folder; return the page.
 
     The page needs no network and no JavaScript. Whatever the folder lacks is named on it,
     with the command that gets it. Raises UsageError where run.json is missing or the
@@ -35,13 +37,14 @@ def write_report(run_dir: Path, *, language: str = "en") -> Path:
     pictures = (as_svg(curve, language=language), as_svg(curve, size=NARROW, language=language))
     page = render(record, curve, pictures, language)
     write_png(curve, run_dir / PICTURE, title=record.run_id, language=language)
+    write_text(run_dir / MARKDOWN, markdown(record, curve, language))
     write_text(run_dir / PAGE, page)
     return run_dir / PAGE
 
 
 def render(record: Record, curve: Curve, pictures: tuple[str, str], language: str = "en") -> str:
     """Return the page as HTML text. `pictures` are SVG for a wide and for a narrow screen."""
-    return _template().render(
+    return template("report.html.j2").render(
         _view(record, curve, language),
         # Our own drawing: no text of a run gets into it.
         wide=Markup(pictures[0]),  # noqa: S704
@@ -49,26 +52,42 @@ def render(record: Record, curve: Curve, pictures: tuple[str, str], language: st
     )
 
 
+def markdown(record: Record, curve: Curve, language: str = "en") -> str:
+    """Return the same as Markdown, for a pull request or a model card."""
+    text = template("report.md.j2").render(_view(record, curve, language))
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _cell(value: object) -> str:
+    """Other people's text in a cell of a Markdown table: no markup of its own, one line."""
+    text = re.sub(r"([\\`*_\[\]|])", r"\\\1", str(value).strip())
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", "<br>")
+
+
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return one of our templates, ready to render."""
     environment = Environment(
         loader=PackageLoader("tunesmith", "report"),
         # Prompts and answers are other people's text, and a model's.
-        autoescape=True,
+        autoescape=name.endswith(".html.j2"),
         # Any key of any file may be absent: its place stays empty.
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(bytes=human_bytes, duration=sections.duration, figure=_figure)
-    return environment.get_template("report.html.j2")
+    environment.filters.update(
+        cell=_cell, bytes=human_bytes, duration=sections.duration, figure=_figure
+    )
+    return environment.get_template(name)
 
 
 def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
     tell = teller(language)
     times = sections.phase_times(record.events)
     phases = record.status.get("phases", {})
+    answers = sections.comparisons(record)
     facts = facts_of(record.run, record.config, phases, record.evaluation)
     return {
         "t": tell,
@@ -78,7 +97,12 @@ def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
         "title": record.run.get("title") or record.run.get("stem") or record.run_id,
         "headlines": sections.headlines(record, times, tell),
         "abstract": sections.abstract(record, tell),
-        "comparisons": sections.comparisons(record),
+        "comparisons": [item for item in answers if item.name != GUARD],
+        "guard": next((item for item in answers if item.name == GUARD), None),
+        "guard_scores": sections.scores(record, GUARD, tell),
+        "held_out_scores": sections.scores(record, "held_out", tell),
+        "parity_ways": sections.parity_ways(record),
+        "cost": sections.cost(record, times),
         "advice": diagnose(curve, facts, language),
         "parameters": sections.parameters(record),
         "data": sections.data_statistics(record, tell),

@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,15 @@ DPI = 100
 # Each colour stands for a role. The SVG replaces them by the page's own variables, so one
 # picture serves the light and the dark theme; the PNG shows them as they are, on white.
 INK, TRAIN, VALIDATION, RATE = "#1f2430", "#2f6690", "#c1572f", "#6b7280"
+# One colour a run where several are compared; the line styles tell them apart without colour.
+LINES = (TRAIN, VALIDATION, "#3d7a52", "#7a4fa3", "#8a6d14", "#5b6573")
+_STYLES = ("-", "--", "-.", ":")
 _ROLES = {
     INK: "currentColor",
     TRAIN: f"var(--train, {TRAIN})",
     VALIDATION: f"var(--validation, {VALIDATION})",
     RATE: f"var(--rate, {RATE})",
+    **{colour: f"var(--line-{n}, {colour})" for n, colour in enumerate(LINES) if n > 1},
 }
 _CHINESE_FONTS = (
     "Noto Sans CJK SC",
@@ -87,10 +91,52 @@ def as_svg(curve: Curve, *, size: tuple[float, float] = WIDE, language: str = "e
     Text stays text, in the page's font. Ids are unique to this curve and size, so several
     pictures can stand in one page.
     """
+    label = teller(language)("Training and validation loss by step, learning rate below")
+    return _svg(lambda: draw(curve, size=size, language=language), label)
+
+
+def compared_svg(
+    curves: Mapping[str, Curve], *, size: tuple[float, float] = WIDE, language: str = "en"
+) -> str:
+    """Return an <svg> of several runs' losses: each run's trend and its validation."""
     tell = teller(language)
+
+    def drawn() -> Figure:
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for number, (name, curve) in enumerate(curves.items()):
+            colour = LINES[number % len(LINES)]
+            style = _STYLES[number // len(LINES) % len(_STYLES)]
+            points = curve.finite
+            if points:
+                steps, losses = smoothed([p.step for p in points], [p.loss for p in points])
+                axes.plot(steps, losses, color=colour, linewidth=2, linestyle=style, label=name)
+            evals = [point for point in curve.evals if math.isfinite(point.loss)]
+            axes.plot(
+                [point.step for point in evals],
+                [point.loss for point in evals],
+                color=colour,
+                linestyle=":",
+                linewidth=1.1,
+                marker="D",
+                markersize=4,
+            )
+        axes.set_ylabel(tell("loss (nat/token)"))
+        axes.set_xlabel(tell("step"))
+        axes.set_ylim(bottom=0)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="upper right", frameon=False, labelcolor=INK, handlelength=2.2)
+        _calm(axes)
+        return figure
+
+    return _svg(drawn, tell("Training and validation loss of the runs by step"))
+
+
+def _svg(draw_figure: Callable[[], Figure], label: str) -> str:
     with rc_context(_style() | {"svg.fonttype": "none", "svg.hashsalt": "tunesmith"}):
         buffer = io.StringIO()
-        figure = draw(curve, size=size, language=language)
+        figure = draw_figure()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip()  # no XML header: the element goes into HTML
@@ -102,7 +148,6 @@ def as_svg(curve: Curve, *, size: tuple[float, float] = WIDE, language: str = "e
         svg = svg.replace(colour, role)
     mark = "c" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{mark}-", svg)
-    label = tell("Training and validation loss by step, learning rate below")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" stroke-linejoin="round" ', 1)
 
 

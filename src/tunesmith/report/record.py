@@ -17,6 +17,7 @@ from tunesmith.job.rundir import RunFolder, read_events
 Row = dict[str, Any]
 
 NOT_THERE = "is not there"
+GUARD = "guard"  # the set of general prompts that shows what was forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Record:
     after: tuple[Row, ...]
     evaluation: Row
     proof: Row
+    parity: Row
     versions: Row
     missing: tuple[Missing, ...]
 
@@ -58,6 +60,7 @@ FILES = {
     "before.jsonl": ("the answers of the base model", "before"),
     "after.jsonl": ("the answers of the tuned model", "after"),
     "evaluation.json": ("the held-out loss", "before"),
+    "parity.json": ("the comparison of prompts", "merge"),
     "proof.json": ("the proof of the merged model", "proof"),
     "versions.json": ("the versions", ""),
 }
@@ -97,6 +100,7 @@ def read_record(run_dir: Path) -> Record:
         after=tuple(take("after.jsonl", _read_lines, [])),
         evaluation=take("evaluation.json", read_json, {}),
         proof=take("proof.json", read_json, {}),
+        parity=take("parity.json", read_json, {}),
         versions=take("versions.json", read_json, {}),
         missing=(),
     )
@@ -109,7 +113,7 @@ def pair_answers(
 ) -> list[tuple[str, Row | None, Row | None]]:
     """Put the answers to the same prompt side by side: (set, before, after).
 
-    The prompts set comes first. A prompt asked twice pairs in order.
+    The prompts set comes first, the guard set last. A prompt asked twice pairs in order.
     """
 
     def keyed(rows: Sequence[Row]) -> dict[tuple[str, str, int], Row]:
@@ -122,13 +126,18 @@ def pair_answers(
         return found
 
     first, second = keyed(before), keyed(after)
-    keys = sorted(dict.fromkeys([*first, *second]), key=lambda key: key[0] != "prompts")
+    order = {"prompts": 0, GUARD: 2}
+    keys = sorted(dict.fromkeys([*first, *second]), key=lambda key: order.get(key[0], 1))
     return [(key[0], first.get(key), second.get(key)) for key in keys]
 
 
-def met_of(rows: Sequence[Row]) -> tuple[int, int] | None:
-    """Return (met, of) over the rows that expect something, None where none does."""
-    judged = [bool(row["met"]) for row in rows if row.get("met") is not None]
+def met_of(rows: Sequence[Row], *, guard: bool = False) -> tuple[int, int] | None:
+    """Return (met, of) over the rows that expect something, None where none does.
+
+    Over the user's rows, or with `guard` over the guard set.
+    """
+    asked = [row for row in rows if (row.get("set") == GUARD) is guard]
+    judged = [bool(row["met"]) for row in asked if row.get("met") is not None]
     return (sum(judged), len(judged)) if judged else None
 
 
@@ -141,7 +150,7 @@ def _missing(name: str, why: str, run: Row, status: Row, run_id: str) -> Missing
         why = "was not part of this run"
     if status.get("state") in ("queued", "running"):
         command = f"inv attach --run {run_id}"
-    elif phase == "proof":
+    elif phase in ("merge", "proof"):
         command = f"inv merge --run {run_id}"
     elif status.get("state") == "succeeded":
         command = again  # nothing is left to resume

@@ -11,7 +11,8 @@ from typing import Any
 
 from tunesmith.files import human_bytes
 from tunesmith.report.curve import Curve
-from tunesmith.report.record import Record, Row, met_of, pair_answers
+from tunesmith.report.diagnosis import FORGOTTEN
+from tunesmith.report.record import GUARD, Record, Row, met_of, pair_answers
 
 Tell = Callable[[str], str]
 
@@ -77,13 +78,17 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class PhaseTime:
-    """Seconds one phase took over all its attempts; `share` of the longest phase, 0 to 1."""
+    """Seconds one phase took over all its attempts; `share` of the longest phase, 0 to 1.
+
+    `memory` is what its last process held at most, in words: "3.1 GB, GPU 9.8 GB".
+    """
 
     phase: str
     seconds: float
     share: float
     attempts: int
     state: str
+    memory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +101,15 @@ class Note:
 
 
 def headlines(record: Record, times: tuple[PhaseTime, ...], tell: Tell) -> list[Headline]:
-    """The verdict row: state, held-out loss, prompts met, merge proof, time."""
+    """The verdict row: state, held-out loss, prompts met, guard set, merge proof, time."""
+    guard = _guard(record, tell)
     return [
         _state(record, tell),
         _held_out(record, tell),
         _prompts_met(record, tell),
+        *([guard] if guard else []),
         _proof(record, tell),
-        _total_time(times, tell),
+        _total_time(record, times, tell),
     ]
 
 
@@ -121,6 +128,14 @@ def abstract(record: Record, tell: Tell) -> str:
     if base and tuned:
         sentence = tell("The tuned model met {tuned} of {of} prompts, the base model {base}.")
         said.append(sentence.format(tuned=tuned[0], of=tuned[1], base=base[0]))
+    forgot = _loss(record, "before", guard=True), _loss(record, "after", guard=True)
+    if forgot[0] and forgot[1] is not None:
+        rose = "On general prompts its loss rose by {share:.0%}."
+        fell = "On general prompts its loss fell by {share:.0%}."
+        kept = "On general prompts its loss is what it was."
+        share = forgot[1] / forgot[0] - 1
+        sentence = kept if abs(share) < 0.005 else rose if share > 0 else fell
+        said.append(tell(sentence).format(share=abs(share)))
     if record.proof:
         good = "The merged model is proven equal to base model and adapter."
         bad = "The merged model did not pass its proof: do not use it."
@@ -137,8 +152,8 @@ def comparisons(record: Record) -> list[AnswerSet]:
             prompt=str(row.get("prompt", "")),
             reference=str(row.get("reference") or ""),
             expect=str(row.get("expect") or ""),
-            before=_answer(before),
-            after=_answer(after),
+            before=answer(before),
+            after=answer(after),
         )
         found.setdefault(name, []).append(comparison)
     sets = []
@@ -161,13 +176,13 @@ def parameters(record: Record) -> dict[str, list[Parameter]]:
         if key in owned:
             was = owned[key].get("was")
             why = str(owned[key].get("why", ""))
-            marks.append(("owned", why if was is None else f"{why} (was {_plain(was)})"))
+            marks.append(("owned", why if was is None else f"{why} (was {plain(was)})"))
         if key in overrides:
             marks.append(("override", ""))
         if key in changed:
             event = changed[key]
-            marks.append(("changed", f"{_plain(event.get('to'))}: {event.get('why', '')}"))
-        groups[_group_of(key)].append(Parameter(key, _plain(value), tuple(marks)))
+            marks.append(("changed", f"{plain(event.get('to'))}: {event.get('why', '')}"))
+        groups[_group_of(key)].append(Parameter(key, plain(value), tuple(marks)))
     return {name: rows for name, rows in groups.items() if rows}
 
 
@@ -199,6 +214,7 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
     seconds: dict[str, float] = {}
     attempts: dict[str, int] = {}
     states: dict[str, str] = {}
+    peaks: dict[str, str] = {}
     phase, began, last = "", 0.0, 0.0
 
     def close(state: str, until: float) -> None:
@@ -215,6 +231,8 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
             if not phase:
                 phase, began = str(event["phase"]), now
             attempts[phase] = attempts.get(phase, 0) + 1
+        elif name == "summary" and isinstance(event.get("peak_memory"), Mapping):
+            peaks[str(event.get("phase"))] = _memory(event["peak_memory"])
         elif name == "phase_ended" and phase:
             close(str(event.get("state", "")), now)
             phase = ""
@@ -226,9 +244,17 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
         close("running", last)
     longest = max(seconds.values(), default=0.0) or 1.0
     return tuple(
-        PhaseTime(name, spent, spent / longest, attempts.get(name, 1), states[name])
+        PhaseTime(
+            name, spent, spent / longest, attempts.get(name, 1), states[name], peaks.get(name, "")
+        )
         for name, spent in seconds.items()
     )
+
+
+def _memory(peak: Mapping[str, Any]) -> str:
+    parts = [human_bytes(peak["ram"])] if peak.get("ram") else []
+    parts += [f"GPU {human_bytes(peak['gpu'])}"] if peak.get("gpu") else []
+    return ", ".join(parts)
 
 
 def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
@@ -239,7 +265,7 @@ def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
     for event in record.events:
         name = str(event.get("event", ""))
         fields: dict[str, Any] = {
-            key: _plain(event.get(key))
+            key: plain(event.get(key))
             for key in ("step", "checkpoint", "why", "what", "from", "to", "phase", "failure")
         }
         fields["checkpoint"] = fields["checkpoint"].rsplit("/", 1)[-1]
@@ -262,7 +288,7 @@ def commands(record: Record) -> list[tuple[str, str]]:
     run_id = shlex.quote(record.run_id)
     train = ["inv", "train", "--config", str(record.run.get("config_file", "CONFIG"))]
     overrides = record.run.get("overrides", {})
-    train += [f"{key}={_plain(value)}" for key, value in overrides.items()]
+    train += [f"{key}={plain(value)}" for key, value in overrides.items()]
     offered = [("Train the same again", shlex.join(train))]
     if record.status.get("state") != "succeeded":
         offered.append(("Continue this run", f"inv resume --run {run_id}"))
@@ -359,15 +385,112 @@ def _proof(record: Record, tell: Tell) -> Headline:
     return Headline(label, tell("failed"), note, "bad")
 
 
-def _total_time(times: tuple[PhaseTime, ...], tell: Tell) -> Headline:
+def _loss(record: Record, when: str, *, guard: bool = False) -> float | None:
+    entry = record.evaluation.get(when) or {}
+    loss = ((entry.get(GUARD) or {}) if guard else entry).get("loss")
+    return float(loss) if isinstance(loss, int | float) else None
+
+
+def _guard(record: Record, tell: Tell) -> Headline | None:
+    """The loss on general prompts; None for a run that had none of them."""
+    before, after = _loss(record, "before", guard=True), _loss(record, "after", guard=True)
+    label = tell("Guard set")
+    if before is None or after is None:
+        known = before if after is None else after
+        only = tell("before only") if after is None else tell("after only")
+        return None if known is None else Headline(label, f"{known:.2f}", only)
+    tone = "bad" if after / before - 1 >= FORGOTTEN else "plain"
+    right = [met_of(rows, guard=True) for rows in (record.before, record.after)]
+    note = f"{percent(before, after)}, {tell('general prompts')}"
+    if right[0] and right[1]:
+        said = tell("{before} → {after} of {of} right")
+        said = said.format(before=right[0][0], after=right[1][0], of=right[1][1])
+        note = f"{percent(before, after)}, {said}"
+    return Headline(label, f"{before:.2f} → {after:.2f}", note, tone)
+
+
+def _total_time(record: Record, times: tuple[PhaseTime, ...], tell: Tell) -> Headline:
     if not times:
         return Headline(tell("Time"), "–", tell("not recorded"))
     trained = next((item.seconds for item in times if item.phase == "train"), None)
     note = "" if trained is None else f"{tell('of it training')} {duration(trained)}"
+    spent = cost(record, times)
+    note = ", ".join(part for part in (note, spent.total if spent else "") if part)
     return Headline(tell("Time"), duration(sum(item.seconds for item in times)), note)
 
 
-def _answer(row: Row | None) -> Answer | None:
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the phases cost on a host paid by the hour: "3.20 CNY" and "1.88 CNY an hour"."""
+
+    total: str
+    rate: str
+
+
+def cost(record: Record, times: tuple[PhaseTime, ...]) -> Cost | None:
+    """Return the cost of all phases; None without request["price"].
+
+    `price` is {"per_hour": number, "currency": text}, or the number alone. Counted is the time
+    of the phases: what a host cost before, between and after them the run does not know.
+    """
+    price = record.run.get("price")
+    rate = price.get("per_hour") if isinstance(price, Mapping) else price
+    if not isinstance(rate, int | float) or isinstance(rate, bool):
+        return None
+    unit = str(price.get("currency") or "") if isinstance(price, Mapping) else ""
+    hours = sum(item.seconds for item in times) / 3600
+    return Cost(f"{hours * rate:.2f} {unit}".strip(), f"{rate:g} {unit}".strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One figure of both measurements, as text; "–" where it was not measured."""
+
+    label: str
+    before: str
+    after: str
+
+
+def scores(record: Record, name: str, tell: Tell) -> list[Score]:
+    """ROUGE, BLEU, exact matches and met prompts of one set; for the guard set its loss too."""
+    entries = [record.evaluation.get(when) or {} for when in ("before", "after")]
+    found = []
+
+    def add(label: str, values: list[Any], shape: str) -> None:
+        if any(value is not None for value in values):
+            said = [shape.format(value) if value is not None else "–" for value in values]
+            found.append(Score(label, *said))
+
+    if name == GUARD:
+        guards = [entry.get(GUARD) or {} for entry in entries]
+        add(tell("loss (nat/token)"), [guard.get("loss") for guard in guards], "{:.4f}")
+        add(tell("perplexity"), [guard.get("perplexity") for guard in guards], "{:.2f}")
+        met = [guard.get("expected") for guard in guards]
+        add(tell("right answers"), [_of(item) for item in met], "{}")
+    measured = [(entry.get("scores") or {}).get(name) or {} for entry in entries]
+    for key, label in (("rouge-1", "ROUGE-1"), ("rouge-2", "ROUGE-2"), ("rouge-l", "ROUGE-L")):
+        add(label, [item.get(key) for item in measured], "{:.1f}")
+    add("BLEU-4", [item.get("bleu-4") for item in measured], "{:.1f}")
+    add(tell("exact matches"), [_of(item.get("exact")) for item in measured], "{}")
+    return found
+
+
+def _of(item: Mapping[str, Any] | None) -> str | None:
+    return f"{item['met']} / {item['of']}" if item else None
+
+
+def parity_ways(record: Record) -> list[tuple[str, str]]:
+    """Each way to the merged model with its first difference, empty where it agrees."""
+    found: dict[str, str] = {}
+    for item in record.parity.get("differences", []):
+        said = f"{item['probe']}: {item['found']!r} / {item['expected']!r} (id {item['at']})"
+        found.setdefault(str(item["way"]), said)
+    names = ("chat", "inv_chat", "api", "chat_template", "modelfile")
+    return [(name, found.get(name, "")) for name in names]
+
+
+def answer(row: Row | None) -> Answer | None:
+    """Return a row's answer with its beginning and the rest to fold away."""
     if row is None:
         return None
     text = str(row.get("answer", "")).strip()
@@ -393,10 +516,10 @@ def _data_value(name: str, value: Any) -> str:
         return f"{str(value)[:12]}…"
     if name in ("size", "bytes") and isinstance(value, int | float):
         return human_bytes(value)
-    return _plain(value)
+    return plain(value)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """A value as it would stand in YAML, on one line."""
     if value is None:
         return "null"
@@ -405,7 +528,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if abs(value) >= 1e-3 or value == 0 else f"{value:.3g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
     return json.dumps(value, ensure_ascii=False)
 
 

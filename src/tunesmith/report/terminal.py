@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.report.record import Row, pair_answers, read_record
+from tunesmith.report.record import GUARD, Row, pair_answers, read_record
 from tunesmith.report.sections import Tell, headlines, phase_times
 from tunesmith.report.words import checked_language, teller
 
@@ -24,7 +24,8 @@ def summary_table(run_dir: Path, *, language: str = "en", rows: int = PROMPTS) -
     """
     record = read_record(run_dir)
     tell = teller(checked_language(language))
-    pairs = pair_answers(record.before, record.after)
+    # Of the guard set the figures are enough here.
+    pairs = [p for p in pair_answers(record.before, record.after) if p[0] != GUARD]
     figures = [
         f"{item.label} {item.value}" + (f" ({item.note})" if item.note else "")
         for item in headlines(record, phase_times(record.events), tell)

@@ -104,6 +104,20 @@ _ADVICE = {
         " does not carry over to rows the model has not seen.",
         "留出集损失没有下降：训练前 {before:.2f}，训练后 {after:.2f}。所学没有迁移到未见过的数据。",
     ),
+    "forgetting": (
+        "The model has forgotten: the loss on the guard set, general prompts that were not"
+        " trained, rose from {before:.2f} to {after:.2f} (+{rise:.0%}). Train more gently, or mix"
+        " general rows into the data.",
+        "模型出现遗忘：在未参与训练的通用守护集上，损失从 {before:.2f} 升至 {after:.2f}"
+        "（+{rise:.0%}）。请放缓训练，或在数据中混入通用数据。",
+    ),
+    "fewer_right": (
+        "Of {of} general prompts the model answers {after} right, the base {before}, though their"
+        " loss hardly rose: look at the guard set's answers for what was trained speaking there"
+        " too.",
+        "{of} 条通用提示中模型答对 {after} 条，基座答对 {before} 条，而损失几乎没有上升：请查看"
+        "守护集的回答，训练内容是否也出现在那里。",
+    ),
     "healthy": (
         "The curve is healthy: the loss fell from {start:.2f} to {end:.2f} ({share:.0%}) over"
         " {points} logged steps, and nothing in it asks for a change.",
@@ -129,7 +143,18 @@ def advice_text(code: str, figures: Mapping[str, float | int | str], language: s
 
 def teller(language: str) -> Callable[[str], str]:
     """Return the function that gives a short English phrase in `language`."""
-    return (lambda phrase: _CHINESE.get(phrase, phrase)) if language == "zh" else str
+    words = _CHINESE if language == "zh" else _ENGLISH
+    return lambda phrase: words.get(phrase, phrase)
+
+
+# Where the key is no phrase: names of ways in parity.json.
+_ENGLISH = {
+    "way chat": "LLaMA-Factory's chat",
+    "way inv_chat": "inv chat",
+    "way api": "LLaMA-Factory's API",
+    "way chat_template": "chat template (transformers, vLLM)",
+    "way modelfile": "Modelfile (Ollama)",
+}
 
 
 _CHINESE: dict[str, str] = {
@@ -150,6 +175,71 @@ _CHINESE: dict[str, str] = {
     "Held-out loss": "留出集损失",
     "Prompts met": "达标提示",
     "Merge proof": "合并验证",
+    "Guard set": "守护集",
+    "general prompts": "通用提示",
+    "right answers": "答对",
+    "{before} → {after} of {of} right": "答对 {before} → {after}，共 {of} 条",
+    "exact matches": "完全匹配",
+    "On general prompts its loss rose by {share:.0%}.": "在通用提示上损失上升了 {share:.0%}。",
+    "On general prompts its loss fell by {share:.0%}.": "在通用提示上损失下降了 {share:.0%}。",
+    "On general prompts its loss is what it was.": "在通用提示上损失基本不变。",
+    (
+        "General prompts that no run trains on: what their loss and answers lose, the model has "
+        "forgotten."
+    ): "任何训练都不使用的通用提示：其损失变差、回答变差，就是模型的遗忘。",
+    "The {count} prompts and their answers": "{count} 条提示及其回答",
+    "Prompt parity": "提示一致性",
+    (
+        "The ids that each way to the merged model puts before it, against those of the training "
+        "({probes} prompts, {ids} ids)."
+    ): "各种调用方式送入合并模型的词元编号与训练时对比（{probes} 条提示，{ids} 个编号）。",
+    "The trained prompt": "训练时的提示",
+    "answers end with": "回答的结束符",
+    "Way": "方式",
+    "First difference": "首个差异",
+    "agrees": "一致",
+    "differs": "不一致",
+    "way chat": "LLaMA-Factory 对话",
+    "way inv_chat": "inv chat",
+    "way api": "LLaMA-Factory API",
+    "way chat_template": "对话模板（transformers、vLLM）",
+    "way modelfile": "Modelfile（Ollama）",
+    "end of answers": "回答的结束",
+    "Accepted by the user at the merge.": "用户在合并时已接受此差异。",
+    "Corrected in the export": "导出时已更正",
+    "As LLaMA-Factory exports it": "LLaMA-Factory 的导出",
+    "As the model was trained": "与训练一致的版本",
+    "the comparison of prompts": "提示的对比",
+    "comparison of runs": "运行对比",
+    "Results": "结果",
+    "The best of a line is green.": "每行最好的值为绿色。",
+    "Each run: the trend of its training loss, and its validation loss dotted.": (
+        "每个运行：训练损失的趋势，点线为验证损失。"
+    ),
+    "Training and validation loss of the runs by step": "各运行随步数的训练与验证损失",
+    "Parameters that differ": "不同的参数",
+    "None: the configs are the same.": "无：配置相同。",
+    "Answers after training": "训练后的回答",
+    "base model": "基座模型",
+    "last training loss": "最后的训练损失",
+    "held-out loss, before": "留出集损失，训练前",
+    "held-out loss, after": "留出集损失，训练后",
+    "guard loss, before": "守护集损失，训练前",
+    "guard loss, after": "守护集损失，训练后",
+    "guard set, right answers": "守护集，答对",
+    "tokens per second": "词元/秒",
+    "cost": "费用",
+    "Peak memory": "内存峰值",
+    "parameters": "参数",
+    "accepted": "已接受",
+    "The held-out rows are not the same ones: their losses say little of each other.": (
+        "留出数据不相同：损失之间几乎不可比较。"
+    ),
+    "The templates differ: losses are of other tokens.": "模板不同：损失对应的词元不同。",
+    "The base models differ: losses are of other tokens.": "基座模型不同：损失对应的词元不同。",
+    "Cost of these phases at {rate} an hour: {total}.": (
+        "按每小时 {rate} 计，这些阶段的费用：{total}。"
+    ),
     "Time": "用时",
     "step {done} of {total}": "第 {done} 步，共 {total} 步",
     "not measured": "未测量",

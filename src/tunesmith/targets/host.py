@@ -26,14 +26,14 @@ from tunesmith.hosts import agent, layout, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.rundir import COPY_FILE
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
 from tunesmith.project import Project
 from tunesmith.targets.base import ACTIVE, Look
 
-PULLED = "pulled.json"
 # Parts of a run that `pull` can bring; `results` wants the small ones only.
-PARTS = ("adapter", "merged", "report", "log")
+PARTS = ("adapter", "merged", "report", "log", "predict")
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
@@ -232,7 +232,7 @@ class HostTarget:
         Raises UsageError when a run of this name was made here, or while it is worked on.
         """
         folder = self._project.runs / run_id
-        if folder.exists() and not (folder / PULLED).is_file():
+        if folder.exists() and not (folder / COPY_FILE).is_file():
             raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
         if self.status(run_id)["state"] in ACTIVE:
             raise UsageError(
@@ -251,7 +251,7 @@ class HostTarget:
         wanted = self._manifest(run_id, parts)
         staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
         staging.mkdir(parents=True, exist_ok=True)
-        had = read_json(folder / PULLED)["files"] if (folder / PULLED).is_file() else {}
+        had = read_json(folder / COPY_FILE)["files"] if (folder / COPY_FILE).is_file() else {}
         for name in wanted:
             if _same(folder / name, wanted[name]) and not (staging / name).exists():
                 _link(folder / name, staging / name)
@@ -276,9 +276,9 @@ class HostTarget:
             )
         for stale in _files(staging).keys() - wanted.keys():
             (staging / stale).unlink()
-        for own in _files(folder).keys() - had.keys() - wanted.keys() - {PULLED}:
+        for own in _files(folder).keys() - had.keys() - wanted.keys() - {COPY_FILE}:
             _link(folder / own, staging / own)
-        write_json(staging / PULLED, {"from": self.name, "files": wanted})
+        write_json(staging / COPY_FILE, {"from": self.name, "files": wanted})
         self._swap(staging, folder)
 
     def remove(self, run_id: str) -> int:
@@ -381,9 +381,15 @@ class HostTarget:
         words = ("--what", ",".join(parts))
         said = agent.call(self._remote, "manifest", run_id, *words, timeout=3600)
         files = dict(said["files"])
+        outside = sorted(record["path"] for record in files.values() if "path" in record)
+        if outside:
+            raise UsageError(
+                f"run {run_id}: its output_dir lies outside the run's folder and is not pulled; "
+                f"copy it by hand: scp -r {self.name}:{Path(outside[0]).parent} ."
+            )
         # What a host names must stay below our folder.
         for name in files:
-            if name.startswith("/") or ".." in Path(name).parts or name == PULLED:
+            if name.startswith("/") or ".." in Path(name).parts or name == COPY_FILE:
                 raise TunesmithError(f"{self.name}: run {run_id} names a file {name!r}")
         return files
 

@@ -67,9 +67,12 @@ if [ -d "$environment" ]; then
     say busy "$(find /proc/[0-9]*/exe -maxdepth 0 -lname "$environment/*" 2>/dev/null |
         cut -d / -f 3 | tr '\n' ' ')"
 fi
-if [ -e "$base/.lock" ] && command -v flock >/dev/null && ! flock -n "$base/.lock" true; then
-    say locked 1
-fi
+# .lock: an installation; .fetch.lock: the packages for one are being downloaded.
+for lock in "$base/.lock" "$base/.fetch.lock"; do
+    if [ -e "$lock" ] && command -v flock >/dev/null && ! flock -n "$lock" true; then
+        say locked "$lock"
+    fi
+done
 
 # The conda that is there; ours counts only when its installer came to its end.
 ours=$base/miniforge3
@@ -100,7 +103,7 @@ say login "$HOME/$login"
 
 # What of ours is written in files: in a start file, the block between our marks.
 digest() { sha256sum | cut -d ' ' -f 1; }
-for file in "$base/ca.pem" "$base/env.sh"; do
+for file in "$base/ca.pem" "$base/env.sh" "$base/mirror.yml"; do
     [ -f "$file" ] && say digest "$(digest <"$file") $file"
 done
 for file in "$HOME/.bashrc" "$HOME/$login"; do
@@ -113,8 +116,12 @@ for toolkit in "$base"/cuda-* /usr/local/cuda; do
     [ "$toolkit" = /usr/local/cuda ] || [ -e "$toolkit/.tunesmith-complete" ] || continue
     say toolkit "$toolkit $("$toolkit/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
 done
-if command -v nvidia-smi >/dev/null; then
-    timeout 30 nvidia-smi --query-gpu=driver_version,compute_cap,name --format=csv,noheader 2>&1 |
+# As in doctor/probe.sh: a login without a terminal may lack its folder on PATH.
+for smi in nvidia-smi /usr/bin/nvidia-smi /usr/local/bin/nvidia-smi \
+    /usr/local/nvidia/bin/nvidia-smi /usr/lib/wsl/lib/nvidia-smi; do
+    command -v "$smi" >/dev/null || continue
+    timeout 30 "$smi" --query-gpu=driver_version,compute_cap,name --format=csv,noheader 2>&1 |
         sed 's/^/gpu=/'
-fi
+    break
+done
 exit 0

@@ -1,0 +1,238 @@
+"""Build the image: a plan (argv, labels, secrets), and the docker command that carries it out.
+
+The SDK has only the classic builder, so BuildKit is reached through the docker command:
+through buildx, or in clients before 23 through the builder they carry themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith import __version__
+from tunesmith import docker_engine as engine
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes, sha256_of
+from tunesmith.host_app import app_digest
+from tunesmith.mirrors import Mirror
+from tunesmith.project import Project
+from tunesmith.stack import Flavour, driver_requirement
+
+# Clients before this one carry BuildKit's client themselves; from it on it is buildx's.
+_BUILDX_SINCE = 23
+_DOCKER_HUB = "https://registry-1.docker.io"
+# The environment, and wheels that are fetched while others are unpacked.
+_BUILD_ROOM = 1.3
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A docker command that can build with BuildKit."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What will be built: everything but the secrets' content is in `argv`."""
+
+    tag: str
+    flavour: Flavour
+    base: str
+    argv: tuple[str, ...]
+    secrets: Mapping[str, str]
+    room_bytes: int
+
+    def render(self) -> str:
+        """Return the plan as a person reads it."""
+        lines = [f"image    {self.tag}", f"base     {self.base}"]
+        lines += [f"lock     {self.flavour.lock} ({self.flavour.lock_sha256[:12]})"]
+        lines += [f"disk     {human_bytes(self.room_bytes)} while it is built"]
+        lines += [f"command  docker {shlex.join(self.argv)}"]
+        return "\n".join(lines)
+
+
+def plan_build(
+    project: Project,
+    flavour: str | None,
+    mirror: Mirror,
+    base: str | None,
+    *,
+    toolkit: bool = False,
+) -> ImagePlan:
+    """Return what `image.build` will do. Pure but for reading the repository.
+
+    `base` (BASE_IMAGE) replaces the stack's base image; without it the mirror's first
+    registry is asked for the stack's, by the same digest. Raises UsageError for an unknown
+    flavour or a mirror's certificate file that is not there.
+    """
+    stack = project.stack
+    chosen = stack.flavour(flavour)
+    tag = engine.tag_of(chosen) + ("-toolkit" if toolkit else "")
+    image = base or at_registry(stack.image_base, mirror.docker_registries)
+    arguments = {
+        # Written into the image's config; with it the image itself is a cache.
+        "BUILDKIT_INLINE_CACHE": "1",
+        "BASE_IMAGE": image,
+        "FLAVOUR": chosen.name,
+        "REQUIRE": driver_requirement(chosen),
+    }
+    if toolkit:
+        arguments["CUDA"] = chosen.cuda
+    secrets = {"mirror": _mirror_settings(mirror)}
+    if mirror.ca_bundle is not None:
+        if not mirror.ca_bundle.is_file():
+            raise UsageError(f"{mirror.ca_bundle}: no such file; mirror {mirror.name} names it")
+        secrets["ca"] = mirror.ca_bundle.read_text(encoding="utf-8")
+    argv = ["build", "--file", str(project.root / "docker" / "Dockerfile"), "--tag", tag]
+    argv += ["--target", "toolkit" if toolkit else "image"]
+    for key, value in arguments.items():
+        argv += ["--build-arg", f"{key}={value}"]
+    if mirror.http_proxy:
+        # BuildKit keeps these two out of the image's history by itself.
+        argv += ["--build-arg", f"http_proxy={mirror.http_proxy}"]
+        argv += ["--build-arg", f"https_proxy={mirror.http_proxy}"]
+    for key, value in labels(project, chosen, image).items():
+        argv += ["--label", f"{key}={value}"]
+    room = int(chosen.size_bytes * _BUILD_ROOM)
+    return ImagePlan(tag, chosen, image, (*argv, str(project.root)), secrets, room)
+
+
+def build(plan: ImagePlan) -> str:
+    """Carry a plan out; return the image's id.
+
+    The docker command shows its own progress. Raises UsageError when no engine or builder
+    is there or the engine's disk is too small, TunesmithError when the build fails.
+    """
+    client = engine.connect()
+    tool = builder()
+    built = _built(client, plan.tag)
+    _check_room(client.info().get("DockerRootDir", ""), plan, built)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-build-") as scratch:
+        argv = [*tool.argv, *plan.argv]
+        if built:
+            # Its layers count when the builder's own cache was emptied (`inv image.prune`).
+            argv += ["--cache-from", plan.tag]
+        for name, content in plan.secrets.items():
+            file = Path(scratch) / name
+            file.write_text(content, encoding="utf-8")
+            argv += ["--secret", f"id={name},src={file}"]
+        environment = {**os.environ, **tool.env, "DOCKER_HOST": engine.address()}
+        done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise TunesmithError(
+            f"{plan.tag}: the build failed with exit code {done.returncode}; its message is above. "
+            "A slow or blocked index is answered by `--mirror cn`"
+        )
+    return str(engine.find_image(client, plan.tag).id)
+
+
+def _built(client: object, tag: str) -> bool:
+    try:
+        engine.find_image(client, tag)  # type: ignore[arg-type]
+    except UsageError:
+        return False
+    return True
+
+
+def builder() -> Builder:
+    """Return the first docker command on PATH that can build with BuildKit.
+
+    Raises UsageError when there is none.
+    """
+    seen = []
+    for program in _on_path("docker"):
+        said = _output(program, "--version")
+        # Debian's own client answers to buildx only when a package brings it.
+        if _output(program, "buildx", "version"):
+            return Builder((program, "buildx"), {})
+        if 18 <= engine.version_of(said) < _BUILDX_SINCE:
+            return Builder((program,), {"DOCKER_BUILDKIT": "1"})
+        seen.append(program)
+    if not seen:
+        raise UsageError(
+            "there is no docker command on PATH; install Docker (docs.docker.com/engine/install)"
+        )
+    raise UsageError(
+        f"{', '.join(seen)}: no BuildKit (docker buildx is missing); "
+        "`sudo apt-get install docker-buildx-plugin` brings it (Debian: docker-buildx)"
+    )
+
+
+def at_registry(base: str, registries: tuple[str, ...]) -> str:
+    """Return the name of Docker Hub's image `base` at a mirror's first registry.
+
+    The digest stays, so whatever the registry is, the bytes are the same.
+    """
+    first = registries[0] if registries else _DOCKER_HUB
+    if first == _DOCKER_HUB:
+        return base
+    return f"{first.partition('://')[2]}/{base}"
+
+
+def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
+    """Return the image's labels: OCI's, and the digests of what it was made from.
+
+    The time is the commit's, so that building again changes nothing.
+    """
+    name, _, digest = base.partition("@")
+    found = {
+        engine.TITLE: engine.REPOSITORY,
+        "org.opencontainers.image.version": __version__,
+        "org.opencontainers.image.licenses": "Apache-2.0",
+        "org.opencontainers.image.base.name": name,
+        engine.STACK: sha256_of(project.stack.path),
+        engine.LOCK: flavour.lock_sha256,
+        engine.APP: app_digest(project.root),
+        engine.FLAVOUR: flavour.name,
+    }
+    if digest:
+        found["org.opencontainers.image.base.digest"] = digest
+    commit = _output("git", "-C", str(project.root), "log", "-1", "--format=%H %cI")
+    if commit:
+        found["org.opencontainers.image.revision"], _, created = commit.partition(" ")
+        found["org.opencontainers.image.created"] = created
+    return found
+
+
+def _mirror_settings(mirror: Mirror) -> str:
+    """Return the sh assignments that the Dockerfile's scripts read."""
+    lines = {"PYPI_INDEXES": mirror.pypi_indexes, "APT_MIRRORS": mirror.apt}
+    return "".join(f"{key}={shlex.quote(' '.join(value))}\n" for key, value in lines.items())
+
+
+def _check_room(folder: str, plan: ImagePlan, built: bool) -> None:
+    """Refuse a first build that the engine's disk cannot hold (where it is this machine's)."""
+    path = Path(folder)
+    if built or not folder or not path.is_dir() or not os.access(path, os.R_OK):
+        return
+    free = shutil.disk_usage(path).free
+    if free < plan.room_bytes:
+        raise UsageError(
+            f"{path}: {human_bytes(free)} free, building {plan.tag} needs "
+            f"{human_bytes(plan.room_bytes)}; `inv image.prune` or `docker system prune` frees some"
+        )
+
+
+def _on_path(program: str) -> Iterator[str]:
+    seen = set()
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = shutil.which(program, path=folder or ".")
+        if path and (real := os.path.realpath(path)) not in seen:
+            seen.add(real)
+            yield path
+
+
+def _output(*argv: str) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,149 @@
+"""What an image says about itself: versions, packages, sizes. Nothing is taken on trust."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from tunesmith import docker_engine as engine
+from tunesmith.errors import TunesmithError
+
+_PROBE = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One installed package; `licence` as its author wrote it, cut to a line."""
+
+    name: str
+    version: str
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is in an image. `system` holds (name, version, architecture) of dpkg's packages."""
+
+    image_id: str
+    labels: Mapping[str, str]
+    python: str
+    cuda: str | None
+    packages: tuple[Package, ...]
+    system: tuple[tuple[str, str, str], ...]
+    os: tuple[str, str]
+
+    def version(self, name: str) -> str:
+        """Return a package's version. Raises TunesmithError when the image has it not."""
+        for package in self.packages:
+            if package.name.lower() == name:
+                return package.version
+        raise TunesmithError(f"the image has no {name}; `inv image.build` makes a whole one")
+
+
+def measure(client: docker.DockerClient, name: str) -> Measured:
+    """Ask an image what it holds. Raises UsageError when it is not there."""
+    image = engine.find_image(client, name)
+    said = json.loads(engine.run_in(client, name, ["python", "-I", "-c", _PROBE]))
+    return Measured(
+        image_id=str(image.id),
+        labels=dict(image.labels),
+        python=said["python"],
+        cuda=said["cuda"],
+        packages=tuple(
+            sorted((Package(n, v, _line(licence)) for n, v, licence in said["packages"]), key=_key)
+        ),
+        system=tuple((n, v, a) for n, v, a in said["system"]),
+        os=(said["os"][0], said["os"][1]),
+    )
+
+
+def sizes(client: docker.DockerClient, name: str) -> dict[str, int]:
+    """Return the bytes of each folder of site-packages, largest first."""
+    argv = ["python", "-I", "-c", _PROBE, "sizes"]
+    said: dict[str, int] = json.loads(engine.run_in(client, name, argv))
+    return dict(sorted(said.items(), key=lambda item: -item[1]))
+
+
+def tags(measured: Measured) -> tuple[str, ...]:
+    """Return the tags an image is known by elsewhere, the most exact first.
+
+    Made of what was found inside, so that a tag cannot promise what is not there.
+    """
+    python = ".".join(measured.python.split(".")[:2])
+    cuda = f"cu{measured.cuda.replace('.', '')}" if measured.cuda else "cpu"
+    what = f"py{python}-{cuda}-lf{measured.version('llamafactory')}"
+    commit = measured.labels.get("org.opencontainers.image.revision", "")[:12]
+    return (f"{what}-{commit}", what, cuda) if commit else (what, cuda)
+
+
+def drift(measured: Measured, wanted: Mapping[str, str]) -> list[str]:
+    """Return one line for each thing an image was made from that this clone has otherwise."""
+    names = {
+        engine.STACK: "configs/stack.yml",
+        engine.LOCK: "the lock",
+        engine.APP: "tunesmith's sources",
+    }
+    return [
+        f"{what} of this clone is not what the image was made from; `inv image.build` makes it anew"
+        for label, what in names.items()
+        if measured.labels.get(label) != wanted[label]
+    ]
+
+
+def sbom(measured: Measured, name: str) -> str:
+    """Return a CycloneDX document (JSON) of an image, from what was found in it."""
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.license import DisjunctiveLicense
+    from cyclonedx.output.json import JsonV1Dot5
+    from packageurl import PackageURL
+
+    bom = Bom()
+    digest = measured.image_id.partition(":")[2]
+    bom.metadata.component = Component(
+        name=name.partition(":")[0],
+        version=digest[:12],
+        type=ComponentType.CONTAINER,
+        bom_ref=f"image-{digest[:12]}",
+    )
+    for package in measured.packages:
+        url = PackageURL("pypi", None, normal(package.name), package.version)
+        licences = [DisjunctiveLicense(name=package.licence)] if package.licence else []
+        bom.components.add(
+            Component(
+                name=package.name,
+                version=package.version,
+                purl=url,
+                licenses=licences,
+                bom_ref=url.to_string(),
+            )
+        )
+    for title, version, architecture in measured.system:
+        qualifiers = {"arch": architecture, "distro": "-".join(filter(None, measured.os))}
+        url = PackageURL("deb", measured.os[0], title.partition(":")[0], version, qualifiers)
+        bom.components.add(
+            Component(name=title, version=version, purl=url, bom_ref=url.to_string())
+        )
+    bom.register_dependency(bom.metadata.component, bom.components)
+    return str(JsonV1Dot5(bom).output_as_string(indent=2)) + "\n"
+
+
+def normal(name: str) -> str:
+    """Return a package's name as PyPI compares names (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _line(licence: Any) -> str | None:
+    """Return a licence's name; some packages put its whole text there."""
+    lines = str(licence or "").strip().splitlines()
+    return lines[0][:80] if lines and lines[0].strip() not in ("", "UNKNOWN") else None
+
+
+def _key(package: Package) -> str:
+    return normal(package.name)

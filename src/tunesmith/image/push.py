@@ -1,0 +1,42 @@
+"""Push an image to a registry under the tags that were measured from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import docker
+
+from tunesmith import docker_engine as engine
+from tunesmith.errors import TunesmithError
+
+
+def push(
+    client: docker.DockerClient,
+    name: str,
+    to: str,
+    tags: Sequence[str],
+    tell: Callable[[str], None],
+) -> Iterator[tuple[str, str]]:
+    """Push image `name` to repository `to` under each tag; yield tag and registry digest.
+
+    Who may push is `docker login`'s matter. Raises TunesmithError with the registry's word.
+    """
+    image = engine.find_image(client, name)
+    for tag in tags:
+        image.tag(to, tag)
+        tell(f"pushing {to}:{tag}")
+        digest = ""
+        with engine.explained(f"{to}:{tag}"):
+            for line in client.api.push(to, tag=tag, stream=True, decode=True):
+                if "error" in line:
+                    raise TunesmithError(f"{to}:{tag}: {_mended(to, str(line['error']))}")
+                digest = str(line.get("aux", {}).get("Digest", digest))
+        if not digest:
+            raise TunesmithError(f"{to}:{tag}: the registry named no digest")
+        yield tag, digest
+
+
+def _mended(to: str, said: str) -> str:
+    if "denied" in said or "unauthorized" in said or "no basic auth" in said:
+        return f"{said}; `docker login {to.partition('/')[0]}` first"
+    return said

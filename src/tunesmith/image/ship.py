@@ -1,0 +1,295 @@
+"""Bring an image into a host's Docker over SSH, where no registry can be reached.
+
+A docker archive is taken apart into one compressed file a layer, named by the digest of
+what is in it. Layers that an image of the host has already stay here; the others go by
+rsync, which takes up a cut connection where it ended; over there the archive is put
+together again and loaded. The engine checks each layer's digest, and the id of the image,
+which is the digest of the list of them, is compared at the end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import docker
+
+from tunesmith import docker_engine as engine
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes, replacing, sha256_of
+from tunesmith.hosts import transfer
+from tunesmith.hosts.remote import Remote
+
+# On fast lines the processor would be the limit, on slow ones the line is: level 1 is a
+# third of the time of level 6 and costs 3 % in size on these layers.
+_LEVEL = 1
+# Larger than any list of layers or image config, smaller than a layer worth a file.
+_SMALL = 1 << 20
+_FOLDER = ".cache/tunesmith/image"
+
+# What the host's engine has: an id a line, then the layers of each image on one line.
+_LOOK = f"""
+command -v docker >/dev/null || {{ echo no-docker; exit; }}
+docker version --format '{{{{.Server.Version}}}}' >/dev/null 2>"$HOME/.tunesmith-docker" || {{
+    cat "$HOME/.tunesmith-docker"; rm -f "$HOME/.tunesmith-docker"; exit 0; }}
+rm -f "$HOME/.tunesmith-docker"
+echo answers
+echo "$HOME/{_FOLDER}"
+df -Pk "$HOME" | sed -n '2s/^[^ ]* *[0-9]* *[0-9]* *\\([0-9]*\\) .*/\\1/p'
+form='{{{{.Id}}}} {{{{range .RootFS.Layers}}}}{{{{.}}}} {{{{end}}}}'
+docker image ls -q --no-trunc | sort -u | xargs -r docker image inspect --format "$form"
+"""
+# $1 folder, $2 tag: what arrived is compared with sums, then loaded; prints the image's id.
+_LOAD = """
+cd "$1" || exit 1
+sha256sum --quiet --check sums >&2 || exit 3
+tar -cf - manifest.json config.json $(sed 's/^[0-9a-f]*  //' sums | grep '\\.tar\\.gz$') |
+    docker load >&2 || exit 4
+docker image inspect --format '{{.Id}}' "$2"
+"""
+_CLEAN = 'cd "$1" && rm -f -- *.tar.gz manifest.json config.json sums && rm -rf .rsync-partial'
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An image as a docker archive would hold it: config, and its layers' digests in order."""
+
+    image_id: str
+    tag: str
+    config: bytes
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Far:
+    """A host's engine: where things may be put, how much room is there, what it has."""
+
+    folder: str
+    free_bytes: int
+    images: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def has(self, image_id: str) -> bool:
+        """Whether it has an image."""
+        return any(found == image_id for found, _ in self.images)
+
+    def shared(self, layers: Sequence[str]) -> int:
+        """Return how many of the first layers an image there has, too."""
+        return max((_common(layers, theirs) for _, theirs in self.images), default=0)
+
+
+def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, tell: Tell) -> bool:
+    """Bring image `name` to a host's engine; return False when it was there already.
+
+    `cache` is a folder here for the compressed layers, kept until the image has arrived, so
+    that the same command goes on after any end of this one. Raises UsageError when the host
+    has no engine or no room, TunesmithError when something that arrived is not what was sent.
+    """
+    image = engine.find_image(client, name)
+    far = look(remote)
+    if far.has(str(image.id)):
+        tell(f"{remote.name} has {name} ({str(image.id)[7:19]}) already")
+        return False
+    layers = tuple(image.attrs["RootFS"]["Layers"])
+    there = far.shared(layers)
+    archive = pack(client, name, layers, set(layers[there:]), cache, tell)
+    try:
+        _bring(archive, there, remote, far, cache, tell)
+    except _NotLoaded:
+        if not there:
+            raise
+        # An engine that keeps images otherwise wants all of them.
+        tell("the engine there wants every layer")
+        archive = pack(client, name, layers, set(layers), cache, tell)
+        _bring(archive, 0, remote, far, cache, tell)
+    remote.run(_CLEAN, arguments=(far.folder,))
+    shutil.rmtree(cache)
+    tell(f"{remote.name} has {name} ({archive.image_id[7:19]})")
+    return True
+
+
+class _NotLoaded(TunesmithError):
+    """The engine over there refused the archive."""
+
+
+def look(remote: Remote) -> Far:
+    """Ask a host for its engine. Raises UsageError when it has none that answers."""
+    lines = remote.run(_LOOK, timeout=120).stdout.splitlines()
+    first = lines[0] if lines else ""
+    if first != "answers":
+        if "permission denied" in first.lower():
+            raise UsageError(
+                f"{remote.name}: its Docker does not let this user in; "
+                f"`ssh {remote.name} sudo usermod -aG docker '$USER'`, then run this again"
+            )
+        if first == "no-docker":
+            raise UsageError(
+                f"{remote.name}: there is no Docker; a container that is rented has none and needs "
+                f"none: `inv provision --on {remote.name}`"
+            )
+        raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
+    images = [line.split() for line in lines[3:]]
+    found = tuple((words[0], tuple(words[1:])) for words in images if words)
+    return Far(lines[1], int(lines[2]) * 1024, found)
+
+
+def pack(
+    client: docker.DockerClient,
+    name: str,
+    layers: tuple[str, ...],
+    wanted: set[str],
+    cache: Path,
+    tell: Tell,
+) -> Archive:
+    """Have a compressed file of each wanted layer in `cache`; return what the image is.
+
+    A layer that is there from an earlier try is not made again.
+    """
+    image = engine.find_image(client, name)
+    cache.mkdir(parents=True, exist_ok=True)
+    config = cache / f"{str(image.id).partition(':')[2]}.json"
+    missing = {layer for layer in wanted if not _file(cache, layer).is_file()}
+    if missing or not config.is_file():
+        tell(f"packing {len(missing)} of {len(layers)} layers of {name}")
+        with engine.explained(f"{name}: docker save"):
+            stream = io.BufferedReader(_Stream(image.save(named=name)), 1 << 20)
+            _take_apart(stream, missing, cache, config, tell)
+    left = [layer for layer in wanted if not _file(cache, layer).is_file()]
+    if left or not config.is_file():
+        raise TunesmithError(f"{name}: docker save did not hold {len(left)} of its layers")
+    return Archive(str(image.id), name, config.read_bytes(), layers)
+
+
+def _take_apart(
+    stream: IO[bytes], missing: set[str], cache: Path, config: Path, tell: Tell
+) -> None:
+    raw = cache / "layer.part"
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() else None
+            if content is None:
+                continue
+            if member.size < _SMALL:
+                data = content.read()
+                digest = hashlib.sha256(data).hexdigest()
+                if digest == config.stem:
+                    with replacing(config) as part:
+                        part.write_bytes(data)
+                if f"sha256:{digest}" in missing:
+                    _compress(io.BytesIO(data), _file(cache, f"sha256:{digest}"))
+                continue
+            # Its digest is known at its end only, and most layers may not be wanted.
+            digest = f"sha256:{_copy(content, raw)}"
+            if digest in missing:
+                target = _file(cache, digest)
+                with raw.open("rb") as layer:
+                    _compress(layer, target)
+                size, packed = human_bytes(member.size), human_bytes(target.stat().st_size)
+                tell(f"  layer {digest[7:19]}: {size}, {packed} compressed")
+    raw.unlink(missing_ok=True)
+
+
+def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: Tell) -> None:
+    files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
+    size = sum(file.stat().st_size for file in files.values())
+    if far.free_bytes < 2 * size:
+        raise UsageError(
+            f"{remote.name}: {human_bytes(far.free_bytes)} free, {human_bytes(size)} are to be "
+            "sent and unpacked; `docker system prune` there frees what is not used"
+        )
+    names = [_file(cache, layer).name for layer in archive.layers]
+    listed = [{"Config": "config.json", "RepoTags": [archive.tag], "Layers": names}]
+    small = {"manifest.json": json.dumps(listed).encode(), "config.json": archive.config}
+    sums = {name: sha256_of(file) for name, file in files.items()}
+    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in small.items()}
+    small["sums"] = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+    for name, data in small.items():
+        (cache / name).write_bytes(data)
+    tell(f"sending {human_bytes(size)} in {len(files)} layers ({there} are there)")
+    everything = files | {name: cache / name for name in small}
+    transfer.upload(remote, everything, far.folder, tell)
+    done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
+    said = done.stderr.strip().splitlines()[-3:]
+    if done.returncode == 3:
+        remote.run(_CLEAN, arguments=(far.folder,))
+        raise TunesmithError(
+            f"{remote.name}: what arrived is not what was sent, and was removed; run this again",
+            said,
+        )
+    if done.returncode != 0:
+        raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", said)
+    found = done.stdout.strip()
+    if found != archive.image_id:
+        raise TunesmithError(
+            f"{remote.name}: {archive.tag} arrived as {found}, but is {archive.image_id} here"
+        )
+
+
+class _Stream(io.RawIOBase):
+    """The SDK's pieces of bytes as a file to read."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def _copy(source: IO[bytes], target: Path) -> str:
+    """Write a stream to a file; return its sha256."""
+    digest = hashlib.sha256()
+    with target.open("wb") as stream:
+        for piece in _read(source):
+            digest.update(piece)
+            stream.write(piece)
+    return digest.hexdigest()
+
+
+def _compress(source: IO[bytes], target: Path) -> None:
+    """Write gzip whose bytes depend on the content alone, so that a half-sent one goes on."""
+    with (
+        replacing(target) as part,
+        part.open("wb") as raw,
+        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) as stream,
+    ):
+        for piece in _read(source):
+            stream.write(piece)
+
+
+def _read(source: IO[bytes]) -> Iterator[bytes]:
+    while piece := source.read(1 << 20):
+        yield piece
+
+
+def _file(cache: Path, layer: str) -> Path:
+    return cache / f"{layer.partition(':')[2]}.tar.gz"
+
+
+def _common(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    count = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count

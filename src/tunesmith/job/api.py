@@ -1,0 +1,74 @@
+"""LLaMA-Factory's OpenAI-compatible API of a run: `python -m tunesmith.job.api RECORD`.
+
+On loopback only and never without a key: LLaMA-Factory 0.9.3 itself would listen on all
+addresses and let everyone in (api/app.py). The model is prompted as `inv chat` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import read_json
+from tunesmith.job import chat
+from tunesmith.job.services import LOOPBACK, Service, refused
+
+
+def arguments(run: Path, what: str) -> dict[str, Any]:
+    """Return LLaMA-Factory's arguments for a run's model, with the sampling of `inv chat`.
+
+    `what` is base, adapter or merged. Raises UsageError when it is not there.
+    """
+    options = argparse.Namespace(
+        run=run,
+        what=what,
+        model=None,
+        template=None,
+        thinking=None,
+        max_new_tokens=1024,
+        seed=42,
+        greedy=False,
+        temperature=None,
+        top_p=None,
+    )
+    args = chat.model_arguments(options)
+    sampling = chat.choose_sampling(options, args)
+    return args | {
+        "do_sample": sampling.do_sample,
+        "max_new_tokens": sampling.max_new_tokens,
+        "repetition_penalty": sampling.repetition_penalty,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+
+
+def main() -> int:
+    """Load the model, then serve until the process is ended."""
+    record_file = Path(sys.argv[1])
+    record = read_json(record_file)
+    try:
+        key = Service(record_file.parent.parent, record["name"]).key()
+        if not key:
+            raise UsageError("the API was started without a key; `inv api` makes one")
+        # Read by LLaMA-Factory when it makes the app; set here, it stands in no process list.
+        os.environ["API_KEY"] = key
+        os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
+        args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
+    except TunesmithError as error:
+        return refused(error)
+
+    import uvicorn  # type: ignore[import-not-found]  # the training environment has it
+    from llamafactory.api.app import create_app
+    from llamafactory.chat import ChatModel
+
+    uvicorn.run(create_app(ChatModel(args)), host=LOOPBACK, port=int(record["port"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""MANIFEST.json in a merged model: what it was made of, and size and sha256 of each file.
+
+It goes where the model goes, so that a copy can be checked without the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.files import read_json, sha256_of, write_json
+
+MANIFEST = "MANIFEST.json"
+
+
+def write(folder: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Hash every file of `folder`, write its manifest and return it."""
+    manifest = {"format": 1, **made_of, "files": listing(folder)}
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def note(folder: Path, key: str, value: Any) -> None:
+    """Add one fact to a manifest; files and hashes stay."""
+    write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), key: value})
+
+
+def listing(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size (bytes) and sha256 of each file but the manifest itself."""
+    return {
+        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name != MANIFEST
+    }
+
+
+def faults(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return where `found` (a listing) is not what the manifest says."""
+    if not (folder / MANIFEST).is_file():
+        return [f"{MANIFEST}: missing"]
+    listed: dict[str, dict[str, Any]] = read_json(folder / MANIFEST)["files"]
+    wrong = [f"{name}: missing, {MANIFEST} names it" for name in sorted(listed.keys() - found)]
+    wrong += [f"{name}: not named in {MANIFEST}" for name in sorted(found.keys() - listed.keys())]
+    for name in sorted(listed.keys() & found.keys()):
+        for key in ("size", "sha256"):
+            if listed[name][key] != found[name][key]:
+                wrong.append(f"{name}: {key} {found[name][key]}, {listed[name][key]} when merged")
+                break
+    return wrong

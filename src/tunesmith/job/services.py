@@ -1,0 +1,404 @@
+"""Web services of a target: `python -m tunesmith.job.services --base DIR VERB NAME`.
+
+LLaMA Board, the API and TensorBoard run detached, each bound to 127.0.0.1 with a record in
+DIR/services/, so that any client can find it again. One JSON object is read from stdin (start
+only), one is printed; an error is {"error": ..., "detail": [...]} with exit code 1 or 2.
+
+start NAME           start it, or take the one that lives
+wait NAME [SECONDS]  say how it is, as soon as it no longer starts
+stop NAME [--force]  end it; a training started in the Board keeps it, unless forced
+listens PORT         whether something on this machine listens there, on loopback
+
+Light as the agent: up in a fraction of a second, without torch, on Python 3.10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import read_json, write_json, write_text
+from tunesmith.job import agent
+from tunesmith.job.identity import Identity, identify
+
+LOOPBACK = "127.0.0.1"
+# Module that serves each, and the path that answers 200 when it is up.
+MODULES = {"webui": "board", "api": "api", "tensorboard": "curves"}
+PATHS = {"webui": "/", "api": "/v1/models", "tensorboard": "/"}
+
+# What the last line of a log begins with when the service itself knows what is wrong.
+REFUSED = "refused: "
+
+_TAIL_LINES = 12
+_GRACE_SECONDS = 8.0
+_SHORTEST_WAIT = 0.25
+
+
+@dataclass(frozen=True)
+class Service:
+    """Names of the files of one service below a base folder."""
+
+    base: Path
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """Where all services have their records."""
+        return self.base / "services"
+
+    @property
+    def record_file(self) -> Path:
+        """Port, process, and what it was started with."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def key_file(self) -> Path:
+        """The key that clients must send; only the API has one."""
+        return self.folder / f"{self.name}.key"
+
+    @property
+    def log_file(self) -> Path:
+        """Its output since the last start."""
+        return self.folder / f"{self.name}.log"
+
+    def record(self) -> dict[str, Any] | None:
+        """Return the record, or None when there is none (or only half of one)."""
+        try:
+            value = read_json(self.record_file)
+        except (FileNotFoundError, ValueError):
+            return None
+        return value if isinstance(value, dict) and "port" in value else None
+
+    def process(self) -> Identity | None:
+        """Return the process of the record while it lives."""
+        record = self.record()
+        if record is None or not record.get("process"):
+            return None
+        found = Identity.from_json(record["process"])
+        return found if found.alive() else None
+
+    def key(self) -> str | None:
+        """Return the key, or None when the service has none."""
+        return self.key_file.read_text(encoding="utf-8") if self.key_file.is_file() else None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one client at a time start or stop it; the kernel lets go when that one dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.folder / f".{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def start(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Start a service in a session of its own, or take the living one, and return `state`.
+
+    `asked` has `serves` (what a client must get: a living service that serves something else
+    is refused), `settings` (what its module reads from the record), `key` (API only),
+    `datasets` (entries to merge into dataset_info.json) and `run` (id; null: the newest).
+    """
+    with service.locked():
+        asked = _resolved(asked)
+        if service.process() is not None:
+            record = service.record() or {}
+            if record.get("serves") != asked["serves"]:
+                raise UsageError(f"serves {_words(record.get('serves'))}")
+            _merge_datasets(asked)
+            return state(service) | {"reused": True, "key": service.key()}
+        _merge_datasets(asked)
+        _spawn(service, asked)
+        return state(service) | {"reused": False, "key": service.key()}
+
+
+def state(service: Service) -> dict[str, Any]:
+    """Return how a service is, as a client is told.
+
+    `state` is absent (never started, or stopped), starting, ready or ended (it died); `log`
+    the path of its log and `tail` the last lines of it; `training` what runs in the Board.
+    """
+    record = service.record()
+    if record is None:
+        return {"name": service.name, "state": "absent", "training": None}
+    owner = service.process()
+    said: dict[str, Any] = {
+        "name": service.name,
+        "port": record["port"],
+        "serves": record.get("serves") or {},
+        "version": record.get("version"),
+        "log": str(service.log_file),
+        "training": None,
+    }
+    if owner is None:
+        return said | {"state": "ended", "tail": tail(service.log_file)}
+    answered = http_status(int(record["port"]), PATHS[service.name], service.key()) == 200
+    return said | {"state": "ready" if answered else "starting", "training": training(owner.pid)}
+
+
+def wait(service: Service, seconds: float) -> dict[str, Any]:
+    """Return `state` as soon as it is no longer starting, after `seconds` at the latest."""
+    deadline = time.monotonic() + seconds
+    while True:
+        said = state(service)
+        if said["state"] != "starting" or time.monotonic() >= deadline:
+            return said
+        time.sleep(_SHORTEST_WAIT)
+
+
+def stop(service: Service, *, force: bool) -> dict[str, Any]:
+    """End a service with all its processes.
+
+    Unless forced, one with a training in it stays: the answer's state is then `kept`.
+    """
+    with service.locked():
+        owner = service.process()
+        busy = training(owner.pid) if owner else None
+        if busy and not force:
+            return state(service) | {"state": "kept"}
+        if owner:
+            end_tree(owner.pid)
+        there = service.record() is not None
+        service.record_file.unlink(missing_ok=True)
+        service.key_file.unlink(missing_ok=True)
+        word = "stopped" if owner else "ended" if there else "absent"
+        return {"name": service.name, "state": word, "training": busy}
+
+
+def http_status(port: int, path: str, key: str | None = None, timeout: float = 5.0) -> int | None:
+    """Return the status of GET http://127.0.0.1:port/path, or None when nothing answers.
+
+    Straight to the port, whatever proxy the environment names.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    """Return a port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def training(pid: int) -> dict[str, Any] | None:
+    """Return what a Board trains: `pid` and `folder` of its output, or None.
+
+    The Board starts `llamafactory-cli train FOLDER/training_args.yaml` (webui/runner.py,
+    0.9.3), for evaluations too.
+    """
+    for child in descendants(pid):
+        words = command_of(child)
+        if "train" in words and any(Path(word).name == "llamafactory-cli" for word in words):
+            return {"pid": child, "folder": str(Path(words[-1]).parent)}
+    return None
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below `pid`, parents before their children."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        if fields[0] != "Z":
+            below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found = [pid]
+    for one in found:
+        found += below.get(one, [])
+    return found[1:]
+
+
+def command_of(pid: int) -> list[str]:
+    """Return the argv of a process; empty when it is gone."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
+
+
+def end_tree(pid: int) -> None:
+    """End a process and all below it: asked first, killed after a grace of seconds."""
+    everyone = []
+    for one in (pid, *descendants(pid)):
+        with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+            everyone.append(identify(one))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for member in everyone:
+            if member.alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.pid, number)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline:
+            if not any(member.alive() for member in everyone):
+                return
+            time.sleep(0.05)
+
+
+def tail(log: Path) -> list[str]:
+    """Return the last lines of a log that say something."""
+    try:
+        text = log.read_bytes()[-16_000:].decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on `port` of this machine's loopback (proc_net_tcp(5))."""
+    loopback = {"0100007F", "00000000", "0" * 32, "0" * 24 + "01000000"}
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                local, state_code = line.split()[1], line.split()[3]
+                address, _, at = local.partition(":")
+                if state_code == "0A" and int(at, 16) == port and address in loopback:
+                    return True
+    return False
+
+
+def refused(error: TunesmithError) -> int:
+    """End a service's process: its client finds the message as the last line of the log."""
+    print(f"{REFUSED}{error.message}")
+    return error.exit_code
+
+
+def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `asked` with the run's folder in its settings and its id in what is served."""
+    if "run" not in asked:
+        return dict(asked)
+    run = agent.find(Path(asked["settings"]["runs"]), asked["run"])
+    return {
+        **asked,
+        "serves": {**asked["serves"], "run": run.run_id},
+        "settings": {**asked["settings"], "run": str(run.path)},
+    }
+
+
+def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
+    if asked.get("key"):
+        write_text(service.key_file, str(asked["key"]))
+        service.key_file.chmod(0o600)
+    record = {
+        "name": service.name,
+        "port": free_port(),
+        "process": None,
+        "serves": asked["serves"],
+        "settings": asked["settings"],
+        "version": metadata.version("llamafactory"),
+        "started": time.time(),
+    }
+    # Before its process: that reads the port from it.
+    write_json(service.record_file, record)
+    module = f"tunesmith.job.{MODULES[service.name]}"
+    argv = [sys.executable, "-m", module, str(service.record_file)]
+    with service.log_file.open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=service.folder,
+            env=_environment(),
+            start_new_session=True,
+        )
+    write_json(service.record_file, record | {"process": identify(process.pid).to_json()})
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a service: nothing sent home, no proxy before loopback, and
+    the programs of its own environment first (the Board starts llamafactory-cli from PATH)."""
+    bare = f"localhost,{LOOPBACK}"
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_SHARE": "0",
+        "GRADIO_SERVER_NAME": LOOPBACK,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "no_proxy": bare,
+        "NO_PROXY": bare,
+    }
+
+
+def _merge_datasets(asked: Mapping[str, Any]) -> None:
+    """Bring the client's entries into dataset_info.json; those of others stay."""
+    entries = asked.get("datasets")
+    if not entries:
+        return
+    file = Path(asked["settings"]["data"]) / "dataset_info.json"
+    try:
+        known = read_json(file) if file.exists() else {}
+    except ValueError as error:
+        raise UsageError(f"{file}: not JSON ({error}); mend or remove it there") from None
+    if not isinstance(known, dict):
+        raise UsageError(f"{file}: expected data sets by name, found {type(known).__name__}")
+    if {**known, **entries} != known:
+        write_json(file, {**known, **entries})
+
+
+def _words(serves: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (serves or {}).items()) or "nothing"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, print the answer, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tunesmith.job.services", description=__doc__)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("verb", choices=("start", "wait", "stop", "listens"))
+    parser.add_argument("name")
+    parser.add_argument("seconds", type=float, nargs="?", default=0.0)
+    parser.add_argument("--force", action="store_true")
+    options = parser.parse_args(argv)
+    # Records hold what was asked, and a key lies beside them.
+    os.umask(0o077)
+    try:
+        answer = _answer(options)
+    except TunesmithError as error:
+        print(json.dumps({"error": error.message, "detail": list(error.detail)}))
+        return error.exit_code
+    print(json.dumps(answer, ensure_ascii=False))
+    return 0
+
+
+def _answer(options: argparse.Namespace) -> dict[str, Any]:
+    if options.verb == "listens":
+        return {"listens": listens(int(options.name))}
+    if options.name not in MODULES:
+        raise UsageError(f"no service {options.name!r}; these are: {', '.join(MODULES)}")
+    service = Service(options.base, options.name)
+    if options.verb == "start":
+        return start(service, json.load(sys.stdin))
+    if options.verb == "stop":
+        return stop(service, force=options.force)
+    return wait(service, options.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Two or more runs side by side: one page and one table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.errors import UsageError
+from tunesmith.files import write_text
+from tunesmith.report import sections
+from tunesmith.report.curve import Curve, read_curve
+from tunesmith.report.page import template
+from tunesmith.report.picture import NARROW, compared_svg
+from tunesmith.report.record import GUARD, Record, Row, met_of, read_record
+from tunesmith.report.sections import Answer, Tell
+from tunesmith.report.words import LANGUAGES, checked_language, teller
+
+# Keys that differ between any two runs and say nothing.
+_OWN = frozenset({"output_dir", "run_name", "logging_dir"})
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of every run; `best` is the place of the best one, None where none is."""
+
+    label: str
+    values: tuple[str, ...]
+    best: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt with every run's answer after training; None where a run was not asked."""
+
+    prompt: str
+    reference: str
+    answers: tuple[Answer | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a page or a terminal shows of several runs."""
+
+    records: tuple[Record, ...]
+    curves: tuple[Curve, ...]
+    results: tuple[Line, ...]
+    parameters: tuple[Line, ...]
+    asked: tuple[Asked, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(run_dirs: Sequence[Path], language: str = "en") -> Comparison:
+    """Read the runs and set them side by side.
+
+    Raises UsageError for fewer than two, for one named twice, or where a run.json is missing.
+    """
+    tell = teller(checked_language(language))
+    if len(run_dirs) < 2 or len(set(run_dirs)) < len(run_dirs):
+        raise UsageError("a comparison needs two different runs or more: `inv runs` lists them")
+    records = tuple(read_record(folder) for folder in run_dirs)
+    curves = tuple(read_curve(record.events) for record in records)
+    return Comparison(
+        records,
+        curves,
+        tuple(_results(records, curves, tell)),
+        tuple(_parameters(records)),
+        tuple(_asked(records)),
+        tuple(_warnings(records, tell)),
+    )
+
+
+def write_comparison(run_dirs: Sequence[Path], path: Path, *, language: str = "en") -> Path:
+    """Write the page at `path` and return it; nothing is written where the runs do not fit."""
+    found = compare(run_dirs, language)
+    curves = {
+        record.run_id: curve for record, curve in zip(found.records, found.curves, strict=True)
+    }
+    page = template("compare.html.j2").render(
+        t=teller(language),
+        lang=LANGUAGES[language],
+        found=found,
+        names=[record.run_id for record in found.records],
+        # Our own drawing: run ids are letters, digits and signs of a file name.
+        wide=Markup(compared_svg(curves, language=language)),  # noqa: S704
+        narrow=Markup(compared_svg(curves, size=NARROW, language=language)),  # noqa: S704
+    )
+    write_text(path, page)
+    return path
+
+
+def comparison_table(run_dirs: Sequence[Path], *, language: str = "en") -> Table:
+    """Return the results and the differing parameters as a table, the best of a line in green."""
+    tell = teller(checked_language(language))
+    found = compare(run_dirs, language)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for record in found.records:
+        table.add_column(Text(record.run_id), overflow="fold")
+    for number, lines in enumerate((found.results, found.parameters)):
+        if number and lines:
+            table.add_section()
+        for line in lines:
+            cells = [
+                Text(value, style="green" if place == line.best else "")
+                for place, value in enumerate(line.values)
+            ]
+            table.add_row(Text(line.label), *cells)
+    if found.warnings:
+        table.caption = Text(" ".join(found.warnings))
+        table.caption_justify = "left"
+    if not found.parameters:
+        table.add_row(Text(tell("parameters")), *[Text("=")] * len(found.records))
+    return table
+
+
+def _results(records: Sequence[Record], curves: Sequence[Curve], tell: Tell) -> list[Line]:
+    times = [sections.phase_times(record.events) for record in records]
+    seconds = [sum(item.seconds for item in each) or None for each in times]
+    spent = [sections.cost(record, each) for record, each in zip(records, times, strict=True)]
+    met = [met_of(record.after) for record in records]
+    guarded = [met_of(record.after, guard=True) for record in records]
+    last = [curve.finite[-1].loss if curve.finite else None for curve in curves]
+
+    def entry(record: Record, *keys: str) -> Any:
+        value: Any = record.evaluation
+        for key in keys:
+            value = (value or {}).get(key)
+        return value
+
+    def shared(*keys: str) -> list[Any]:
+        return [entry(record, *keys) for record in records]
+
+    lines = [
+        _line(tell("State"), [record.status.get("state") for record in records], tell),
+        _line(tell("base model"), [_model(record) for record in records], str),
+        _line(tell("steps"), [curve.last_step or None for curve in curves], str),
+        _figures(tell("last training loss"), last, "{:.3f}"),
+        _figures(tell("held-out loss, before"), shared("before", "loss"), "{:.3f}", None),
+        _figures(tell("held-out loss, after"), shared("after", "loss"), "{:.3f}", min),
+        _figures("ROUGE-L", shared("after", "scores", "held_out", "rouge-l"), "{:.1f}", max),
+        _figures("BLEU-4", shared("after", "scores", "held_out", "bleu-4"), "{:.1f}", max),
+        _shares(tell("Prompts met"), met),
+        _figures(tell("guard loss, before"), shared("before", GUARD, "loss"), "{:.3f}", None),
+        _figures(tell("guard loss, after"), shared("after", GUARD, "loss"), "{:.3f}", min),
+        _shares(tell("guard set, right answers"), guarded),
+        _figures(
+            tell("tokens per second"), [sections.throughput(c) for c in curves], "{:,.0f}", max
+        ),
+        _timed(tell("Time"), seconds),
+        _line(tell("cost"), [item.total if item else None for item in spent], str),
+        _line(tell("Merge proof"), [_passed(r.proof) for r in records], tell),
+        _line(tell("Prompt parity"), [_passed(r.parity) for r in records], tell),
+        _line("LLaMA-Factory", [r.versions.get("llamafactory") for r in records], str),
+        _line("lock", [str(r.versions.get("lock_sha256") or "")[:12] for r in records], str),
+    ]
+    return [line for line in lines if any(value != "–" for value in line.values)]
+
+
+def _line(label: str, values: Sequence[Any], tell: Callable[[str], str]) -> Line:
+    return Line(label, tuple(tell(str(v)) if v not in (None, "") else "–" for v in values))
+
+
+def _figures(
+    label: str,
+    values: Sequence[float | None],
+    shape: str,
+    best: Callable[[list[float]], float] | None = None,
+) -> Line:
+    known = [value for value in values if value is not None]
+    found = best(known) if best and len(set(known)) > 1 else None
+    said = tuple("–" if value is None else shape.format(value) for value in values)
+    return Line(label, said, None if found is None else list(values).index(found))
+
+
+def _shares(label: str, values: Sequence[tuple[int, int] | None]) -> Line:
+    shares = [None if value is None else value[0] / value[1] for value in values]
+    found = _figures(label, shares, "{}", max)
+    said = tuple("–" if value is None else f"{value[0]} / {value[1]}" for value in values)
+    return Line(label, said, found.best)
+
+
+def _timed(label: str, values: Sequence[float | None]) -> Line:
+    found = _figures(label, values, "{}", min)
+    said = tuple("–" if value is None else sections.duration(value) for value in values)
+    return Line(label, said, found.best)
+
+
+def _passed(record: Row) -> str | None:
+    if not record:
+        return None
+    return "passed" if record.get("passed") else "accepted" if record.get("accepted") else "failed"
+
+
+def _model(record: Record) -> str:
+    return str((record.run.get("model") or {}).get("name") or "")
+
+
+def _parameters(records: Sequence[Record]) -> list[Line]:
+    """The config keys in which the runs differ."""
+    keys = dict.fromkeys(key for record in records for key in record.config)
+    lines = []
+    for key in keys:
+        values = [record.config.get(key) for record in records]
+        if key not in _OWN and any(value != values[0] for value in values):
+            lines.append(Line(key, tuple("–" if v is None else sections.plain(v) for v in values)))
+    return lines
+
+
+def _asked(records: Sequence[Record]) -> list[Asked]:
+    rows: dict[tuple[str, str], dict[int, Row]] = {}
+    for place, record in enumerate(records):
+        for row in record.after:
+            key = str(row.get("set", "")), str(row.get("prompt", ""))
+            rows.setdefault(key, {})[place] = row
+    order = {"prompts": 0, GUARD: 2}
+    return [
+        Asked(
+            prompt,
+            str(next(iter(found.values())).get("reference") or ""),
+            tuple(sections.answer(found.get(place)) for place in range(len(records))),
+        )
+        for (name, prompt), found in sorted(rows.items(), key=lambda item: order.get(item[0][0], 1))
+        if name != GUARD
+    ]
+
+
+def _warnings(records: Sequence[Record], tell: Tell) -> list[str]:
+    """What makes figures of these runs no comparison."""
+    found = []
+    held = {
+        (
+            tuple(str(item.get("sha256")) for item in record.run.get("data", [])),
+            str(record.config.get("val_size")),
+            str(record.config.get("eval_dataset")),
+            str(record.config.get("seed")),
+        )
+        for record in records
+    }
+    if len(held) > 1:
+        found.append(
+            tell("The held-out rows are not the same ones: their losses say little of each other.")
+        )
+    if len({str(record.config.get("template")) for record in records}) > 1:
+        found.append(tell("The templates differ: losses are of other tokens."))
+    if len({_model(record) for record in records}) > 1:
+        found.append(tell("The base models differ: losses are of other tokens."))
+    return found

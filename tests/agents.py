@@ -1,0 +1,143 @@
+"""A host's runs as a client sees them: the agent as a process, one call a question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hubserver import Hub
+from tunesmith.job.rundir import RunFolder, read_events
+
+
+class Agent:
+    """Asks `python -m tunesmith.job.agent` about the runs of one folder."""
+
+    def __init__(self, python: Path, home: Path, configs: Path) -> None:
+        self.python = python
+        self.home = home
+        self.runs = home / "runs of a host"
+        self.configs = configs
+
+    def argv(self, *words: str) -> list[str]:
+        module = [str(self.python), "-m", "tunesmith.job.agent"]
+        return [*module, "--runs", str(self.runs), *words]
+
+    def ask(self, *words: str, stdin: Any = None, code: int = 0) -> dict[str, Any]:
+        """Return the last line of the answer; the exit code must be `code`."""
+        text = "" if stdin is None else json.dumps(stdin)
+        done = subprocess.run(self.argv(*words), input=text, capture_output=True, text=True)
+        assert done.returncode == code, (words, done.stdout, done.stderr)
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert ("error" in answer) == (code != 0)
+        return answer
+
+    def watch(self, run_id: str, *words: str, seconds: float = 300) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a watch; an early end of the loop ends the process too."""
+        process = subprocess.Popen(
+            self.argv("watch", run_id, *words), stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        limit = threading.Timer(seconds, process.kill)
+        limit.start()
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+        finally:
+            limit.cancel()
+            process.kill()
+            process.wait()
+
+    def create(
+        self, run_id: str, request: dict[str, Any], config: dict[str, Any] | None = None
+    ) -> RunFolder:
+        about = {"run_id": run_id, "created": run_id, "title": f"run {run_id}", "limits": {}}
+        order = {"run_id": run_id, "request": about | request, "config": config}
+        self.ask("create", stdin=order)
+        return self.folder(run_id)
+
+    def create_fetch(self, run_id: str, hub: Hub | str, **request: Any) -> RunFolder:
+        """Make a run that fetches org/tiny from a hub; a hub that stalls keeps it at work."""
+        url = hub if isinstance(hub, str) else hub.url
+        mirror = self.home / "test.yml"
+        addresses = {"hf_endpoints": [url], "apt": [], "docker_registries": []}
+        for key in ("pypi_indexes", "conda_channels", "miniforge_urls"):
+            addresses[key] = ["https://nowhere.invalid"]
+        mirror.write_text(yaml.safe_dump(addresses))
+        order = {
+            "name": "org/tiny",
+            "revision": None,
+            "mirror": str(mirror),
+            "configs": str(self.configs),
+            "store": str(self.home / f"models of {run_id}"),
+            "allow_pickle": False,
+        }
+        # A folder each: what one has fetched, another must not find.
+        variables = {"HF_HOME": str(self.home / f"hf of {run_id}"), "HF_HUB_OFFLINE": "1"}
+        base = {"phases": ["fetch"], "fetch": order, "env": variables}
+        return self.create(run_id, base | request, {"model_name_or_path": "org/tiny"})
+
+    def folder(self, run_id: str) -> RunFolder:
+        return RunFolder(self.runs / run_id)
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        return dict(self.ask("show", run_id)["status"])
+
+    def events(self, run_id: str, name: str) -> list[dict[str, Any]]:
+        return [e for e in read_events(self.folder(run_id).events_file) if e["event"] == name]
+
+    def wait(self, done: Callable[[], object], what: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
+            time.sleep(0.02)
+
+    def wait_for(self, run_id: str, state: str, seconds: float = 60) -> dict[str, Any]:
+        """Wait until a run has this state; return its status."""
+        folder = self.folder(run_id)
+        self.wait(lambda: folder.status()["state"] == state, f"{run_id} {state}", seconds)
+        if state not in ("running", "queued"):
+            self.wait(lambda: not folder.busy(), "the lock")
+        return folder.status()
+
+    def kill(self, run_id: str) -> None:
+        """End a run's supervisor and all that it started, as the death of PID 1 does it."""
+        folder = self.folder(run_id)
+        for pid in self.processes(run_id):
+            os.kill(pid, signal.SIGSTOP)  # so that none can act on another's end
+        for pid in self.processes(run_id):
+            os.kill(pid, signal.SIGKILL)
+        self.wait(lambda: not folder.busy(), "the lock after kill -9", 20)
+
+    def processes(self, run_id: str) -> list[int]:
+        """Return the pids of a run's supervisor and of all below it, parents first."""
+        return _tree(int(self.folder(run_id).status()["supervisor"]["pid"]))
+
+    def end_all(self) -> None:
+        """End what a test has left at work."""
+        for file in self.runs.glob("*/run.json"):
+            folder = RunFolder(file.parent)
+            if folder.busy() and "supervisor" in folder.status():
+                self.kill(folder.run_id)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _tree(pid: int) -> list[int]:
+    """Return a process and all below it, parents first."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += _tree(int(child))
+    return found

@@ -1,0 +1,51 @@
+"""The image plans with the laptop's modules: they must import where it plans."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.contract
+
+# Checks a config and its data, and plans, as `docker run IMAGE train` does.
+_PLAN = """
+import sys
+from pathlib import Path
+from tunesmith import cli, entrypoint, runs
+from tunesmith.project import Project
+from tunesmith.report import page, terminal
+project = Project.at(entrypoint.APP)
+target = runs.target_of(project, "local", print)
+asked = runs.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), ("max_steps=3",))
+plan = runs.plan_training(project, target, asked, None)
+control = {"docker", "uv", "invoke", "jsonschema", "ansible_runner", "ansible"} & set(sys.modules)
+print(sys.version_info[:2] == (3, 10), plan.config["max_steps"], sorted(control))
+"""
+
+
+def test_planning_needs_the_lock_and_nothing_more(
+    root: Path, training_python: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "TUNESMITH_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [training_python, "-c", _PLAN], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True 3 []"), done.stderr
+
+
+def test_compose_is_as_careful_as_the_page_says(root: Path) -> None:
+    compose = yaml.safe_load((root / "docker/compose.yaml").read_text(encoding="utf-8"))
+    assert set(compose["services"]) == {"webui", "api"}
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["cap_drop"] == ["ALL"]
+        assert service["read_only"] is True
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not {"privileged", "ipc", "network_mode"} & set(service)
+        assert service["restart"] == "no"
+    key = compose["services"]["api"]["environment"]["API_KEY"]
+    assert key.startswith("${API_KEY:?"), "an API without a key must not start"

@@ -1,0 +1,229 @@
+"""LLaMA Board, the API and TensorBoard on this machine, as a user has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.job import services
+from tunesmith.job.services import Service
+from tunesmith.project import Project
+from webclient import LOOPBACK_HEX, Client, choose, chromium, listeners, preview, until
+
+pytestmark = pytest.mark.e2e
+
+RUN = "small"
+# One step of training: what is asked here is not how well it learns.
+SMALL = ("max_samples=8", "num_train_epochs=1", "per_device_train_batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def home(project: Project, base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .tunesmith of its own, with the environment and the base model of the project."""
+    assert base_model.is_dir()
+    folder = tmp_path_factory.mktemp("home with a space")
+    for shared in ("envs", "models"):
+        (folder / shared).symlink_to(project.home / shared)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def variables(home: Path) -> dict[str, str]:
+    # A proxy in between, as AutoDL has one, must not be asked for loopback.
+    return {**os.environ, "TUNESMITH_HOME": str(home), "http_proxy": "http://127.0.0.1:9"}
+
+
+@pytest.fixture(scope="module")
+def inv(root: Path, variables: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "invoke", *words],
+            cwd=root,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def client(root: Path, home: Path, variables: dict[str, str]) -> Iterator[Callable[..., Client]]:
+    """Start an `inv` that stays."""
+    started: list[Client] = []
+
+    def start(*words: str) -> Client:
+        started.append(Client(home, root, variables, *words))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+    for name in services.MODULES:
+        services.stop(Service(home, name), force=True)
+
+
+@pytest.fixture(scope="module")
+def trained(inv: Any, home: Path) -> Path:
+    """The folder of a run that `inv train` made."""
+    done = inv("train", "--run", RUN, "--no-evaluate", *SMALL)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return home / "runs" / RUN
+
+
+def own_listeners(service: Service) -> set[tuple[str, int]]:
+    """Return the listening sockets of a service's processes."""
+    owner = service.process()
+    assert owner
+    inodes = set()
+    for pid in (owner.pid, *services.descendants(owner.pid)):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = str(file.readlink())
+            except FileNotFoundError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    lines = [
+        line
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        if line.split()[9] in inodes
+    ]
+    return listeners("\n".join(lines))
+
+
+def test_the_board_in_a_browser_and_a_training_that_outlives_it(
+    home: Path, trained: Path, client: Callable[..., Client], inv: Any
+) -> None:
+    opened = client("webui", "--no-open")
+    url = opened.url()
+    service = Service(home, "webui")
+    found = own_listeners(service)
+    assert found
+    assert {address for address, _ in found} <= LOOPBACK_HEX
+
+    with chromium(url) as page:
+        assert "philosophy_conch" in choose(page, "Dataset", "philosophy_conch")
+        assert RUN in choose(page, "Checkpoint path", RUN), "finished runs are there"
+        command = preview(page)
+        assert "--dataset philosophy_conch" in command
+        assert "--template smollm " in command
+        assert f"--model_name_or_path {home}/models/" in command
+        assert f"--adapter_name_or_path saves/SmolLM2-135M-Instruct/lora/{RUN}" in command
+        assert "trust_remote_code" not in command
+        picture = home / "board.png"
+        page.screenshot(path=picture, full_page=True)
+        assert picture.stat().st_size > 50_000
+        page.get_by_label("Max samples").first.fill("4")
+        page.get_by_label("Epochs").first.fill("1.0")
+        choose(page, "Compute type", "fp32")  # bf16, its default, needs a GPU
+        page.get_by_role("button", name="Start", exact=True).click()
+        training = until(lambda: services.state(service)["training"], "a training")
+
+    assert opened.interrupt() == 0
+    assert f"trains {training['folder']}, so it stays" in opened.said()
+    assert "come back: `inv webui --on local`" in opened.said()
+    again = client("webui", "--no-open")
+    assert again.url() == url
+    assert f"is there already, training {training['folder']}" in again.said()
+
+    adapter = home / "board" / training["folder"] / "adapter_model.safetensors"
+    until(lambda: not services.state(service)["training"], "the end of the training", 300)
+    assert adapter.is_file(), service.log_file.read_text()[-2000:]
+    assert again.interrupt() == 0
+    assert "LLaMA Board is ended" in again.said()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", again.port), 5).close()
+
+    # A wrong state: one line that says what to do.
+    (home / "board" / "data").unlink()
+    (home / "board" / "data").mkdir()
+    refused = inv("webui", "--no-open")
+    assert refused.returncode == 1
+    said = f"local: {home}/board/data: something else is there; move it away"
+    assert refused.stderr.splitlines() == [said]
+    (home / "board" / "data").rmdir()
+
+
+def ask(port: int, path: str, key: str | None, body: Any = None) -> Any:
+    """Return the answer of the API. Raises HTTPError."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+        request.data = json.dumps(body).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def test_the_api_serves_a_run_to_who_has_the_key(
+    home: Path, trained: Path, client: Callable[..., Client], inv: Any
+) -> None:
+    opened = client("api", "--run", RUN)
+    port = int(opened.url().rpartition(":")[2])
+    key = opened.said().partition("export API_KEY=")[2].split()[0]
+    assert len(key) >= 43
+    assert {address for address, _ in own_listeners(Service(home, "api"))} <= LOOPBACK_HEX
+    for wrong in (None, "wrong", key[:-1]):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(port, "/v1/models", wrong)
+    assert [model["id"] for model in ask(port, "/v1/models", key)["data"]] == [RUN]
+    body = {"model": RUN, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+    answer = ask(port, "/v1/chat/completions", key, body)
+    assert answer["choices"][0]["message"]["content"].strip()
+
+    owner = Service(home, "api").process()
+    assert owner
+    for secret in ("cmdline", "environ"):
+        assert key.encode() not in Path(f"/proc/{owner.pid}/{secret}").read_bytes()
+    assert Service(home, "api").key_file.stat().st_mode & 0o077 == 0
+
+    other = inv("api", "--run", RUN, "--what", "base")
+    assert other.returncode == 2
+    assert other.stderr.splitlines() == [
+        f"the API of local serves what adapter, run {RUN}; end that one first: `inv api --on "
+        "local --stop`"
+    ]
+    assert inv("api", "--stop").returncode == 0
+    assert opened.process.wait(30) == 1
+    assert "was ended from elsewhere" in opened.said()
+    missing = inv("api", "--run", RUN, "--what", "merged")
+    assert missing.returncode == 1
+    assert f"`inv merge --run {RUN}`" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
+
+
+def test_tensorboard_has_the_curves_of_runs(
+    home: Path, trained: Path, client: Callable[..., Client]
+) -> None:
+    opened = client("tensorboard", "--no-open")
+    port = int(opened.url().rpartition(":")[2])
+    assert {address for address, _ in own_listeners(Service(home, "tensorboard"))} <= LOOPBACK_HEX
+    path = f"/data/plugin/scalars/scalars?tag=train/loss&run={RUN}"
+
+    def curve() -> Any:
+        try:
+            return ask(port, path, None)
+        except urllib.error.HTTPError:
+            return None  # not read yet
+
+    shown = [(step, round(value, 4)) for _, step, value in until(curve, "the curve")]
+    events = [json.loads(line) for line in (trained / "events.jsonl").read_text().splitlines()]
+    logged = [(e["step"], e["loss"]) for e in events if e["event"] == "log"]
+    assert shown == [(step, pytest.approx(loss, abs=1e-3)) for step, loss in logged]
+    assert opened.interrupt() == 0

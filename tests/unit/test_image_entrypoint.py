@@ -1,0 +1,134 @@
+"""The entry point's own judgement: mounts, shared memory, words as they are typed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tunesmith import entrypoint
+from tunesmith.console import COMMAND, as_typed
+from tunesmith.targets.container import input_folders, without_nested
+
+pytestmark = pytest.mark.unit
+
+ROOT_ONLY = "22 1 0:21 / / rw,relatime - overlay overlay rw\n23 22 0:5 / /proc rw - proc proc rw\n"
+MOUNTED = ROOT_ONLY + "44 22 8:1 /home/me/x /workspace rw,relatime - ext4 /dev/sda1 rw\n"
+
+
+def test_a_container_without_a_mount_is_refused() -> None:
+    fault = entrypoint.missing(ROOT_ONLY, (0, 0), writable=True)
+    assert fault is not None
+    assert 'add `-v "$PWD:/workspace"`' in fault
+
+
+def test_a_mount_that_belongs_to_somebody_else_names_its_owner() -> None:
+    fault = entrypoint.missing(MOUNTED, (501, 20), writable=False)
+    assert fault is not None
+    assert "add `--user 501:20`" in fault
+    assert f"{os.getuid()}:{os.getgid()}" in fault
+
+
+def test_a_mount_that_can_be_written_is_good() -> None:
+    assert entrypoint.missing(MOUNTED, (501, 20), writable=True) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "gpus", "short"),
+    [
+        ({}, 67_108_864, 0, False),
+        ({"dataloader_num_workers": 0}, 67_108_864, 1, False),
+        ({"dataloader_num_workers": 4}, 67_108_864, 1, True),
+        ({"dataloader_num_workers": 4}, 8_589_934_592, 1, False),
+        ({}, 67_108_864, 2, True),
+    ],
+)
+def test_shared_memory_matters_where_it_is_used(
+    config: dict[str, int], size: int, gpus: int, short: bool
+) -> None:
+    said = entrypoint.short_of_shm(config, size, gpus)
+    assert (said is not None) == short
+    assert said is None or "`--shm-size 8g`" in said
+
+
+def test_commands_in_messages_are_those_of_a_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "gone; `inv resume --run x` continues it"
+    assert as_typed(text) == text
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    assert as_typed(text) == "gone; `docker run ... IMAGE resume --run x` continues it"
+
+
+def test_every_verb_is_in_the_help() -> None:
+    for verb in entrypoint.VERBS:
+        assert verb in entrypoint.HELP, verb
+
+
+def test_an_unknown_verb_is_misuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    assert entrypoint.main(["trian"]) == 2
+    assert "there is no verb 'trian'" in capsys.readouterr().err
+
+
+def test_a_server_for_everybody_needs_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("API_HOST", "0.0.0.0")
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    monkeypatch.delenv("API_KEY", raising=False)
+    assert entrypoint.main(["api", "x.yaml"]) == 2
+    assert "add `-e API_KEY=...`" in capsys.readouterr().err
+
+
+def test_a_container_sees_the_folders_its_config_names(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "ds.json").write_text("{}")
+    found = input_folders(
+        {
+            "dataset_dir": str(tmp_path / "data"),
+            "deepspeed": str(tmp_path / "ds.json"),
+            "output_dir": str(tmp_path / "saves/new/deep"),
+            "model_name_or_path": "org/model",
+        }
+    )
+    # The output's folder is not there yet: its parent is mounted, and may be written.
+    assert found == {tmp_path / "data": False, tmp_path: True}
+    assert without_nested(found) == {tmp_path: True}
+    assert without_nested({Path("/a"): False, Path("/a/b"): True}) == {
+        Path("/a"): False,
+        Path("/a/b"): True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "failure", "train", "goes_on"),
+    [
+        ("stopped", None, "stopped", True),
+        ("failed", "killed", "running", True),
+        ("failed", "gpu_oom", "failed", False),
+        ("succeeded", None, "succeeded", False),
+        ("stopped", None, "succeeded", False),
+        ("running", None, "running", False),
+    ],
+)
+def test_the_same_words_go_on_with_what_was_cut_off(
+    state: str, failure: str | None, train: str, goes_on: bool
+) -> None:
+    status = {"state": state, "failure": failure, "phases": {"train": train}}
+    assert entrypoint.may_continue(status) == goes_on
+
+
+def test_two_runs_are_the_same_but_for_what_each_has_of_its_own() -> None:
+    config = {"learning_rate": 1e-4, "output_dir": "/a", "model_name_or_path": "/m/1"}
+    other = config | {"output_dir": "/b", "model_name_or_path": "org/model"}
+    request = {"model": {"name": "org/model"}}
+    assert entrypoint.identity(request, config) == entrypoint.identity(request, other)
+    changed = other | {"learning_rate": 2e-4}
+    assert entrypoint.identity(request, config) != entrypoint.identity(request, changed)
+    assert entrypoint.identity({"model": {"name": "x"}}, config) != entrypoint.identity(
+        request, config
+    )

@@ -1,0 +1,372 @@
+"""The services' job half: processes and records, the Board's folder, the curves."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.unit.run_folder import CONFIG, RUN_ID, build_run
+from tunesmith.errors import UsageError
+from tunesmith.files import write_json
+from tunesmith.job import board, curves, services
+from tunesmith.job.identity import identify
+from tunesmith.job.services import Service
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def answering() -> Iterator[int]:
+    """A port on loopback that answers 200 to the right key only, as the API does."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            good = self.headers.get("Authorization") == "Bearer right"
+            self.send_response(200 if good else 401)
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            return None
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A living process to write into a record, with a child that a Board might have."""
+    program = (
+        "import subprocess, sys, time; "
+        "subprocess.Popen([sys.executable, sys.argv[1], 'train', '/b/saves/m/lora/t1/a.yaml'])"
+        "if sys.argv[1:] else None; time.sleep(600)"
+    )
+    started: list[subprocess.Popen[bytes]] = []
+
+    def make(*words: str) -> subprocess.Popen[bytes]:
+        started.append(
+            subprocess.Popen([sys.executable, "-c", program, *words], start_new_session=True)
+        )
+        return started[-1]
+
+    yield make  # type: ignore[misc]
+    for one in started:
+        services.end_tree(one.pid)
+        one.wait()
+
+
+def cli_of(folder: Path) -> str:
+    """A program that waits, under the name of the one the Board starts."""
+    program = folder / "llamafactory-cli"
+    program.write_text("import time; time.sleep(600)\n")
+    return str(program)
+
+
+def recorded(folder: Path, name: str, port: int, pid: int, **more: Any) -> Service:
+    service = Service(folder, name)
+    record = {"name": name, "port": port, "process": identify(pid).to_json(), "serves": {}} | more
+    write_json(service.record_file, record)
+    return service
+
+
+def until(true: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_states_of_a_service(tmp_path: Path, answering: int, process: Any) -> None:
+    service = Service(tmp_path, "api")
+    assert services.state(service)["state"] == "absent"
+    running = process()
+    recorded(tmp_path, "api", answering, running.pid)
+    # Without the key nothing answers 200: it counts as starting.
+    assert services.wait(service, 0.3)["state"] == "starting"
+    service.key_file.write_text("right")
+    assert services.wait(service, 5)["state"] == "ready"
+    service.log_file.write_text("one\n\nOSError: the last word\n")
+    running.kill()
+    running.wait()
+    said = services.state(service)
+    assert (said["state"], said["tail"]) == ("ended", ["one", "OSError: the last word"])
+
+
+def test_a_pid_of_somebody_else_is_not_the_service(
+    tmp_path: Path, answering: int, process: Any
+) -> None:
+    """Ended services must not make us kill whoever has the number now."""
+    running = process()
+    there = identify(running.pid).to_json() | {"started": 1}
+    service = recorded(tmp_path, "webui", answering, running.pid, process=there)
+    assert services.state(service)["state"] == "ended"
+    assert services.stop(service, force=True)["state"] == "ended"
+    assert running.poll() is None
+
+
+def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process: Any) -> None:
+    running = process(cli_of(tmp_path))
+    until(lambda: services.training(running.pid))
+    service = recorded(tmp_path, "webui", 9, running.pid)
+    kept = services.stop(service, force=False)
+    assert (kept["state"], kept["training"]["folder"]) == ("kept", "/b/saves/m/lora/t1")
+    assert running.poll() is None and service.record_file.exists()
+    trainer = kept["training"]["pid"]
+    assert services.stop(service, force=True)["state"] == "stopped"
+    assert running.wait(5) is not None
+    assert not Path(f"/proc/{trainer}").exists() or not services.command_of(trainer)
+    assert not service.record_file.exists()
+
+
+def test_the_key_goes_with_the_service(tmp_path: Path, process: Any) -> None:
+    service = recorded(tmp_path, "api", 9, process().pid)
+    service.key_file.write_text("right")
+    services.stop(service, force=False)
+    assert not service.key_file.exists()
+
+
+def test_a_living_service_of_something_else_is_refused(tmp_path: Path, process: Any) -> None:
+    service = recorded(tmp_path, "api", 9, process().pid, serves={"what": "adapter", "run": "r1"})
+    asked = {"serves": {"what": "base", "run": "r1"}, "settings": {}}
+    with pytest.raises(UsageError, match=r"^serves what adapter, run r1$"):
+        services.start(service, asked)
+    same = asked | {"serves": {"what": "adapter", "run": "r1"}}
+    assert services.start(service, same)["reused"] is True
+
+
+def test_registered_data_of_others_stays(tmp_path: Path, process: Any) -> None:
+    data = tmp_path / "data"
+    write_json(data / "dataset_info.json", {"theirs": {"file_name": "t.json"}, "both": {"old": 1}})
+    service = recorded(tmp_path, "webui", 9, process().pid)
+    asked = {"serves": {}, "settings": {"data": str(data)}, "datasets": {"both": {"new": 1}}}
+    services.start(service, asked)
+    merged = json.loads((data / "dataset_info.json").read_text())
+    assert merged == {"theirs": {"file_name": "t.json"}, "both": {"new": 1}}
+    (data / "dataset_info.json").write_text("{broken")
+    with pytest.raises(UsageError, match=r"dataset_info.json: not JSON"):
+        services.start(service, asked)
+    assert (data / "dataset_info.json").read_text() == "{broken"
+
+
+def test_the_answer_comes_past_a_proxy(answering: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoDL's turbo proxy answers 503 for loopback."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert services.http_status(answering, "/v1/models", "right") == 200
+    assert services.http_status(answering, "/v1/models", "wrong") == 401
+    assert services.http_status(services.free_port(), "/") is None
+
+
+def test_who_listens_on_loopback() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert not services.listens(port)
+        listener.listen()
+        assert services.listens(port)
+
+
+def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> None:
+    """As a client asks: one process, JSON in, JSON out, files for the owner alone."""
+    runs = tmp_path / "runs"
+    build_run(runs)
+    # A training environment has llamafactory; here its version is all that is asked for.
+    version = tmp_path / "lib" / "llamafactory-0.9.3.dist-info"
+    version.mkdir(parents=True)
+    (version / "METADATA").write_text("Metadata-Version: 2.1\nName: llamafactory\nVersion: 0.9.3\n")
+    asked = {
+        "serves": {"what": "merged"},
+        "settings": {"runs": str(runs)},
+        "run": None,
+        "key": "canary",
+    }
+    argv = [sys.executable, "-m", "tunesmith.job.services", "--base", str(tmp_path)]
+    path = os.pathsep.join([str(root / "src"), str(tmp_path / "lib")])
+
+    def ask(*words: str, text: str = "") -> dict[str, Any]:
+        done = subprocess.run(
+            [*argv, *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer | {"code": done.returncode}
+
+    said = ask("start", "api", text=json.dumps(asked))
+    assert said["serves"] == {"what": "merged", "run": RUN_ID}
+    assert said["key"] == "canary"
+    ended = ask("wait", "api", "30")
+    # The run has no merged model: refused by the API's own process, with the command.
+    assert ended["state"] == "ended"
+    assert "`inv merge --run" in ended["tail"][-1]
+    for file in (tmp_path / "services").rglob("*"):
+        assert file.stat().st_mode & 0o077 == 0, file
+    assert "canary" not in (tmp_path / "services" / "api.json").read_text()
+    missing = ask("start", "api", text=json.dumps(asked | {"run": "nope"}))
+    assert missing["code"] == 2
+    assert "no run 'nope'" in missing["error"]
+    assert ask("stop", "nothing")["code"] == 2
+
+
+# --- the Board's folder ---------------------------------------------------------------------
+
+NAMES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "SmolLM2-135M-Instruct"}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> dict[str, str]:
+    """Folders with one run and one base model, as a target has them."""
+    run = build_run(tmp_path / "runs")
+    output = run / "output"
+    (output / "checkpoint-104").mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json", ".hidden"):
+        (output / name).write_text(name)
+    config = CONFIG | {"output_dir": str(output)}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    model = tmp_path / "models" / "HuggingFaceTB--SmolLM2-135M-Instruct@pypi"
+    record = {"size": 2, "sha256": "0" * 64, "mtime_ns": 1}
+    write_json(
+        model / "tunesmith-model.json",
+        {
+            "name": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "path": ".",
+            "source": "folder",
+            "revision": None,
+            "requested": None,
+            "fetched_at": "2026",
+            "files": {"config.json": record},
+        },
+    )
+    (tmp_path / "data").mkdir()
+    return {
+        **{name: str(tmp_path / name) for name in ("data", "models", "runs")},
+        "language": "zh",
+    }
+
+
+def test_the_board_sees_data_models_and_runs(tmp_path: Path, house: dict[str, str]) -> None:
+    folder = tmp_path / "board"
+    found = board.lay_out(folder, house, NAMES)
+    model = tmp_path / "models" / "HuggingFaceTB--SmolLM2-135M-Instruct@pypi"
+    assert found == {"SmolLM2-135M-Instruct": model}
+    assert (folder / "data").resolve() == tmp_path / "data"
+    shown = folder / "saves" / "SmolLM2-135M-Instruct" / "lora" / RUN_ID
+    assert (shown / "adapter_model.safetensors").read_text() == "adapter_model.safetensors"
+    # The Board goes on training in whatever has a checkpoint: our run must not be that.
+    assert not list(shown.glob("checkpoint-*")) and not shown.is_symlink()
+    config = yaml.safe_load((folder / "cache" / "user_config.yaml").read_text())
+    assert config["path_dict"] == {"SmolLM2-135M-Instruct": str(model)}
+    assert (config["lang"], config["last_model"]) == ("zh", "SmolLM2-135M-Instruct")
+
+
+def test_a_second_start_keeps_the_users_choices(tmp_path: Path, house: dict[str, str]) -> None:
+    folder = tmp_path / "board"
+    own = tmp_path / "own-model"
+    own.mkdir()
+    board.lay_out(folder, house, NAMES)
+    config = folder / "cache" / "user_config.yaml"
+    chosen = {"lang": "en", "last_model": "Custom", "cache_dir": None}
+    chosen |= {"path_dict": {"SmolLM2-135M-Instruct": str(own), "Custom": "/x"}}
+    config.write_text(yaml.safe_dump(chosen))
+    board.lay_out(folder, house, NAMES)
+    assert yaml.safe_load(config.read_text()) == chosen
+
+
+def test_a_run_that_is_gone_is_no_longer_shown(tmp_path: Path, house: dict[str, str]) -> None:
+    folder = tmp_path / "board"
+    board.lay_out(folder, house, NAMES)
+    trained = folder / "saves" / "SmolLM2-135M-Instruct" / "lora" / "train_2026"
+    trained.mkdir()
+    (trained / "adapter_model.safetensors").write_text("the Board's own")
+    run = tmp_path / "runs" / RUN_ID
+    run.rename(tmp_path / "elsewhere")
+    board.lay_out(folder, house, NAMES)
+    assert [path.name for path in trained.parent.iterdir()] == ["train_2026"]
+    assert (tmp_path / "elsewhere" / "output" / "adapter_config.json").exists()
+
+
+def test_a_data_folder_in_the_way_is_not_removed(tmp_path: Path, house: dict[str, str]) -> None:
+    (tmp_path / "board" / "data").mkdir(parents=True)
+    with pytest.raises(UsageError, match="board/data: something else is there"):
+        board.lay_out(tmp_path / "board", house, NAMES)
+
+
+def test_hub_code_is_off_in_what_the_board_starts() -> None:
+    seen: list[Any] = []
+
+    @board.without_hub_code
+    def parse(data: dict[str, Any]) -> dict[str, Any]:
+        return {"model_name_or_path": data["model"], "trust_remote_code": True}
+
+    @board.without_hub_code
+    def load(_self: object, args: dict[str, Any] | None = None) -> None:
+        seen.append(args)
+
+    assert parse({"model": "m"})["trust_remote_code"] is False
+    load(object(), {"trust_remote_code": True})
+    load(object(), args={"trust_remote_code": True, "template": "qwen"})
+    load(object())
+    assert seen == [
+        {"trust_remote_code": False},
+        {"trust_remote_code": False, "template": "qwen"},
+        None,
+    ]
+
+
+# --- curves ---------------------------------------------------------------------------------
+
+
+def test_curves_of_a_run_continued_from_a_checkpoint(tmp_path: Path) -> None:
+    run = build_run(tmp_path)
+    written: list[tuple[int, dict[str, float]]] = []
+    again: list[int] = []
+    curve = curves.Curve(
+        run / "events.jsonl", lambda _when, step, values: written.append((step, dict(values)))
+    )
+    curve.go_on(lambda _when, step: again.append(step))
+    steps = [step for step, values in written if "train/loss" in values]
+    assert steps == [*range(1, 68), *range(61, 105)]
+    assert again == [61]
+    assert set(written[0][1]) == {"train/loss", "train/learning_rate", "train/grad_norm"}
+    assert [values for step, values in written if step == 13][1].keys() == {"eval/loss"}
+    curve.go_on(lambda _when, step: again.append(step))
+    assert len(written) == len(steps) + 9
+
+
+def test_curves_of_the_board_have_its_names() -> None:
+    line = {"current_steps": 5, "total_steps": 9, "loss": 1.5, "lr": 5e-5, "eval_loss": None}
+    assert curves.scalars(line) == {"train/loss": 1.5, "train/learning_rate": 5e-5}
+    assert curves.step_of(line) == 5
+    assert curves.scalars({"event": "log", "step": 1, "loss": "NaN"}) == {}
+    assert curves.scalars({"event": "checkpoint", "step": 1, "path": "x"}) == {}
+
+
+def test_runs_of_the_board_are_not_shown_twice(tmp_path: Path, house: dict[str, str]) -> None:
+    board.lay_out(tmp_path / "board", house, NAMES)
+    saves = tmp_path / "board" / "saves"
+    run = tmp_path / "runs" / RUN_ID
+    (run / "output" / "trainer_log.jsonl").write_text("{}\n")
+    board.lay_out(tmp_path / "board", house, NAMES)
+    own = saves / "Qwen3-8B" / "lora" / "train_2026" / "trainer_log.jsonl"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}\n")
+    found = dict(curves.sources(tmp_path / "runs", saves, None))
+    assert found == {RUN_ID: run / "events.jsonl", "board/Qwen3-8B/train_2026": own}
+    only = dict(curves.sources(tmp_path / "runs", saves, str(run)))
+    assert only == {RUN_ID: run / "events.jsonl"}

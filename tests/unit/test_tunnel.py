@@ -1,0 +1,240 @@
+"""Tunnels: what ssh is asked for, and which local port; and what services are asked for."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.local_hosts import local_hosts
+from tunesmith import services
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.hosts.remote import Remote
+from tunesmith.project import Project
+from tunesmith.services import KINDS, Folders
+from tunesmith.tunnel import Tunnel, free_port, reopen
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def remote(root: Path, tmp_path: Path) -> Remote:
+    return Remote("gpu1", local_hosts(root, tmp_path, ("gpu1",)).inventory)
+
+
+@pytest.fixture
+def taken() -> Any:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_the_tunnel_is_bound_on_loopback_on_both_ends(remote: Remote) -> None:
+    argv = Tunnel(remote, 7860, 7861).argv()
+    assert argv[argv.index("-L") + 1] == "127.0.0.1:7861:127.0.0.1:7860"
+    options = {argv[i + 1] for i, word in enumerate(argv) if word == "-o"}
+    assert {"GatewayPorts=no", "ExitOnForwardFailure=yes", "ControlMaster=no"} <= options
+    assert {"ControlPath=none", "BatchMode=yes"} <= options
+    assert "-g" not in argv and argv[-1] == "gpu1" and "-N" in argv
+
+
+def test_ssh_itself_reads_the_options_so(remote: Remote) -> None:
+    """`ssh -G` prints what counts in the end, whatever the inventory's ssh_config says."""
+    remote.config.write_text(
+        "Host gpu1\n  HostName 127.0.0.1\n  GatewayPorts yes\n  ControlMaster auto\n"
+        "  ControlPath ~/.ssh/kept-%C\n"
+    )
+    argv = Tunnel(remote, 7860, 7861).argv()
+    shown = subprocess.run([argv[0], "-G", *argv[1:]], capture_output=True, text=True, check=True)
+    said = dict(line.split(" ", 1) for line in shown.stdout.splitlines() if " " in line)
+    assert said["gatewayports"] == "no"
+    assert said["exitonforwardfailure"] == "yes"
+    assert said["controlmaster"] == "false"
+    assert said["localforward"] == "[127.0.0.1]:7861 [127.0.0.1]:7860"
+    assert said.get("controlpath", "none") == "none"
+
+
+def test_a_wanted_port_that_is_taken_is_refused(taken: int) -> None:
+    with pytest.raises(UsageError, match=f"port {taken} of this machine is taken"):
+        free_port(taken)
+    with pytest.raises(UsageError, match="from 1 to 65535"):
+        free_port(70000)
+
+
+def test_a_usual_port_that_is_taken_gives_way(taken: int) -> None:
+    found = free_port(None, taken)
+    assert found != taken
+    assert free_port(found) == found
+
+
+def test_a_host_that_is_off_is_told(remote: Remote) -> None:
+    way = Tunnel(remote, 7860, free_port(None))
+    with pytest.raises(TunesmithError, match=r"gpu1: root@gpu1.example.com:22 is off"):
+        way.open()
+    way.close()
+    assert not way.alive()
+
+
+def test_reopening_tells_a_reason_once_and_ends_where_trying_cannot_help(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.tunnel.PAUSES", (0.01,))
+    told: list[str] = []
+    way = Tunnel(remote, 7860, free_port(None))
+    remote.config.write_text(
+        f"Host gpu1\n  HostName 127.0.0.1\n  ProxyCommand sh -c 'cd {remote.config.parent}; "
+        f"echo x >>tries; echo Connection refused >&2'\n"
+    )
+    with pytest.raises(TunesmithError):
+        way.open()
+    with socket.socket() as other:
+
+        def attempts() -> int:
+            return len((remote.config.parent / "tries").read_text().splitlines())
+
+        def take_it() -> None:
+            until = time.monotonic() + 10
+            while attempts() < 4 and time.monotonic() < until:
+                time.sleep(0.005)
+            other.bind(("127.0.0.1", way.here))
+            other.listen()
+
+        thief = threading.Thread(target=take_it)
+        thief.start()
+        with pytest.raises(UsageError, match=f"port {way.here} of this machine is taken"):
+            reopen(way, told.append)
+        thief.join()
+    assert len(told) == 1 and told[0].endswith("; connecting again")
+
+
+def data_folder(folder: Path, registry: object) -> Path:
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text(json.dumps(registry))
+    return folder
+
+
+def test_the_data_that_goes_along_is_what_the_registry_names(tmp_path: Path) -> None:
+    registry = {
+        "here": {"file_name": "here.json"},
+        "folder": {"file_name": "many"},
+        "hub": {"hf_hub_url": "owner/name"},
+        "gone": {"file_name": "gone.json"},
+        "outside": {"file_name": "../secret.json"},
+        "absolute": {"file_name": "/etc/passwd"},
+    }
+    data = data_folder(tmp_path / "data", registry)
+    (tmp_path / "secret.json").write_text("[]")
+    (data / "here.json").write_text("[]")
+    (data / "unregistered.json").write_text("[]")
+    (data / "many" / "deep").mkdir(parents=True)
+    for name in ("a.json", "deep/b.json"):
+        (data / "many" / name).write_text("[]")
+    entries, files, missing = services.registered(data)
+    assert set(entries) == {"here", "folder", "hub"}
+    assert set(files) == {"here.json", "many/a.json", "many/deep/b.json"}
+    assert missing == [
+        "gone (gone.json)",
+        "outside (../secret.json)",
+        "absolute (/etc/passwd)",
+    ]
+
+
+def test_a_registry_that_is_no_json_is_named(tmp_path: Path) -> None:
+    data = data_folder(tmp_path / "data", {})
+    (data / "dataset_info.json").write_text("{")
+    with pytest.raises(UsageError, match=r"dataset_info.json: not JSON"):
+        services.registered(data)
+    assert services.registered(tmp_path) == ({}, {}, [])
+
+
+def test_one_target_at_a_time(root: Path) -> None:
+    with pytest.raises(UsageError, match="one target at a time"):
+        services.place_of(Project.at(root), "gpu1,gpu2")
+
+
+class Place:
+    """A target that answers as told."""
+
+    name = "gpu1"
+    folders = Folders(*(Path(f"/there/{name}") for name in ("", "data", "models", "runs")))
+    remote = None
+    mends = "`inv provision --on gpu1`"
+
+    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, ...]] = []
+
+    def ask(self, verb: str, *words: str, body: Any = None, timeout: float = 60) -> dict[str, Any]:
+        self.asked.append((verb, *words))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def bring_data(self, tell: services.Tell) -> dict[str, Any]:
+        return {}
+
+    def bring_packages(self, folder: Path, tell: services.Tell) -> Path:
+        return folder
+
+
+def test_a_service_that_does_not_come_up_says_the_end_of_its_log() -> None:
+    tail = ["Traceback (most recent call last):", "OSError: no space left"]
+    place = Place(
+        {"reused": False, "log": "/there/webui.log"},
+        {"state": "ended", "tail": tail, "log": "/there/webui.log"},
+    )
+    with pytest.raises(TunesmithError) as raised:
+        services.start(place, KINDS["webui"], {}, lambda _: None)
+    assert raised.value.message == (
+        "gpu1: LLaMA Board ended while it started: OSError: no space left; `inv provision --on "
+        "gpu1` mends the environment"
+    )
+    assert raised.value.detail == (tail[0], "log: /there/webui.log")
+
+
+def test_a_refusal_that_names_its_command_names_no_other() -> None:
+    place = Place(
+        {"reused": False, "log": "x"},
+        {
+            "state": "ended",
+            "tail": ["x", "refused: no merged model: `inv merge --run r`"],
+            "log": "x",
+        },
+    )
+    with pytest.raises(TunesmithError) as raised:
+        services.start(place, KINDS["api"], {}, lambda _: None)
+    assert raised.value.message == "gpu1: no merged model: `inv merge --run r`"
+    assert raised.value.detail == ()
+
+
+def test_another_model_is_not_served_in_place_of_the_one_asked_for() -> None:
+    place = Place(UsageError("serves what adapter, run r1"))
+    with pytest.raises(UsageError) as raised:
+        services.start(place, KINDS["api"], {}, lambda _: None)
+    assert raised.value.message == (
+        "the API of gpu1 serves what adapter, run r1; end that one first: `inv api --on gpu1 "
+        "--stop`"
+    )
+
+
+def test_a_key_is_made_for_the_api_only() -> None:
+    keys = {services.asked_of(Place(), KINDS["api"])["key"] for _ in range(3)}
+    assert len(keys) == 3
+    assert all(len(key) >= 43 for key in keys)
+    assert "key" not in services.asked_of(Place(), KINDS["webui"])
+
+
+def test_the_board_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LC_ALL", raising=False)
+    for said, language in (("zh_CN.UTF-8", "zh"), ("en_US.UTF-8", "en"), ("", "en")):
+        monkeypatch.setenv("LANG", said)
+        asked = services.asked_of(Place(), KINDS["webui"])
+        assert asked["settings"]["language"] == language
