@@ -122,10 +122,10 @@ def stop(_c: Context, run: str = "", on: str = "local") -> None:
     help={
         "run": RUN,
         "on": "host",
-        "what": "of adapter,merged,report,log (default: all of it)",
+        "what": "of adapter,merged,report,log,predict,export (default: all of it)",
     }
 )
-def pull(_c: Context, on: str, run: str = "", what: str = "adapter,merged,report,log") -> None:
+def pull(_c: Context, on: str, run: str = "", what: str = "") -> None:
     """Bring a run from a host, complete or not at all."""
     from tunesmith import cli
 

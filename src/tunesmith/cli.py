@@ -143,13 +143,11 @@ def stop(root: Path, on: str, run: str | None) -> None:
 
 
 def pull(root: Path, on: str, run: str | None, what: str) -> None:
-    """Bring a run from a host under .tunesmith/runs/."""
-    project = Project.at(root)
-    target = _host(_target(project, on))
-    parts = tuple(part.strip() for part in what.split(",") if part.strip())
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown or not parts:
-        raise UsageError(f"--what {what}: it takes {', '.join(PARTS)}")
+    """Bring a run, or parts of it (PARTS), from a host under .tunesmith/runs/."""
+    target = _host(_target(Project.at(root), on))
+    parts = runs.words_of(what) or PARTS
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"--what {unknown[0]}: it takes {', '.join(PARTS)}")
     _pull(target, target.find(run), parts)
 
 

@@ -25,10 +25,10 @@ from tunesmith.dataset.overlap import overlap
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.split import split
-from tunesmith.dataset.tables import tables_of
 from tunesmith.errors import UsageError
 from tunesmith.plan import absolute_paths
 from tunesmith.project import Project
+from tunesmith.runs import tables_here
 
 _SECONDS = 5.0  # in a pipe: the time between two lines of progress
 
@@ -67,7 +67,7 @@ def check(root: Path, asked: Asked) -> None:
     if asked.config:
         _check_config(project, asked)
         return
-    tables = _tables(project)
+    tables = tables_here(project)
     with _bar("rows") as progress:
         if asked.file:
             path = project.find(asked.file)
@@ -89,7 +89,7 @@ def register(
 ) -> None:
     """Add a checked file or folder to dataset_info.json."""
     project = Project.at(root)
-    folder, path, tables = project.find(dataset_dir), project.find(file), _tables(project)
+    folder, path, tables = project.find(dataset_dir), project.find(file), tables_here(project)
     if dry:
         found = registry.check_unregistered(path, tables=tables)
         say(f"would register {key}: {path} ({found.rows} rows, {found.error_count} errors)")
@@ -116,7 +116,7 @@ def split_data(
     except ValueError:
         raise UsageError(f"--share {share!r} is no number; write it as in --share 0.1") from None
     made = split(
-        folder, key, held_out, seed, replace_files=replace, tables=_tables(project), dry=dry
+        folder, key, held_out, seed, replace_files=replace, tables=tables_here(project), dry=dry
     )
     verb = "would write" if dry else "wrote" if made.changed else "unchanged"
     for part in (made.train, made.validation):
@@ -173,7 +173,7 @@ def _check_config(project: Project, asked: Asked) -> None:
     names = list(dict.fromkeys(name.strip() for name in ",".join(listed).split(",")))
     if not listed:
         raise UsageError(f"{config.file}: names no data set; write dataset: KEY")
-    tables = _tables(project)
+    tables = tables_here(project)
     reports: Sequence[DatasetReport] = ()
     entries: list[tuple[Entry, Path]] = []
     if not folder.startswith(("ONLINE", "REMOTE:")):
@@ -261,14 +261,6 @@ def _job(project: Project) -> tuple[Path, dict[str, str]]:
         )
     variables = {**project.stack.variables, "HF_HOME": str(project.hf_home)}
     return environment.python, variables
-
-
-def _tables(project: Project) -> Tables | None:
-    """Return the reader of CSV and Parquet, None where there is no training environment."""
-    environment = project.environment()
-    if not environment.current():
-        return None
-    return tables_of(environment.python, {"HF_HOME": str(project.hf_home)})
 
 
 def _tell(reports: Sequence[DatasetReport]) -> None:

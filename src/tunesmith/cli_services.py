@@ -121,7 +121,7 @@ def tunnel(root: Path, on: str, port_word: str, *, local: int, dry: bool) -> Non
     with _signals(), contextlib.closing(way):
         way.open()
         say(f"{on}: its port {port} is http://127.0.0.1:{way.here} here; Ctrl-C ends the tunnel")
-        with contextlib.suppress(KeyboardInterrupt, _HangupError):
+        with contextlib.suppress(KeyboardInterrupt):
             while True:
                 if not way.alive():
                     reopen(way, say)
@@ -154,8 +154,6 @@ def _serve(
         if browser and sys.stdout.isatty():
             webbrowser.open(url)
         _stay(place, kind, way)
-    except _HangupError:
-        return
     except KeyboardInterrupt:
         if way is not None:
             way.close()
@@ -291,9 +289,15 @@ def _signals() -> Iterator[None]:
     def hang_up(_number: int, _frame: object) -> None:
         raise _HangupError
 
-    before = signal.signal(signal.SIGTERM, interrupt), signal.signal(signal.SIGHUP, hang_up)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGTERM, interrupt)
+    # Under nohup it is ignored, and stays so.
+    if before[signal.SIGHUP] is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
+    except _HangupError:
+        return
     finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGHUP, before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler)

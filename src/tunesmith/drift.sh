@@ -13,7 +13,7 @@ set -u
 LC_ALL=C
 export LC_ALL
 # Programs that a non-interactive login may lack on PATH.
-PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/nvidia/bin"
+PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/nvidia/bin:/usr/lib/wsl/lib"
 
 # Start files of shells and of conda that may hold a line of ours. They lie on the system
 # disk, which a platform may reset while the data disk stays.

@@ -112,14 +112,16 @@ def gpus() -> int:
     return len(devices) or int(Path("/dev/dxg").exists())
 
 
-def _prepare(*, writes: bool = True) -> None:
+def _mount_fault() -> str | None:
+    status = WORKSPACE.stat()
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    return missing(mounts, (status.st_uid, status.st_gid), os.access(WORKSPACE, os.W_OK))
+
+
+def _prepare() -> None:
     """Refuse a container that cannot do a run's work, and let a signal end it well."""
-    if writes:
-        status = WORKSPACE.stat()
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-        fault = missing(mounts, (status.st_uid, status.st_gid), os.access(WORKSPACE, os.W_OK))
-        if fault:
-            raise UsageError(fault)
+    if fault := _mount_fault():
+        raise UsageError(fault)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
 
@@ -268,9 +270,13 @@ def _merge(words: list[str]) -> None:
 
     parser = _parser("merge", run=True)
     parser.add_argument("overrides", nargs="*", help="export keys, as in infer_dtype=float32")
+    parser.add_argument(
+        "--accept-mismatch", action="store_true", help="although prompts differ from the trained"
+    )
     options = parser.parse_intermixed_args(words)
     _prepare()
-    cli.merge(APP, "local", options.run, tuple(options.overrides), dry=False)
+    overrides, accept = tuple(options.overrides), options.accept_mismatch
+    cli.merge(APP, "local", options.run, overrides, accept=accept, dry=False)
 
 
 def _predict(words: list[str]) -> None:
@@ -346,10 +352,7 @@ def _check(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     project = Project.at(APP)
     environment = project.environment()
-    status, room = WORKSPACE.stat(), os.statvfs(SHM)
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-    owner = (status.st_uid, status.st_gid)
-    fault = missing(mounts, owner, os.access(WORKSPACE, os.W_OK))
+    room, fault = os.statvfs(SHM), _mount_fault()
     say(f"user         {os.getuid()}:{os.getgid()}")
     say(f"flavour      {environment.flavour.name}, lock {environment.flavour.lock_sha256[:12]}")
     say(f"/workspace   {fault or 'mounted, can be written'}")
@@ -404,6 +407,9 @@ def _serve(command: str) -> Callable[[list[str]], None]:
             "webui": ("GRADIO_SERVER_NAME", os.environ.get("GRADIO_SERVER_PORT", "7860")),
             "webchat": ("GRADIO_SERVER_NAME", os.environ.get("GRADIO_SERVER_PORT", "7860")),
         }[command]
+        # The Board keeps its settings and results in the folder it is started in.
+        if command == "webui" and (fault := _mount_fault()):
+            raise UsageError(fault)
         loopback = os.environ.get(key, "127.0.0.1") in ("127.0.0.1", "localhost", "::1")
         if command == "api" and not loopback and not os.environ.get("API_KEY"):
             raise UsageError(
@@ -425,6 +431,8 @@ def _pass_on(*command: str) -> Callable[[list[str]], None]:
 
     def become(words: list[str]) -> None:
         sys.stdout.flush()
+        # Into a pipe, as `docker logs` reads it, lines would come when a page is full.
+        os.environ["PYTHONUNBUFFERED"] = "1"
         os.execvp("llamafactory-cli", ["llamafactory-cli", *command, *words])  # noqa: S606
 
     return become

@@ -15,8 +15,10 @@ import yaml
 from tunesmith import hub, modelfiles, models
 from tunesmith.config import Config, load_config, parse_overrides
 from tunesmith.dataset.prompts import load_prompts
+from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import REGISTRY, check_registered
 from tunesmith.dataset.report import DatasetReport
+from tunesmith.dataset.tables import tables_of
 from tunesmith.errors import UsageError
 from tunesmith.files import human_bytes, write_json, write_text
 from tunesmith.hosts import inventory
@@ -186,7 +188,7 @@ def plan_training(
     values, owned = own_keys(config, place, str(model.path) if model else name)
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
-    reports = check_data(values)
+    reports = check_data(values, tables_here(project))
     inputs = bring(target, place.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=asked.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
@@ -260,7 +262,7 @@ def bring(
         if values[key] == path:
             continue
         if key == "dataset_dir":
-            files = [Path(report.file) for report in reports if report.rows is not None]
+            files = [Path(report.file) for report in reports if _lies_here(report)]
             inputs += _below(Path(path), [Path(path) / REGISTRY, *files], key)
         elif Path(path).is_dir():
             inputs += _below(Path(path), sorted(Path(path).rglob("*")), key)
@@ -329,17 +331,31 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
     )
 
 
-def check_data(values: Mapping[str, Any]) -> list[DatasetReport]:
+def tables_here(project: Project) -> Tables | None:
+    """Return the reader of CSV and Parquet, None where there is no training environment."""
+    environment = project.environment()
+    if not environment.current():
+        return None
+    return tables_of(environment.python, {"HF_HOME": str(project.hf_home)})
+
+
+def check_data(values: Mapping[str, Any], tables: Tables | None = None) -> list[DatasetReport]:
     """Check the data sets a config names. Raises UsageError naming all faults of the first
-    faulty file."""
+    faulty file. Without `tables`, CSV and Parquet are passed over."""
     names = [values[key] for key in ("dataset", "eval_dataset") if values.get(key)]
     folder = str(values.get("dataset_dir", "data"))
     if not names or folder.startswith(("ONLINE", "REMOTE:")):
         return []
-    reports = list(check_registered(Path(folder), ",".join(names), str(values.get("stage", "sft"))))
+    stage = str(values.get("stage", "sft"))
+    reports = list(check_registered(Path(folder), ",".join(names), stage, tables=tables))
     for report in reports:
         report.raise_if_bad()
     return reports
+
+
+def _lies_here(report: DatasetReport) -> bool:
+    """Whether the data set is files of this machine, not an address."""
+    return Path(report.file).is_absolute() and Path(report.file).exists()
 
 
 def plan_merge(
@@ -413,7 +429,7 @@ def plan_predict(
         request |= {"turn": "refuse"} if target.shared else {}
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
-    inputs = bring(target, place.run.name, values, check_data(values))
+    inputs = bring(target, place.run.name, values, check_data(values, tables_here(project)))
     request = request | {"predict": values}
     return Plan(place, phases, request, None, tuple(owned), inputs=inputs)
 
@@ -503,7 +519,7 @@ def _model_record(name: str, model: ModelFolder | None) -> dict[str, Any]:
 def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
     """The base model is here and verified: nothing may be fetched behind our back, unless a
     data set lives on a hub."""
-    return {} if any(report.rows is None for report in reports) else {"HF_HUB_OFFLINE": "1"}
+    return {"HF_HUB_OFFLINE": "1"} if all(map(_lies_here, reports)) else {}
 
 
 def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -180,20 +180,23 @@ class LocalPlace:
         """Ask tunesmith.job.services here."""
         argv = [str(self._environment.python), "-m", "tunesmith.job.services"]
         argv += ["--base", str(self._project.home), verb, *words]
-        done = subprocess.run(
-            argv,
-            input="" if body is None else json.dumps(body),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            cwd=self._project.root,
-            env={
-                **os.environ,
-                **self._project.stack.variables,
-                "HF_HOME": str(self._project.hf_home),
-            },
-        )
+        variables = {"HF_HOME": str(self._project.hf_home), **self._project.stack.variables}
+        try:
+            done = subprocess.run(
+                argv,
+                input="" if body is None else json.dumps(body),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+                cwd=self._project.root,
+                env={**os.environ, **variables},
+            )
+        except subprocess.TimeoutExpired:
+            raise TunesmithError(
+                f"local: no answer after {timeout:g} s, this machine is overloaded; the same "
+                "command can be given again"
+            ) from None
         return _answer(self, verb, done)
 
     def bring_data(self, tell: Tell) -> Mapping[str, Any]:

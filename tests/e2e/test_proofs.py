@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,7 @@ def proven(python: Path, run: Path, kind: str) -> dict[str, Any]:
     )
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-4000:]
     found: dict[str, Any] = json.loads((run / "found.json").read_text(encoding="utf-8"))
+    shutil.rmtree(run)  # over a gigabyte, and pytest keeps the folders of three sessions
     return found
 
 

@@ -189,8 +189,9 @@ def test_the_api_serves_a_run_to_who_has_the_key(
 
     owner = Service(home, "api").process()
     assert owner
-    for secret in ("cmdline", "environ"):
-        assert key.encode() not in Path(f"/proc/{owner.pid}/{secret}").read_bytes()
+    for pid in (owner.pid, *services.descendants(owner.pid)):
+        for place in ("cmdline", "environ"):
+            assert key.encode() not in Path(f"/proc/{pid}/{place}").read_bytes(), (pid, place)
     assert Service(home, "api").key_file.stat().st_mode & 0o077 == 0
 
     other = inv("api", "--run", RUN, "--what", "base")

@@ -139,7 +139,7 @@ class Workspace:
         folders = sorted((self.folder / ".tunesmith/runs").glob("*/run.json"))
         return [RunFolder(file.parent) for file in folders]
 
-    def wait_for_step(self, step: int, seconds: float = 180) -> RunFolder:
+    def wait_for_step(self, step: int, seconds: float = 900) -> RunFolder:
         """Return the only run when its training has reached `step`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

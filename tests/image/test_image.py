@@ -172,6 +172,7 @@ def test_it_is_what_a_host_is(built: Built, provisioned_host: tuple[HostProject,
     [
         ([], ["trian"], "there is no verb 'trian'; known are train,"),
         ([], ["train", "configs/train/smollm2_135m_lora_sft.yaml"], 'add `-v "$PWD:/workspace"`'),
+        ([], ["webui"], 'add `-v "$PWD:/workspace"`'),
         (["-v", "WS:/workspace"], ["train", "/home/me/x.yaml"], "/home/me/x.yaml: not in the con"),
         (["-v", "WS:/workspace"], ["train", "tiny.yaml", "bf61=true"], "did you mean `bf16`?"),
         (
@@ -227,10 +228,13 @@ def test_the_root_and_a_read_only_mount_cannot_be_written(
     assert done.stdout.split() == ["1000", "CapEff:", "0" * 16]
 
 
-def test_the_web_ui_listens_where_it_is_told(built: Built) -> None:
+def test_the_web_ui_listens_where_it_is_told(
+    built: Built, workspace: Callable[[], Workspace]
+) -> None:
     """By itself on the container's loopback only; published when that is asked for."""
     port = free_port()
-    argv = ["run", "--detach", *HARDENED]
+    argv = ["run", "--detach", *HARDENED, "--user", "4321:4321"]
+    argv += ["--volume", f"{workspace().folder}:/workspace"]
     asked = ["-e", "GRADIO_SERVER_NAME=0.0.0.0", "-p", f"127.0.0.1:{port}:7860"]
     quiet = docker(*argv, built.name, "webui").stdout.strip()
     open_ = docker(*argv, *asked, built.name, "webui").stdout.strip()
@@ -260,7 +264,7 @@ def get(url: str) -> str:
         return ""
 
 
-def wait_for(look: Callable[[], object], seconds: float = 180) -> object:
+def wait_for(look: Callable[[], object], seconds: float = 600) -> object:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():

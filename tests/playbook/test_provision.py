@@ -351,4 +351,3 @@ def test_reset_leaves_what_is_the_users(host: Rented) -> None:
     assert not (host.home / ".condarc").exists()
     again = host.play("reset")
     assert (again.failed, again.changed) == (0, 0), again.text
-    assert good(host) > 0

@@ -57,6 +57,17 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
     assert set(found) <= right
 
 
+def test_pairs_across_are_found_beside_pairs_within() -> None:
+    base = [text() for _ in range(60)]
+    again = [f"{one} more" for one in base]
+    held = [False] * 60 + [True] * 120  # each held row has a twin that is held as well
+    sketches = Sketches()
+    sketches.add([*base, *again, *again])
+    found = {(pair.first, pair.again) for pair in sketches.across(held)}
+    assert found == {(n % 60, 60 + n) for n in range(120)}
+    assert sketches.across([True] * 180) == sketches.across([False] * 180) == []
+
+
 def test_case_and_blanks_make_no_difference_and_short_texts_are_not_judged() -> None:
     one = text()
     assert near_pairs(one, one.upper().replace(" ", "  \n")) == [(0, 1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -170,15 +169,6 @@ def test_the_answer_comes_past_a_proxy(answering: int, monkeypatch: pytest.Monke
     assert services.http_status(services.free_port(), "/") is None
 
 
-def test_who_listens_on_loopback() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        assert not services.listens(port)
-        listener.listen()
-        assert services.listens(port)
-
-
 def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> None:
     """As a client asks: one process, JSON in, JSON out, files for the owner alone."""
     runs = tmp_path / "runs"
@@ -222,6 +212,23 @@ def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> No
     assert missing["code"] == 2
     assert "no run 'nope'" in missing["error"]
     assert ask("stop", "nothing")["code"] == 2
+
+
+def test_an_api_without_a_key_serves_nobody(tmp_path: Path, root: Path) -> None:
+    """LLaMA-Factory takes an empty API_KEY for "everybody may"."""
+    record = Service(tmp_path, "api").record_file
+    settings = {"run": str(build_run(tmp_path))}
+    serves = {"run": RUN_ID, "what": "base"}
+    write_json(record, {"name": "api", "port": 9, "settings": settings, "serves": serves})
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith.job.api", str(record)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root / "src"), "API_KEY": ""},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == "refused: the API was started without a key; `inv api` makes one\n"
 
 
 # --- the Board's folder ---------------------------------------------------------------------

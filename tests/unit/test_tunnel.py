@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -238,3 +240,32 @@ def test_the_board_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("LANG", said)
         asked = services.asked_of(Place(), KINDS["webui"])
         assert asked["settings"]["language"] == language
+
+
+def test_a_killed_client_leaves_no_tunnel_behind(
+    root: Path, remote: Remote, tmp_path: Path
+) -> None:
+    """prctl(2) lets the kernel end ssh when nobody else can."""
+    pid_file = tmp_path / "ssh.pid"
+    remote.config.write_text(
+        "Host gpu1\n  HostName 127.0.0.1\n"
+        f"  ProxyCommand sh -c 'echo $PPID >{pid_file}; sleep 60'\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from tunesmith.hosts.remote import Remote; "
+        "from tunesmith.tunnel import Tunnel, free_port; "
+        "Tunnel(Remote('gpu1', Path(sys.argv[1])), 7860, free_port(None)).open()"
+    )
+    argv = [sys.executable, "-c", code, str(remote.config.parent)]
+    client = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(root / "src")})
+    until = time.monotonic() + 20
+    while not (pid_file.exists() and pid_file.read_text().strip()):
+        assert time.monotonic() < until, "ssh did not begin"
+        time.sleep(0.02)
+    ssh = Path("/proc") / pid_file.read_text().strip() / "cmdline"
+    assert b"-N" in ssh.read_bytes().split(b"\0")
+    client.kill()
+    client.wait()
+    while ssh.exists() and ssh.read_bytes():
+        assert time.monotonic() < until, "ssh lives on"
+        time.sleep(0.02)

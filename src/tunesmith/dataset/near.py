@@ -8,7 +8,7 @@ bins are compared: that misses 1 pair in 5000 at 0.8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,6 @@ class Sketches:
 
     def __init__(self) -> None:
         self._parts: list[Any] = []
-        self._rows = 0
 
     def add(self, texts: Sequence[str]) -> None:
         """Sketch some rows; their texts are not kept."""
@@ -56,49 +55,79 @@ class Sketches:
                 few, held = [], 0
         if few:
             self._parts.append(_sketch(few))
-        self._rows += len(texts)
 
     def pairs(self) -> list[NearPair]:
         """Return each row that is near to one before it, once, with the first such row found."""
-        if self._rows < 2:
-            return []
-        sketches = np.concatenate(self._parts)
-        self._parts = [sketches]
-        judged = (sketches != _EMPTY).any(axis=1)
         nearest: dict[int, tuple[int, float]] = {}
-        bands = sketches.view(np.uint64)
-        empty = np.uint64(0xFFFFFFFFFFFFFFFF)
-        for band in range(_BANDS):
-            keys = bands[:, band]
-            order = np.argsort(keys, kind="stable")
-            same = (keys[order][1:] == keys[order][:-1]) & (keys[order][1:] != empty)
-            starts = np.flatnonzero(np.r_[True, ~same])
-            # The first row of each group of equal keys stands for it.
+        sketches = self._all()
+        for order, starts, same in _bands(sketches):
+            # The first row of each group of equal keys stands for it; neighbours too.
             first = np.repeat(order[starts], np.diff(np.r_[starts, len(order)]))
             for left, right in ((first[1:], order[1:]), (order[:-1], order[1:])):
-                _collect(sketches, judged, left[same], right[same], nearest)
-        return [
-            NearPair(before, again, alike) for again, (before, alike) in sorted(nearest.items())
-        ]
+                left, right = left[same], right[same]
+                low, high = np.minimum(left, right), np.maximum(left, right)
+                _collect(sketches, low, high, nearest)
+        return _listed(nearest)
+
+    def across(self, held: Sequence[bool]) -> list[NearPair]:
+        """Return each held row (`again`) that is near to one not held (`first`), once."""
+        nearest: dict[int, tuple[int, float]] = {}
+        sketches = self._all()
+        out = np.array(held, dtype=bool)
+        for order, starts, _ in _bands(sketches):
+            group = np.zeros(len(order), dtype=np.int64)
+            group[starts[1:]] = 1
+            group = np.cumsum(group)
+            other = np.full(len(starts), -1, dtype=np.int64)
+            known = ~out[order]
+            # Backwards, so that the first row of a group is what stays.
+            other[group[known][::-1]] = order[known][::-1]
+            right = order[~known]
+            left = other[group[~known]]
+            _collect(sketches, left[left >= 0], right[left >= 0], nearest)
+        return _listed(nearest)
+
+    def _all(self) -> Any:
+        """Return the sketches as one array, a row each."""
+        if not self._parts:
+            return np.empty((0, _BINS), dtype=np.uint16)
+        self._parts = [np.concatenate(self._parts)]
+        return self._parts[0]
 
 
-def _collect(
-    sketches: Any, judged: Any, left: Any, right: Any, nearest: dict[int, tuple[int, float]]
-) -> None:
-    """Put pairs that are alike enough into `nearest`; both arrays count rows."""
+def _bands(sketches: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield for each band (rows in the order of its key, where groups of equal keys start,
+    whether a row has the key of the one before it)."""
+    keys_of = sketches.view(np.uint64)
+    empty = np.uint64(0xFFFFFFFFFFFFFFFF)
+    rows = np.flatnonzero((sketches != _EMPTY).any(axis=1))
+    for band in range(_BANDS if len(rows) > 1 else 0):
+        judged = rows[keys_of[rows, band] != empty]
+        order = judged[np.argsort(keys_of[judged, band], kind="stable")]
+        if len(order) < 2:
+            continue
+        keys = keys_of[order, band]
+        same = keys[1:] == keys[:-1]
+        yield order, np.flatnonzero(np.r_[True, ~same]), same
+
+
+def _collect(sketches: Any, left: Any, right: Any, nearest: dict[int, tuple[int, float]]) -> None:
+    """Put pairs that are alike enough into `nearest`, right -> (first left, how alike)."""
     for start in range(0, len(left), 1 << 16):
         a, b = left[start : start + (1 << 16)], right[start : start + (1 << 16)]
-        valid = judged[a] & judged[b] & (a != b)
-        a, b = a[valid], b[valid]
+        a, b = a[a != b], b[a != b]
         x, y = sketches[a], sketches[b]
         used = (x != _EMPTY) | (y != _EMPTY)
         alike = ((x == y) & used).sum(axis=1) / used.sum(axis=1)
-        for before, again, share in zip(a, b, alike, strict=True):
-            if share >= ALIKE:
-                pair = (int(min(before, again)), int(max(before, again)))
-                known = nearest.get(pair[1])
-                if known is None or pair[0] < known[0]:
-                    nearest[pair[1]] = (pair[0], float(share))
+        for place in np.flatnonzero(alike >= ALIKE):
+            before, again = int(a[place]), int(b[place])
+            known = nearest.get(again)
+            if known is None or before < known[0]:
+                nearest[again] = (before, float(alike[place]))
+
+
+def _listed(nearest: dict[int, tuple[int, float]]) -> list[NearPair]:
+    return [NearPair(before, again, alike) for again, (before, alike) in sorted(nearest.items())]
 
 
 def _sketch(texts: Sequence[bytes]) -> Any:

@@ -71,18 +71,14 @@ def overlap(
                 key, number = places[ordinal]
                 other, row = first[asked[ordinal]]
                 found.examples.append(f"row {number} of {key} asks what row {row} of {other} asks")
-    for pair in sketches.pairs():
-        if held[pair.first] == held[pair.again]:
+    for pair in sketches.across(held):
+        if pair.again in seen:
             continue
-        out_row, other_row = pair.first, pair.again
-        if not held[out_row]:
-            out_row, other_row = other_row, out_row
-        if out_row in seen:
-            continue
-        seen.add(out_row)
         found.near += 1
         if found.near <= _EXAMPLES:
-            (key, number), (other, row) = places[out_row], places[other_row]
+            (key, number), (other, row) = places[pair.again], places[pair.first]
             share = f"about {pair.alike:.0%}"
-            found.examples.append(f"row {number} of {key} is {share} row {row} of {other}")
+            found.examples.append(
+                f"row {number} of {key} is {share} the same as row {row} of {other}"
+            )
     return found

@@ -55,8 +55,6 @@ def main() -> int:
         key = Service(record_file.parent.parent, record["name"]).key()
         if not key:
             raise UsageError("the API was started without a key; `inv api` makes one")
-        # Read by LLaMA-Factory when it makes the app; set here, it stands in no process list.
-        os.environ["API_KEY"] = key
         os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
         args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
     except TunesmithError as error:
@@ -66,7 +64,13 @@ def main() -> int:
     from llamafactory.api.app import create_app
     from llamafactory.chat import ChatModel
 
-    uvicorn.run(create_app(ChatModel(args)), host=LOOPBACK, port=int(record["port"]))
+    model = ChatModel(args)
+    # Read when the app is made, and only then: processes started before (torch's compile
+    # workers) or after must not have the key in their environment.
+    os.environ["API_KEY"] = key
+    app = create_app(model)
+    del os.environ["API_KEY"]
+    uvicorn.run(app, host=LOOPBACK, port=int(record["port"]))
     return 0
 
 

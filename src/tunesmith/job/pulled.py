@@ -21,7 +21,7 @@ from tunesmith.job.rundir import RunFolder
 
 # The parts a pull may ask for. What describes the run (config, status, events, answers,
 # proof) always comes along.
-PARTS = ("adapter", "merged", "report", "log", "predict")
+PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 USUAL = ("adapter", "report", "log", "predict")
 
 _CACHE = ".hashes.json"
@@ -69,6 +69,7 @@ def items_of(run: RunFolder) -> list[Item]:
         ("output", output_of(run), "adapter"),
         ("merged", run.path / "merged", "merged"),
         ("predict", run.path / "predict", "predict"),
+        ("export", run.path / "export", "export"),
     ):
         found += [
             Item(f"{name}/{path.relative_to(folder).as_posix()}", path, part)

@@ -7,7 +7,6 @@ only), one is printed; an error is {"error": ..., "detail": [...]} with exit cod
 start NAME           start it, or take the one that lives
 wait NAME [SECONDS]  say how it is, as soon as it no longer starts
 stop NAME [--force]  end it; a training started in the Board keeps it, unless forced
-listens PORT         whether something on this machine listens there, on loopback
 
 Light as the agent: up in a fraction of a second, without torch, on Python 3.10.
 """
@@ -269,19 +268,6 @@ def tail(log: Path) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
 
 
-def listens(port: int) -> bool:
-    """Whether something listens on `port` of this machine's loopback (proc_net_tcp(5))."""
-    loopback = {"0100007F", "00000000", "0" * 32, "0" * 24 + "01000000"}
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(FileNotFoundError):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                local, state_code = line.split()[1], line.split()[3]
-                address, _, at = local.partition(":")
-                if state_code == "0A" and int(at, 16) == port and address in loopback:
-                    return True
-    return False
-
-
 def refused(error: TunesmithError) -> int:
     """End a service's process: its client finds the message as the last line of the log."""
     print(f"{REFUSED}{error.message}")
@@ -371,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, print the answer, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunesmith.job.services", description=__doc__)
     parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("verb", choices=("start", "wait", "stop", "listens"))
+    parser.add_argument("verb", choices=("start", "wait", "stop"))
     parser.add_argument("name")
     parser.add_argument("seconds", type=float, nargs="?", default=0.0)
     parser.add_argument("--force", action="store_true")
@@ -388,8 +374,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(options: argparse.Namespace) -> dict[str, Any]:
-    if options.verb == "listens":
-        return {"listens": listens(int(options.name))}
     if options.name not in MODULES:
         raise UsageError(f"no service {options.name!r}; these are: {', '.join(MODULES)}")
     service = Service(options.base, options.name)

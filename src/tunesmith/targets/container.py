@@ -165,7 +165,8 @@ class ContainerTarget(LocalTarget):
     def _mounts(self, run_id: str) -> list[Mount]:
         wanted = self._folders()
         request, config = self.request(run_id), self.config(run_id)
-        for values in (config, request.get("predict") or {}):
+        fetched = {"model_name_or_path": (request.get("fetch") or {}).get("name")}
+        for values in (config, request.get("predict") or {}, fetched):
             for folder, writable in input_folders(values).items():
                 wanted[folder] = wanted.get(folder, False) or writable
         for found in request.get("data", []):

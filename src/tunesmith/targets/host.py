@@ -33,7 +33,7 @@ from tunesmith.project import Project
 from tunesmith.targets.base import ACTIVE, Look
 
 # Parts of a run that `pull` can bring; `results` wants the small ones only.
-PARTS = ("adapter", "merged", "report", "log", "predict")
+PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)

@@ -22,6 +22,7 @@ done_mark=$environment/.tunesmith-installed-$digest
 
 export TMPDIR="$base/tmp" UV_CACHE_DIR="$cache/uv" UV_NO_CONFIG=1 UV_NO_PROGRESS=1
 export PYTHONNOUSERSITE=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_RETRIES=2
+export PIP_ROOT_USER_ACTION=ignore
 # The image's pip.conf may name an index without TLS.
 export PIP_CONFIG_FILE=/dev/null
 unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV CONDA_PREFIX
