@@ -46,6 +46,9 @@ __all__ = [
 
 Converter = Callable[[Path, Path], None]
 
+# models.yml and mirrors/ beside these sources: in a clone, on a host and in the image.
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
 # What a failed fetch is called after: the first of these kinds that a source met.
 HEADLINES = {
     "disk": "the disk is full",
@@ -438,7 +441,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = verbs.add_parser("fetch", help="fetch and verify a base model")
     verb.add_argument("name", help="repo id, or a folder to verify")
     verb.add_argument(
-        "--configs", type=Path, required=True, help="folder with models.yml, mirrors/"
+        "--configs", type=Path, default=CONFIGS, help="folder with models.yml, mirrors/"
     )
     verb.add_argument("--hf-home", type=Path, required=True, help="huggingface_hub's HF_HOME")
     verb.add_argument("--store", type=Path, required=True, help="folder of tunesmith's models")

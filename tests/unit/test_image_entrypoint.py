@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith import entrypoint
 from tunesmith.console import COMMAND, as_typed
-from tunesmith.targets.container import input_folders, without_nested
+from tunesmith.targets.container import input_folders, network, without_nested
 
 pytestmark = pytest.mark.unit
 
@@ -132,3 +132,18 @@ def test_two_runs_are_the_same_but_for_what_each_has_of_its_own() -> None:
     assert entrypoint.identity({"model": {"name": "x"}}, config) != entrypoint.identity(
         request, config
     )
+
+
+def test_a_container_reaches_what_this_machine_reaches_and_gets_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.upper().endswith(("_PROXY", "_CERT_FILE", "_CA_BUNDLE")):
+            monkeypatch.delenv(name)
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("x")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert network() == {"HTTPS_PROXY": "http://proxy:3128", "SSL_CERT_FILE": str(bundle)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from tests.unit.run_folder import CONFIG, RUN_ID, build_run
 from tunesmith.errors import UsageError
 from tunesmith.files import write_json
 from tunesmith.job import board, curves, services
-from tunesmith.job.identity import identify
+from tunesmith.job.identity import Identity, identify, start_ticks
 from tunesmith.job.services import Service
 
 pytestmark = pytest.mark.unit
@@ -128,6 +129,35 @@ def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process:
     assert running.wait(5) is not None
     assert not Path(f"/proc/{trainer}").exists() or not services.command_of(trainer)
     assert not service.record_file.exists()
+
+
+def test_an_end_is_waited_for_to_the_last_thread() -> None:
+    """A first thread that has ended leaves a zombie whose sockets the others keep open."""
+    program = (
+        "import ctypes, signal, socket, threading, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    argv = [sys.executable, "-c", program]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        port = int(process.stdout.readline())
+        state = Path(f"/proc/{process.pid}/stat")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
+        socket.create_connection(("127.0.0.1", port)).close()
+        assert not services._gone(zombie(process.pid))
+        process.kill()
+        until(lambda: services._gone(zombie(process.pid)))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+
+def zombie(pid: int) -> Identity:
+    """The identity of a process, taken whatever its state."""
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return Identity(pid, started, start_ticks(1) or 0, socket.gethostname())
 
 
 def test_the_key_goes_with_the_service(tmp_path: Path, process: Any) -> None:

@@ -47,7 +47,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
 
 
 def _fetch(asked: dict[str, Any], hf_home: Path, emit: Callable[..., None]) -> hub.ModelFolder:
-    configs = Path(asked["configs"])
+    configs = Path(asked["configs"]) if asked.get("configs") else hub.CONFIGS
     try:
         return hub.fetch(
             asked["name"],

@@ -249,14 +249,27 @@ def end_tree(pid: int) -> None:
             everyone.append(identify(one))
     for number in (signal.SIGTERM, signal.SIGKILL):
         for member in everyone:
-            if member.alive():
+            if not _gone(member):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member.pid, number)
         deadline = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < deadline:
-            if not any(member.alive() for member in everyone):
+            if all(_gone(member) for member in everyone):
                 return
             time.sleep(0.05)
+
+
+def _gone(process: Identity) -> bool:
+    """Whether a process has ended with all its threads.
+
+    When only the first one has, the process is called a zombie, yet its sockets are open.
+    """
+    if process.alive():
+        return False
+    try:
+        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) <= 1
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def tail(log: Path) -> list[str]:

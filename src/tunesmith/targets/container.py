@@ -36,7 +36,13 @@ RUN_LABEL, HOME_LABEL = "tunesmith.run", "tunesmith.home"
 SHM_SIZE = "8g"
 # Config keys whose folder a run writes into; the others are mounted read-only.
 _WRITTEN = ("output_dir", "tokenized_path", "cache_dir")
-_START_SECONDS = 60.0
+# How this machine reaches the network; a container fetches base models, too. Tokens are not
+# among them: `docker inspect` would show them. The hub's own file in HF_HOME is mounted.
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_NETWORK = ("HF_ENDPOINT", *_PROXIES, *map(str.lower, _PROXIES))
+# Files of certificate authorities, as OpenSSL and requests know them.
+_AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_START_SECONDS = 120.0
 
 Tell = Callable[[str], None]
 
@@ -112,7 +118,7 @@ class ContainerTarget(LocalTarget):
                 labels={RUN_LABEL: run_id, HOME_LABEL: str(self._project.home)},
                 user=f"{os.getuid()}:{os.getgid()}",
                 working_dir=str(folder.path),
-                environment=dict(self.place(run_id).env),
+                environment=dict(self.place(run_id).env) | network(),
                 mounts=self._mounts(run_id),
                 shm_size=SHM_SIZE,
                 device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else None,
@@ -172,10 +178,12 @@ class ContainerTarget(LocalTarget):
         for found in request.get("data", []):
             if found["rows"] is not None:
                 wanted.setdefault(Path(found["file"]).parent, False)
-        return [
+        mounts = [
             Mount(str(folder), str(folder), type="bind", read_only=not writable)
             for folder, writable in without_nested(wanted).items()
         ]
+        files = sorted({value for key, value in network().items() if key in _AUTHORITIES})
+        return mounts + [Mount(file, file, type="bind", read_only=True) for file in files]
 
     def _wait(self, container: Container, run_id: str, began: int) -> None:
         """Return when the run has its lock, or ended well. Raises what it refused with."""
@@ -219,6 +227,13 @@ class ContainerTarget(LocalTarget):
                 container.remove()
             except NotFound:
                 continue  # another client was faster
+
+
+def network() -> dict[str, str]:
+    """Return this machine's variables that a container needs to reach what we reach."""
+    found = {key: os.environ[key] for key in _NETWORK if os.environ.get(key)}
+    files = {key: os.environ[key] for key in _AUTHORITIES if os.environ.get(key)}
+    return found | {key: file for key, file in files.items() if Path(file).is_file()}
 
 
 def input_folders(values: Mapping[str, Any]) -> dict[Path, bool]:

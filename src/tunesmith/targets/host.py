@@ -108,7 +108,6 @@ class HostTarget:
             "name": name,
             "revision": revision,
             "mirror": chosen,
-            "configs": str(self.layout.base / "app" / "configs"),
             "store": str(self.layout.models),
             "allow_pickle": False,
         }
@@ -309,7 +308,7 @@ class HostTarget:
         }
         transfer.upload(self._remote, files, str(upload), self._tell)
         order = self.fetch_order(name, None, None) or {}
-        words = ["fetch", name, "--configs", order["configs"], "--store", order["store"]]
+        words = ["fetch", name, "--store", order["store"]]
         words += ["--hf-home", str(self.layout.hf_home), "--mirror", order["mirror"]]
         script = (
             f". {shlex.quote(str(self.layout.variables))}\n"

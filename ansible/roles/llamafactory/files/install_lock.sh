@@ -18,6 +18,7 @@ cache=$base/cache
 lock=$cache/$digest.txt
 fetched=$cache/fetched-$digest
 uv=$base/uv
+enough=$base/tmp/enough.$$
 done_mark=$environment/.tunesmith-installed-$digest
 
 export TMPDIR="$base/tmp" UV_CACHE_DIR="$cache/uv" UV_NO_CONFIG=1 UV_NO_PROGRESS=1
@@ -102,11 +103,13 @@ workers() {
 }
 
 # Modules that nothing imports at its start are compiled when somebody imports them first.
-compile() { # PACKAGE...
+compile() { # PACKAGE...: until there is a file $enough
+    # shellcheck disable=SC2016  # the inner shell's
     (
         cd "$environment"/lib/python*/site-packages &&
             find "$@" -name '*.py' ! -path '*/test*/*' ! -path '*/models/*' 2>/dev/null |
-            nice xargs -n 100 -P "$(workers)" "$python" -m py_compile 2>/dev/null
+            nice xargs -n 100 -P "$(workers)" sh -c '[ -e "$0" ] || exec "$@"' "$enough" \
+                "$python" -m py_compile 2>/dev/null
     )
 }
 
@@ -124,6 +127,8 @@ answers() {
     said=$(cd "$base" && PATH="$environment/bin:/usr/local/bin:/usr/bin:/bin" \
         "$environment/bin/llamafactory-cli" version 2>&1)
     code=$?
+    # All that it imports is compiled now.
+    : >"$enough"
     wait
     case $code:$said in
     0:*"version $version"*) return ;;
@@ -159,7 +164,7 @@ install_all() { # INDEX...
 main() {
     mkdir -p "$base/tmp"
     split_lock || return 1
-    trap 'rm -f "$cache/large.$$.txt" "$cache/rest.$$.txt"' EXIT
+    trap 'rm -f "$cache/large.$$.txt" "$cache/rest.$$.txt" "$enough"' EXIT
     case $what in
     fetch) fetch "$@" ;;
     install) install_all "$@" ;;
