@@ -24,6 +24,8 @@ from tunesmith.files import sha256_of
 # What of the locks is installed as it is.
 _REAL = ("packaging", "pyyaml")
 _STAND_INS = ("llamafactory", "torch", "transformers")
+# `launcher` is what a job of LLaMA-Factory imports first.
+_MODULES = ("__init__", "launcher")
 # Bytes: the disk may be small, too.
 _SIZE = 200_000_000
 
@@ -52,8 +54,8 @@ def small_lock(root: Path) -> SmallLock:
         code = f"def main():\n    print('Welcome to LLaMA Factory, version {version}')\n"
         for name in _STAND_INS:
             file = folder / f"{name}-{version}-py3-none-any.whl"
-            if not file.exists():
-                wheel(folder, name, version, {f"{name}/__init__.py": code})
+            # Made anew each time, the same bytes: one of before may lack a module.
+            wheel(folder, name, version, {f"{name}/{module}.py": code for module in _MODULES})
             lines.append(f"{name}=={version} --hash=sha256:{sha256_of(file)}\n")
         for file in folder.glob("*.whl"):
             page = folder / file.name.partition("-")[0].lower() / "index.html"

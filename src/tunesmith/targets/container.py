@@ -71,7 +71,13 @@ class ContainerTarget(LocalTarget):
     def fetch_order(
         self, name: str, revision: str | None, mirror: str | None
     ) -> dict[str, Any] | None:
-        """Return how the run fetches its base model, into this machine's store."""
+        """Return how the run fetches its base model, into this machine's store.
+
+        Where there is a training environment here, None: then it is fetched here, and may
+        come from a wheel too, which uv has to prove (the image has none).
+        """
+        if self._environment.current():
+            return None
         return {
             "name": str(Path(name).absolute()) if Path(name).is_dir() else name,
             "revision": revision,
