@@ -35,7 +35,7 @@ demo: setup ## Do the main job: base model, data, LoRA, before/after, merged mod
 
 test: setup ## Run all tests this machine can run; MARK=unit runs one kind
 	$(INV) stack.install
-	$(VENV)/bin/python -m pytest $(if $(MARK),-m $(MARK)) $(ARGS)
+	$(VENV)/bin/python -m pytest $(if $(MARK),-m '$(MARK)') $(ARGS)
 
 lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	$(VENV)/bin/ruff check .

@@ -47,6 +47,9 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
 
 
 def _fetch(asked: dict[str, Any], hf_home: Path, emit: Callable[..., None]) -> hub.ModelFolder:
+    if programs := asked.get("programs"):
+        # Where a host keeps uv, which proves wheels.
+        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     configs = Path(asked["configs"]) if asked.get("configs") else hub.CONFIGS
     try:
         return hub.fetch(

@@ -109,6 +109,7 @@ class HostTarget:
             "revision": revision,
             "mirror": chosen,
             "store": str(self.layout.models),
+            "programs": str(self.layout.base / "uv" / "bin"),
             "allow_pickle": False,
         }
 
