@@ -158,7 +158,7 @@ def test_what_was_made_there_is_used_like_what_is_made_here(
     assert there.returncode == 0, there.stderr
     assert len(there.stdout.strip()) > 3
     shown = inv(made, "report", "--on", PROVISIONED)
-    assert "held-out loss" in shown
+    assert "Held-out loss" in shown
     log = inv(made, "logs", "--on", PROVISIONED, "--run", "path")
     assert "train" in log.lower()
 
