@@ -6,8 +6,11 @@ Ctrl-C ends the watching, never the run.
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ from rich.progress import (
 
 from tunesmith.targets.base import Target
 
+_BLOCKS = "▁▂▃▄▅▆▇█"
 # In a pipe: one line a second at most, however fast the steps are.
 _LINE_SECONDS = 1.0
 
@@ -85,6 +89,21 @@ def training_line(status: dict[str, Any]) -> str:
     if status.get("price") and status.get("worked_seconds"):
         parts.append(f"cost {status['worked_seconds'] / 3600 * status['price']:.2f}")
     return "  ".join(parts)
+
+
+def curve(losses: Sequence[float], width: int = 20) -> str:
+    """Return the losses of a run as one line of blocks, the newest at the right.
+
+    Each block is the mean of its share of the steps; the tallest is the highest loss.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if len(finite) < 2:
+        return ""
+    count = min(width, len(finite))
+    edges = [round(i * len(finite) / count) for i in range(count + 1)]
+    means = [statistics.fmean(finite[a:b]) for a, b in itertools.pairwise(edges)]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    return "".join(_BLOCKS[round((mean - low) / span * (len(_BLOCKS) - 1))] for mean in means)
 
 
 def gpu_line(gpu: dict[str, Any]) -> str:
@@ -183,6 +202,7 @@ class _Bar:
         )
         self._task: TaskID | None = None
         self._phase: str | None = None
+        self._losses: dict[int, float] = {}
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -192,6 +212,9 @@ class _Bar:
         self._progress.stop()
 
     def event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "log" and isinstance(event.get("loss"), float):
+            # By step: after a resume some are told twice.
+            self._losses[event["step"]] = event["loss"]
         if event["event"] == "phase_started" and event["phase"] != self._phase:
             self._phase = event["phase"]
             self._task = self._progress.add_task(event["phase"], total=None, line="")
@@ -216,5 +239,5 @@ class _Bar:
                 self._task,
                 completed=status.get("step") or 0,
                 total=status.get("total_steps"),
-                line=training_line(status),
+                line=f"{curve([*self._losses.values()])} {training_line(status)}".strip(),
             )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunesmith.follow import duration, follow, told, training_line
+from tunesmith.follow import curve, duration, follow, told, training_line
 from tunesmith.targets.base import Look
 
 pytestmark = pytest.mark.unit
@@ -80,3 +80,12 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_what_is_not_known_is_not_shown() -> None:
     assert training_line({"loss": None, "eta_seconds": None}) == ""
+
+
+def test_the_curve_falls_with_the_loss() -> None:
+    assert curve([3.0, 2.0, 1.0]) == "█▅▁"
+    assert curve([float("nan"), 4.0, 1.0]) == "█▁"
+    assert curve([2.0]) == ""
+    long = curve([100 - step for step in range(100)], width=10)
+    assert (len(long), long[0], long[-1]) == (10, "█", "▁")
+    assert list(long) == sorted(long, reverse=True)
