@@ -136,7 +136,7 @@ def test_the_main_job(shell: Shell) -> None:
 
     table = shell.inv("runs").stdout
     assert re.search(
-        rf"{run['run_id']} +succeeded +81/81 +0\.\d+ +before, train, after, merge", table
+        rf"{run['run_id']} +local +succeeded +81/81 +0\.\d+ +before, train, after, merge", table
     )
     untrained = shell.inv("chat", "--what", "neither", "--prompt", "x")
     assert (untrained.returncode, untrained.stdout) == (2, "")
