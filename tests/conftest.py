@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from tunesmith.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["replica_fixtures"]
+
+# A shell that starts us in the background has Ctrl-C ignored, and so would the programs under
+# test that are stopped by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As for every job (configs/stack.yml): on shared cores spinning threads starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -21,7 +21,7 @@ from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow
 from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder, Progress
-from tunesmith.mirrors import load_mirror
+from tunesmith.mirrors import known_mirrors, load_mirror
 from tunesmith.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
@@ -113,10 +113,17 @@ def _heal(root: Path, target: HostTarget, mirror: str | None) -> None:
 
     asked = target.layout.asked
     flavour = asked.get("flavour", "auto")
+    name = mirror or asked.get("mirror", "default").partition(":")[0]
+    if mirror is None and name not in known_mirrors(root / "configs" / "mirrors"):
+        say(
+            f"{target.name} was provisioned with a mirror file of your own; with --mirror FILE "
+            "what a rebuild has taken is brought back too"
+        )
+        return
     cli_provision.provision(
         root,
         target.name,
-        mirror=mirror or asked.get("mirror", "default").partition(":")[0],
+        mirror=name,
         flavour=None if flavour == "auto" else flavour,
         toolkit=asked.get("toolkit") == "yes",
     )

@@ -49,7 +49,7 @@ def follow(
                 if look.lost is not None:
                     if lost_at is None:
                         lost_at = time.monotonic()
-                        view.say(f"{look.lost}; the run does not need us: looking for the host ...")
+                        view.say(f"{look.lost}; the run goes on, looking for the host ...")
                     continue
                 if lost_at is not None:
                     view.say(f"back after {duration(time.monotonic() - lost_at)}")

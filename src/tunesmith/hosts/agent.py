@@ -92,11 +92,12 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
     if code in (SSH_FAILED, -9):
         kind = reasons.kind_of(stderr, jump=remote.host.jump is not None)
         said = reasons.last_line(stderr)
-        text = reasons.message(kind, remote.name, remote.host.address, said, jump=remote.host.jump)
         # Without a word of ssh the connection was cut: it may be back in a moment.
         if kind in _FINAL and stderr.strip():
-            raise TunesmithError(text)
-        raise LostError(text)
+            jump, where = remote.host.jump, remote.host.address
+            raise TunesmithError(reasons.message(kind, remote.name, where, said, jump=jump))
+        what = "does not answer" if kind in ("off", "blocked", "jump") else "was lost"
+        raise LostError(f"{remote.name} {what} ({said})")
     if code != 0:
         raise _refused(remote, verb, code, lines, stderr)
 
