@@ -292,7 +292,9 @@ def chat(
     """Open a chat, or answer one prompt."""
     project = Project.at(root)
     target = _target(project, on)
-    run_id = _usable(project, target, run, dry=dry)
+    # A merged model needs no base model beside it.
+    alone = what == "merged"
+    run_id = target.find(run) if alone else _usable(project, target, run, dry=dry)
     arguments = ["--run", str(target.place(run_id).run), "--what", what]
     arguments += ["--prompt", prompt] if prompt else []
     arguments += ["--system", system] if system else []
