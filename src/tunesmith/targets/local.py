@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
+from tunesmith.job import watch as watching
 from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder
 from tunesmith.plan import Place, Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Look
-
-_LOOK_SECONDS = 0.5
 
 
 class LocalTarget:
@@ -125,19 +122,17 @@ class LocalTarget:
         return tail.new(), tail.offset
 
     def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[Look]:
-        """Yield a look twice a second until the run is over."""
-        while True:
-            # The status first: what ends the loop must not outrun the events.
-            status = self.status(run_id)
-            new, events = self.events(run_id, events)
-            text = ""
-            if log is not None:
-                text, log = self._log(run_id, log)
-            look = Look(status, tuple(new), events, text, log or 0)
-            yield look
-            if look.over:
-                return
-            time.sleep(_LOOK_SECONDS)
+        """Yield a look whenever something changed, and every few seconds, until it is over."""
+        run = self._folder(run_id)
+        for line in watching.watch(run, events, -1 if log is None else log):
+            yield Look(
+                line.status,
+                tuple(line.events),
+                line.events_offset,
+                line.log,
+                max(line.log_offset, 0),
+                more=line.more,
+            )
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the status of every run, oldest first."""
@@ -171,19 +166,6 @@ class LocalTarget:
         """Run a module of the job half in the user's terminal; return its exit code."""
         argv = [str(self._environment.python), "-m", module, *arguments]
         return subprocess.run(argv, env=self._variables(), check=False).returncode
-
-    def _log(self, run_id: str, offset: int) -> tuple[str, int]:
-        """Return the log from byte `offset` on, up to its last whole character."""
-        try:
-            with self._folder(run_id).log_file.open("rb") as log:
-                log.seek(offset)
-                content = log.read()
-        except FileNotFoundError:
-            return "", offset
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(content)
-        # What is left is the start of a character whose end is not written yet.
-        return text, offset + len(content) - len(decoder.getstate()[0])
 
     def _folder(self, run_id: str) -> RunFolder:
         return RunFolder(self._project.run_folder(run_id))
