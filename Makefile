@@ -15,7 +15,7 @@ PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3; do \
 # uv itself comes from the control lock; pip only fetches it.
 UV_PIN = $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' $(LOCK))
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help: ## List the doors
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline --strict
 	$(VENV)/bin/shellcheck .ci/run $$(git ls-files '*.sh')
 	$(VENV)/bin/hadolint docker/Dockerfile
+
+bench: setup ## Measure against what one would do otherwise; ONLY=merge runs one benchmark
+	$(INV) stack.install
+	PYTHONPATH=src:tests $(VENV)/bin/python -m benchmarks $(ONLY)
 
 clean: ## Delete .venv and the training environment; runs and base models stay
 	rm -rf $(VENV) .tunesmith/envs

@@ -1,0 +1,116 @@
+"""`make bench`, `make bench ONLY=merge`: run benchmarks, keep their figures in results.json.
+
+A benchmark is a module here with `run(work, say) -> list[Result]`: `work` is an empty folder
+for it, `say` prints a line. Results of benchmarks that did not run now stay as they were; each
+row says when and with which versions it was measured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT, CommandFailed, Result
+from tunesmith.files import write_json
+from tunesmith.job.resources import cpu_count, memory_limit
+from tunesmith.project import Project
+
+RESULTS = ROOT / "benchmarks" / "results.json"
+# In the order of running; what needs Docker and root comes last.
+BENCHMARKS = ("doors", "start", "merge", "prepare", "check", "throughput", "install", "provision")
+
+
+def main(asked: list[str]) -> int:
+    """Run the benchmarks asked for, or all; return 1 if one could not be measured."""
+    unknown = sorted(set(asked) - set(BENCHMARKS))
+    if unknown:
+        print(f"unknown: {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    failed = 0
+    # Beside the training environment: the same disk, and room for models.
+    parent = ROOT / ".tunesmith"
+    parent.mkdir(exist_ok=True)
+    for name in asked or BENCHMARKS:
+        say(f"{name}")
+        module = importlib.import_module(f"benchmarks.{name}")
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as work:
+            try:
+                results = module.run(Path(work), say)
+            except CommandFailed as error:
+                print(f"{name}: not measured: {error}", file=sys.stderr)
+                failed = 1
+                continue
+        keep(results)
+        for result in results:
+            say(line_of(result))
+    return failed
+
+
+def say(text: str) -> None:
+    """Print one line at once."""
+    print(text, flush=True)
+
+
+def line_of(result: Result) -> str:
+    """Return a result as one line."""
+    other = "" if result.other is None else f" against {result.other:g}"
+    ratio = "" if result.ratio is None else f", ratio {result.ratio:.2f}"
+    verdict = "met" if result.met else "NOT met"
+    return f"{result.id}: {result.ours:g}{other} {result.unit}{ratio}; bar {result.bar}: {verdict}"
+
+
+def keep(results: list[Result]) -> None:
+    """Put results into results.json in place of older ones with the same id."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    rows = {row["id"]: row for row in known.get("results", [])}
+    where = machine()
+    for result in results:
+        rows[result.id] = {
+            **asdict(result),
+            "date": date.today().isoformat(),
+            "machine": where,
+            "versions": versions(),
+        }
+    write_json(
+        RESULTS,
+        {
+            "machine": where,
+            "versions": versions(),
+            "date": date.today().isoformat(),
+            "results": [rows[key] for key in sorted(rows)],
+        },
+    )
+
+
+def machine() -> str:
+    """Return what this machine is, in words that name no person and no place."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    models = [line.split(":", 1)[1].strip() for line in info.splitlines() if "model name" in line]
+    memory = memory_limit() / 2**30
+    return f"{cpu_count()} x {models[0] if models else platform.machine()}, {memory:.0f} GiB"
+
+
+def versions() -> Mapping[str, Any]:
+    """Return the versions that matter, of the training environment and of this one."""
+    python = Project.at(ROOT).environment().python
+    code = (
+        "import json, platform; from importlib.metadata import version as v; "
+        "print(json.dumps({'python': platform.python_version(), "
+        "**{n: v(n) for n in ('torch', 'transformers', 'peft', 'llamafactory')}}))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {"control python": platform.python_version(), **found}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
