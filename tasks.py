@@ -33,6 +33,7 @@ MIRROR = "mirror profile: default, cn (configs/mirrors/) or a file of your own"
         "mirror": f"{MIRROR}; a host uses the one it was provisioned with",
         "evaluate": "measure before and after (default)",
         "attach": "show progress (default); --no-attach returns at once",
+        "preset": "fast: the same steps, computed with less waiting; none (default: the config's)",
         "queue": "wait while the host works on another run, instead of refusing",
         "then": "what follows a success: merge,report,pull,poweroff",
         "price": "of an hour, as in 1.98/h: shows what the run has cost",
@@ -52,6 +53,7 @@ def train(
     mirror: str = "",
     evaluate: bool = True,
     attach: bool = True,
+    preset: str = "",
     queue: bool = False,
     then: str = "",
     price: str = "",
@@ -79,6 +81,7 @@ def train(
         runs.number_of("price", price.removesuffix("/h")),
         runs.number_of("max-hours", max_hours),
         runs.number_of("max-cost", max_cost),
+        preset or None,
     )
     choices = cli.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
     cli.train(ROOT, on, asked, choices)
@@ -123,13 +126,14 @@ def stop(_c: Context, run: str = "", on: str = "local") -> None:
         "run": RUN,
         "on": "host",
         "what": "of adapter,merged,report,log,predict,export (default: all of it)",
+        "merge-here": "bring the adapter, not the merged model: merge it here",
     }
 )
-def pull(_c: Context, on: str, run: str = "", what: str = "") -> None:
+def pull(_c: Context, on: str, run: str = "", what: str = "", merge_here: bool = False) -> None:
     """Bring a run from a host, complete or not at all."""
     from tunesmith import cli
 
-    cli.pull(ROOT, on, run or None, what)
+    cli.pull(ROOT, on, run or None, what, merge_here=merge_here)
 
 
 @door(name="rm", help={"run": "run id", "on": ON})
@@ -626,6 +630,7 @@ def stack_install(c: Context, flavour: str = "", mirror: str = "default") -> Non
         "identity": "private key to log in with",
         "install-key": "log in with a password once and leave your public key there",
         "fingerprint": "host key the console shows (SHA256:...); another one is refused",
+        "runner": "conda (default), or container for a host with Docker",
     },
 )
 def host_add(
@@ -635,6 +640,7 @@ def host_add(
     identity: str = "",
     install_key: bool = False,
     fingerprint: str = "",
+    runner: str = "",
 ) -> None:
     """Add a host: probe it, pin its key, log in."""
     from tunesmith import cli_hosts
@@ -646,6 +652,7 @@ def host_add(
         identity=identity,
         install_key=install_key,
         expected=fingerprint,
+        runner=runner,
         dry=c.config.run.dry,
     )
 
@@ -678,6 +685,14 @@ def host_trust(c: Context, name: str, fingerprint: str = "") -> None:
     from tunesmith import cli_hosts
 
     cli_hosts.host_trust(ROOT, name, expected=fingerprint, dry=c.config.run.dry)
+
+
+@door(name="autostart", help={"on": "host", "off": "do not, any more"})
+def host_autostart(c: Context, on: str, off: bool = False) -> None:
+    """Let a host resume its runs when it starts."""
+    from tunesmith import cli_hosts
+
+    cli_hosts.host_autostart(ROOT, on, off=off, dry=c.config.run.dry)
 
 
 @door(
@@ -805,6 +820,7 @@ for noun, tasks in {
         host_list,
         host_remove,
         host_trust,
+        host_autostart,
         host_check,
         host_verify,
         host_reset,

@@ -1,5 +1,7 @@
 """`make bench`, `make bench ONLY=merge`: run benchmarks, keep their figures in results.json.
 
+`python -m benchmarks --take FILE` puts in what was measured on another machine.
+
 A benchmark is a module here with `run(work, say) -> list[Result]`: `work` is an empty folder
 for it, `say` prints a line. Results of benchmarks that did not run now stay as they were; each
 row says when and with which versions it was measured.
@@ -19,6 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks import render
 from benchmarks.harness import ROOT, CommandFailed, Result
 from tunesmith.files import write_json
 from tunesmith.job.resources import cpu_count, memory_limit
@@ -31,6 +34,11 @@ BENCHMARKS = ("doors", "start", "merge", "prepare", "check", "throughput", "inst
 
 def main(asked: list[str]) -> int:
     """Run the benchmarks asked for, or all; return 1 if one could not be measured."""
+    if asked[:1] == ["--take"]:
+        taken = json.loads(Path(asked[1]).read_text(encoding="utf-8"))
+        keep([Result(**row) for row in taken["results"]], taken["machine"], taken["versions"])
+        render.main(RESULTS)
+        return 0
     unknown = sorted(set(asked) - set(BENCHMARKS))
     if unknown:
         print(f"unknown: {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
@@ -45,11 +53,13 @@ def main(asked: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as work:
             try:
                 results = module.run(Path(work), say)
-            except CommandFailed as error:
+            except (CommandFailed, OSError, subprocess.SubprocessError) as error:
                 print(f"{name}: not measured: {error}", file=sys.stderr)
                 failed = 1
                 continue
         keep(results)
+        # After each: what was measured is told, whatever becomes of the next.
+        render.main(RESULTS)
         for result in results:
             say(line_of(result))
     return failed
@@ -68,22 +78,26 @@ def line_of(result: Result) -> str:
     return f"{result.id}: {result.ours:g}{other} {result.unit}{ratio}; bar {result.bar}: {verdict}"
 
 
-def keep(results: list[Result]) -> None:
-    """Put results into results.json in place of older ones with the same id."""
+def keep(
+    results: list[Result], where: str | None = None, by: Mapping[str, Any] | None = None
+) -> None:
+    """Put results into results.json in place of older ones with the same id.
+
+    `where` and `by` are machine and versions of results measured elsewhere.
+    """
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     rows = {row["id"]: row for row in known.get("results", [])}
-    where = machine()
     for result in results:
         rows[result.id] = {
             **asdict(result),
             "date": date.today().isoformat(),
-            "machine": where,
-            "versions": versions(),
+            "machine": where or machine(),
+            "versions": by or versions(),
         }
     write_json(
         RESULTS,
         {
-            "machine": where,
+            "machine": machine(),
             "versions": versions(),
             "date": date.today().isoformat(),
             "results": [rows[key] for key in sorted(rows)],

@@ -52,6 +52,22 @@ class Result:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+def plain_env(**changes: str) -> dict[str, str]:
+    """Return the variables both sides get: a user's, without what would bend a figure.
+
+    Python's own variables are left out (bytecode is read and written as usual), the hub is not
+    asked, and the waiting of threads is that of our jobs (configs/stack.yml).
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    fixed = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    return kept | fixed | changes
+
+
 class CommandFailed(Exception):
     """A side ended with an error: there is no figure. The text ends with its output's end."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow
 from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder, Progress
+from tunesmith.job.pulled import USUAL
 from tunesmith.mirrors import known_mirrors, load_mirror
 from tunesmith.plan import Plan
 from tunesmith.project import Project
@@ -32,16 +34,20 @@ def train(root: Path, on: str, asked: runs.Asked, choices: Choices) -> str | Non
     """Train, follow, and do what was asked to follow; return the run id."""
     project = Project.at(root)
     target = _target(project, on)
+    if choices.from_laptop:
+        _host(target)
     if choices.dry:
         say(runs.plan_training(project, target, asked, None).render())
+        if choices.from_laptop:
+            say(f"before that the base model goes to {target.name} from {choices.from_laptop}")
         return None
     # What can be wrong is found before anything is fetched or uploaded.
     config = runs.read_config(project, asked.config, asked.overrides)
     _tell_data(project, runs.plan_training(project, target, asked, None))
     name = str(config.get("model_name_or_path"))
     _check_after(target, asked.then)
-    if choices.from_laptop and isinstance(target, HostTarget):
-        target.send_model(name, project.find(choices.from_laptop))
+    if choices.from_laptop:
+        _host(target).send_model(name, project.find(choices.from_laptop))
     fetched_there = target.fetch_order(name, asked.revision, asked.mirror) is not None
     mirror = asked.mirror or "default"
     model = None if fetched_there else _model(project, name, mirror, asked.revision)
@@ -85,7 +91,10 @@ def resume(
     target = _target(project, on)
     if run is None and isinstance(target, HostTarget) and not dry:
         _heal(root, target, mirror)
-        started = target.resume_all()
+        target.renew_autostart()
+        started, refused = target.resume_all()
+        for why in refused:
+            say(why)
         for run_id in started:
             say(f"run {run_id}: continues")
         if started:
@@ -149,13 +158,44 @@ def stop(root: Path, on: str, run: str | None) -> None:
     say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
 
 
-def pull(root: Path, on: str, run: str | None, what: str) -> None:
-    """Bring a run, or parts of it (PARTS), from a host under .tunesmith/runs/."""
-    target = _host(_target(Project.at(root), on))
-    parts = runs.words_of(what) or PARTS
+def pull(root: Path, on: str, run: str | None, what: str, *, merge_here: bool = False) -> None:
+    """Bring a run, or parts of it (PARTS), from a host under .tunesmith/runs/.
+
+    `merge_here`: bring what a merge needs instead of the merged model, and merge.
+    """
+    project = Project.at(root)
+    target = _host(_target(project, on))
+    parts = runs.words_of(what) or (USUAL if merge_here else PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"--what {unknown[0]}: it takes {', '.join(PARTS)}")
-    _pull(target, target.find(run), parts)
+    run_id = target.find(run)
+    if merge_here:
+        if "adapter" not in parts or "merged" in parts:
+            raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
+        say(f"{target.name}: writing what belongs around the weights")
+        kit = ["--run", str(target.place(run_id).run)]
+        if code := target.interact("tunesmith.job.kit", kit):
+            raise SystemExit(code)
+    _pull(target, run_id, parts)
+    if merge_here:
+        _merge_here(project, run_id)
+
+
+def _merge_here(project: Project, run_id: str) -> None:
+    """Merge a pulled run with the base model of this machine, which is fetched if need be.
+
+    With the training environment it is merged and proven as on the host, without one by NumPy.
+    """
+    runs.settle(project, run_id, lambda name: _model(project, name, "default", None))
+    if project.environment().current():
+        target = _target(project, "local")
+        _work_on(target, runs.plan_merge(project, target, run_id, ()))
+    else:
+        say("no training environment here: NumPy does the sums, and no proof is made")
+        argv = [sys.executable, "-m", "tunesmith.job.here", str(project.run_folder(run_id))]
+        if code := subprocess.run(argv, check=False, stdout=subprocess.DEVNULL).returncode:
+            raise SystemExit(code)
+    say(f"merged model: {project.run_folder(run_id) / 'merged'}")
 
 
 def remove(root: Path, on: str, run: str, *, dry: bool) -> None:
@@ -243,8 +283,7 @@ def merge(
     plan = runs.plan_merge(project, target, run_id, overrides, accept=accept)
     if not dry:
         _work_on(target, plan)
-        where = f"{target.name}:" if target.shared else ""
-        say(f"merged model: {where}{plan.place.run / 'merged'}")
+        say(f"merged model: {_where(target)}{plan.place.run / 'merged'}")
         return
     say(plan.render())
 
@@ -274,7 +313,7 @@ def predict(
     summary = _work_on(target, plan)
     for name, value in sorted(summary["metrics"].items()):
         say(f"{name:<36} {value}")
-    say(f"answers: {Path(summary['output']) / 'generated_predictions.jsonl'}")
+    say(f"answers: {_where(target)}{Path(summary['output']) / 'generated_predictions.jsonl'}")
 
 
 def chat(
@@ -534,8 +573,13 @@ def _leave(target: HostTarget, run_id: str, then: list[str]) -> None:
     """Power the host off when that was asked for; else say what leaving it alone costs."""
     platform = target.platform
     if "poweroff" in then and "pull" in then:
-        target.power_off()
-        say(f"{target.name}: powering off; {platform.note}")
+        say(f"{target.name}: powering off")
+        try:
+            target.power_off(run_id)
+        except UsageError as error:
+            say(f"{target.name} stays on: {error.message}")
+            return
+        say(f"{target.name}: off; {platform.note}")
     elif "poweroff" in then:
         say(f"{target.name}: powers itself off; {platform.note}")
     elif "pull" not in then:
@@ -595,6 +639,11 @@ def _host(target: Target) -> HostTarget:
 def _on(target: Target) -> str:
     """Return the option that names a target, empty for the default one."""
     return "" if target.name == "local" else f" --on {target.name}"
+
+
+def _where(target: Target) -> str:
+    """Return what goes before a path of a target, empty for one of this machine."""
+    return f"{target.name}:" if target.shared else ""
 
 
 def _tell_data(project: Project, plan: Plan) -> None:

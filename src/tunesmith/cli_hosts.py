@@ -14,6 +14,7 @@ from tunesmith.hosts import commands
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts.probe import fingerprint
 from tunesmith.project import Project
+from tunesmith.targets.host import HostTarget
 
 
 def host_add(
@@ -24,6 +25,7 @@ def host_add(
     identity: str = "",
     install_key: bool = False,
     expected: str = "",
+    runner: str = "",
     dry: bool = False,
 ) -> None:
     """Add a host; the password for `install_key` comes from the terminal or from stdin."""
@@ -42,6 +44,7 @@ def host_add(
         identity=key,
         install_key=install_key,
         expected=expected or None,
+        runner=runner or None,
         ask=_password,
         tell=say,
     )
@@ -91,6 +94,20 @@ def host_trust(root: Path, name: str, *, expected: str = "", dry: bool = False) 
         say(f"note: {note}")
     same = trusted.before == trusted.now
     say(f"{name}: {'the pinned key is still its key' if same else 'the new key is pinned'}")
+
+
+def host_autostart(root: Path, name: str, *, off: bool = False, dry: bool = False) -> None:
+    """Let a host resume its runs by itself when it starts, or not any more."""
+    target = HostTarget(Project.at(root), name)
+    hook = target.platform.start_hook
+    if dry and hook:
+        say(f"would {'take the line out of' if off else 'write a line into'} {hook} of {name}")
+        return
+    target.autostart(wanted=not off)
+    if off:
+        say(f"{name}: after a restart `inv resume --on {name}` continues the runs")
+    else:
+        say(f"{name}: after a restart the host itself continues the runs (by {hook})")
 
 
 def _password(question: str) -> str:

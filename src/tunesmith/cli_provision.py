@@ -17,6 +17,7 @@ from rich.table import Table
 from tunesmith.console import console, say
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.host_state import State, check_reach, check_states, fingerprint, wanted_of
+from tunesmith.hosts import inventory
 from tunesmith.mirrors import load_mirror
 from tunesmith.play_events import HostResult, Step
 from tunesmith.project import Project
@@ -51,6 +52,19 @@ def provision(
     """
     project = Project.at(root)
     names = host_names(on)
+    if boxed := containers_of(project, names):
+        if toolkit or token or check or diff:
+            raise UsageError(
+                f"{boxed[0]} runs jobs in a container: --toolkit, --token, --check and --diff are "
+                "for conda"
+            )
+        if not dry:
+            _provision_containers(project, boxed, mirror=mirror, flavour=flavour)
+        else:
+            say(f"would make the container of {', '.join(boxed)}")
+        names = tuple(name for name in names if name not in boxed)
+        if not names:
+            return
     profile = load_mirror(mirror, project.root / "configs" / "mirrors")
     wanted = wanted_of(project, profile, flavour=flavour, toolkit=toolkit)
     if dry:
@@ -82,12 +96,31 @@ def provision(
     _raise_failed(states, done)
 
 
+def _provision_containers(
+    project: Project, names: Sequence[str], *, mirror: str, flavour: str | None
+) -> None:
+    from tunesmith import host_container
+
+    for name in names:
+        host_container.provision(project, name, say, mirror=mirror, flavour=flavour)
+
+
+def containers_of(project: Project, names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the hosts whose jobs run in a container of the image."""
+    hosts = inventory.read(project.inventory)
+    return tuple(n for n in names if n in hosts and hosts[n].runner == "container")
+
+
 def host_verify(root: Path, on: str) -> None:
     """Test what provisioning promises, promise by promise. Raises when one does not hold."""
     from tunesmith.host_verify import verify
 
     project = Project.at(root)
     broken = []
+    if boxed := containers_of(project, host_names(on)):
+        raise UsageError(
+            f"{boxed[0]} runs jobs in a container of the image, which `inv image.verify` tests"
+        )
     for name in host_names(on):
         verified = verify(project, name)
         for promise in verified.promises:
@@ -114,6 +147,11 @@ def host_reset(root: Path, on: str, *, dry: bool = False) -> None:
         say(f"would remove the environment, caches and start-file lines of {', '.join(names)}")
         say("kept: data, base models, runs, HF_HOME")
         return
+    for name in containers_of(project, names):
+        from tunesmith import host_container
+
+        host_container.reset(project, name, say)
+        names = tuple(other for other in names if other != name)
     # Before Ansible: it takes seconds to say what ssh says at once.
     lost = [state for state in check_reach(project, names) if state.error]
     todo = [name for name in names if name not in {state.name for state in lost}]

@@ -32,13 +32,8 @@ class _HangupError(Exception):
 def webui(root: Path, on: str, *, port: int, browser: bool, stop: bool, dry: bool) -> None:
     """Open LLaMA Board on a target."""
     project, kind = Project.at(root), KINDS["webui"]
-    place = services.place_of(project, on)
-    if stop:
-        _stop(place, kind, dry=dry)
-        return
-    local = _local_port(place, kind, port)
-    if dry:
-        _tell_plan(place, kind, local)
+    place, local = _asked(project, on, kind, port, stop=stop, dry=dry)
+    if local is None:
         return
     with _signals():
         body = services.asked_of(place, kind, datasets=place.bring_data(_teller(place)))
@@ -60,13 +55,8 @@ def api(
     project, kind = Project.at(root), KINDS["api"]
     if what not in ("adapter", "merged", "base"):
         raise UsageError(f"--what {what}: adapter, merged or base is expected")
-    place = services.place_of(project, on)
-    if stop:
-        _stop(place, kind, dry=dry)
-        return
-    local = _local_port(place, kind, port)
-    if dry:
-        _tell_plan(place, kind, local)
+    place, local = _asked(project, on, kind, port, stop=stop, dry=dry)
+    if local is None:
         return
     with _signals():
         body = services.asked_of(place, kind, serves={"what": what}, run=run)
@@ -88,13 +78,8 @@ def tensorboard(
     from tunesmith import tensorboard as packages  # finds uv, which nothing else here needs
 
     project, kind = Project.at(root), KINDS["tensorboard"]
-    place = services.place_of(project, on)
-    if stop:
-        _stop(place, kind, dry=dry)
-        return
-    local = _local_port(place, kind, port)
-    if dry:
-        _tell_plan(place, kind, local)
+    place, local = _asked(project, on, kind, port, stop=stop, dry=dry)
+    if local is None:
         return
     with _signals():
         there = place.bring_packages(packages.install(project, mirror), _teller(place))
@@ -104,6 +89,21 @@ def tensorboard(
         else:
             body = services.asked_of(place, kind, serves={"runs": "all"}, settings=settings)
         _serve(place, kind, body, local, browser=browser)
+
+
+def _asked(
+    project: Project, on: str, kind: Kind, port: int, *, stop: bool, dry: bool
+) -> tuple[Place, int | None]:
+    """Return where to serve, and on which local port; None: it was stopped, or only told."""
+    place = services.place_of(project, on)
+    if stop:
+        _stop(place, kind, dry=dry)
+        return place, None
+    local = _local_port(place, kind, port)
+    if dry:
+        _tell_plan(place, kind, local)
+        return place, None
+    return place, local
 
 
 def tunnel(root: Path, on: str, port_word: str, *, local: int, dry: bool) -> None:

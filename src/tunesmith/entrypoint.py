@@ -184,6 +184,7 @@ def _train(words: list[str]) -> None:
     parser = _parser("train", config=True, run=True)
     parser.add_argument("--prompts", type=Path, help="YAML with prompts for before and after")
     parser.add_argument("--revision", help="revision of the base model")
+    parser.add_argument("--preset", help="fast or none (default: what the config's head says)")
     parser.add_argument("--no-evaluate", dest="evaluate", action="store_false")
     parser.add_argument("--new", action="store_true", help="do not continue a stopped run")
     options = parser.parse_intermixed_args(words)
@@ -196,6 +197,7 @@ def _train(words: list[str]) -> None:
         options.run,
         options.revision,
         options.mirror,
+        preset=options.preset,
     )
     _check_shm(asked.config, asked.overrides)
     _say_device()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def _candidates(version: str) -> list[str]:
 
 
 def lock(stack: Stack, project: Path, mirror: Mirror) -> tuple[Path, ...]:
-    """Resolve the stack into hashed locks, one a flavour, and the control environment's."""
+    """Resolve the stack into hashed locks: one a flavour, the control environment's, and what
+    TensorBoard needs beside a training environment, which stays as it is."""
     written = []
     for flavour in stack.flavours.values():
         lines = "".join(f"{line}\n" for line in stack.inputs(flavour))
@@ -165,7 +167,22 @@ def lock(stack: Stack, project: Path, mirror: Mirror) -> tuple[Path, ...]:
     arguments = ["--universal", "--python-version", stack.control_python.lstrip(">=")]
     arguments += ["--extra", "control", "--group", f"{manifest}:dev"]
     _compile([manifest], arguments, control, None, mirror)
-    return (*written, control)
+    beside = stack.path.parent / "locks" / "tensorboard.txt"
+    arguments = ["--python-version", stack.python, "--python-platform", stack.platform]
+    for path in written:
+        arguments += ["--constraint", str(path)]
+    for name in sorted({name for path in written for name in _names(path)}):
+        arguments += ["--no-emit-package", name]
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = Path(scratch) / "requirements.in"
+        inputs.write_text("tensorboard\n", encoding="utf-8")
+        _compile([str(inputs)], arguments, beside, None, mirror)
+    return (*written, control, beside)
+
+
+def _names(lock: Path) -> list[str]:
+    """Return the packages of a lock."""
+    return re.findall(r"(?m)^([A-Za-z0-9._-]+)==", lock.read_text(encoding="utf-8"))
 
 
 def _compile(

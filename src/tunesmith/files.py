@@ -1,4 +1,4 @@
-"""Files that are whole or absent. Used by both halves: standard library, Python 3.10."""
+"""Files that are whole or absent. Used by both halves: standard library and yaml, Python 3.10."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read UTF-8 JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML of ours says, by libyaml where there is one: a tenth of the time.
+
+    Raises yaml.YAMLError.
+    """
+    import yaml  # here: who reads no YAML must not wait for it
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(text, Loader=loader)  # noqa: S506 - both are safe loaders
 
 
 def sha256_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import UsageError
+from tunesmith.files import parse_yaml
 from tunesmith.modelfiles import FileRecord
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -67,7 +68,7 @@ def load_models(path: Path) -> Mapping[str, BaseModel]:
     Raises UsageError naming the key when one is missing, unknown or of the wrong type.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; `git checkout` brings it back") from None
     except yaml.YAMLError as error:

@@ -10,7 +10,7 @@ import yaml
 
 from tunesmith.errors import UsageError
 
-_KEYS = ("disks", "poweroff", "release_days", "note")
+_KEYS = ("disks", "poweroff", "release_days", "start_hook", "note")
 _OTHER = "other"
 
 
@@ -20,13 +20,15 @@ class Platform:
 
     `poweroff` is the command that ends the billing from inside, None where the console
     alone can; `release_days` is how long after it the disk is kept (None: not limited, or
-    not known).
+    not known). `start_hook` is a file of the user's that the platform runs with bash at each
+    start, None where none is known.
     """
 
     name: str
     disks: tuple[str, ...]
     poweroff: tuple[str, ...] | None
     release_days: int | None
+    start_hook: str | None
     note: str
 
 
@@ -58,5 +60,6 @@ def _platform(path: Path, name: str, raw: Any) -> Platform:
         disks=tuple(raw["disks"]),
         poweroff=tuple(raw["poweroff"]) if raw["poweroff"] else None,
         release_days=raw["release_days"],
+        start_hook=raw["start_hook"],
         note=str(raw["note"]),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith import hub, modelfiles, models
+from tunesmith import hub, modelfiles, models, presets
 from tunesmith.config import Config, load_config, parse_overrides
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
@@ -66,7 +66,8 @@ class Asked:
 
     `queue` waits for a host that is at work instead of refusing. `then` is what follows a
     success (THEN). `price` is money per hour; `max_hours` and `max_cost` end the training
-    with a checkpoint. `mirror` None: as the target was set up.
+    with a checkpoint. `mirror` None: as the target was set up. `preset` None: the one that the
+    config's head names.
     """
 
     config: Path
@@ -81,6 +82,7 @@ class Asked:
     price: float | None = None
     max_hours: float | None = None
     max_cost: float | None = None
+    preset: str | None = None
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -181,11 +183,14 @@ def plan_training(
     model's name in the config. Raises UsageError for a fault in config, data, prompts or
     options.
     """
-    config = read_config(project, asked.config, asked.overrides)
+    written = read_config(project, asked.config, asked.overrides)
+    preset = presets.preset_of(written.file, asked.preset)
+    config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(asked.prompts)) if asked.prompts else ()
     place = target.place(asked.run_id or new_run_id(config.stem))
     name = str(config.get("model_name_or_path"))
     values, owned = own_keys(config, place, str(model.path) if model else name)
+    owned += [Owned(key, config.get(key), was, why) for key, (was, why) in changed.items()]
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
@@ -217,6 +222,7 @@ def plan_training(
         "limits": limits_of(asked),
         "env": dict(place.env) | _offline(reports),
         "then": [word for word in THEN if word in asked.then],
+        "preset": preset,
     }
     request |= {"fetch": order} if order else {}
     request |= {"price": asked.price} if asked.price is not None else {}
@@ -246,32 +252,37 @@ def limits_of(asked: Asked) -> dict[str, Any]:
 
 
 def bring(
-    target: Target, run_id: str, values: dict[str, Any], reports: Sequence[DatasetReport]
+    target: Target,
+    run_id: str,
+    values: dict[str, Any],
+    reports: Sequence[DatasetReport],
+    below: str = "",
 ) -> tuple[Input, ...]:
     """Turn the paths in `values` into the target's, and return the files that must go there.
 
-    Raises UsageError for a data file outside its dataset_dir, where another machine would
-    not find it.
+    They go `below` a folder of the run's inputs. Raises UsageError for a data file outside
+    its dataset_dir, where another machine would not find it.
     """
     inputs: list[Input] = []
     for key in PATH_KEYS:
         path = values.get(key)
         if not isinstance(path, str) or not Path(path).is_absolute():
             continue
-        values[key] = target.seen(run_id, key, Path(path))
+        name = f"{below}{key}"
+        values[key] = target.seen(run_id, name, Path(path))
         if values[key] == path:
             continue
         if key == "dataset_dir":
             files = [Path(report.file) for report in reports if _lies_here(report)]
-            inputs += _below(Path(path), [Path(path) / REGISTRY, *files], key)
+            inputs += _below(Path(path), [Path(path) / REGISTRY, *files], name)
         elif Path(path).is_dir():
-            inputs += _below(Path(path), sorted(Path(path).rglob("*")), key)
+            inputs += _below(Path(path), sorted(Path(path).rglob("*")), name)
         elif Path(path).is_file():
-            inputs.append(Input(f"{key}/{Path(path).name}", Path(path)))
+            inputs.append(Input(f"{name}/{Path(path).name}", Path(path)))
     return tuple(inputs)
 
 
-def _below(folder: Path, files: Sequence[Path], key: str) -> list[Input]:
+def _below(folder: Path, files: Sequence[Path], into: str) -> list[Input]:
     found: dict[str, Input] = {}
     for file in files:
         if not file.is_relative_to(folder):
@@ -280,9 +291,9 @@ def _below(folder: Path, files: Sequence[Path], key: str) -> list[Input]:
                 "and register it with `inv data.register`"
             )
         if file.is_dir():
-            found |= {i.name: i for i in _below(folder, sorted(file.rglob("*")), key)}
+            found |= {i.name: i for i in _below(folder, sorted(file.rglob("*")), into)}
         else:
-            name = f"{key}/{file.relative_to(folder).as_posix()}"
+            name = f"{into}/{file.relative_to(folder).as_posix()}"
             found[name] = Input(name, file)
     return list(found.values())
 
@@ -429,7 +440,9 @@ def plan_predict(
         request |= {"turn": "refuse"} if target.shared else {}
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
-    inputs = bring(target, place.run.name, values, check_data(values, tables_here(project)))
+    reports = check_data(values, tables_here(project))
+    # Of its own: a run's other inputs are what its training has read.
+    inputs = bring(target, place.run.name, values, reports, below="predict/")
     request = request | {"predict": values}
     return Plan(place, phases, request, None, tuple(owned), inputs=inputs)
 

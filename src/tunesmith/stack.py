@@ -14,7 +14,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from tunesmith.errors import UsageError
-from tunesmith.files import sha256_of
+from tunesmith.files import parse_yaml, sha256_of
 
 # The first line of a lock names what it was resolved from, so that drift is seen.
 DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
@@ -117,7 +117,7 @@ def load_stack(path: Path) -> Stack:
     the pair of Python and LLaMA-Factory.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     try:

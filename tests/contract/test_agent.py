@@ -22,6 +22,7 @@ import yaml
 
 from agents import Agent, digest
 from hubserver import COMMIT, Hub, tiny_model
+from tunesmith.files import read_json, write_json
 
 pytestmark = pytest.mark.contract
 
@@ -340,6 +341,21 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     assert agent.ask("resume-all") == {"started": [], "refused": {}}
 
 
+def test_a_run_of_a_gpu_is_not_resumed_without_one(agent: Agent, stalled: Hub) -> None:
+    """AutoDL's no-GPU mode has 2 GiB of memory: a training would only be killed there."""
+    run = agent.create_fetch("a", stalled)
+    agent.ask("start", "a")
+    agent.wait_for("a", "running")
+    agent.kill("a")
+    status = read_json(run.status_file)
+    write_json(run.status_file, status | {"gpu": [{"name": "NVIDIA X"}]})
+    answer = agent.ask("resume-all")
+    assert answer["started"] == []
+    assert "run a worked on a GPU, and there is none now" in answer["refused"]["a"]
+    write_json(run.status_file, status)
+    assert agent.ask("resume-all") == {"started": ["a"], "refused": {}}
+
+
 def test_a_worker_without_its_supervisor_keeps_the_turn(agent: Agent, stalled: Hub) -> None:
     run = agent.create_fetch("a", stalled, turn="refuse")
     agent.create_fetch("b", stalled, turn="refuse")
@@ -429,6 +445,41 @@ def test_a_command_follows_success_only(agent: Agent, hub: Hub, tmp_path: Path) 
 
     agent.create_fetch("odd", hub, after={"command": "poweroff", "when": "succeeded"})
     assert "run.json: after: expected" in agent.ask("start", "odd", code=2)["error"]
+
+
+def test_a_client_may_order_a_command_once_and_after_success_only(
+    agent: Agent, hub: Hub, tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    order = {"command": ["sh", "-c", f"echo x >>'{done}'"]}
+    wrong = {"command": ["sh", "-c", "exit 3"]}
+    hub.refuse = (404, {"X-Error-Code": "RepoNotFound"})
+    agent.create_fetch("bad", hub)
+    agent.ask("start", "bad")
+    agent.wait_for("bad", "failed")
+    hub.refuse = None
+    refused = agent.ask("afterwards", "bad", stdin=order, code=2)
+    assert refused["error"] == "run bad is failed"
+
+    agent.create_fetch("good", hub)
+    agent.ask("start", "good")
+    agent.wait_for("good", "succeeded")
+    hub.stall["model.safetensors"] = list(STALLS)
+    agent.create_fetch("next", hub)
+    agent.ask("start", "next")
+    refused = agent.ask("afterwards", "good", stdin=order, code=2)
+    assert refused["error"] == "run next needs the host"
+    agent.kill("next")
+    assert not done.exists()
+
+    # One that failed may be ordered again, one that was done may not.
+    assert agent.ask("afterwards", "good", stdin=wrong) == {"code": 3, "why": None}
+    missing = agent.ask("afterwards", "good", stdin={"command": ["/no/such"]})
+    assert missing["code"] is None
+    assert "No such file" in missing["why"]
+    assert agent.ask("afterwards", "good", stdin=order) == {"code": 0, "why": None}
+    assert "has had its" in agent.ask("afterwards", "good", stdin=order, code=2)["error"]
+    assert done.read_text() == "x\n"
 
 
 def test_what_a_pull_brings(agent: Agent, tmp_path: Path) -> None:
@@ -524,6 +575,13 @@ def test_gpu_figures_are_told_and_a_hanging_driver_hurts_nothing(
         assert "gpu" not in agent.status("two")
     finally:
         os.environ["PATH"] = path
+
+
+def test_a_watch_ends_when_it_was_asked_to(agent: Agent, stalled: Hub) -> None:
+    agent.create_fetch("one", stalled)
+    agent.ask("start", "one")
+    lines = list(agent.watch("one", "--seconds", "0.5", seconds=20))
+    assert lines[-1]["status"]["state"] == "running"
 
 
 def test_a_client_that_leaves_takes_nothing_along(agent: Agent, stalled: Hub) -> None:

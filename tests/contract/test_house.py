@@ -38,9 +38,10 @@ MENTION = re.compile(r"\binv ([a-z]+(?:\.[a-z]+)?)\b([^`;]*)")
 LAYERS = (
     {"stack", "dataset"},
     {"environments", "config"},
-    {"plan", "project", "platforms", "host_app", "docker_engine"},
+    {"plan", "presets", "project", "platforms", "host_app", "docker_engine"},
     {"targets", "hosts", "doctor"},
     {"follow", "report", "derived", "runs", "host_state", "host_verify"}
+    | {"host_container"}
     | {"failure_pages", "play_events", "processes", "provision", "image"}
     | {"services", "tensorboard", "tunnel"},
     {"words", "console", "cli", "cli_data", "cli_doctor", "cli_hosts", "cli_provision"}

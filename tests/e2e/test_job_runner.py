@@ -7,7 +7,6 @@ final adapter must be the same.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -15,177 +14,21 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from agents import Agent
+from jobs import SAVE_STEPS, STEPS, Job
 from support import lacking
-from tunesmith.files import read_json, sha256_of, write_json
+from tunesmith.files import read_json
 from tunesmith.job import checkpoints
-from tunesmith.job.rundir import OWNER_FILE, RunFolder, claim_output, read_events
+from tunesmith.job.rundir import OWNER_FILE, claim_output, read_events
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 300
-SAVE_STEPS = 5
 STANDINS = Path(__file__).resolve().parent.parent / "standins"
-
-TINY = """
-import shutil, sys
-from pathlib import Path
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-source, target = Path(sys.argv[1]), Path(sys.argv[2])
-config = AutoConfig.from_pretrained(source)
-config.update(dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16,
-                   num_attention_heads=4, num_key_value_heads=2, torch_dtype="float32"))
-torch.manual_seed(0)
-AutoModelForCausalLM.from_config(config).save_pretrained(target)
-for file in source.iterdir():
-    if "token" in file.name or file.suffix in (".jinja", ".txt"):
-        shutil.copy(file, target)
-"""
-
-
-@pytest.fixture(scope="module")
-def tiny_model(
-    tmp_path_factory: pytest.TempPathFactory, training_python: Path, base_model: Path
-) -> Path:
-    folder = tmp_path_factory.mktemp("tiny model")
-    subprocess.run([training_python, "-c", TINY, base_model, folder], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data with a space")
-    chance = random.Random(0)
-    words = ["river", "stone", "lamp", "quiet", "seven", "paper", "orbit", "green", "letter"]
-    rows = [
-        {
-            "instruction": f"Say {' '.join(chance.choices(words, k=6))}",
-            "input": "",
-            "output": " ".join(chance.choices(words, k=12)),
-        }
-        for _ in range(48)
-    ]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
-    return folder
-
-
-class Job:
-    """A run folder made by hand, worked on through `python -m tunesmith.job`."""
-
-    def __init__(self, python: Path, folder: Path) -> None:
-        self.python = python
-        self.folder = RunFolder(folder)
-
-    def make(
-        self,
-        model: Path,
-        data: Path,
-        *,
-        limits: dict[str, Any] | None = None,
-        env: dict[str, str] | None = None,
-        **config: Any,
-    ) -> Job:
-        self.folder.path.mkdir(parents=True)
-        values: dict[str, Any] = {
-            "model_name_or_path": str(model),
-            "stage": "sft",
-            "do_train": True,
-            "finetuning_type": "lora",
-            "lora_rank": 4,
-            "lora_target": "all",
-            # Dropout makes the losses depend on the restored random state.
-            "lora_dropout": 0.1,
-            "dataset": "rows",
-            "dataset_dir": str(data),
-            "template": "smollm",
-            "cutoff_len": 128,
-            "output_dir": str(self.folder.output),
-            "logging_steps": 1,
-            "save_steps": SAVE_STEPS,
-            "save_total_limit": 2,
-            "max_steps": STEPS,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1,
-            "learning_rate": 1.0e-3,
-            "lr_scheduler_type": "cosine",
-            "seed": 7,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "logging_nan_inf_filter": False,
-            "include_num_input_tokens_seen": True,
-        }
-        self.folder.config_file.write_text(yaml.safe_dump(values | config))
-        request = {
-            "run_id": self.folder.run_id,
-            "phases": ["train"],
-            "data": [{"key": "rows", "rows": 48}],
-            "limits": {"restarts": 1000, "dump_seconds": 1, **(limits or {})},
-            "env": {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
-        }
-        write_json(self.folder.request_file, request)
-        return self
-
-    def call(self, verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        argv = [self.python, "-m", "tunesmith.job", verb, self.folder.path]
-        return subprocess.run(argv, check=check, capture_output=True, text=True)
-
-    def state(self) -> str:
-        return str(self.folder.status()["state"])
-
-    def wait(self, done: Callable[[], bool], what: str, seconds: float = 180) -> None:
-        deadline = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < deadline, f"{what}: not in {seconds} s\n{self.log_tail()}"
-            time.sleep(0.02)
-
-    def wait_for_end(self, expected: str) -> None:
-        self.wait(lambda: self.state() not in ("running", "queued"), "the end", 400)
-        assert self.state() == expected, f"{self.folder.status()}\n{self.log_tail()}"
-        # The state is written a moment before the lock is given back.
-        self.wait(lambda: not self.folder.busy(), "the lock", 20)
-
-    def log_tail(self) -> str:
-        return self.folder.log_file.read_text(errors="replace")[-3000:]
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [e for e in read_events(self.folder.events_file) if e["event"] == name]
-
-    def losses(self) -> dict[int, float]:
-        return {e["step"]: e["loss"] for e in self.events("log")}
-
-    def step(self) -> int:
-        return max((e["step"] for e in self.events("log")), default=0)
-
-    def supervisor(self) -> int:
-        return int(read_json(self.folder.status_file)["supervisor"]["pid"])
-
-    def worker(self) -> int:
-        """The worker's pid, as it wrote it itself; 0 before its first step."""
-        try:
-            return int(read_json(self.folder.heartbeat_file)["pid"])
-        except FileNotFoundError:
-            return 0
-
-    def adapter(self) -> str:
-        return sha256_of(self.folder.output / "adapter_model.safetensors")
-
-
-@pytest.fixture
-def job(tmp_path: Path, training_python: Path) -> Iterator[Job]:
-    made = Job(training_python, tmp_path / "runs with a space" / "run")
-    yield made
-    if made.folder.busy():
-        made.call("stop", check=False)
-        made.call("stop", check=False)
 
 
 @pytest.fixture(scope="module")

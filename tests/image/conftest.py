@@ -30,26 +30,11 @@ from tunesmith.project import Project
 # Nobody in particular: no account has it, as with `--user $(id -u)` of a stranger.
 UID = 4321
 TEMPLATE = "smollm"
+STANDINS = Path(__file__).resolve().parent.parent / "standins"
 CANARY = "canary-of-a-secret-that-was-given-to-the-build"
 # How every container of these tests is started: with as little as docs/image.md says.
 HARDENED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
 HARDENED += ["--security-opt", "no-new-privileges"]
-
-_TINY = """
-import shutil, sys
-from pathlib import Path
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-source, target = Path(sys.argv[1]), Path(sys.argv[2])
-config = AutoConfig.from_pretrained(source)
-config.update(dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16,
-                   num_attention_heads=4, num_key_value_heads=2, torch_dtype="bfloat16"))
-torch.manual_seed(0)
-AutoModelForCausalLM.from_config(config, torch_dtype=torch.bfloat16).save_pretrained(target)
-for file in source.iterdir():
-    if "token" in file.name or file.suffix in (".jinja", ".txt"):
-        shutil.copy(file, target)
-"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,9 @@ def tiny_model(
 ) -> Path:
     """A random Llama of 200 kB layers with SmolLM2's tokenizer: seconds instead of minutes."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    subprocess.run([training_python, "-c", _TINY, base_model, folder], check=True)
+    subprocess.run(
+        [training_python, STANDINS / "tiny_llama.py", base_model, folder, "bfloat16"], check=True
+    )
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,18 @@ def test_ssh_itself_reads_the_block(tmp_path: Path) -> None:
     assert settings["forwardagent"] == "no"
     assert settings["hostkeyalias"] == "tunesmith-gpu1"
     assert settings["updatehostkeys"] in ("no", "false")
+
+
+def test_what_jobs_run_in_is_kept_beside_the_address(tmp_path: Path) -> None:
+    inventory.write(tmp_path, replace(host("gpu1"), runner="container"), ADDRESS)
+    inventory.write(tmp_path, host("gpu2"), ADDRESS)
+    found = inventory.read(tmp_path)
+    assert [found[name].runner for name in ("gpu1", "gpu2")] == ["container", "conda"]
+    text = (tmp_path / "hosts.yml").read_text()
+    assert text.count("runner: ") == 1
+    (tmp_path / "hosts.yml").write_text(text.replace("runner: container", "runner: podman"))
+    with pytest.raises(UsageError, match="podman: it takes conda or container"):
+        inventory.read(tmp_path)
 
 
 def test_other_hosts_and_unknown_keys_stay(tmp_path: Path) -> None:

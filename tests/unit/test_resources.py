@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tunesmith.job.resources import peak_memory
+from tunesmith.job.resources import growth_during, memory_available, peak_memory
 
 pytestmark = pytest.mark.unit
 
@@ -22,3 +24,17 @@ def test_the_peak_counts_what_was_held_and_given_back() -> None:
 def test_a_phase_without_torch_names_no_gpu() -> None:
     assert "torch" not in sys.modules
     assert set(peak_memory()) == {"ram"}
+
+
+def test_growth_is_what_was_held_meanwhile() -> None:
+    def work() -> None:
+        held = bytearray(b"x") * 80_000_000
+        time.sleep(0.1)
+        del held
+
+    assert 75_000_000 < growth_during(work) < 120_000_000
+
+
+def test_available_memory_is_within_the_machines() -> None:
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    assert 0 < memory_available() <= int(meminfo["MemTotal"].split()[0]) * 1024

@@ -102,8 +102,8 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], told
 class Elsewhere(LocalTarget):
     """A target whose runs have their inputs below /there."""
 
-    def seen(self, run_id: str, key: str, path: Path) -> str:
-        return f"/there/{run_id}/{key}"
+    def seen(self, run_id: str, name: str, path: Path) -> str:
+        return f"/there/{run_id}/{name}"
 
 
 def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_path: Path) -> None:
@@ -124,6 +124,11 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
         "dataset_dir/philosophy_data.json": data / "philosophy_data.json",
         "deepspeed/ds.json": deepspeed,
     }
+    # A prediction's have a place of their own beside those of the training.
+    values |= {"dataset_dir": str(data), "deepspeed": str(deepspeed)}
+    others = runs.bring(target, "r1", values, reports, below="predict/")
+    assert values["dataset_dir"] == "/there/r1/predict/dataset_dir"
+    assert {item.name for item in others} == {f"predict/{item.name}" for item in inputs}
     # Here, nothing is brought anywhere.
     values["dataset_dir"] = str(data)
     assert runs.bring(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()

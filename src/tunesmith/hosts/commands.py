@@ -68,6 +68,7 @@ def add(
     identity: Path | None = None,
     install_key: bool = False,
     expected: str | None = None,
+    runner: str | None = None,
     ask: Callable[[str], str] | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Added:
@@ -76,10 +77,12 @@ def add(
     `expected` is a fingerprint the host key must have. With `install_key` a host that
     refuses our key gets it: `ask` is called with a question and returns the password. `tell`
     gets lines as things happen. A name that is known already gets the new address when the
-    host key is the pinned one. Raises UsageError, or TunesmithError that says why the host
-    cannot be used.
+    host key is the pinned one, and keeps its `runner` unless one is given. Raises UsageError,
+    or TunesmithError that says why the host cannot be used.
     """
     inventories.check_name(name)
+    if runner is not None:
+        inventories.check_runner(runner)
     address = address_of(text, identity)
     inventory = project.inventory.absolute()
     known = inventories.read(inventory).get(name)
@@ -104,6 +107,7 @@ def add(
     if login.kind != "ok":
         raise TunesmithError(login.text)
     host = _host(name, address, login, known.keys if known else found.keys)
+    host = replace(host, runner=runner or (known.runner if known else host.runner))
     notes += _notes(host, address, inventories.read(inventory))
     _close(inventory, name)
     notes += _write(inventory, host, address)
@@ -195,7 +199,7 @@ def _notes(host: Host, address: Address, others: dict[str, Host]) -> list[str]:
     notes = []
     if address.ignored:
         notes.append(f"not taken over from the line: {' '.join(address.ignored)}")
-    if host.python is None:
+    if host.python is None and host.runner == inventories.RUNNERS[0]:
         notes.append(
             f"{host.name} has no Python >= 3.8, which `inv provision` needs: install python3 there"
         )

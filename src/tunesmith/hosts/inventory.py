@@ -24,6 +24,8 @@ from tunesmith.hosts import sshconfig
 from tunesmith.hosts.address import Address
 
 GROUP = "gpu_hosts"
+# What jobs run in: an environment that `inv provision` installs, or a container of the image.
+RUNNERS = ("conda", "container")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
 # Targets of ours, and words that mean something else to Ansible.
 _RESERVED = ("local", "container", "all", "localhost", "ungrouped", GROUP)
@@ -38,7 +40,8 @@ class Host:
     """A host of the inventory.
 
     `address` is for people. `python` runs Ansible's modules there; None when none was found.
-    `keys` are the pinned host keys, `added` is UTC in ISO 8601.
+    `keys` are the pinned host keys, `added` is UTC in ISO 8601. `runner` is what jobs run in:
+    one of RUNNERS.
     """
 
     name: str
@@ -47,6 +50,14 @@ class Host:
     python: str | None
     jump: str | None
     keys: tuple[str, ...]
+    runner: str = RUNNERS[0]
+
+
+def check_runner(runner: str) -> str:
+    """Return what a host's jobs run in. Raises UsageError for what they cannot."""
+    if runner not in RUNNERS:
+        raise UsageError(f"--runner {runner}: it takes {' or '.join(RUNNERS)}")
+    return runner
 
 
 def check_name(name: str) -> str:
@@ -88,6 +99,7 @@ def read(inventory: Path) -> dict[str, Host]:
             python=values.get("ansible_python_interpreter"),
             jump=sshconfig.address_in(block).jump,
             keys=tuple(_text(pinned(inventory, name)).splitlines()),
+            runner=check_runner(str(values.get("runner", RUNNERS[0]))),
         )
     return found
 
@@ -128,6 +140,9 @@ def write(inventory: Path, host: Host, address: Address) -> None:
             "host_address": host.address,
             "host_added": host.added,
         }
+        values.pop("runner", None)
+        if host.runner != RUNNERS[0]:
+            values["runner"] = host.runner
         values.pop("ansible_python_interpreter", None)
         if host.python:
             values["ansible_python_interpreter"] = host.python

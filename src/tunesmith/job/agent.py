@@ -10,6 +10,7 @@ runs               {"runs": [status, created, title and path of each]}, oldest f
 watch RUN          a line whenever something changes, until the run has ended
 manifest RUN       {"files": {name: {"size", "sha256"}}}: what a pull brings
 remove RUN         delete an idle run: {"freed": bytes}
+afterwards RUN     {"command": [...]} on stdin, run once, after a success: {"code", "why"}
 resume-all         start the runs that a restart of the host has cut off
 
 The answer is one line of JSON on stdout (watch: many; manifest: lines {"hashing", "total"}
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -35,7 +37,7 @@ import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import fsync_folder, human_bytes, read_json, sha256_of, write_json, write_text
-from tunesmith.job import launch
+from tunesmith.job import gpu, launch, orders
 from tunesmith.job.pulled import PARTS, USUAL, manifest, output_of
 from tunesmith.job.rundir import RunFolder, acquire
 from tunesmith.job.watch import look, watch
@@ -152,24 +154,38 @@ def remove(runs: Path, run: RunFolder) -> dict[str, Any]:
     return {"freed": freed} | ({"left": str(output)} if outside else {})
 
 
+def afterwards(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Run a command after a run has succeeded, once. Returns {"code", "why"}: `code` None
+    when it could not be run. Raises UsageError when another run needs the host, the run has
+    not succeeded, or its command was run before."""
+    run.request()
+    code, why = orders.once(run, [str(word) for word in wanted["command"]])
+    return {"code": code, "why": why}
+
+
 def resume_all(runs: Path) -> dict[str, Any]:
     """Start every run that ended without a word: power loss, restart, kill -9.
 
     Those that worked come before those that waited for their turn, then the oldest first.
-    Returns {"started": [run ids], "refused": {run id: message}}.
+    One that worked on a GPU is refused while there is none: a host that was started without
+    one, to fetch results, has no memory for it either. Returns {"started": [run ids],
+    "refused": {run id: message}}.
     """
     cut_off = []
+    answer: dict[str, Any] = {"started": [], "refused": {}}
     for folder in _folders(runs):
         run = RunFolder(folder)
         try:
             left = read_json(run.status_file)
             if left["state"] in ("running", "queued") and not run.busy():
+                if left.get("gpu") and not gpu.ask():
+                    answer["refused"][run.run_id] = _no_gpu(run)
+                    continue
                 cut_off.append((left["state"] == "queued", str(run.request()["created"]), run))
         except FileNotFoundError:
             continue  # made, but never started
         except (TunesmithError, ValueError, KeyError):
             continue  # damaged: `runs` shows it
-    answer: dict[str, Any] = {"started": [], "refused": {}}
     for _, _, run in sorted(cut_off, key=lambda item: (*item[:2], item[2].run_id)):
         try:
             launch.start(run.path, [])
@@ -178,6 +194,13 @@ def resume_all(runs: Path) -> dict[str, Any]:
         else:
             answer["started"].append(run.run_id)
     return answer
+
+
+def _no_gpu(run: RunFolder) -> str:
+    return (
+        f"run {run.run_id} worked on a GPU, and there is none now; start the host with one, or "
+        f"`inv resume --run {run.run_id}`"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -215,8 +238,11 @@ def _answer(given: argparse.Namespace) -> None:
         if given.once:
             _say(look(run, given.events, given.log).to_json())
             return
+        until = time.monotonic() + given.seconds
         for line in watch(run, given.events, given.log):
             _say(line.to_json())
+            if time.monotonic() > until:
+                return
         return
     answers: dict[str, Callable[[], dict[str, Any]]] = {
         "renew": lambda: renew(run, _stdin()),
@@ -226,6 +252,7 @@ def _answer(given: argparse.Namespace) -> None:
         "show": lambda: show(run),
         "manifest": lambda: manifest(run, given.what.split(","), _tell_hashing),
         "remove": lambda: remove(runs, run),
+        "afterwards": lambda: afterwards(run, _stdin()),
     }
     _say(answers[verb]())
 
@@ -244,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("create", "runs", "resume-all"):
         verbs.add_parser(name)
     verbs.add_parser("find").add_argument("run", nargs="?")
-    for name in ("renew", "start", "stop", "show", "watch", "manifest", "remove"):
+    for name in ("renew", "start", "stop", "show", "watch", "manifest", "remove", "afterwards"):
         verb = verbs.add_parser(name)
         verb.add_argument("run")
         if name == "start":
@@ -253,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--events", type=int, default=0, help="byte of events.jsonl")
             verb.add_argument("--log", type=int, default=-1, help="byte of train.log; -1: none")
             verb.add_argument("--once", action="store_true", help="one line, then end")
+            verb.add_argument("--seconds", type=float, default=math.inf, help="end after them")
         elif name == "manifest":
             known = ",".join(PARTS)
             verb.add_argument("--what", default=",".join(USUAL), help=f"of {known}")

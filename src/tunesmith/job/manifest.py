@@ -14,9 +14,11 @@ from tunesmith.files import read_json, sha256_of, write_json
 MANIFEST = "MANIFEST.json"
 
 
-def write(folder: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
-    """Hash every file of `folder`, write its manifest and return it."""
-    manifest = {"format": 1, **made_of, "files": listing(folder)}
+def write(
+    folder: Path, made_of: Mapping[str, Any], hashes: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Hash every file of `folder` but those whose sha256 is in `hashes`; write its manifest."""
+    manifest = {"format": 1, **made_of, "files": listing(folder, hashes)}
     write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -26,10 +28,11 @@ def note(folder: Path, key: str, value: Any) -> None:
     write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), key: value})
 
 
-def listing(folder: Path) -> dict[str, dict[str, Any]]:
+def listing(folder: Path, hashes: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
     """Return size (bytes) and sha256 of each file but the manifest itself."""
+    known = hashes or {}
     return {
-        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
+        file.name: {"size": file.stat().st_size, "sha256": known.get(file.name) or sha256_of(file)}
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }

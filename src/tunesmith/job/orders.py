@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 from tunesmith.errors import UsageError
 from tunesmith.job import turns
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.rundir import RunFolder, read_events
 
 # Between the end of a run and what was ordered for after it: time to say no.
 AFTER_SECONDS = 10.0
@@ -92,6 +93,38 @@ def carry_out(
         if turn:
             turn.release()
     run.emit("after_command_ended", code=code, why=why)
+
+
+def once(run: RunFolder, command: list[str]) -> tuple[int | None, str | None]:
+    """Run the command now: a client has what it wanted of a run that has succeeded.
+
+    With the turn of the folder of runs, so that none begins meanwhile, and once for a run:
+    of two clients one does it, and one that comes another day finds it done. Returns the
+    exit code, or None and why there is none. Raises UsageError when it must not be run.
+    """
+    turn, ahead = turns.take(run.path.parent, run.run_id)
+    try:
+        if ahead := ahead or _busy(run):
+            raise UsageError(f"run {ahead[0]} needs the host")
+        if (state := run.status()["state"]) != "succeeded":
+            raise UsageError(f"run {run.run_id} is {state}")
+        if _done(run):
+            raise UsageError(f"run {run.run_id} has had its `{shlex.join(command)}`")
+        # Before it is done: after a power-off nobody is left to write.
+        run.emit("after_command", text=f"now `{shlex.join(command)}`", command=command)
+        code, why = _call(After(command, 0.0), run)
+        run.emit("after_command_ended", code=code, why=why)
+    finally:
+        if turn:
+            turn.release()
+    return code, why
+
+
+def _done(run: RunFolder) -> bool:
+    """Whether a command was begun after the run, and not found to fail."""
+    names = ("after_command", "after_command_ended")
+    told = [event for event in read_events(run.events_file) if event["event"] in names]
+    return bool(told) and (told[-1]["event"] == "after_command" or told[-1]["code"] == 0)
 
 
 def _busy(run: RunFolder) -> list[str]:

@@ -67,6 +67,7 @@ def items_of(run: RunFolder) -> list[Item]:
     ]
     for name, folder, part in (
         ("output", output_of(run), "adapter"),
+        ("around", run.path / "around", "adapter"),  # what else a merge elsewhere needs
         ("merged", run.path / "merged", "merged"),
         ("predict", run.path / "predict", "predict"),
         ("export", run.path / "export", "export"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -63,6 +65,61 @@ def memory_limit() -> int:
         if text != "max":
             limit = min(limit, int(text))
     return limit
+
+
+def memory_available() -> int:
+    """Return the bytes this process can still take: of the machine, and of its cgroup."""
+    if not Path("/proc/meminfo").is_file():
+        # macOS, where a pulled run may be merged: the machine's memory is the best that is known.
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    total = int(meminfo["MemTotal"].split()[0]) * 1024
+    limit = memory_limit()
+    if limit < total:
+        used = [
+            _cgroup_use(file)
+            for file in cgroup_files("memory", "memory.usage_in_bytes", "memory.current")
+        ]
+        available = min(available, limit - min(used, default=0))
+    return available
+
+
+def _cgroup_use(file: Path) -> int:
+    """Return a cgroup's use without the file cache the kernel gives back on demand."""
+    statistics = dict(
+        line.split(" ", 1) for line in (file.parent / "memory.stat").read_text().splitlines()
+    )
+    cache = statistics.get("total_inactive_file", statistics.get("inactive_file", "0"))
+    return max(0, int(file.read_text()) - int(cache))
+
+
+def growth_during(work: Callable[[], object]) -> int:
+    """Do `work` and return the bytes this process held at its most, less those before.
+
+    Looks a hundred times a second: the kernel's own peak counts from the start of the process,
+    and loading a model may have held more.
+    """
+    before = most = _held()
+    done = threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(0.01):
+            most = max(most, _held())
+
+    looker = threading.Thread(target=look, daemon=True)
+    looker.start()
+    try:
+        work()
+    finally:
+        done.set()
+        looker.join()
+    return max(0, most - before)
+
+
+def _held() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> dict[str, int]:

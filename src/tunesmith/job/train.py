@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunesmith.files import read_json, replacing, sha256_of
-from tunesmith.job import checkpoints, resources
+from tunesmith.files import read_json, replacing, sha256_of, write_json
+from tunesmith.job import checkpoints, lean, prepared, resources
 from tunesmith.job.rundir import RunFolder
 
 # Below this many rows per process a fork costs more than it saves (measured: 1,000 rows
@@ -40,20 +41,42 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         _take_result(finished, Path(config["output_dir"]))
         return _result(folder, Path(config["output_dir"]))
     keep = config.pop("save_total_limit", None)
-    for key, value, was in _fit_to_machine(config, request):
-        config[key] = value
-        emit("changed", what=key, to=value, **{"from": was}, why="what this machine can do")
+    fit(config, request, emit)
 
-    from llamafactory.train.tuner import run_exp
+    lean.trim()
+    scores = bool(config.get("predict_with_generate"))
+    with lean.only(str(config.get("stage", "sft")), scores=scores):
+        from llamafactory.train.tuner import run_exp
 
     from tunesmith.job.callbacks import RunCallback
 
+    if request.get("preset") == "fast":
+        from tunesmith.job import fast
+
+        fast.use(config, emit, functools.partial(_keep, folder))
+    keep_batch_of_config()
     callback = RunCallback(
         folder, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800))
     )
     keep_epoch_when_skipping()
+    prepared.encode_quickly()
     run_exp(config, callbacks=[callback])
     return _result(folder, Path(config["output_dir"]))
+
+
+def fit(config: dict[str, Any], request: dict[str, Any], emit: Callable[..., None]) -> None:
+    """Fit a config to this machine, in place, and let rows prepared before be found again."""
+    for key, value, was in _fit_to_machine(config, request):
+        config[key] = value
+        emit("changed", what=key, to=value, **{"from": was}, why="what this machine can do")
+    view = prepared.by_content(config)
+    if view is None:
+        return
+    config["dataset_dir"] = view
+    if config.get("overwrite_cache") and "overwrite_cache" not in request.get("overrides", {}):
+        config["overwrite_cache"] = False
+        why = "prepared rows are found by what they are; changed rows are prepared anew"
+        emit("changed", what="overwrite_cache", to=False, **{"from": True}, why=why)
 
 
 def arguments(folder: RunFolder) -> dict[str, Any]:
@@ -97,6 +120,37 @@ def keep_epoch_when_skipping() -> None:
         return skipped
 
     trainer.skip_first_batches = skip_first_batches
+
+
+def keep_batch_of_config() -> None:
+    """Mend the micro-batch after a resume: the config's, not the one of the checkpoint.
+
+    transformers 4.52 takes the checkpoint's for the rows of a pass and the config's for how
+    many passes make a step: after a micro-batch was halved, the rows that did not fit would
+    come back, and a step would have twice the rows.
+    """
+    from transformers import Trainer
+
+    loop = Trainer._inner_training_loop
+    if getattr(loop, "keeps_batch", False):
+        return
+
+    @functools.wraps(loop)
+    def inner_training_loop(
+        self: Any, batch_size: int | None = None, args: Any = None, **kwargs: Any
+    ) -> Any:
+        if not self.args.auto_find_batch_size:
+            batch_size = self.args.train_batch_size
+        return loop(self, batch_size=batch_size, args=args, **kwargs)
+
+    inner_training_loop.keeps_batch = True  # type: ignore[attr-defined]
+    Trainer._inner_training_loop = inner_training_loop
+
+
+def _keep(folder: RunFolder, change: Mapping[str, Any]) -> None:
+    """Record changed keys for this run's later attempts."""
+    known = read_json(folder.adjustments_file) if folder.adjustments_file.exists() else {}
+    write_json(folder.adjustments_file, {**known, **change})
 
 
 def _finished(config: dict[str, Any]) -> Path | None:
@@ -153,7 +207,15 @@ def _fit_to_machine(config: dict[str, Any], request: dict[str, Any]) -> list[tup
     if not torch.cuda.is_available():
         # transformers refuses half precision without a GPU; float32 is what a CPU is good at.
         changes += [(key, False, True) for key in ("bf16", "fp16") if config.get(key)]
+    elif config.get("bf16") and torch.cuda.get_device_capability() < (8, 0):
+        # bf16 is emulated there, and transformers refuses it.
+        changes += [("bf16", False, True), ("fp16", True, False)]
     cpus = resources.cpu_count()
+    if request.get("preset") == "fast" and torch.cuda.is_available():
+        if config.get("optim", "adamw_torch") == "adamw_torch":
+            changes.append(("optim", "adamw_torch_fused", "adamw_torch"))
+        if config.get("dataloader_num_workers") is None and cpus > 2:
+            changes.append(("dataloader_num_workers", 2, 0))
     rows = sum(int(item.get("rows") or 0) for item in request.get("data", []))
     wanted = config.get("preprocessing_num_workers")
     if wanted:

@@ -7,6 +7,7 @@ with a `failure` event. Any other end is a crash, which the supervisor classifie
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import functools
@@ -21,6 +22,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import write_json
+from tunesmith.job import lean
 from tunesmith.job.failures import JobError, classify_text
 from tunesmith.job.resources import peak_memory
 from tunesmith.job.rundir import RunFolder
@@ -41,6 +43,8 @@ _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "proof": ("tunesmith.job.proof", {}),
     "predict": ("tunesmith.job.predict", {}),
 }
+# The proof is left out: it checks us, so it takes the libraries as they come.
+_ASK_THE_MODEL = ("before", "after", "predict")
 
 
 def main(argv: list[str]) -> int:
@@ -54,11 +58,13 @@ def main(argv: list[str]) -> int:
     module, extra = _PHASES[phase]
     try:
         entry: Run = importlib.import_module(module).run
-        # Naming the device loads torch, which a fetch has no need of.
-        if phase != "fetch" and int(os.environ.get("RANK", "0")) == 0:
+        # Naming the device loads torch, which these have no need of; a merge does it elsewhere.
+        if phase not in ("fetch", "merge") and int(os.environ.get("RANK", "0")) == 0:
             from tunesmith.job.environment import versions
 
             write_json(run.path / "versions.json", versions())
+        if phase in _ASK_THE_MODEL:
+            lean.trim()
         summary = functools.partial(entry, run.path, run.request(), run.emit, **extra)()
     except SystemExit as end:
         return int(end.code or 0)
@@ -103,5 +109,21 @@ def _report(run: RunFolder, phase: str, error: BaseException) -> int:
     return FAILED
 
 
+def leave(ended: list[int]) -> None:
+    """End now with the code in `ended`, if the phase has ended.
+
+    The interpreter would take torch and a model apart piece by piece: seconds, for memory that
+    the kernel takes back at once.
+    """
+    if ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended[0])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    codes: list[int] = []
+    # Handlers run in reverse: what others registered meanwhile comes first.
+    atexit.register(leave, codes)
+    codes.append(main(sys.argv[1:]))
+    sys.exit(codes[0])

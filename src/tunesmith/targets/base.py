@@ -52,10 +52,11 @@ class Target(Protocol):
         """Return where a run of this id lives, or would live."""
         ...
 
-    def seen(self, run_id: str, key: str, path: Path) -> str:
-        """Return what the config key `key` says on the target for a path of this machine.
+    def seen(self, run_id: str, name: str, path: Path) -> str:
+        """Return what a config key says on the target for a path of this machine.
 
-        Raises UsageError for a path that cannot be had there.
+        `name` is where it would lie below RUN/inputs; its last part is the key. Raises
+        UsageError for a path that cannot be had there.
         """
         ...
 

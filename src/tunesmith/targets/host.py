@@ -6,23 +6,21 @@ asks (hosts/agent.py), brings files (hosts/transfer.py), and can be closed at an
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, sha256_of, write_json
 from tunesmith.host_app import app_digest
-from tunesmith.hosts import agent, layout, transfer
+from tunesmith.hosts import agent, autostart, layout, models, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
@@ -37,6 +35,10 @@ PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
+# Then a watch is asked for anew: in a container nobody tells the other end that we are gone.
+_TALK_SECONDS = 600.0
+# From a power-off to the end of SSH.
+_OFF_SECONDS = 60.0
 
 Tell = Callable[[str], None]
 
@@ -64,8 +66,11 @@ class HostTarget:
     @property
     def platform(self) -> Platform:
         """The rental platform, by its data disk."""
-        platforms = load_platforms(self._project.root / "configs" / "platforms.yml")
-        return platform_of(platforms, str(self.layout.disk))
+        return platform_of(load_platforms(self._platforms), str(self.layout.disk))
+
+    @property
+    def _platforms(self) -> Path:
+        return self._project.root / "configs" / "platforms.yml"
 
     def place(self, run_id: str) -> Place:
         """Return where a run of this id lives, or would live."""
@@ -80,11 +85,12 @@ class HostTarget:
         }
         return Place(self.layout.runs / run_id, self.layout.python, variables)
 
-    def seen(self, run_id: str, key: str, path: Path) -> str:
+    def seen(self, run_id: str, name: str, path: Path) -> str:
         """Return where the input of a config key lies there, or where a cache would."""
+        key = PurePosixPath(name).name
         if key in ("tokenized_path", "cache_dir"):
             return str(self.layout.base / "cache" / key / path.name)
-        folder = self.layout.runs / run_id / "inputs" / key
+        folder = self.layout.runs / run_id / "inputs" / name
         return str(folder / path.name if path.is_file() else folder)
 
     def room(self) -> tuple[str, int]:
@@ -177,10 +183,12 @@ class HostTarget:
         log_offset = -1 if log is None else log
         fresh, failed, lost_at = False, 0, 0.0
         while True:
-            words = ("--events", str(events), "--log", str(log_offset))
+            offsets = ("--events", str(events), "--log", str(log_offset))
+            words = (*offsets, "--seconds", str(_TALK_SECONDS))
+            heard = False
             try:
                 for said in agent.stream(self._remote, "watch", run_id, *words, fresh=fresh):
-                    failed = 0
+                    failed, heard = 0, True
                     status, events = said["status"], int(said["events_offset"])
                     text = str(said.get("log", ""))
                     log_offset = int(said["log_offset"]) if log is not None else -1
@@ -195,6 +203,8 @@ class HostTarget:
                     yield look
                     if look.over:
                         return
+                if heard:
+                    continue
                 reason = f"{self.name} ended the conversation"
             except LostError as error:
                 reason = error.message
@@ -298,41 +308,55 @@ class HostTarget:
         return subprocess.run(argv, check=False).returncode
 
     def send_model(self, name: str, folder: Path) -> None:
-        """Bring a base model's folder from here into the host's store, where it is verified."""
-        self._tell(f"base model: uploading {folder} to {self.name}")
-        key = hashlib.sha256(name.encode()).hexdigest()[:16]
-        upload = self.layout.base / "uploads" / "models" / key
-        files = {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        transfer.upload(self._remote, files, str(upload), self._tell)
-        order = self.fetch_order(name, None, None) or {}
-        words = ["fetch", name, "--store", order["store"]]
-        words += ["--hf-home", str(self.layout.hf_home), "--mirror", order["mirror"]]
-        script = (
-            f". {shlex.quote(str(self.layout.variables))}\n"
-            f"exec {shlex.quote(str(self.layout.python))} -m tunesmith.hub {shlex.join(words)} "
-            f"--from {shlex.quote(str(upload))}"
-        )
-        done = self._remote.run(script, timeout=3600)
-        if done.returncode != 0:
-            said = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
-            raise TunesmithError(
-                f"{self.name}: {said.get('error', 'the model was not accepted there')}",
-                [str(line) for line in said.get("detail", done.stderr.splitlines()[-3:])],
-            )
-        self._remote.run(f"rm -rf {shlex.quote(str(upload))}")
+        """Bring a base model's folder from here into the host's store (hosts.models.send)."""
+        models.send(self._remote, self.layout, name, folder, self._tell)
 
-    def power_off(self) -> None:
-        """Power the host off, the platform's way."""
-        # The connection goes with it: how the command ends says nothing.
-        with contextlib.suppress(TunesmithError):
-            self._remote.run(f"{shlex.join(self.poweroff_command())} </dev/null >/dev/null 2>&1 &")
+    def power_off(self, run_id: str) -> None:
+        """Power the host off after a run that has succeeded, and wait until it is off.
+
+        Raises UsageError when it must stay on (another run needs it, or this was done after
+        this run before); TunesmithError when it was told to and is still there.
+        """
+        order = {"command": list(self.poweroff_command())}
+        if not self._answers():
+            raise TunesmithError(
+                f"{self.name} does not answer and was not told to power off; when it is back, "
+                f"`inv attach --on {self.name} --run {run_id}` does it"
+            )
+        said: dict[str, Any] = {"code": 0}
+        problem = "it still answers"
+        try:
+            said = agent.call(self._remote, "afterwards", run_id, stdin=order, timeout=90)
+        except UsageError:
+            raise
+        except TunesmithError as error:
+            # As a rule: the connection went with the host.
+            problem = error.message
+        if said["code"] != 0:
+            problem = said["why"] or f"`{shlex.join(order['command'])}` ended with {said['code']}"
+        deadline = time.monotonic() + (_OFF_SECONDS if said["code"] == 0 else 0)
+        while self._answers():
+            if time.monotonic() > deadline:
+                raise TunesmithError(
+                    f"{self.name} is not off, and costs money: {problem}; power it off in the "
+                    "console"
+                )
+            time.sleep(1)
+
+    def _answers(self) -> bool:
+        try:
+            self._remote.run(":", timeout=10)
+        except TunesmithError:
+            return False
+        return True
 
     def poweroff_command(self) -> tuple[str, ...]:
         """Return what powers the host off. Raises UsageError where that is not known."""
+        if self._remote.host.runner == "container":
+            raise UsageError(
+                f"{self.name}: jobs run in a container there, which cannot power the host off; do "
+                "it in the console"
+            )
         platform = self.platform
         if platform.poweroff is None:
             raise UsageError(
@@ -341,9 +365,21 @@ class HostTarget:
             )
         return (*self.layout.sudo, *platform.poweroff)
 
-    def resume_all(self) -> list[str]:
-        """Continue every run that ended without a word; return their ids."""
-        return [str(run) for run in agent.call(self._remote, "resume-all", timeout=120)["started"]]
+    def resume_all(self) -> tuple[list[str], list[str]]:
+        """Continue every run that ended without a word; return their ids, and why others
+        were not continued."""
+        said = agent.call(self._remote, "resume-all", timeout=180)
+        refused = [agent.addressed(str(text), self.name) for text in said["refused"].values()]
+        return [str(run) for run in said["started"]], refused
+
+    def autostart(self, *, wanted: bool) -> None:
+        """Let the host resume its runs at each start, or not any more (hosts.autostart)."""
+        change = autostart.install if wanted else autostart.remove
+        change(self._remote, self.layout, self._platforms)
+
+    def renew_autostart(self) -> None:
+        """Bring back what a rebuild of the host has taken of it."""
+        autostart.renew(self._remote, self.layout, self._platforms)
 
     def _show(self, run_id: str) -> dict[str, Any]:
         return agent.call(self._remote, "show", run_id)

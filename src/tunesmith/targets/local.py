@@ -38,7 +38,7 @@ class LocalTarget:
         variables = {**self._project.stack.variables, "HF_HOME": str(self._project.hf_home), **lock}
         return Place(self._project.runs / run_id, self._environment.python, variables)
 
-    def seen(self, _run_id: str, _key: str, path: Path) -> str:
+    def seen(self, _run_id: str, _name: str, path: Path) -> str:
         """Return the path as it is."""
         return str(path)
 

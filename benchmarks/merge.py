@@ -1,0 +1,349 @@
+"""The merge by blocks against `llamafactory-cli export`, `cp`, and itself on a larger model.
+
+The gate of every comparison: both sides' weights have the same sha256. Models have a real shape
+and random weights, are made here and deleted again. Two things are measured of ours: the weights
+alone, which is what took the export its memory and time, and the whole phase as a run has it. The
+phase does more than the export: it hashes base and result, has LLaMA-Factory write everything
+around the weights and compare the prompts (a process beside it), and brings all to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.harness import (
+    ROOT,
+    CommandFailed,
+    Measured,
+    Result,
+    interleave,
+    measure,
+    middle,
+    plain_env,
+)
+from benchmarks.random_model import LARGE, SMALL, Shape, write_adapter, write_base
+from tunesmith.files import sha256_of
+from tunesmith.job import pulled
+from tunesmith.job.rundir import RunFolder
+from tunesmith.job.tensors import stored_below
+from tunesmith.project import Project
+
+WEIGHTS = "model.safetensors"
+DEMO = "HuggingFaceTB--SmolLM2-135M-Instruct@*"
+ROOM = 45_000_000_000  # bytes free for the 7B comparison: base, result and what the disk keeps
+# The weights alone, as job/merge.py calls it.
+OURS = """
+import sys
+from pathlib import Path
+from tunesmith.job import products, stream
+from tunesmith.job.adapter import check_fits
+base, adapter, out = map(Path, sys.argv[1:])
+shards = stream.guessed(base, "BF16", float(999))
+out.mkdir()
+stream.merge(base, check_fits(base, adapter), shards, out, products.best())
+"""
+INNER = "python -c 'stream.merge(base, check_fits(base, adapter), shards, out, products.best())'"
+EXPORT = "llamafactory-cli export export.yaml  # infer_dtype: bfloat16, export_device: cpu"
+PHASE = "python -m tunesmith.job.worker RUN merge"
+
+
+def run(work: Path, say: Callable[[str], None]) -> list[Result]:
+    """Measure all comparisons."""
+    python = Project.at(ROOT).environment().python
+    results = _demo(work / "135m", python, say)
+    bench = _Bench(work / "1.5b", python)
+    bench.make(SMALL)
+    say("A is llamafactory-cli export, W our weights, P our phase, C cp")
+    sides = {"A": bench.export, "W": bench.weights, "P": bench.phase, "C": bench.copy}
+    found = interleave(sides, "AWPCAWPCAWPC", say)
+    results += _against_export("merge-1.5b", "the weights, 1.5B shape", found, "W", INNER)
+    results += _against_export("merge-1.5b-phase", "the whole phase, 1.5B shape", found, "P", PHASE)
+    results.append(_against_copy(found))
+    results.append(_bytes(bench, say))
+    shutil.rmtree(work / "1.5b")
+    results += _flat(work / "7b", python, middle(found["W"]), say)
+    return results
+
+
+class _Bench:
+    """A run folder with a random model and adapter, and the sides that merge it."""
+
+    def __init__(self, work: Path, python: Path) -> None:
+        self.work, self.python = work, python
+        self.base, self.run = work / "base", work / "run"
+        self.adapter = self.run / "output"
+        self.adapter_bytes = 0
+        self._log = work / "log"
+        self._hashes: set[str] = set()
+
+    def make(self, shape: Shape) -> None:
+        """Write base and adapter, a tokenizer, and the run."""
+        self.work.mkdir()
+        tiny = self.work / "tiny"
+        script = ROOT / "tests" / "standins" / "tiny_r1.py"
+        measure([self.python, script, tiny], self._log, env=plain_env())
+        write_base(self.base, shape)
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            shutil.copy(tiny / name, self.base / name)
+        self.adapter_bytes = write_adapter(self.adapter, shape, self.base)
+        self.prepare("deepseekr1", enable_thinking=False)
+
+    def prepare(self, template: str, **extra: Any) -> None:
+        """Write the run's files, as a training leaves them."""
+        self.template = {"template": template, **extra}
+        rows = [{"instruction": f"Question {n}?", "output": f"{n}."} for n in range(9)]
+        (self.work / "rows.json").write_text(json.dumps(rows))
+        columns = {"prompt": "instruction", "response": "output"}
+        info = {"rows": {"file_name": "rows.json", "columns": columns}}
+        (self.work / "dataset_info.json").write_text(json.dumps(info))
+        config = {
+            "model_name_or_path": str(self.base),
+            "output_dir": str(self.adapter),
+            "stage": "sft",
+            "finetuning_type": "lora",
+            "dataset": "rows",
+            "dataset_dir": str(self.work),
+            **self.template,
+        }
+        (self.run / "config.yaml").write_text(yaml.safe_dump(config))
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
+            for file in self.base.iterdir()
+        }
+        request = {"run_id": "run", "model": {"name": "random", "files": files}, "merge": {}}
+        (self.run / "run.json").write_text(json.dumps(request))
+
+    def export(self, _turn: int) -> Measured:
+        """The other side."""
+        out = self.work / "exported"
+        config = {
+            "model_name_or_path": str(self.base),
+            "adapter_name_or_path": str(self.adapter),
+            "finetuning_type": "lora",
+            "export_dir": str(out),
+            "export_size": 5,
+            "export_device": "cpu",
+            "infer_dtype": "bfloat16",
+            **self.template,
+        }
+        (self.work / "export.yaml").write_text(yaml.safe_dump(config))
+        program = self.python.with_name("llamafactory-cli")
+        return self._timed([program, "export", self.work / "export.yaml"], out)
+
+    def weights(self, _turn: int) -> Measured:
+        """Ours, the weights alone."""
+        out = self.work / "weights"
+        return self._timed([self.python, "-c", OURS, self.base, self.adapter, out], out)
+
+    def phase(self, _turn: int) -> Measured:
+        """Ours, as a run has it."""
+        argv: list[str | Path] = [self.python, "-m", "tunesmith.job.worker", self.run, "merge"]
+        return self._timed(argv, self.run / "merged")
+
+    def copy(self, _turn: int) -> Measured:
+        """The floor: the same bytes, unchanged."""
+        out = self.work / "copy"
+        out.mkdir()
+        os.sync()
+        found = measure(["cp", self.base / WEIGHTS, out / WEIGHTS], self._log)
+        shutil.rmtree(out)
+        return found
+
+    def _timed(self, argv: Sequence[str | Path], out: Path) -> Measured:
+        os.sync()  # no side waits for what another has left to write
+        found = measure(argv, self._log, env=plain_env())
+        self._hashes.add(sha256_of(out / WEIGHTS))
+        shutil.rmtree(out)
+        if len(self._hashes) > 1:
+            raise CommandFailed(f"{argv[0]}: weights differ between the sides")
+        return found
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights of every side so far."""
+        return next(iter(self._hashes))
+
+
+def _demo(work: Path, python: Path, say: Callable[[str], None]) -> list[Result]:
+    models = Project.at(ROOT).models
+    base = next(iter(sorted(models.glob(DEMO))), None)
+    if base is None:
+        say("merge-135m: skipped: no SmolLM2 in the store; `make demo` fetches it")
+        return []
+    bench = _Bench(work, python)
+    bench.base = base
+    work.mkdir()
+    bench.run.mkdir()
+    code = (
+        "import sys, torch; from peft import LoraConfig, get_peft_model; "
+        "from transformers import AutoModelForCausalLM as M; "
+        "m = M.from_pretrained(sys.argv[1], torch_dtype=torch.float32); torch.manual_seed(3); "
+        "a = get_peft_model(m, LoraConfig(task_type='CAUSAL_LM', target_modules='all-linear')); "
+        "[w.data.normal_(std=0.02) for n, w in a.named_parameters() if 'lora_B' in n]; "
+        "a.save_pretrained(sys.argv[2])"
+    )
+    measure([python, "-c", code, base, bench.adapter], work / "log", env=plain_env())
+    bench.prepare("smollm")
+    say("135M: A is llamafactory-cli export, W our weights, P our phase")
+    sides = {"A": bench.export, "W": bench.weights, "P": bench.phase}
+    found = interleave(sides, "AWPAWPAWP", say)
+    shutil.rmtree(work)
+    return _against_export("merge-135m", "the weights, SmolLM2-135M", found, "W", INNER)[:1]
+
+
+def _against_export(
+    name: str,
+    what: str,
+    found: Mapping[str, Sequence[Measured]],
+    side: str,
+    command: str,
+) -> list[Result]:
+    ours, other = middle(found[side]), middle(found["A"])
+    memory = "peak memory of the largest process"
+    figures = (
+        ("", "wall time", ours.wall, other.wall, "s", 3.0),
+        ("-cpu", "processor time", ours.cpu, other.cpu, "s", 4.0),
+        ("-memory", memory, ours.peak / 1e6, other.peak / 1e6, "MB", 9.0),
+    )
+    more = "it also hashes base and result, compares prompts with LLaMA-Factory, and syncs to disk"
+    results = []
+    for end, figure, one, two, unit, bar in figures:
+        ratio = two / one
+        met = ratio >= bar
+        results.append(
+            Result(
+                id=name + end,
+                what=f"merge, {what}: {figure}; same sha256",
+                ours=round(one, 2),
+                other=round(two, 2),
+                unit=unit,
+                ratio=round(ratio, 2),
+                bar=f">= {bar:g}x",
+                met=met,
+                why="" if met else more if side == "P" else "see the turns",
+                commands={"ours": command, "other": EXPORT},
+                detail={
+                    "turns": {
+                        key: [[round(m.wall, 2), round(m.cpu, 2), m.peak] for m in found[key]]
+                        for key in found
+                    },
+                    "turns are": "wall s, processor s, peak bytes",
+                },
+            )
+        )
+    return results
+
+
+def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
+    ours, other = middle(found["W"]), middle(found["C"])
+    ratio = ours.wall / other.wall
+    return Result(
+        id="merge-cp",
+        what="merge, the weights, 1.5B shape, against copying the file: wall time",
+        ours=round(ours.wall, 2),
+        other=round(other.wall, 2),
+        unit="s",
+        ratio=round(ratio, 2),
+        bar="<= 1.5x of cp",
+        met=ratio <= 1.5,
+        why=""
+        if ratio <= 1.5
+        else "the sums take some 4 s of processor time, cp of a file in the cache 1 s; a disk that "
+        "has to be waited for hides the difference",
+        commands={"ours": INNER, "other": "cp base/model.safetensors out/"},
+    )
+
+
+def _bytes(bench: _Bench, say: Callable[[str], None]) -> Result:
+    """Bring back the adapter and merge at the destination, without PyTorch."""
+    log = bench.work / "log"
+    measure([bench.python, "-m", "tunesmith.job.kit", "--run", bench.run], log, env=plain_env())
+    items = pulled.items_of(RunFolder(bench.run))
+    brought = sum(item.path.stat().st_size for item in items if item.part in ("adapter", "record"))
+    env = plain_env(PYTHONPATH=str(ROOT / "src"))
+    found = measure([sys.executable, "-m", "tunesmith.job.here", bench.run], log, env=env)
+    merged = bench.run / "merged"
+    whole = sum(file.stat().st_size for file in merged.iterdir())
+    same = sha256_of(merged / WEIGHTS) == bench.sha256
+    say(f"  numpy: {found.wall:.2f} s wall, {found.cpu:.2f} s cpu, {found.peak / 1e6:.0f} MB")
+    numbers = sum(tensor.size // 2 for tensor in stored_below(merged).values())
+    out = bench.work / "exact"
+    measure([bench.python, "-c", OURS, bench.base, bench.adapter, out], log, env=plain_env())
+    off = 0 if same else _differing(merged / WEIGHTS, out / WEIGHTS)
+    ratio = whole / bench.adapter_bytes
+    return Result(
+        id="result-bytes",
+        what="the merged model on the user's disk: adapter brought, merged there without PyTorch",
+        ours=round(bench.adapter_bytes / 1e6, 1),
+        other=round(whole / 1e6, 1),
+        unit="MB",
+        ratio=round(ratio, 1),
+        bar=">= 90x fewer bytes, < 100 MB of memory, same sha256 where torch is",
+        met=ratio >= 90 and found.peak < 100e6,
+        commands={
+            "ours": "inv pull --on HOST --run RUN --merge-here",
+            "other": "inv pull --on HOST --run RUN  # after inv merge --on HOST",
+        },
+        detail={
+            "all files brought, MB": round(brought / 1e6, 1),
+            "peak memory of the merge without torch, MB": round(found.peak / 1e6, 1),
+            "wall and processor seconds of it": [round(found.wall, 2), round(found.cpu, 2)],
+            "numbers rounded otherwise without torch": off,
+            "numbers": numbers,
+            "same sha256 without torch": same,
+            "seconds at 100 Mbit/s": {
+                "ours": round(brought * 8 / 100e6, 1),
+                "other": round(whole * 8 / 100e6, 1),
+            },
+        },
+    )
+
+
+def _differing(one: Path, two: Path) -> int:
+    import numpy as np
+
+    first, second = (np.memmap(file, np.uint16, "r") for file in (one, two))
+    step = 1 << 22
+    return sum(
+        int((first[at : at + step] != second[at : at + step]).sum())
+        for at in range(0, len(first), step)
+    )
+
+
+def _flat(work: Path, python: Path, small: Measured, say: Callable[[str], None]) -> list[Result]:
+    free = shutil.disk_usage(work.parent).free
+    if free < ROOM:
+        say(f"merge-7b-memory: skipped: {free / 1e9:.0f} GB free, {ROOM / 1e9:.0f} GB needed")
+        return []
+    work.mkdir()
+    base, adapter, out = work / "base", work / "adapter", work / "out"
+    write_base(base, LARGE)
+    write_adapter(adapter, LARGE, base)
+    os.sync()
+    argv: list[str | Path] = [python, "-c", OURS, base, adapter, out]
+    found = measure(argv, work / "log", env=plain_env())
+    shutil.rmtree(work)
+    say(f"  7B: {found.wall:.2f} s wall, {found.cpu:.2f} s cpu, {found.peak / 1e6:.0f} MB")
+    ratio = found.peak / small.peak
+    return [
+        Result(
+            id="merge-7b-memory",
+            what="merge, the weights, 7B shape: peak memory against the 1.5B shape's",
+            ours=round(found.peak / 1e6, 1),
+            other=round(small.peak / 1e6, 1),
+            unit="MB",
+            ratio=round(ratio, 3),
+            bar="within 10 %",
+            met=abs(ratio - 1) <= 0.1,
+            commands={"ours": INNER, "other": f"{INNER}  # 1.5B"},
+            detail={"wall s": round(found.wall, 2), "processor s": round(found.cpu, 2)},
+        )
+    ]

@@ -1,0 +1,113 @@
+"""A base model from this machine into a host's store, for hosts without a way to a hub.
+
+rsync goes on where it was cut, in this call or a later one. The host takes a model only
+when every file there has the sha256 it has here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tunesmith import modelfiles, modelstore
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes, sha256_of
+from tunesmith.hosts import transfer
+from tunesmith.hosts.layout import Layout
+from tunesmith.hosts.remote import Remote
+
+# sha256sum and the copying of a large model on a slow disk.
+_TAKE_SECONDS = 3600.0
+
+Tell = Callable[[str], None]
+
+
+def send(remote: Remote, layout: Layout, name: str, folder: Path, tell: Tell) -> None:
+    """Bring the base model `name` from a folder here into the store of a host.
+
+    One that is there already is not sent again. Raises UsageError for a folder that is no
+    whole base model, other weights than configs/models.yml has for the name, or too small a
+    disk; TunesmithError when what arrived is not what was sent.
+    """
+    modelfiles.require(folder, name)
+    names = modelfiles.choose(path.name for path in folder.iterdir())
+    size = sum((folder / file).stat().st_size for file in names)
+    tell(f"base model: reading {folder} ({human_bytes(size)})")
+    hashes = {file: sha256_of(folder / file) for file in names}
+    key = hashlib.sha256(name.encode()).hexdigest()[:16]
+    upload = str(layout.base / "uploads" / "models" / key)
+    there, sent = _look(remote, layout, name, upload)
+    if hashes in there:
+        tell(f"base model: {name} is on {remote.name} already")
+        return
+    # The store gets a copy, and the upload goes when that is whole.
+    needed = 2 * size - min(sent, size)
+    if needed > layout.free_bytes:
+        raise UsageError(
+            f"{remote.name}:{layout.base}: {human_bytes(layout.free_bytes)} free, the upload of "
+            f"{name} needs {human_bytes(needed)} for a while; free space there"
+        )
+    tell(f"base model: uploading what is not yet on {remote.name}")
+    transfer.upload(remote, {file: folder / file for file in names}, upload, tell)
+    _prove(remote, upload, hashes)
+    _take(remote, layout, name, upload)
+    tell(f"base model: {name} is on {remote.name}, every file with the sha256 it has here")
+
+
+def _look(
+    remote: Remote, layout: Layout, name: str, upload: str
+) -> tuple[list[dict[str, str]], int]:
+    """Return the sha256 of the files of each copy in the store, and the bytes of the upload."""
+    store = shlex.quote(str(layout.models / modelstore.safe_name(name)))
+    script = (
+        f"for manifest in {store}@*/{modelstore.MANIFEST}; do\n"
+        '    [ -f "$manifest" ] && tr -d \'\\n\' <"$manifest" && echo\n'
+        "done\n"
+        f"du -sk {shlex.quote(upload)} 2>/dev/null | cut -f1"
+    )
+    copies: list[dict[str, str]] = []
+    sent = 0
+    for line in remote.run(script).stdout.splitlines():
+        if line.isdigit():
+            sent = int(line) * 1024
+        elif line.startswith("{"):
+            files = json.loads(line)["files"]
+            copies.append({file: record["sha256"] for file, record in files.items()})
+    return copies, sent
+
+
+def _prove(remote: Remote, upload: str, hashes: Mapping[str, str]) -> None:
+    """Compare what arrived; what is wrong is removed there, so that it is sent again."""
+    script = f"cd {shlex.quote(upload)} && sha256sum -c -"
+    lines = "".join(f"{sha256}  {file}\n" for file, sha256 in hashes.items())
+    done = remote.run(script, stdin=lines, timeout=_TAKE_SECONDS)
+    if done.returncode == 0:
+        return
+    good = {line.removesuffix(": OK") for line in done.stdout.splitlines() if line.endswith(": OK")}
+    wrong = sorted(hashes.keys() - good)
+    remote.run(f"cd {shlex.quote(upload)} && rm -f -- {shlex.join(wrong)}")
+    raise TunesmithError(
+        f"{remote.name}: {wrong[0]} did not arrive as it is here; the same command sends it again",
+        wrong,
+    )
+
+
+def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
+    words = ["fetch", name, "--store", str(layout.models), "--hf-home", str(layout.hf_home)]
+    words += ["--mirror", layout.mirror, "--from", upload]
+    script = (
+        f". {shlex.quote(str(layout.variables))}\n"
+        f"exec {shlex.quote(str(layout.python))} -m tunesmith.hub {shlex.join(words)}"
+    )
+    done = remote.run(script, timeout=_TAKE_SECONDS)
+    if done.returncode != 0:
+        said = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+        kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
+        raise kind(
+            f"{remote.name}: {said.get('error', 'the model was not accepted there')}",
+            [str(line) for line in said.get("detail", done.stderr.splitlines()[-3:])],
+        )
+    remote.run(f"rm -rf {shlex.quote(upload)}")

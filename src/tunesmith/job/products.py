@@ -1,0 +1,84 @@
+"""B @ A in float32, by the same instructions as PyTorch's own, or by NumPy's.
+
+PyTorch's CPU build carries MKL and multiplies float32 matrices with its `sgemm`
+(aten/src/ATen/native/CPUBlas.cpp). That one function is called here from libtorch_cpu.so: the
+product has PyTorch's very bits, for 130 MB instead of the 500 MB and two seconds of `import
+torch`, most of which is CUDA's libraries. Where a build has no MKL, PyTorch itself multiplies;
+where there is no PyTorch, NumPy does, whose sums may differ in the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Multiply = Callable[[Any, Any, Any], None]  # (B [m, k], A [k, n], out [m, n]), all float32 rows
+
+
+@dataclass(frozen=True)
+class Products:
+    """A way to multiply. `exact`: every bit is PyTorch's, so a merge with it is PEFT's."""
+
+    name: str
+    exact: bool
+    multiply: Multiply
+
+
+def best() -> Products:
+    """Return PyTorch's product where PyTorch is installed, else NumPy's."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return by_numpy()
+    return by_mkl(Path(found.origin).parent / "lib" / "libtorch_cpu.so") or by_torch()
+
+
+def by_mkl(library: Path) -> Products | None:
+    """Return the product of the MKL inside libtorch_cpu.so; None where it has none."""
+    try:
+        loaded = ctypes.CDLL(str(library))
+        sgemm, one_thread = loaded.sgemm_, loaded.MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):
+        return None
+    sgemm.restype = None
+    plain, one, zero = ctypes.c_char(b"n"), ctypes.c_float(1.0), ctypes.c_float(0.0)
+    word, ref = ctypes.c_int, ctypes.byref
+
+    def multiply(b: Any, a: Any, out: Any) -> None:
+        # For this thread: on shared cores two OpenMP threads a product are slower than one.
+        one_thread(1)
+        (m, k), n = b.shape, a.shape[1]
+        columns, shared = ref(word(n)), ref(word(k))
+        # Fortran's matrices are column by column: of ours it sees out' = A' @ B'.
+        sgemm(
+            *(ref(plain), ref(plain), columns, ref(word(m)), shared, ref(one)),
+            *(ctypes.c_void_p(a.ctypes.data), columns, ctypes.c_void_p(b.ctypes.data), shared),
+            *(ref(zero), ctypes.c_void_p(out.ctypes.data), columns),
+        )
+
+    return Products("mkl of torch", True, multiply)
+
+
+def by_torch() -> Products:
+    """Return PyTorch's own product, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+    def multiply(b: Any, a: Any, out: Any) -> None:
+        torch.mm(*map(torch.from_numpy, (b, a)), out=torch.from_numpy(out))
+
+    return Products("torch", True, multiply)
+
+
+def by_numpy() -> Products:
+    """Return NumPy's product."""
+    import numpy as np
+
+    def multiply(b: Any, a: Any, out: Any) -> None:
+        np.matmul(b, a, out=out)
+
+    return Products("numpy", False, multiply)

@@ -1,0 +1,147 @@
+"""The fast preset computes the same steps: losses, adapters, resumes, and its guard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs import Job
+from tunesmith.files import write_json
+
+pytestmark = pytest.mark.e2e
+
+# Dropout would draw other numbers for rows in another order.
+PLAIN = {"lora_dropout": 0.0, "max_steps": 12, "save_steps": 6, "warmup_ratio": 0.0}
+SMALL = PLAIN | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+WHOLE = PLAIN | {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "disable_gradient_checkpointing": True,
+}
+
+# What end_to_end must give: each row's logits as if it were alone.
+ALONE = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from tunesmith.job import fast
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], attn_implementation="sdpa").eval()
+torch.manual_seed(1)
+lengths = [5, 90, 17, 64, 33, 120, 8]
+width = max(lengths)
+ids = torch.randint(5, 1000, (len(lengths), width))
+attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+labels = torch.where(attention == 1, ids, fast.IGNORE_INDEX)
+batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+limit = int(sys.argv[2])
+laid = fast.end_to_end(batch, 0, limit)
+lines = fast.lay_out(lengths, limit)
+with torch.no_grad():
+    logits = model(
+        input_ids=laid["input_ids"],
+        position_ids=laid["position_ids"],
+        attention_mask=fast.mask_of(laid["marks"], torch.float32),
+    ).logits
+    worst = 0.0
+    for number, line in enumerate(lines):
+        at = 0
+        for row in line:
+            n = lengths[row]
+            alone = model(input_ids=ids[row : row + 1, :n]).logits[0]
+            worst = max(worst, float((logits[number, at : at + n] - alone).abs().max()))
+            at += n
+assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
+assert int((laid["labels"] != fast.IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
+print(len(lines), laid["input_ids"].shape[1], worst)
+"""
+
+
+@pytest.fixture(scope="session")
+def padded(
+    tmp_path_factory: pytest.TempPathFactory, training_python: Path, tiny_model: Path, data: Path
+) -> Job:
+    """A training as LLaMA-Factory does it: one row after the other, checkpointing on."""
+    made = Job(training_python, tmp_path_factory.mktemp("runs") / "padded")
+    made.make(tiny_model, data, **SMALL)
+    made.call("start")
+    made.wait_for_end("succeeded")
+    return made
+
+
+def test_the_same_steps_as_padded_rows(job: Job, padded: Job, tiny_model: Path, data: Path) -> None:
+    job.make(tiny_model, data, preset="fast", **WHOLE)
+    job.call("start")
+    job.wait_for_end("succeeded")
+    assert job.events("changed") == []
+    losses = job.losses()
+    assert losses.keys() == padded.losses().keys()
+    assert max(abs(losses[step] - padded.losses()[step]) for step in losses) < 2e-4
+    assert losses[12] < losses[1] - 0.03, "it learns"
+    # Its rows are laid end to end: fewer tokens, padding included, for the same rows.
+    seen = json.loads((job.folder.output / "trainer_state.json").read_text())
+    theirs = json.loads((padded.folder.output / "trainer_state.json").read_text())
+    assert seen["num_input_tokens_seen"] > 0
+    assert seen["global_step"] == theirs["global_step"] == 12
+
+
+def test_a_smaller_micro_batch_after_a_checkpoint_keeps_the_step(
+    job: Job, padded: Job, tiny_model: Path, data: Path
+) -> None:
+    """What the supervisor does after a GPU ran out of memory in the middle of a training."""
+    job.make(tiny_model, data, preset="fast", **WHOLE)
+    job.call("start")
+    job.wait(lambda: job.step() >= 7, "a checkpoint")
+    job.call("stop")
+    job.wait(lambda: not job.folder.busy(), "the stop", 60)
+    change = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    write_json(job.folder.adjustments_file, change)
+    job.call("start")
+    job.wait_for_end("succeeded")
+    losses = job.losses()
+    assert max(abs(losses[step] - padded.losses()[step]) for step in losses) < 2e-4
+
+
+def test_rows_that_see_one_another_are_noticed(job: Job, tiny_model: Path, data: Path) -> None:
+    """The guard's check: with a mask that does not keep rows apart it pads as ever."""
+    job.make(
+        tiny_model,
+        data,
+        preset="fast",
+        env={"PYTHONPATH": str(Path(__file__).parent.parent / "standins" / "leaking_mask")},
+        **WHOLE,
+    )
+    job.call("start")
+    job.wait_for_end("succeeded")
+    (told,) = job.events("changed")
+    assert told["what"] == "rows end to end"
+    assert "the first rows' logits would differ by" in told["why"]
+
+
+def test_a_micro_batch_that_memory_does_not_hold_is_lowered(
+    job: Job, padded: Job, tiny_model: Path, data: Path
+) -> None:
+    standin = Path(__file__).parent.parent / "standins" / "little_memory"
+    job.make(tiny_model, data, preset="fast", env={"PYTHONPATH": str(standin)}, **WHOLE)
+    job.call("start")
+    job.wait_for_end("succeeded")
+    (told,) = job.events("changed")
+    assert (told["what"], told["from"], told["to"]) == ("per_device_train_batch_size", 8, 1)
+    losses = job.losses()
+    assert max(abs(losses[step] - padded.losses()[step]) for step in losses) < 2e-4
+    kept = json.loads(job.folder.adjustments_file.read_text())
+    assert kept == {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+
+
+@pytest.mark.parametrize("line", [64, 128, 2048])
+def test_each_row_is_computed_as_if_alone(
+    training_python: Path, tiny_model: Path, line: int
+) -> None:
+    argv = [training_python, "-c", ALONE, tiny_model, str(line)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    lines, width, worst = done.stdout.split()
+    assert float(worst) < 2e-4
+    assert int(width) % 128 == 0
+    assert int(lines) == {64: 3, 128: 3, 2048: 1}[line]

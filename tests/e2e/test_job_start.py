@@ -1,0 +1,166 @@
+"""How a training starts: with what it needs and no more, on rows that are the data's.
+
+What is left out and what is found again must not be seen in the result: the adapter is that of
+`llamafactory-cli train`, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import Job
+from tunesmith.files import read_json, sha256_of
+
+pytestmark = pytest.mark.e2e
+
+STANDINS = Path(__file__).resolve().parent.parent / "standins"
+
+# For three steps: no checkpoint between.
+SHORT: dict[str, Any] = {"max_steps": 3, "save_steps": 100}
+
+
+QUANTISED = """
+import sys
+from tunesmith.job import lean
+
+lean.trim()
+import torch
+import bitsandbytes  # as transformers does when it loads a quantised model
+from peft import LoraConfig, get_peft_model
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain = torch.nn.Linear(8, 8)
+        self.four = bitsandbytes.nn.Linear4bit(8, 8)
+
+model = Model()
+model.is_loaded_in_4bit = True  # as transformers says it
+adapted = get_peft_model(
+    model, LoraConfig(target_modules=["plain", "four"])
+).base_model.model
+print(type(adapted.plain).__module__, type(adapted.four).__module__)
+print(type(adapted.four).__name__, "sklearn" in sys.modules)
+"""
+
+
+TEXTS = r"""
+import json, sys
+from transformers import AutoTokenizer
+from tunesmith.job import prepared
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+marks = [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()]
+texts = ["", " ", "Who are you?\n", "你是谁？", "e\u0301 \U0001f9d1\u200d\U0001f680", "\x00\ufffd"]
+texts += [f"a{mark} b" for mark in map(str, marks)] + [text * 3000 for text in texts]
+
+def ids(split):
+    tokenizer.split_special_tokens = split
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+def others():
+    cut = tokenizer.encode("one two three four", truncation=True, max_length=2)
+    return [cut, tokenizer.encode("one", "two"), ids(False), tokenizer.encode("one")]
+
+before = [ids(False), ids(True), others()]
+prepared.encode_quickly()
+prepared.encode_quickly()
+assert [ids(False), ids(True), others()] == before
+print(len(texts))
+"""
+
+
+def test_quick_ids_are_the_usual_ids(
+    tmp_path: Path, training_python: Path, base_model: Path
+) -> None:
+    qwen = tmp_path / "qwen"
+    subprocess.run([training_python, STANDINS / "tiny_r1.py", qwen], check=True)
+    for model in (base_model, qwen):
+        argv = [training_python, "-c", TEXTS, model]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_quantised_layer_still_gets_its_own_kind_of_adapter(training_python: Path) -> None:
+    argv = [training_python, "-c", QUANTISED]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-2:] == [
+        "peft.tuners.lora.layer peft.tuners.lora.bnb",
+        "Linear4bit False",
+    ]
+
+
+def trained(job: Job, model: Path, data: Path, env: dict[str, str], **config: Any) -> Job:
+    """Train to a good end."""
+    job.make(model, data, env=env, **SHORT, **config)
+    job.call("start")
+    job.wait_for_end("succeeded")
+    return job
+
+
+def test_a_job_loads_less_and_trains_the_same(
+    tmp_path: Path, job: Job, training_python: Path, tiny_model: Path, data: Path
+) -> None:
+    env = {"HF_HOME": str(tmp_path / "hub"), "PYTHONPROFILEIMPORTTIME": "1"}
+    trained(job, tiny_model, data, env)
+    log = job.folder.log_file.read_text(errors="replace")
+    loaded = set(re.findall(r"(?m)^import time:.*\| +(\S+)$", log))
+    assert {"torch", "peft", "llamafactory.train.sft.workflow"} <= loaded
+    left_out = {"bitsandbytes", "sklearn", "nltk", "llamafactory.train.dpo.trainer"}
+    assert not left_out & loaded
+
+    output = tmp_path / "theirs"
+    config = yaml.safe_load(job.folder.config_file.read_text()) | {"output_dir": str(output)}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    argv = [training_python.with_name("llamafactory-cli"), "train", file]
+    variables = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sha256_of(output / "adapter_model.safetensors") == job.adapter()
+
+
+def test_rows_are_found_again_and_changed_rows_never_missed(
+    tmp_path: Path, training_python: Path, tiny_model: Path, data: Path
+) -> None:
+    env = {"HF_HOME": str(tmp_path / "hub")}
+    rows = read_json(data / "rows.json")
+    assert len(rows[0]["output"]) > 1
+
+    def run(name: str, content: Any) -> Job:
+        folder = tmp_path / f"data of {name}"
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.json").write_text(json.dumps(content))
+        # The time of change says nothing: an archive unpacked, a file synchronised.
+        os.utime(folder / "rows.json", (1_000_000, 1_000_000))
+        (folder / "dataset_info.json").write_text((data / "dataset_info.json").read_text())
+        made = Job(training_python, tmp_path / "runs" / f"{name}-{len(content[0]['output'])}")
+        made.folder.path.parent.mkdir(exist_ok=True)
+        return trained(made, tiny_model, folder, env, overwrite_cache=True)
+
+    def prepared() -> set[Path]:
+        return set((tmp_path / "hub" / "datasets").rglob("cache-*.arrow"))
+
+    first = run("one", rows)
+    there = prepared()
+    assert there
+    assert [event["to"] for event in first.events("changed")] == [False]
+
+    # Elsewhere, in another run: nothing is prepared anew.
+    assert run("two", rows).losses() == first.losses()
+    assert prepared() == there
+
+    # In the same place, of the same size and time: other rows are other rows.
+    changed = [row | {"output": row["output"][::-1]} for row in rows]
+    changed[0]["output"] += " "
+    assert run("one", changed).losses() != first.losses()
+    assert prepared() > there

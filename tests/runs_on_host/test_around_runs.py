@@ -1,0 +1,312 @@
+"""What lies before and after a run on a host: its base model from here, a prediction with it,
+and the power-off. The tests run in the order of the file, on one provisioned host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from replica.replica import Replica
+from replica_fixtures import PROVISIONED, HostProject
+from support import lacking
+from tunesmith.errors import TunesmithError
+from tunesmith.files import sha256_of
+from tunesmith.runs import target_of
+from tunesmith.targets.host import HostTarget
+
+pytestmark = pytest.mark.host
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SHORT = ("--no-evaluate", "max_steps=2", "save_steps=2", "max_samples=16", "--queue")
+PREDICT = "configs/predict/smollm2_135m_lora_sft.yaml"
+# So slow that the line can be cut while the weights are under way.
+KBYTES_PER_SECOND = 12_000
+Provisioned = tuple[HostProject, Replica]
+
+
+def inv(made: HostProject, *words: str, code: int = 0) -> str:
+    """Run `inv`; it must end with `code`. Return what it said."""
+    done = made.inv(*words)
+    assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def base(replica: Replica) -> Path:
+    """Tunesmith's folder of the host, as this machine sees it."""
+    return replica.disk / "tunesmith"
+
+
+def inputs(replica: Replica, run: str) -> dict[str, str]:
+    folder = base(replica) / "runs" / run / "inputs"
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+@pytest.fixture(scope="module")
+def trained(provisioned_host: Provisioned) -> Iterator[Provisioned]:
+    """The host with a run `around` on it, two steps long."""
+    made, replica = provisioned_host
+    inv(made, "train", "--on", PROVISIONED, "--run", "around", *SHORT)
+    yield made, replica
+    for run in json.loads(made.inv("runs", "--on", PROVISIONED, "--json").stdout):
+        inv(made, "rm", "--on", PROVISIONED, "--run", run["run_id"])
+
+
+def test_a_prediction_leaves_the_data_of_the_training_alone(trained: Provisioned) -> None:
+    made, replica = trained
+    before = inputs(replica, "around")
+    file = made.project.root / "data" / "philosophy_data.json"
+    kept = file.read_bytes()
+    rows = json.loads(kept)
+    file.write_text(json.dumps(rows[-4:], ensure_ascii=False), encoding="utf-8")
+    try:
+        words = ("--on", PROVISIONED, "--run", "around", "--config", PREDICT, "max_new_tokens=4")
+        said = inv(made, "predict", *words)
+        fresh = sha256_of(file)
+    finally:
+        file.write_bytes(kept)
+    assert "predict_rouge-l" in said
+    assert f"answers: {PROVISIONED}:" in said
+    after = inputs(replica, "around")
+    assert after.items() >= before.items()
+    assert after["predict/dataset_dir/philosophy_data.json"] == fresh
+    assert after["dataset_dir/philosophy_data.json"] != fresh
+    answers = base(replica) / "runs/around/predict/generated_predictions.jsonl"
+    assert [json.loads(line)["label"].strip() for line in answers.read_text().splitlines()] == [
+        row["output"].strip() for row in rows[-4:]
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(trained: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the base model on this machine."""
+    (stored,) = (base(trained[1]) / "models").glob("*SmolLM2*@*")
+    copy = tmp_path_factory.mktemp("laptop") / "SmolLM2"
+    shutil.copytree(stored, copy, ignore=shutil.ignore_patterns("tunesmith-model.json"))
+    return copy
+
+
+def forget_model(replica: Replica) -> None:
+    for stored in (base(replica) / "models").glob("*SmolLM2*@*"):
+        shutil.rmtree(stored)
+
+
+def test_only_the_rest_of_a_base_model_is_sent_after_a_cut(
+    trained: Provisioned, model: Path, tmp_path: Path
+) -> None:
+    made, replica = trained
+    real = shutil.which("rsync")
+    if real is None:
+        lacking("no rsync", "`apt-get install rsync`")
+    program = tmp_path / "bin/rsync"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {real} --bwlimit={KBYTES_PER_SECOND} "$@"\n')
+    program.chmod(0o755)
+    forget_model(replica)
+    weights = (model / "model.safetensors").stat().st_size
+    words = ("train", "--on", PROVISIONED, "--run", "carried", "--from-laptop", str(model), *SHORT)
+    environment = made.environment | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+    def begin(log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as stream:
+            return subprocess.Popen(
+                [sys.executable, "-m", "invoke", *words],
+                cwd=made.project.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+
+    def wait(share: float, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 120
+        while arrived(replica) < share * weights:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+
+    received = bytes_received(replica)
+    first = begin(tmp_path / "first.log")
+    wait(0.3, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = begin(tmp_path / "second.log")
+    time.sleep(1)
+    wait(0.6, second)
+    assert replica.cut_ssh("kill") > 0
+    assert second.wait(timeout=300) == 0, (tmp_path / "second.log").read_text()
+    said = (tmp_path / "second.log").read_text()
+    assert "the connection was cut" in said
+    assert f"{MODEL} is on {PROVISIONED}, every file with the sha256 it has here" in said
+    assert bytes_received(replica) - received < 1.15 * weights
+    (stored,) = (base(replica) / "models").glob("*SmolLM2*@*")
+    for file in model.iterdir():
+        assert sha256_of(stored / file.name) == sha256_of(file), file.name
+    request = json.loads((base(replica) / "runs/carried/run.json").read_text())
+    assert request["model"]["source"].startswith("folder:")
+    assert list((base(replica) / "uploads/models").iterdir()) == []
+
+
+def arrived(replica: Replica) -> int:
+    """Bytes of the largest file of a base model that is being sent."""
+    sizes = [0]
+    for path in (base(replica) / "uploads" / "models").rglob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue  # it has just got its name
+    return max(sizes)
+
+
+def bytes_received(replica: Replica) -> int:
+    return int(replica.sh("cat /sys/class/net/eth0/statistics/rx_bytes"))
+
+
+def test_a_base_model_that_arrives_damaged_is_not_taken(trained: Provisioned, model: Path) -> None:
+    made, replica = trained
+    forget_model(replica)
+    # Same size and time, so that rsync passes it over, as after a write that was lost.
+    key = hashlib.sha256(MODEL.encode()).hexdigest()[:16]
+    upload = base(replica) / "uploads" / "models" / key
+    shutil.copytree(model, upload)
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    stamp = (model / "model.safetensors").stat()
+    (upload / "model.safetensors").write_bytes(content)
+    os.utime(upload / "model.safetensors", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    said: list[str] = []
+    with made.entered():
+        target = target_of(made.project, PROVISIONED, said.append)
+        assert isinstance(target, HostTarget)
+        with pytest.raises(TunesmithError, match=r"model.safetensors did not arrive as it is"):
+            target.send_model(MODEL, model)
+        assert not list((base(replica) / "models").glob("*SmolLM2*@*"))
+        target.send_model(MODEL, model)
+        sent = bytes_received(replica)
+        target.send_model(MODEL, model)
+    assert said[-1] == f"base model: {MODEL} is on {PROVISIONED} already"
+    assert bytes_received(replica) - sent < 1_000_000
+
+
+def test_a_host_may_resume_its_runs_itself(trained: Provisioned) -> None:
+    made, replica = trained
+    replica.sh("echo 'echo mine' >/etc/autodl.sh")
+    for _ in range(2):
+        assert "by /etc/autodl.sh" in inv(made, "host.autostart", "--on", PROVISIONED)
+    assert replica.sh("grep -c 'BEGIN tunesmith' /etc/autodl.sh") == "1\n"
+    words = [word for word in SHORT if not word.startswith("max_")]
+    inv(made, "train", "--on", PROVISIONED, "--run", "cut", "--no-attach", *words)
+    folder = base(replica) / "runs" / "cut"
+    heartbeat, events = folder / "heartbeat.json", folder / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while not heartbeat.exists() or (json.loads(heartbeat.read_text()).get("step") or 0) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    replica.reboot()
+    while '"resumed"' not in events.read_text():
+        assert time.monotonic() < deadline + 60, (base(replica) / "autostart.log").read_text()
+        time.sleep(0.2)
+    inv(made, "stop", "--on", PROVISIONED, "--run", "cut")
+    # A rebuild takes the line; whoever looks after the host next brings it back.
+    replica.sh("rm /etc/autodl.sh")
+    with made.entered():
+        target = target_of(made.project, PROVISIONED, print)
+        assert isinstance(target, HostTarget)
+        target.renew_autostart()
+        assert "autostart.sh" in replica.sh("cat /etc/autodl.sh")
+        replica.sh("echo 'echo mine' >>/etc/autodl.sh")
+        inv(made, "host.autostart", "--on", PROVISIONED, "--off")
+        assert replica.sh("cat /etc/autodl.sh") == "echo mine\n"
+        target.renew_autostart()
+        assert replica.sh("cat /etc/autodl.sh") == "echo mine\n"
+
+
+@pytest.fixture
+def power_offs(trained: Provisioned) -> Iterator[Path]:
+    """The file in which the host's shutdown notes that it was called; it does its work, too."""
+    _, replica = trained
+    mount = replica.options.mount
+    replica.sh(
+        f"cp /usr/bin/shutdown /root/shutdown && sed -i '2i date >>{mount}/power-offs' "
+        "/usr/bin/shutdown"
+    )
+    notes = replica.disk / "power-offs"
+    notes.write_text("")
+    yield notes
+    if not replica.running():
+        replica.on()
+    replica.sh("mv /root/shutdown /usr/bin/shutdown")
+    notes.unlink()
+
+
+def test_a_host_is_powered_off_once_and_only_after_a_whole_pull(
+    trained: Provisioned, power_offs: Path, tmp_path: Path
+) -> None:
+    made, replica = trained
+    last = ("--then", "report,pull,poweroff")
+    # A run that fails.
+    words = ("train", "--on", PROVISIONED, *last, *SHORT)
+    with subprocess.Popen(
+        [sys.executable, "-m", "invoke", *words, "--run", "falls", "max_steps=200"],
+        cwd=made.project.root,
+        env=made.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as falling:
+        assert falling.stdout is not None
+        for line in falling.stdout:
+            if line.startswith("step 1/"):
+                break
+        replica.sh("pkill -KILL -f tunesmith.job; true", check=False)
+        falling.stdout.read()
+    assert falling.returncode == 1
+    assert power_offs.read_text() == ""
+    # A pull that is not whole: this machine's rsync leaves a wrong byte behind.
+    real = shutil.which("rsync")
+    program = tmp_path / "bin/rsync"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n{real} "$@" || exit\nfor into; do :; done\n'
+        "weights=$into/output/adapter_model.safetensors\n"
+        '[ ! -f "$weights" ] || printf x | dd of="$weights" bs=1 seek=9999 conv=notrunc 2>&1\n'
+    )
+    program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "invoke", *words, "--run", "last"],
+        cwd=made.project.root,
+        env=made.environment | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "output/adapter_model.safetensors has changed while it was fetched" in done.stderr
+    assert power_offs.read_text() == ""
+    assert not (made.project.runs / "last").exists()
+    # Whole: then it goes off.
+    said = inv(made, "attach", "--on", PROVISIONED, "--run", "last")
+    assert said.index("pulled: ") < said.index(f"{PROVISIONED}: powering off")
+    assert f"{PROVISIONED}: off; " in said
+    pulled = json.loads((made.project.runs / "last" / "pulled.json").read_text())["files"]
+    for name, record in pulled.items():
+        assert sha256_of(made.project.runs / "last" / name) == record["sha256"], name
+    assert len(power_offs.read_text().splitlines()) == 1
+    deadline = time.monotonic() + 20
+    while replica.running():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    # The next day it is switched on again, and somebody looks.
+    replica.on()
+    said = inv(made, "attach", "--on", PROVISIONED, "--run", "last")
+    assert f"{PROVISIONED} stays on: run last has had its `/usr/bin/shutdown`" in said
+    assert len(power_offs.read_text().splitlines()) == 1

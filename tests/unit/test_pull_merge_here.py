@@ -1,0 +1,104 @@
+"""`inv pull --merge-here`: what is brought, and who merges."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tunesmith import cli, runs
+from tunesmith.errors import UsageError
+from tunesmith.job.pulled import USUAL, items_of
+from tunesmith.job.rundir import RunFolder
+from tunesmith.targets.host import HostTarget
+
+pytestmark = pytest.mark.unit
+
+
+class Host(HostTarget):
+    """A host that only notes what it is asked."""
+
+    def __init__(self, asked: list[Any], folder: Path, code: int = 0) -> None:
+        self.name = "gpu1"
+        self.asked, self.folder, self.code = asked, folder, code
+
+    def find(self, run_id: str | None) -> str:
+        return run_id or "newest"
+
+    def place(self, run_id: str) -> Any:
+        return SimpleNamespace(run=PurePosixPath("/data/runs") / run_id)
+
+    def interact(self, module: str, arguments: Sequence[str]) -> int:
+        self.asked.append((module, list(arguments)))
+        return self.code
+
+    def pull(self, run_id: str, parts: Sequence[str]) -> Path:
+        self.asked.append(("pull", tuple(parts)))
+        return self.folder
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was asked of host and machine, without a training environment here."""
+    told: list[Any] = []
+    folder = tmp_path / "run"
+    folder.mkdir()
+    project = SimpleNamespace(
+        environment=lambda: SimpleNamespace(current=lambda: False),
+        run_folder=lambda _: folder,
+    )
+    monkeypatch.setattr(cli.Project, "at", lambda _: project)
+    monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(told, folder))
+    monkeypatch.setattr(runs, "settle", lambda *_: told.append("settle"))
+
+    def run(argv: Sequence[str], **_: Any) -> Any:
+        told.append(list(argv)[1:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return told
+
+
+def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) -> None:
+    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert asked == [
+        ("tunesmith.job.kit", ["--run", "/data/runs/r"]),
+        ("pull", USUAL),
+        "settle",
+        ["-m", "tunesmith.job.here", str(tmp_path / "run")],
+    ]
+
+
+def test_without_the_option_nothing_is_merged(asked: list[Any], tmp_path: Path) -> None:
+    cli.pull(tmp_path, "gpu1", "r", "adapter")
+    assert asked == [("pull", ("adapter",))]
+
+
+@pytest.mark.parametrize("what", ["report", "adapter,merged"])
+def test_parts_that_do_not_fit_are_refused(asked: list[Any], tmp_path: Path, what: str) -> None:
+    with pytest.raises(UsageError, match="--merge-here brings the adapter"):
+        cli.pull(tmp_path, "gpu1", "r", what, merge_here=True)
+    assert asked == []
+
+
+def test_what_cannot_be_prepared_there_brings_nothing(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(asked, tmp_path, code=2))
+    with pytest.raises(SystemExit) as ended:
+        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert ended.value.code == 2
+    assert [what for what, _ in asked] == ["tunesmith.job.kit"]
+
+
+def test_the_kit_comes_with_the_adapter(tmp_path: Path) -> None:
+    for name in ("around/kit.json", "output/adapter_model.safetensors", "merged/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    parts = {item.name: item.part for item in items_of(RunFolder(tmp_path))}
+    assert parts["around/kit.json"] == "adapter"
+    assert parts["merged/config.json"] == "merged"
