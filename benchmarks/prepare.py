@@ -80,7 +80,7 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
     """Measure few rows and many, each cold and once more."""
     bench = _Bench(work)
     results = []
-    for count, turns, bar in ((FEW, "ABABA", 10.0), (MANY, "BAB", 2.0)):
+    for count, turns, bar in ((FEW, "ABABA", 10.0), (MANY, "ABABA", 2.0)):
         name = f"{count // 1000}k"
         say(f"{count} rows: A is LLaMA-Factory with its examples' settings, B is ours, cold")
         data = bench.make(name, count)

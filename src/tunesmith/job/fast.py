@@ -114,6 +114,17 @@ def without_labels(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return {key: value for key, value in inputs.items() if key != "labels"}
 
 
+def norm_of(parameters: Sequence[torch.nn.Parameter]) -> float:
+    """Return the norm of all gradients together."""
+    norms = [p.grad.norm() for p in parameters if p.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
+def close(found: Sequence[float], expected: Sequence[float], share: float) -> bool:
+    """Whether each number is within a share of the expected one; NaN is near nothing."""
+    return all(abs(one - two) <= share * abs(two) for one, two in zip(found, expected, strict=True))
+
+
 @dataclass
 class EndToEnd:
     """A collator: LLaMA-Factory's own, then rows laid end to end."""
@@ -134,7 +145,7 @@ class Recorded:
     items: torch.Tensor
     graph: torch.cuda.CUDAGraph
     loss: torch.Tensor
-    gradients: list[torch.Tensor]
+    gradients: list[tuple[torch.nn.Parameter, torch.Tensor]]
 
 
 def use(
@@ -189,6 +200,9 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         ):
             self._pad_as_ever(f"a {config.model_type} model of this kind was not tried so")
         one = self.args.world_size == 1 and self.args.n_gpu <= 1
+        self._drops_out = any(
+            isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.model.modules()
+        )
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if one and self.accelerator.distributed_type == "NO":
             self._skip_frozen()
@@ -219,11 +233,12 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Check on real rows, try what fits, train."""
-        if self.end_to_end:
-            self._compare()
         resumed = kwargs.get("resume_from_checkpoint") or (args and args[0])
-        if not resumed and self.args.world_size == 1:
-            self._fit()
+        with self._same_chance():
+            if self.end_to_end:
+                self._compare()
+            if not resumed and self.args.world_size == 1:
+                self._fit()
         return super().train(*args, **kwargs)
 
     def training_step(
@@ -242,6 +257,10 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         ):
             return super().training_step(model, self._opened(inputs), num_items_in_batch)
         return self._replay(self._recorded[shape], inputs, num_items_in_batch)
+
+    def _same_chance(self) -> Any:
+        """Within this, random numbers are drawn from copies: dropout and the rows' order stay."""
+        return torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else [])
 
     def _opened(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return what the model takes: marks become a mask."""
@@ -301,9 +320,9 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         torch.cuda.reset_peak_memory_stats()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with self._same_chance(), torch.cuda.stream(side):
             # Kernels and workspaces that come with a first use must be there already.
-            forward_and_backward()
+            expected = (float(forward_and_backward()), norm_of(parameters))
         torch.cuda.current_stream().wait_stream(side)
         needed = torch.cuda.max_memory_allocated() - started
         torch.cuda.empty_cache()  # a graph has memory of its own, shared by all of them
@@ -316,7 +335,12 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         # Other threads (the loader's) go on allocating meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss = forward_and_backward()
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [(p, p.grad) for p in parameters if p.grad is not None]
+        with self._same_chance():
+            graph.replay()
+            found = (float(loss), norm_of(parameters))
+        if not self._drops_out and not close(found, expected, TOLERANCE[self._dtype()]):
+            raise RuntimeError(f"replayed loss and gradient norm {found}, computed {expected}")
         return Recorded(held, count, graph, loss, gradients)
 
     def _replay(
@@ -326,15 +350,13 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             value.copy_(inputs[key], non_blocking=True)
         recorded.items.copy_(items, non_blocking=True)
         recorded.graph.replay()
-        parameters = self._trainable
-        if parameters[0].grad is None and self.args.gradient_accumulation_steps == 1:
-            for parameter, gradient in zip(parameters, recorded.gradients, strict=True):
-                parameter.grad = gradient
-        elif parameters[0].grad is None:
-            for parameter, gradient in zip(parameters, recorded.gradients, strict=True):
-                parameter.grad = gradient.clone()
-        else:
-            torch._foreach_add_([parameter.grad for parameter in parameters], recorded.gradients)
+        once = self.args.gradient_accumulation_steps == 1
+        for parameter, gradient in recorded.gradients:
+            if parameter.grad is not None:
+                parameter.grad.add_(gradient)
+            else:
+                # The next replay of this shape writes where this one wrote.
+                parameter.grad = gradient if once else gradient.clone()
         return recorded.loss.clone()
 
     def _skip_frozen(self) -> None:
