@@ -29,7 +29,17 @@ from tunesmith.project import Project
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 # In the order of running; what needs Docker and root comes last.
-BENCHMARKS = ("doors", "start", "merge", "prepare", "check", "throughput", "install", "provision")
+BENCHMARKS = (
+    "doors",
+    "start",
+    "merge",
+    "prepare",
+    "check",
+    "throughput",
+    "install",
+    "image",
+    "provision",
+)
 
 
 def main(asked: list[str]) -> int:

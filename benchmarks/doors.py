@@ -42,7 +42,7 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
         "doors-list": (("--list",), 0.5, "`inv --list`"),
         "doors-runs": (("runs",), 1.0, f"`inv runs` with {RUNS} runs"),
         "doors-dry": (("--dry", "train"), 0.3, "`inv --dry train`: data checked, plan shown"),
-        "doors-help": (("train", "--help"), 0.3, "`inv train --help`"),
+        "doors-help": (("train", "--help"), 0.3, "the help of one verb"),
     }
     for words, _, _ in doors.values():
         _loads_nothing_heavy(words, work, env)

@@ -91,7 +91,10 @@ DRIFTS = {
 # A model in the store before the state is recorded.
 MODEL = (
     f"mkdir -p {BASE}/models/made && head -c 1000000 /dev/urandom >/root/model && "
-    f"cp -a /root/model {BASE}/models/made/model.safetensors"
+    f"cp -a /root/model {BASE}/models/made/model.safetensors && "
+    # As a fetch leaves it, so far as the check reads it.
+    "printf '%s\\n' '{' '  \"path\": \".\",' '  \"files\": {' '    \"model.safetensors\": {' "
+    f"'      \"size\": 1000000' '    }}' '  }}' '}}' >{BASE}/models/made/tunesmith-model.json"
 )
 
 

@@ -27,6 +27,7 @@ SECTIONS = (
     ("throughput", "Training throughput"),
     ("merge", "Merge"),
     ("install", "Environment"),
+    ("image", "Image"),
     ("provision", "Provisioning"),
     ("drift", "Provisioning"),
     ("", "Others"),
@@ -69,7 +70,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         mark = settings.index(_setting(row)) + 1
         lines.append(
-            f"| [{_cell(row['what'])}](#{row['id']}) | {_amount(row['ours'], row['unit'])} | "
+            f"| [{_cell(row['what'])}](#{_anchor(row['id'])}) | "
+            f"{_amount(row['ours'], row['unit'])} | "
             f"{_amount(row['other'], row['unit'])} | {_ratio(row)} | {_cell(row['bar'])} | "
             f"{'yes' if row['met'] else '**no**'} | {row['date']} | {mark} |"
         )
@@ -178,6 +180,11 @@ def _value(value: Any) -> str:
 def _sentence(text: str) -> str:
     text = text[0].upper() + text[1:] if text and text[0].islower() else text
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _anchor(heading: str) -> str:
+    """Return GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _cell(text: str) -> str:

@@ -172,6 +172,9 @@ def pull(root: Path, on: str, run: str | None, what: str, *, merge_here: bool = 
     if merge_here:
         if "adapter" not in parts or "merged" in parts:
             raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
+        # Before the host works for a pull that would be refused.
+        runs.check_trained(target, run_id)
+        target.check_pull(run_id)
         say(f"{target.name}: writing what belongs around the weights")
         kit = ["--run", str(target.place(run_id).run)]
         if code := target.interact("tunesmith.job.kit", kit):

@@ -111,6 +111,24 @@ trees() { # BASE
     }'
 }
 
+# Files of base models whose size is not the one they were proven with. A fetch wrote the
+# manifest (modelstore.py), one key a line; what is whole has no line, so that models may come
+# and go.
+broken_models() { # BASE
+    for manifest in "$1"/models/*/tunesmith-model.json; do
+        [ -f "$manifest" ] || continue
+        folder=${manifest%/*}
+        elsewhere=$(sed -n 's/^  "path": "\(\/.*\)",$/\1/p' "$manifest")
+        awk -F'"' '/^    "[^"]*": \{$/ { name = $2 }
+            /^      "size": / { gsub(/[^0-9]/, "", $3); print $3, name }' "$manifest" |
+            while read -r size name; do
+                now=$(stat -L -c %s "${elsewhere:-$folder}/$name" 2>/dev/null || echo 0)
+                [ "$now" = "$size" ] && continue
+                printf 'model:%s/%s=%s of %s bytes\n' "${folder##*/}" "$name" "$now" "$size"
+            done
+    done
+}
+
 found() { # BASE
     # nvidia-smi, which may take a second, runs beside the rest: its line waits in the pipe.
     gpu | {
@@ -120,9 +138,9 @@ found() { # BASE
     } | tr -cd '\012\040-\176' | sort
 }
 
-state() { # BASE FINGERPRINT
+state() { # BASE FINGERPRINT [also]
     printf '{\n  "format": 1,\n  "fingerprint": "%s",\n  "found": [\n' "$2"
-    found "$1" | sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/    "&"/; $!s/$/,/'
+    { found "$1" && ${3:-:} "$1"; } | sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/    "&"/; $!s/$/,/'
     printf '  ]\n}\n'
 }
 
@@ -162,7 +180,7 @@ check() { # DISK...
     [ -n "$base" ] || return 0
     cat "$base/state.json"
     printf 'tunesmith-now\n'
-    state "$base" ''
+    state "$base" '' broken_models
 }
 
 main() {

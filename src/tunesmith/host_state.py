@@ -233,6 +233,8 @@ def _told(key: str, was: str | None, now: str | None) -> str:
     kind, _, what = key.partition(":")
     if kind == "tree":
         return f"{what}: {_tree_told(was, now)}"
+    if kind == "model":
+        return f"base model {what}: {now}; a training with it fetches it again"
     if kind in ("start", "file"):
         how = "is new" if was is None else "is gone" if now is None else "was edited"
         return f"{what}: our part {how}" if kind == "start" else f"{what} {how}"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from support import lacking
-from tunesmith import host_app
+from tunesmith import host_app, modelstore
 from tunesmith.host_state import (
     SCRIPT,
     State,
@@ -27,6 +27,8 @@ from tunesmith.host_state import (
     wanted_of,
 )
 from tunesmith.mirrors import load_mirror
+from tunesmith.modelfiles import FileRecord
+from tunesmith.modelstore import ModelFolder
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -290,6 +292,33 @@ def test_seeded_drift_is_named(
     assert len(state.drift) <= 12, told
     assert host.record() == "recorded"
     assert host.check().in_state
+
+
+@every_shell
+@pytest.mark.parametrize("beside", [True, False], ids=["in the store", "in the hub's cache"])
+def test_a_model_that_is_not_whole_is_named(host: FakeHost, beside: bool) -> None:
+    entry = host.base / "models/some--model@main"
+    folder = entry if beside else host.root / "hub's cache"
+    sizes = {"config.json": 2, "model.safetensors": 1000}
+    for path in {entry, folder}:
+        path.mkdir(parents=True)
+    for name, size in sizes.items():
+        (folder / name).write_bytes(b"x" * size)
+    files = {
+        name: FileRecord(size, hashlib.sha256(b"x" * size).hexdigest())
+        for name, size in sizes.items()
+    }
+    model = ModelFolder("some/model", folder, "here", "r1", files, fetched=True)
+    modelstore.record(entry, model, None)
+    assert host.check().in_state, "a whole one changes nothing"
+    os.truncate(folder / "model.safetensors", 999)
+    told = "base model some--model@main/model.safetensors: 999 of 1000 bytes; a training with it"
+    (line,) = host.check().drift
+    assert line.startswith(told)
+    assert host.check().distrusted == ()
+    assert host.record() == "same", "what is broken is never recorded as good"
+    (folder / "model.safetensors").unlink()
+    assert "0 of 1000 bytes" in host.check().drift[0]
 
 
 @every_shell

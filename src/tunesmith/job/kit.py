@@ -9,12 +9,14 @@ or of the base model are only named: they are there already, or come anyway.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ FOLDER = "around"
 RECORD = "kit.json"
 LOG = "around.log"
 _PART = ".around.part"
+_LOCK = ".around.lock"
 # Where a file of the merged model lies: in the kit, with the adapter, with the base model.
 _HERE, _ADAPTER, _BASE = "around", "adapter", "base"
 
@@ -82,6 +85,14 @@ def find(run_dir: Path, part: Path, base: Path, output: Path, key: str) -> Kit |
     if record["key"] != key:
         return None
     return Kit(folder, part, {_HERE: folder, _ADAPTER: output, _BASE: base}, record)
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Wait for another maker of the run's kit: that of a client whose line was cut works on."""
+    with (run_dir / _LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def keep(

@@ -227,8 +227,9 @@ def keep_kit(run_dir: Path) -> None:
         raise UsageError(_only_whole(run_dir, reason))
     key = kit.key_of(request, config, keys)
     adapter = Path(adapters[-1])
-    if kit.find(run_dir, run_dir, base, adapter, key) is None:
-        kit.keep(run_dir, config, keys, key, base, adapter)
+    with kit.alone(run_dir):
+        if kit.find(run_dir, run_dir, base, adapter, key) is None:
+            kit.keep(run_dir, config, keys, key, base, adapter)
 
 
 def _only_whole(run_dir: Path, reason: str) -> str:

@@ -23,7 +23,18 @@ from tunesmith.job.rundir import RunFolder
 # proof) always comes along.
 PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 USUAL = ("adapter", "report", "log", "predict")
+RECORD = "record"
+MERGED = "merged"
 
+# The folders of a pull, and the part each belongs to. `around` is what a merge elsewhere needs
+# besides the adapter.
+_FOLDERS = {
+    "output": "adapter",
+    "around": "adapter",
+    "merged": MERGED,
+    "predict": "predict",
+    "export": "export",
+}
 _CACHE = ".hashes.json"
 _TELL_SECONDS = 0.5
 
@@ -54,24 +65,19 @@ def manifest(
     # Before the files are looked at: if nobody worked in it then, they are the final ones.
     busy = run.busy()
     state = run.status()["state"]
-    items = [item for item in items_of(run) if item.part in ("record", *parts)]
+    items = [item for item in items_of(run) if item.part in (RECORD, *parts)]
     return {"files": _records(run, items, tell), "state": state, "busy": busy}
 
 
 def items_of(run: RunFolder) -> list[Item]:
     """Return every file of a run that may be pulled, by name."""
     found = [
-        Item(path.name, path, _part(path.name))
+        Item(path.name, path, part_of(path.name))
         for path in run.path.iterdir()
         if _whole(path) and path != run.lock_file
     ]
-    for name, folder, part in (
-        ("output", output_of(run), "adapter"),
-        ("around", run.path / "around", "adapter"),  # what else a merge elsewhere needs
-        ("merged", run.path / "merged", "merged"),
-        ("predict", run.path / "predict", "predict"),
-        ("export", run.path / "export", "export"),
-    ):
+    for name, part in _FOLDERS.items():
+        folder = output_of(run) if name == "output" else run.path / name
         found += [
             Item(f"{name}/{path.relative_to(folder).as_posix()}", path, part)
             for path in _below(folder)
@@ -88,10 +94,14 @@ def output_of(run: RunFolder) -> Path:
     return run.path / str((config or {}).get("output_dir") or run.output)
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """Return the part that a file of a pull belongs to, by its name below RUN."""
+    folder, _, rest = name.partition("/")
+    if rest:
+        return _FOLDERS.get(folder, RECORD)
     if name.endswith(".log"):
         return "log"
-    return "report" if name.endswith((".html", ".png")) else "record"
+    return "report" if name.endswith((".html", ".png")) else RECORD
 
 
 def _whole(path: Path) -> bool:

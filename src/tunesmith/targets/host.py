@@ -24,14 +24,13 @@ from tunesmith.hosts import agent, autostart, layout, models, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.pulled import MERGED, PARTS, RECORD, part_of
 from tunesmith.job.rundir import COPY_FILE
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
 from tunesmith.project import Project
 from tunesmith.targets.base import ACTIVE, Look
 
-# Parts of a run that `pull` can bring; `results` wants the small ones only.
-PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
@@ -239,8 +238,15 @@ class HostTarget:
     def pull(self, run_id: str, parts: Sequence[str]) -> Path:
         """Bring parts of a run under .tunesmith/runs/, complete or not at all.
 
-        Raises UsageError when a run of this name was made here, or while it is worked on.
+        Parts that were pulled before stay. Raises UsageError as `check_pull` does.
         """
+        self.check_pull(run_id)
+        folder = self._project.runs / run_id
+        self._bring(run_id, parts, folder, exact=True)
+        return folder
+
+    def check_pull(self, run_id: str) -> None:
+        """Raise UsageError when a run of this name was made here, or while it is worked on."""
         folder = self._project.runs / run_id
         if folder.exists() and not (folder / COPY_FILE).is_file():
             raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
@@ -249,19 +255,26 @@ class HostTarget:
                 f"run {run_id} is being worked on; pull it when it is over (`inv attach --on "
                 f"{self.name} --run {run_id}`)"
             )
-        self._bring(run_id, parts, folder, exact=True)
-        return folder
 
     def _bring(self, run_id: str, parts: Sequence[str], folder: Path, *, exact: bool) -> None:
         """Make `folder` a copy of parts of a run: every sha256 is the host's, or none is new.
 
-        What was cut off is gone on with. Files that were made here (a report) stay. Unless
-        `exact`, a file that changes meanwhile is taken as it came.
+        What was cut off is gone on with. Other parts that were brought before stay as they are,
+        and so do files that were made here (a report). Unless `exact`, a file that changes
+        meanwhile is taken as it came.
         """
-        wanted = self._manifest(run_id, parts)
+        had = read_json(folder / COPY_FILE)["files"] if (folder / COPY_FILE).is_file() else {}
+        asked = {RECORD, *parts}
+        others = sorted({part_of(name) for name in had} - asked)
+        there = self._manifest(run_id, (*parts, *others))
+        wanted = {name: there[name] for name in there if part_of(name) in asked}
+        kept = {
+            name: had[name]
+            for name in had
+            if part_of(name) in others and (folder / name).is_file()
+        }
         staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
         staging.mkdir(parents=True, exist_ok=True)
-        had = read_json(folder / COPY_FILE)["files"] if (folder / COPY_FILE).is_file() else {}
         for name in wanted:
             if _same(folder / name, wanted[name]) and not (staging / name).exists():
                 _link(folder / name, staging / name)
@@ -286,10 +299,20 @@ class HostTarget:
             )
         for stale in _files(staging).keys() - wanted.keys():
             (staging / stale).unlink()
-        for own in _files(folder).keys() - had.keys() - wanted.keys() - {COPY_FILE}:
-            _link(folder / own, staging / own)
-        write_json(staging / COPY_FILE, {"from": self.name, "files": wanted})
+        own = _files(folder).keys() - had.keys() - wanted.keys() - {COPY_FILE}
+        if any(part_of(name) == MERGED for name in wanted):
+            # The host's merged model replaces one made here: never a mixture of both.
+            own = {name for name in own if part_of(name) != MERGED}
+        for name in own | kept.keys():
+            _link(folder / name, staging / name)
+        write_json(staging / COPY_FILE, {"from": self.name, "files": kept | wanted})
         self._swap(staging, folder)
+        for part in others:
+            if _of(part, kept) != _of(part, there):
+                self._tell(
+                    f"{part}: stays as it was pulled before, {self.name} has another now: "
+                    f"`inv pull --on {self.name} --run {run_id} --what {part}` brings it"
+                )
 
     def remove(self, run_id: str) -> int:
         """Delete a run; return the bytes that became free. Refuses one that is worked on."""
@@ -448,6 +471,10 @@ def _same(path: Path, record: Mapping[str, Any]) -> bool:
         and path.stat().st_size == record["size"]
         and sha256_of(path) == record["sha256"]
     )
+
+
+def _of(part: str, files: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record for name, record in files.items() if part_of(name) == part}
 
 
 def _files(folder: Path) -> dict[str, Path]:
