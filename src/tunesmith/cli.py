@@ -18,16 +18,20 @@ from tunesmith import runs
 from tunesmith.config import Config
 from tunesmith.console import console, say
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes
+from tunesmith.files import human_bytes, read_json
 from tunesmith.follow import Detached, duration, follow
 from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder, Progress
-from tunesmith.job.pulled import USUAL
+from tunesmith.job.pulled import PARTS, USUAL
+from tunesmith.job.rundir import COPY_FILE
 from tunesmith.mirrors import known_mirrors, load_mirror
 from tunesmith.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
-from tunesmith.targets.host import PARTS, HostTarget
+from tunesmith.targets.host import HostTarget
+
+# Exit code of ssh when it is the connection that failed, not the command.
+SSH_FAILED = 255
 
 
 def train(root: Path, on: str, asked: runs.Asked, choices: Choices) -> str | None:
@@ -173,11 +177,16 @@ def pull(root: Path, on: str, run: str | None, what: str, *, merge_here: bool = 
         if "adapter" not in parts or "merged" in parts:
             raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
         # Before the host works for a pull that would be refused.
-        runs.check_trained(target, run_id)
         target.check_pull(run_id)
+        runs.check_trained(target, run_id)
         say(f"{target.name}: writing what belongs around the weights")
         kit = ["--run", str(target.place(run_id).run)]
-        if code := target.interact("tunesmith.job.kit", kit):
+        code = target.interact("tunesmith.job.kit", kit)
+        if code == SSH_FAILED:
+            raise TunesmithError(
+                f"{target.name}: the connection was lost; the same command goes on where it ended"
+            )
+        if code:
             raise SystemExit(code)
     _pull(target, run_id, parts)
     if merge_here:
@@ -567,7 +576,7 @@ def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> N
 
 def _pull(target: HostTarget, run_id: str, parts: tuple[str, ...]) -> Path:
     folder = target.pull(run_id, parts)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(record["size"] for record in read_json(folder / COPY_FILE)["files"].values())
     say(f"pulled: {folder} ({human_bytes(size)}, every file as on {target.name})")
     return folder
 

@@ -535,13 +535,19 @@ def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if all(map(_lies_here, reports)) else {}
 
 
+def check_trained(target: Target, run_id: str) -> None:
+    """Raise UsageError unless a run's training succeeded."""
+    _trained(target, run_id)
+
+
 def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return id, request and config of a run whose training succeeded."""
     found = target.find(run_id)
     phases = target.status(found)["phases"]
     if phases.get("train") != "succeeded":
         state = phases.get("train", "not started")
+        on = f" --on {target.name}" if target.shared else ""
         raise UsageError(
-            f"run {found}: its training is {state}; `inv resume --run {found}` continues it"
+            f"run {found}: its training is {state}; `inv resume{on} --run {found}` continues it"
         )
     return found, target.request(found), target.config(found)

@@ -28,6 +28,7 @@ from tunesmith.files import fsync_folder, human_bytes, read_json, sha256_of, wri
 from tunesmith.job import around, inference, kit, manifest, parity, products, resources, stream
 from tunesmith.job.adapter import ADAPTER_WEIGHTS, AdapterFacts, check_fits
 from tunesmith.job.failures import JobError
+from tunesmith.job.pulled import disown_merged
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.tensors import stored_below
 from tunesmith.modelfiles import FileRecord, require, tensor_shapes, verify
@@ -425,6 +426,7 @@ def _put_in_place(part: Path, merged: Path) -> None:
             _fsync(file)
     fsync_folder(part)
     (merged.parent / "proof.json").unlink(missing_ok=True)
+    disown_merged(merged.parent)
     old = merged.parent / _OLD
     shutil.rmtree(old, ignore_errors=True)
     if merged.exists():

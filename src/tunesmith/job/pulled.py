@@ -17,7 +17,7 @@ import yaml
 
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.rundir import COPY_FILE, RunFolder
 
 # The parts a pull may ask for. What describes the run (config, status, events, answers,
 # proof) always comes along.
@@ -25,6 +25,8 @@ PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 USUAL = ("adapter", "report", "log", "predict")
 RECORD = "record"
 MERGED = "merged"
+# Of the record, what speaks of the merged model that lies beside it.
+OF_MERGED = ("proof.json", "parity.json")
 
 # The folders of a pull, and the part each belongs to. `around` is what a merge elsewhere needs
 # besides the adapter.
@@ -102,6 +104,17 @@ def part_of(name: str) -> str:
     if name.endswith(".log"):
         return "log"
     return "report" if name.endswith((".html", ".png")) else RECORD
+
+
+def disown_merged(run_dir: Path) -> None:
+    """Let the copy of a host's run know that the merged model in it is made here."""
+    copy = run_dir / COPY_FILE
+    if copy.is_file():
+        told = read_json(copy)
+        for name in list(told["files"]):
+            if part_of(name) == MERGED or name in OF_MERGED:
+                del told["files"][name]
+        write_json(copy, told)
 
 
 def _whole(path: Path) -> bool:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +24,7 @@ from tunesmith.hosts import agent, autostart, layout, models, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.pulled import MERGED, PARTS, RECORD, part_of
+from tunesmith.job.pulled import MERGED, OF_MERGED, RECORD, part_of
 from tunesmith.job.rundir import COPY_FILE
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
@@ -267,12 +267,7 @@ class HostTarget:
         asked = {RECORD, *parts}
         others = sorted({part_of(name) for name in had} - asked)
         there = self._manifest(run_id, (*parts, *others))
-        wanted = {name: there[name] for name in there if part_of(name) in asked}
-        kept = {
-            name: had[name]
-            for name in had
-            if part_of(name) in others and (folder / name).is_file()
-        }
+        wanted, kept, own = _divided(there, had, _files(folder).keys() - {COPY_FILE}, asked)
         staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
         staging.mkdir(parents=True, exist_ok=True)
         for name in wanted:
@@ -299,16 +294,12 @@ class HostTarget:
             )
         for stale in _files(staging).keys() - wanted.keys():
             (staging / stale).unlink()
-        own = _files(folder).keys() - had.keys() - wanted.keys() - {COPY_FILE}
-        if any(part_of(name) == MERGED for name in wanted):
-            # The host's merged model replaces one made here: never a mixture of both.
-            own = {name for name in own if part_of(name) != MERGED}
         for name in own | kept.keys():
             _link(folder / name, staging / name)
         write_json(staging / COPY_FILE, {"from": self.name, "files": kept | wanted})
         self._swap(staging, folder)
         for part in others:
-            if _of(part, kept) != _of(part, there):
+            if _of(part, there) not in ({}, _of(part, kept)):
                 self._tell(
                     f"{part}: stays as it was pulled before, {self.name} has another now: "
                     f"`inv pull --on {self.name} --run {run_id} --what {part}` brings it"
@@ -471,6 +462,26 @@ def _same(path: Path, record: Mapping[str, Any]) -> bool:
         and path.stat().st_size == record["size"]
         and sha256_of(path) == record["sha256"]
     )
+
+
+def _divided(
+    there: Mapping[str, Any], had: Mapping[str, Any], here: Set[str], asked: Set[str]
+) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    """Return what of a run is to be brought, what stays of an earlier pull, and what was made here.
+
+    `there` and `had` are the host's files now and at the last pull; `asked` are parts.
+    """
+    wanted = {name: there[name] for name in there if part_of(name) in asked}
+    kept = {name: had[name] for name in had.keys() & here if part_of(name) not in asked}
+    own = {name for name in here if name not in had}
+    if MERGED in map(part_of, own):
+        if MERGED in map(part_of, wanted):
+            # The host's replaces the one that was made here: never a mixture of both.
+            own = {name for name in own if part_of(name) != MERGED}
+        else:
+            # It has its own proof or none, not that of the host's.
+            wanted = {name: wanted[name] for name in wanted if name not in OF_MERGED}
+    return wanted, kept, own - wanted.keys()
 
 
 def _of(part: str, files: Mapping[str, Any]) -> dict[str, Any]:
