@@ -125,7 +125,7 @@ def stop(_c: Context, run: str = "", on: str = "local") -> None:
     help={
         "run": RUN,
         "on": "host",
-        "what": "of adapter,merged,report,log,predict,export (default: all of it)",
+        "what": "of adapter,merged,report,log,predict,export (default: all of it); others stay",
         "merge-here": "bring the adapter, not the merged model: merge it here",
     }
 )

@@ -21,6 +21,7 @@ from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json
 from tunesmith.follow import Detached, duration, follow
 from tunesmith.hosts import inventory
+from tunesmith.hosts.remote import SSH_FAILED
 from tunesmith.hub import ModelFolder, Progress
 from tunesmith.job.pulled import PARTS, USUAL
 from tunesmith.job.rundir import COPY_FILE
@@ -29,9 +30,6 @@ from tunesmith.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
 from tunesmith.targets.host import HostTarget
-
-# Exit code of ssh when it is the connection that failed, not the command.
-SSH_FAILED = 255
 
 
 def train(root: Path, on: str, asked: runs.Asked, choices: Choices) -> str | None:

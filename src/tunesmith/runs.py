@@ -20,10 +20,10 @@ from tunesmith.dataset.registry import REGISTRY, check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
 from tunesmith.errors import UsageError
-from tunesmith.files import human_bytes, write_json, write_text
+from tunesmith.files import human_bytes, read_json, write_json, write_text
 from tunesmith.hosts import inventory
 from tunesmith.hub import ModelFolder
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import (
     EVALUATION,
@@ -323,13 +323,14 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
     there = str(request["model"]["path"])
     if Path(there).is_dir():
         return
+    host = read_json(folder.path / COPY_FILE)["from"]
     model = fetch(str(request["model"]["name"]))
     files = {name: record.sha256 for name, record in model.files.items()}
     for name, record in request["model"]["files"].items():
         if name.endswith(".safetensors") and files.get(name) != record["sha256"]:
             raise UsageError(
                 f"run {run_id} was trained on other weights of {model.name} than those in "
-                f"{model.path}; use it on the host: --on {request.get('on', 'NAME')}",
+                f"{model.path}; use it on the host: --on {host}",
                 [f"{name}: sha256 {files.get(name)}, the run's base model has {record['sha256']}"],
             )
     if folder.config_file.is_file():

@@ -3,6 +3,7 @@ and the power-off. The tests run in the order of the file, on one provisioned ho
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,7 +22,8 @@ from replica_fixtures import PROVISIONED, HostProject
 from support import lacking
 from tunesmith.errors import TunesmithError
 from tunesmith.files import sha256_of
-from tunesmith.runs import target_of
+from tunesmith.project import Project
+from tunesmith.runs import plan_merge, start_on_run, target_of
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.host
@@ -94,6 +96,72 @@ def model(trained: Provisioned, tmp_path_factory: pytest.TempPathFactory) -> Pat
     copy = tmp_path_factory.mktemp("laptop") / "SmolLM2"
     shutil.copytree(stored, copy, ignore=shutil.ignore_patterns("tunesmith-model.json"))
     return copy
+
+
+@pytest.fixture
+def with_environment(
+    trained: Provisioned, model: Path, project: Project, training_python: Path
+) -> Iterator[Path]:
+    """The clone with base model and training environment, as a laptop has them: the link to it."""
+    made, _ = trained
+    inv(made, "model.fetch", MODEL, "--from", str(model))
+    link = made.project.environment().path
+    link.parent.mkdir()
+    link.symlink_to(training_python.parent.parent)
+    yield link
+    shutil.rmtree(link.parent)
+    shutil.rmtree(made.project.models)
+    shutil.rmtree(made.project.runs)
+
+
+def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
+    trained: Provisioned, with_environment: Path
+) -> None:
+    made, replica = trained
+    with made.entered():
+        target = target_of(made.project, PROVISIONED, print)
+        # Without its proof, which is another half minute.
+        planned = plan_merge(made.project, target, "around", ())
+        plan = dataclasses.replace(planned, phases=("merge",))
+        offset = target.events("around", 0)[1]
+        start_on_run(target, plan)
+        *_, last = target.watch("around", offset)
+    assert last.status["phases"]["merge"] == "succeeded", last.status["message"]
+    there = base(replica) / "runs" / "around" / "merged"
+    wanted = {file.name: sha256_of(file) for file in there.iterdir()}
+    del wanted["MANIFEST.json"]
+    here = made.project.runs / "around" / "merged"
+    words = ("pull", "--on", PROVISIONED, "--run", "around")
+
+    def merged() -> dict[str, str]:
+        return {name: sha256_of(here / name) for name in wanted}
+
+    sent = bytes_sent(replica)
+    said = inv(made, *words, "--merge-here")
+    assert bytes_sent(replica) - sent < 0.1 * (there / "model.safetensors").stat().st_size
+    assert "proof: succeeded" in said
+    assert f"merged model: {here}" in said
+    assert merged() == wanted
+    assert json.loads((here.parent / "proof.json").read_text())["passed"]
+    # Where nothing is installed but the control half, only the sums may differ in the last bit.
+    with_environment.unlink()
+    said = inv(made, *words, "--merge-here")
+    assert "NumPy does the sums, and no proof is made" in said
+    assert json.loads((here / "MANIFEST.json").read_text())["arithmetic"] == "numpy"
+    weights = {"model.safetensors"}
+    by_numpy = merged()
+    assert {n: by_numpy[n] for n in wanted.keys() - weights} == {
+        n: wanted[n] for n in wanted.keys() - weights
+    }
+    inv(made, *words, "--what", "log")
+    assert (here.parent / "output/adapter_model.safetensors").is_file()
+    assert merged() == by_numpy
+    inv(made, *words, "--what", "merged")
+    assert merged() == wanted
+
+
+def bytes_sent(replica: Replica) -> int:
+    return int(replica.sh("cat /sys/class/net/eth0/statistics/tx_bytes"))
 
 
 def forget_model(replica: Replica) -> None:

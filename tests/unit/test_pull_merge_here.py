@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from tunesmith import cli, runs
-from tunesmith.errors import UsageError
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import write_json
+from tunesmith.job import here, kit
 from tunesmith.job.pulled import USUAL, items_of
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -22,12 +25,25 @@ pytestmark = pytest.mark.unit
 class Host(HostTarget):
     """A host that only notes what it is asked."""
 
+    training = "succeeded"
+
     def __init__(self, asked: list[Any], folder: Path, code: int = 0) -> None:
         self.name = "gpu1"
         self.asked, self.folder, self.code = asked, folder, code
 
     def find(self, run_id: str | None) -> str:
         return run_id or "newest"
+
+    def check_pull(self, run_id: str) -> None:
+        self.asked.append("check_pull")
+
+    def status(self, run_id: str) -> Any:
+        return {"phases": {"train": self.training}}
+
+    def request(self, run_id: str) -> Any:
+        return {}
+
+    config = request
 
     def place(self, run_id: str) -> Any:
         return SimpleNamespace(run=PurePosixPath("/data/runs") / run_id)
@@ -47,6 +63,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
     folder = tmp_path / "run"
     folder.mkdir()
+    write_json(folder / COPY_FILE, {"from": "gpu1", "files": {}})
     project = SimpleNamespace(
         environment=lambda: SimpleNamespace(current=lambda: False),
         run_folder=lambda _: folder,
@@ -66,6 +83,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) -> None:
     cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert asked == [
+        "check_pull",
         ("tunesmith.job.kit", ["--run", "/data/runs/r"]),
         ("pull", USUAL),
         "settle",
@@ -92,7 +110,59 @@ def test_what_cannot_be_prepared_there_brings_nothing(
     with pytest.raises(SystemExit) as ended:
         cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert ended.value.code == 2
-    assert [what for what, _ in asked] == ["tunesmith.job.kit"]
+    assert asked == ["check_pull", ("tunesmith.job.kit", ["--run", "/data/runs/r"])]
+
+
+def test_a_lost_connection_is_told(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(asked, tmp_path, code=255))
+    with pytest.raises(TunesmithError, match="gpu1: the connection was lost; the same command"):
+        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+
+
+def test_what_is_not_trained_is_refused_before_the_host_works(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Host, "training", "stopped")
+    with pytest.raises(UsageError, match="`inv resume --on gpu1 --run r` continues it"):
+        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert asked == ["check_pull"]
+
+
+def test_a_base_model_that_is_another_one_here_is_refused(tmp_path: Path) -> None:
+    record = {"size": 1, "sha256": "0" * 64}
+    model = {"name": "m", "path": "/not/here", "files": {"model.safetensors": record}}
+    write_json(tmp_path / "run.json", {"model": model})
+    write_json(tmp_path / COPY_FILE, {"from": "gpu1", "files": {}})
+    other: Any = SimpleNamespace(
+        name="m", path=tmp_path, files={"model.safetensors": SimpleNamespace(sha256="1" * 64)}
+    )
+    project: Any = SimpleNamespace(run_folder=lambda _: tmp_path)
+    with pytest.raises(UsageError, match=r"trained on other weights of m .* --on gpu1"):
+        runs.settle(project, "r", lambda _: other)
+
+
+def test_numpy_merges_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = acquire(RunFolder(tmp_path))
+    assert here.main([str(tmp_path)]) == UsageError.exit_code
+    lock.release()
+    assert "works in it" in capsys.readouterr().err
+
+
+def test_one_at_a_time_makes_the_kit(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with kit.alone(tmp_path):
+            entered.set()
+
+    with kit.alone(tmp_path):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert not entered.wait(0.2)
+    waiting.join(5)
+    assert entered.is_set()
 
 
 def test_the_kit_comes_with_the_adapter(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from tunesmith.errors import TunesmithError
 from tunesmith.job import merge
 from tunesmith.job.resources import peak_memory
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.rundir import RunFolder, acquire
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     run = RunFolder(Path(argv[0]))
     try:
+        # Held to the exit: a client that was ended leaves this process at work.
+        acquire(run)
         summary = merge.run(run.path, run.request(), _tell)
     except TunesmithError as error:
         print(error.render(), file=sys.stderr)

@@ -25,7 +25,7 @@ from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.pulled import MERGED, OF_MERGED, RECORD, part_of
-from tunesmith.job.rundir import COPY_FILE
+from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
 from tunesmith.project import Project
@@ -246,10 +246,18 @@ class HostTarget:
         return folder
 
     def check_pull(self, run_id: str) -> None:
-        """Raise UsageError when a run of this name was made here, or while it is worked on."""
+        """Raise UsageError when a run of this name was made here, or while it is worked on.
+
+        Here too: a merge of an earlier pull goes on when its client is gone.
+        """
         folder = self._project.runs / run_id
         if folder.exists() and not (folder / COPY_FILE).is_file():
             raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
+        if RunFolder(folder).busy():
+            raise UsageError(
+                f"run {run_id} is being worked on here; wait for it (`inv attach --run {run_id}`) "
+                f"or end it (`inv stop --run {run_id}`)"
+            )
         if self.status(run_id)["state"] in ACTIVE:
             raise UsageError(
                 f"run {run_id} is being worked on; pull it when it is over (`inv attach --on "
