@@ -2,7 +2,8 @@
 
 The page is text of the figures alone, so a test can compare it; the pictures are drawn when
 benchmarks run. A result's `detail["plots"]` is a list of {"title", "x", "y", "lines": {name:
-[[x, y], ...]}}, with "log_x" or "log_y" where that shows more and "limit" for a bar to draw.
+[[x, y], ...]}}, with "log_x" or "log_y" where that shows more, "limit" for a bar to draw, and
+"close" for lines that lie on one another.
 """
 
 from __future__ import annotations
@@ -222,13 +223,17 @@ def _draw_plot(plot: Mapping[str, Any], path: Path) -> None:
     styles = cycle(zip(COLOURS, MARKS, strict=True))
     for (name, points), (colour, mark) in zip(plot["lines"].items(), styles, strict=False):
         across, up = zip(*points, strict=True)
-        axes.plot(across, up, f"{mark}-", color=colour, linewidth=2.2, markersize=8, label=name)
+        look = {"color": colour, "linewidth": 2.2, "markersize": 8, "label": name}
+        if plot.get("close"):
+            # Lines that lie on one another: an open mark shows the one below.
+            look |= {"linewidth": 1.2, "markerfacecolor": "none", "markeredgewidth": 1.8}
+        axes.plot(across, up, f"{mark}-", **look)
     if (limit := plot.get("limit")) is not None:
         axes.axhline(limit, color=INK, linewidth=1.2, linestyle="--", label="bar")
     for axis, scale in (("x", axes.set_xscale), ("y", axes.set_yscale)):
         if plot.get(f"log_{axis}"):
             scale("log")
-        elif axis == "y":
+        elif axis == "y" and not plot.get("close"):
             axes.set_ylim(bottom=0)
     axes.set_title(plot["title"], loc="left", fontsize=14)
     axes.set_xlabel(plot["x"])

@@ -208,7 +208,7 @@ def gpu(tokenizer: Path, work: Path) -> list[Result]:
         "fast preset": [[n, loss] for n, loss in enumerate(found["ours0"]["losses"][:12], 1)],
         "example config": [[n, loss] for n, loss in enumerate(found["other0"]["losses"], 1)],
     }
-    plot = {"title": "Loss of each step", "x": "step", "y": "loss", "lines": lines}
+    plot = {"title": "Loss of each step", "x": "step", "y": "loss", "lines": lines, "close": True}
     return [
         Result(
             "throughput-gpu",
