@@ -468,8 +468,13 @@ def set_limit(target: Target, run_id: str, max_hours: float) -> None:
 
 
 def merge_keys(project: Project, config: Config) -> dict[str, Any]:
-    """Return how to merge: the merge config of the same stem, over the defaults."""
-    file = project.root / "configs" / "merge" / config.file.name
+    """Return how to merge: the merge config of the same stem, over the defaults.
+
+    It lies in the folder merge/ beside the config's own, as in configs/; a container has its
+    own copies of ours besides.
+    """
+    beside = config.file.absolute().parent.parent / "merge" / config.file.name
+    file = beside if beside.is_file() else project.root / "configs" / "merge" / config.file.name
     if not file.is_file():
         return dict(MERGE_DEFAULTS)
     values = load_config(file, (), project.stack.schema).values

@@ -143,3 +143,18 @@ def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path:
     reports = runs.check_data(values)
     with pytest.raises(UsageError, match=r"rows.json: lies outside"):
         runs.bring(Elsewhere(Project(root, tmp_path)), "r1", values, reports)
+
+
+def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_path: Path) -> None:
+    """As in a user's own folder, or one that is mounted into a container."""
+    name = "smollm2_135m_lora_sft.yaml"
+    train = tmp_path / "train" / name
+    train.parent.mkdir()
+    train.write_text((project.root / "configs/train" / name).read_text())
+    config = runs.read_config(project, train, ())
+    ours = runs.merge_keys(project, config)
+    (tmp_path / "merge").mkdir()
+    text = (project.root / "configs/merge" / name).read_text()
+    (tmp_path / "merge" / name).write_text(text + "\nexport_size: 1\n")
+    assert runs.merge_keys(project, config) == ours | {"export_size": 1}
+    assert ours["export_size"] != 1
