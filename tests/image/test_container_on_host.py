@@ -71,7 +71,9 @@ def boxed(
     user = tmp_path_factory.mktemp("user") / "folder"
     fill(user, tiny_model, owner=os.getuid())
     name = secrets.token_hex(4)
-    disk = state() / "disks" / name
+    # The same path on both, which the replica's user may enter wherever the clone lies.
+    disk = Path("/var/tmp") / f"tunesmith-{name}"
+    disk.symlink_to(state() / "disks" / name)
     replica = start(images, Options("vm", data_disk=str(disk)), name, owner=os.getpid())
     argv = [sys.executable, str(STANDINS / "docker_socket.py"), str(disk / "docker.sock")]
     engine = subprocess.Popen(argv, start_new_session=True)
@@ -99,6 +101,7 @@ def boxed(
         engine.terminate()
         engine.wait()
         replica.destroy()
+        disk.unlink()
 
 
 def test_provisioning_again_changes_nothing_and_says_so(boxed: Boxed) -> None:
