@@ -73,15 +73,16 @@ def _measured(work: Path, say: Say) -> list[Result]:
         say(f"  again: {same[-1]:.1f} s, after a change: {changed[-1]:.1f} s, {layers} layers")
     size, packed = int(image()["Size"]), _packed(name)
     allowed = flavour.size_bytes + SPARE
+    half = size / 2
     return [
         Result(
             "image-size",
             f"image {name}, unpacked",
             round(size / 1e9, 2),
-            round(flavour.size_bytes / 1e9, 2),
+            None,
             "GB",
             None,
-            f"<= the lock's {flavour.size_bytes / 1e9:.1f} GB + 0.35 GB",
+            f"<= {allowed / 1e9:.2f} GB, the lock's size and 0.35",
             size <= allowed,
             commands={"ours": BUILD},
         ),
@@ -89,11 +90,11 @@ def _measured(work: Path, say: Say) -> list[Result]:
             "image-zstd",
             f"image {name} as zstd -3",
             round(packed / 1e9, 2),
-            round(size / 1e9, 2),
+            None,
             "GB",
-            round(size / packed, 2),
-            "<= half",
-            packed * 2 <= size,
+            None,
+            f"<= {half / 1e9:.2f} GB, half of it",
+            packed <= half,
             commands={"ours": f"docker save {name} | zstd -3 | wc -c"},
         ),
         Result(
@@ -103,17 +104,22 @@ def _measured(work: Path, say: Say) -> list[Result]:
             None,
             "s",
             None,
-            "<= 5 s and <= 1 MB changed",
-            median(changed) <= 5 and bytes_changed <= 1_000_000,
-            why=""
-            if bytes_changed <= 1_000_000
-            else f"the last layer holds all of our sources, {bytes_changed / 1e6:.1f} MB",
+            "<= 5 s",
+            median(changed) <= 5,
             commands={"ours": BUILD},
-            detail={
-                "layers changed": layers,
-                "MB changed": round(bytes_changed / 1e6, 2),
-                "without a change, s": round(median(same), 1),
-            },
+            detail={"layers changed": layers, "without a change, s": round(median(same), 1)},
+        ),
+        Result(
+            "image-rebuild-bytes",
+            "what a one-line change in src/ changes of the image",
+            round(bytes_changed / 1e6, 2),
+            None,
+            "MB",
+            None,
+            "<= 1 MB",
+            bytes_changed <= 1_000_000,
+            why="" if bytes_changed <= 1_000_000 else "the last layer holds all of our sources",
+            commands={"ours": BUILD},
         ),
     ]
 
