@@ -172,19 +172,8 @@ class _Bench:
 
     def theirs(self, file: Path, count: int) -> Measured:
         """Load and prepare the same file."""
-        config = {
-            "model_name_or_path": str(self._model),
-            "stage": "sft",
-            "do_train": True,
-            "finetuning_type": "lora",
-            "dataset": "rows",
-            "dataset_dir": str(file.parent),
-            "template": "smollm",
-            "cutoff_len": 1024,
-            "preprocessing_num_workers": cpu_count(),
-            "output_dir": str(self._work / "output"),
-            "report_to": "none",
-        }
+        config = rows.config(self._model, file.parent, self._work / "output")
+        config["preprocessing_num_workers"] = cpu_count()
         argv = [self._python, "-c", THEIRS, file, json.dumps(config)]
         env = plain_env(HF_HOME=str(self._work / "huggingface"))
         took = measure(argv, self._log, env=env, cwd=self._work)

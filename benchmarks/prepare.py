@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks import rows
 from benchmarks.harness import (
@@ -190,19 +189,7 @@ class _Bench:
 
     def once(self, side: str, data: Path, number: int) -> Measured:
         """Prepare once; a cache of its own for each side and number."""
-        config: dict[str, Any] = {
-            "model_name_or_path": str(self._model),
-            "stage": "sft",
-            "do_train": True,
-            "finetuning_type": "lora",
-            "dataset": "rows",
-            "dataset_dir": str(data),
-            "template": "smollm",
-            "cutoff_len": 1024,
-            "output_dir": str(self._work / "output"),
-            "report_to": "none",
-            **EXAMPLES,
-        }
+        config = rows.config(self._model, data, self._work / "output") | EXAMPLES
         result, log = self._work / "result.json", self._work / "log"
         cache = self._work / "caches" / f"{side}-{data.name}-{number}"
         words = ["ours" if side == "B" else "theirs", result]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 
 def make(path: Path, count: int, words: int = 130, seed: int = 1) -> None:
@@ -35,3 +36,19 @@ def register(folder: Path, *files: str) -> None:
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
     entries = {Path(file).stem: {"file_name": file, "columns": columns} for file in files}
     (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+def config(model: Path, data: Path, output: Path) -> dict[str, Any]:
+    """Return LLaMA-Factory's keys for preparing the rows of `data`, registered as `rows`."""
+    return {
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "dataset": "rows",
+        "dataset_dir": str(data),
+        "template": "smollm",
+        "cutoff_len": 1024,
+        "output_dir": str(output),
+        "report_to": "none",
+    }

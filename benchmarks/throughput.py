@@ -112,7 +112,7 @@ def run(work: Path, say: Say) -> list[Result]:
         config = {**counted, **more, "dataloader_num_workers": 0}
         config["output_dir"] = str(work / name.replace(" ", "_"))
         variants.append({"name": name, "config": config, "warmup": 1, "fast": fast, "count": True})
-    results = trained(python, work, variants, say)
+    results = trained(python, work, variants, say)["variants"]
     launches = {
         name: results[f"launches {name}"]["launches"] / results[f"launches {name}"]["rows_per_step"]
         for name in ("other", "ours", "64")
@@ -197,7 +197,7 @@ def gpu(tokenizer: Path, work: Path) -> list[Result]:
         config = {**more, "output_dir": str(work / name.replace(" ", "_")), "max_steps": steps}
         kind = name.startswith("ours")
         variants.append({"name": name, "config": config, "warmup": warmup, "fast": kind})
-    results = trained(Path(sys.executable), work, variants, say, everything=True)
+    results = trained(Path(sys.executable), work, variants, say)
     found = results["variants"]
     ours = median(found[f"ours{n}"]["tokens_per_second"] for n in range(2))
     other = median(found[f"other{n}"]["tokens_per_second"] for n in range(2))
@@ -251,9 +251,8 @@ def trained(
     work: Path,
     variants: list[dict[str, Any]],
     say: Say,
-    everything: bool = False,
 ) -> dict[str, Any]:
-    """Train all variants in one process; return what trained.py found out about each."""
+    """Train all variants in one process; return what trained.py found out."""
     orders, answers, log = work / "orders.json", work / "answers.json", work / "log.txt"
     orders.write_text(json.dumps({"variants": variants}), encoding="utf-8")
     script = Path(__file__).with_name("trained.py")
@@ -272,7 +271,7 @@ def trained(
             raise CommandFailed(f"{name}: a gradient norm of 0: it does not train")
         speed = one["tokens_per_second"]
         say(f"  {name}: {one['steps']} steps, {speed or 0:.1f} tokens/s, {one['launches']}")
-    return found if everything else dict(found["variants"])
+    return found
 
 
 def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> float:

@@ -33,11 +33,9 @@ class Clock(TrainerCallback):
         self.warmup, self.counts = warmup, counts
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self.evals: list[float] = []
         self.began = self.ended = 0.0
         self.timed = 0
         self.tokens_per_step = self.rows_per_step = 0.0
-        self.longest = 0
         self.launches: int | None = None
         self._counter: Launches | None = None
 
@@ -49,7 +47,6 @@ class Clock(TrainerCallback):
         samples = [max(row["attention_mask"]) for row in rows]
         steps = len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps
         self.tokens_per_step, self.rows_per_step = sum(real) / steps, sum(samples) / steps
-        self.longest = max(len(row["input_ids"]) for row in rows)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the launches of the second step: the first one also sets things up."""
@@ -79,8 +76,6 @@ class Clock(TrainerCallback):
         if "loss" in logs:
             self.losses.append(float(logs["loss"]))
             self.norms.append(float(logs.get("grad_norm") or 0.0))
-        if "eval_loss" in logs:
-            self.evals.append(float(logs["eval_loss"]))
 
 
 class Launches(TorchDispatchMode):
@@ -135,7 +130,6 @@ def train(variant: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_step": clock.tokens_per_step,
         "rows_per_step": clock.rows_per_step,
         "tokens_per_second": clock.tokens_per_step * steps / seconds if seconds else None,
-        "longest_row": clock.longest,
         "steps": len(clock.losses),
         "timed_steps": clock.timed,
         "all_seconds": time.monotonic() - began,
@@ -143,7 +137,6 @@ def train(variant: dict[str, Any]) -> dict[str, Any]:
         "told": told,
         "losses": clock.losses,
         "norms": clock.norms,
-        "eval_losses": clock.evals,
         "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
 

@@ -225,7 +225,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         """Return the loader of training rows; evaluation keeps the plain collator."""
         plain = self.data_collator
         if self.end_to_end:
-            self.data_collator = EndToEnd(plain, int(self.processing_class.pad_token_id))
+            self.data_collator = EndToEnd(plain, self._pad_id())
         try:
             return super().get_train_dataloader()
         finally:
@@ -268,6 +268,9 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         marks = opened.pop("marks").to(self.args.device)
         opened["attention_mask"] = mask_of(marks, self._dtype())
         return opened
+
+    def _pad_id(self) -> int:
+        return int(self.processing_class.pad_token_id)
 
     def _dtype(self) -> torch.dtype:
         if self.args.bf16:
@@ -382,9 +385,8 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
 
     def _compare(self) -> None:
         """Pad as ever unless both ways give the same logits on the first rows."""
-        rows = [dict(self.train_dataset[n]) for n in range(min(4, len(self.train_dataset)))]
-        padded = self.data_collator(rows)
-        laid = end_to_end(padded, int(self.processing_class.pad_token_id))
+        padded = self.data_collator(self._rows(range(min(4, len(self.train_dataset)))))
+        laid = end_to_end(padded, self._pad_id())
         real = padded["attention_mask"].bool()
         was = self.model.training
         self.model.eval()
@@ -446,8 +448,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         """Whether forward and backward of these rows fit; leaves no gradient and no memory."""
         inputs = self.data_collator(rows)
         if self.end_to_end:
-            laid = end_to_end(inputs, int(self.processing_class.pad_token_id))
-            inputs = self._opened(laid)
+            inputs = self._opened(end_to_end(inputs, self._pad_id()))
         self.model.train()
         try:
             with self.accelerator.autocast():
