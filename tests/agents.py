@@ -112,11 +112,18 @@ class Agent:
     def kill(self, run_id: str) -> None:
         """End a run's supervisor and all that it started, as the death of PID 1 does it."""
         folder = self.folder(run_id)
-        for pid in self.processes(run_id):
-            os.kill(pid, signal.SIGSTOP)  # so that none can act on another's end
+        self.halt(*self.processes(run_id))  # so that none can act on another's end
         for pid in self.processes(run_id):
             os.kill(pid, signal.SIGKILL)
         self.wait(lambda: not folder.busy(), "the lock after kill -9", 20)
+
+    def halt(self, *pids: int) -> None:
+        """Send SIGSTOP and wait until it has taken effect: of two signals that are still on
+        their way the lower number comes first, so that a SIGTERM could overtake it."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in pids:
+            self.wait(lambda pid=pid: _state(pid) in "TXZ", f"the halt of process {pid}")
 
     def processes(self, run_id: str) -> list[int]:
         """Return the pids of a run's supervisor and of all below it, parents first."""
@@ -132,6 +139,14 @@ class Agent:
 
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _state(pid: int) -> str:
+    # The command name stands in parentheses and may hold spaces and parentheses itself.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"
 
 
 def _tree(pid: int) -> list[int]:

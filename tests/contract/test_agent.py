@@ -362,8 +362,8 @@ def test_a_worker_without_its_supervisor_keeps_the_turn(agent: Agent, stalled: H
     agent.ask("start", "a")
     agent.wait(lambda: len(agent.processes("a")) >= 2, "the worker")
     supervisor, *workers = agent.processes("a")
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)  # as one that is busy with a checkpoint
+    assert workers
+    agent.halt(*workers)  # as those that are busy with a checkpoint
     os.kill(supervisor, signal.SIGKILL)
     try:
         assert "run a works on this host" in agent.ask("start", "b", code=2)["error"]
