@@ -39,6 +39,8 @@ BENCHMARKS = (
     "install",
     "image",
     "provision",
+    "cold",
+    "end_to_end",
 )
 
 

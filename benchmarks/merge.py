@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +34,55 @@ from benchmarks.harness import (
 )
 from benchmarks.random_model import LARGE, SMALL, Shape, write_adapter, write_base
 from tunesmith.files import sha256_of
-from tunesmith.job import pulled
+from tunesmith.job import kit, pulled
+from tunesmith.job.merge import parameter_count
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.tensors import stored_below
 from tunesmith.project import Project
 
 WEIGHTS = "model.safetensors"
 DEMO = "HuggingFaceTB--SmolLM2-135M-Instruct@*"
-ROOM = 45_000_000_000  # bytes free for the 7B comparison: base, result and what the disk keeps
+ROOM = 36_000_000_000  # bytes free for the 7B comparison: base, result and what the disk keeps
 # The weights alone, as job/merge.py calls it.
 OURS = """
 import sys
 from pathlib import Path
-from tunesmith.job import products, stream
+from tunesmith.job import hands, products, stream
 from tunesmith.job.adapter import check_fits
 base, adapter, out = map(Path, sys.argv[1:])
 shards = stream.guessed(base, "BF16", float(999))
 out.mkdir()
-stream.merge(base, check_fits(base, adapter), shards, out, products.best())
+stream.merge(base, check_fits(base, adapter), shards, out, products.best(), hands.fitting())
 """
-INNER = "python -c 'stream.merge(base, check_fits(base, adapter), shards, out, products.best())'"
+INNER = (
+    "python -c 'stream.merge(base, check_fits(base, adapter), shards, out, products.best(), "
+    "hands.fitting())'"
+)
+# What the end of a training does, in a process that has loaded what a training loads.
+KIT = """
+import json, resource, sys, time
+from pathlib import Path
+from tunesmith.job import kit, lean, resources
+from tunesmith.job.rundir import RunFolder
+lean.trim()
+with lean.only("sft", scores=False):
+    from llamafactory.train import tuner
+import tunesmith.job.callbacks
+run = RunFolder(Path(sys.argv[1]))
+made = []
+def make():
+    made.append(kit.after_training(run.path, run.request(), lambda *_, **told: sys.exit(str(told))))
+before = time.process_time()
+grown = resources.growth_during(make)
+cpu = time.process_time() - before
+Path(sys.argv[2]).write_text(json.dumps({"wall": made[0], "cpu": cpu, "bytes": grown}))
+"""
+HASH = """
+import sys
+from pathlib import Path
+from tunesmith.files import sha256_of
+[sha256_of(Path(file)) for file in sys.argv[1:]]
+"""
 EXPORT = "llamafactory-cli export export.yaml  # infer_dtype: bfloat16, export_device: cpu"
 PHASE = "python -m tunesmith.job.worker RUN merge"
 
@@ -58,19 +90,62 @@ PHASE = "python -m tunesmith.job.worker RUN merge"
 def run(work: Path, say: Callable[[str], None]) -> list[Result]:
     """Measure all comparisons."""
     python = Project.at(ROOT).environment().python
-    results = _demo(work / "135m", python, say)
+    shapes: list[_Shape] = []
+    results = _demo(work / "135m", python, shapes, say)
     bench = _Bench(work / "1.5b", python)
     bench.make(SMALL)
-    say("A is llamafactory-cli export, W our weights, P our phase, C cp")
-    sides = {"A": bench.export, "W": bench.weights, "P": bench.phase, "C": bench.copy}
-    found = interleave(sides, "AWPCAWPCAWPC", say)
+    say("A is llamafactory-cli export, W our weights, P our phase, N the same without kit, C cp")
+    say(f"  the kit: {bench.kit['wall']:.2f} s wall, {bench.kit['bytes'] / 1e6:.0f} MB more")
+    sides = {"A": bench.export, "W": bench.weights, "P": bench.phase}
+    sides |= {"N": bench.phase_alone, "C": bench.copy}
+    found = interleave(sides, "AWPNCAWPNCAWPNC", say)
+    shapes.append(_Shape(bench.numbers, found))
     results += _against_export("merge-1.5b", "the weights, 1.5B shape", found, "W", INNER)
-    results += _against_export("merge-1.5b-phase", "the whole phase, 1.5B shape", found, "P", PHASE)
+    results += _phase(bench, found, say)
     results.append(_against_copy(found))
     results.append(_bytes(bench, say))
     shutil.rmtree(work / "1.5b")
-    results += _flat(work / "7b", python, middle(found["W"]), say)
-    return results
+    results += _flat(work / "7b", python, shapes, say)
+    return [
+        replace(one, detail={**one.detail, "plots": _plots(shapes)})
+        if one.id == "merge-1.5b-phase"
+        else one
+        for one in results
+    ]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What was measured of one size of model: numbers in its tensors, and each side's turns."""
+
+    numbers: int
+    found: Mapping[str, Sequence[Measured]]
+
+
+def _plots(shapes: Sequence[_Shape]) -> list[dict[str, Any]]:
+    names = {"P": "our phase", "W": "our weights", "A": "llamafactory-cli export"}
+    figures: tuple[tuple[str, str, Callable[[Measured], float]], ...] = (
+        ("Merge: wall time by size of the model", "seconds", lambda one: one.wall),
+        ("Merge: peak memory by size of the model", "MB", lambda one: one.peak / 1e6),
+    )
+    return [
+        {
+            "title": title,
+            "x": "parameters",
+            "y": unit,
+            "log_x": True,
+            "log_y": True,
+            "lines": {
+                name: [
+                    [shape.numbers, round(value(middle(shape.found[side])), 2)]
+                    for shape in shapes
+                    if side in shape.found
+                ]
+                for side, name in names.items()
+            },
+        }
+        for title, unit, value in figures
+    ]
 
 
 class _Bench:
@@ -83,9 +158,11 @@ class _Bench:
         self.adapter_bytes = 0
         self._log = work / "log"
         self._hashes: set[str] = set()
+        self.kit: dict[str, float] = {}
+        self.numbers = 0
 
-    def make(self, shape: Shape) -> None:
-        """Write base and adapter, a tokenizer, and the run."""
+    def make(self, shape: Shape, **merge: Any) -> None:
+        """Write base and adapter, a tokenizer, and the run; `merge`: its export keys."""
         self.work.mkdir()
         tiny = self.work / "tiny"
         script = ROOT / "tests" / "standins" / "tiny_r1.py"
@@ -94,9 +171,9 @@ class _Bench:
         for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
             shutil.copy(tiny / name, self.base / name)
         self.adapter_bytes = write_adapter(self.adapter, shape, self.base)
-        self.prepare("deepseekr1", enable_thinking=False)
+        self.prepare("deepseekr1", merge, enable_thinking=False)
 
-    def prepare(self, template: str, **extra: Any) -> None:
+    def prepare(self, template: str, merge: Mapping[str, Any], **extra: Any) -> None:
         """Write the run's files, as a training leaves them."""
         self.template = {"template": template, **extra}
         rows = [{"instruction": f"Question {n}?", "output": f"{n}."} for n in range(9)]
@@ -118,8 +195,19 @@ class _Bench:
             file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
             for file in self.base.iterdir()
         }
-        request = {"run_id": "run", "model": {"name": "random", "files": files}, "merge": {}}
+        request = {
+            "run_id": "run",
+            "model": {"name": "random", "files": files},
+            "merge": dict(merge),
+        }
         (self.run / "run.json").write_text(json.dumps(request))
+        self.numbers = parameter_count(self.base)
+        told = self.work / "kit.json"
+        self._do([self.python, "-c", KIT, self.run, told])
+        self.kit = json.loads(told.read_text())
+
+    def _do(self, argv: Sequence[str | Path]) -> Measured:
+        return measure(argv, self._log, env=plain_env())
 
     def export(self, _turn: int) -> Measured:
         """The other side."""
@@ -144,9 +232,41 @@ class _Bench:
         return self._timed([self.python, "-c", OURS, self.base, self.adapter, out], out)
 
     def phase(self, _turn: int) -> Measured:
-        """Ours, as a run has it."""
-        argv: list[str | Path] = [self.python, "-m", "tunesmith.job.worker", self.run, "merge"]
-        return self._timed(argv, self.run / "merged")
+        """Ours, as a run has it after its training."""
+        return self._timed(self.phase_argv, self.run / "merged")
+
+    def phase_alone(self, _turn: int) -> Measured:
+        """Ours, where the training made no kit: LLaMA-Factory is started beside the merge."""
+        aside = self.work / "around"
+        (self.run / kit.FOLDER).rename(aside)
+        try:
+            return self._timed(self.phase_argv, self.run / "merged")
+        finally:
+            aside.rename(self.run / kit.FOLDER)
+
+    @property
+    def phase_argv(self) -> list[str | Path]:
+        """The command of the phase."""
+        return [self.python, "-m", "tunesmith.job.worker", self.run, "merge"]
+
+    def held(self) -> int:
+        """Return the most bytes that all processes of a phase held together (their PSS)."""
+        with self._log.open("wb") as log:
+            child = subprocess.Popen(
+                [str(word) for word in self.phase_argv], stdout=log, stderr=log, env=plain_env()
+            )
+            most = 0
+            while child.poll() is None:
+                most = max(most, _proportional(child.pid))
+                time.sleep(0.05)
+        if child.returncode:
+            raise CommandFailed(self._log.read_text(errors="replace")[-3000:])
+        shutil.rmtree(self.run / "merged")
+        return most
+
+    def hashing(self) -> Measured:
+        """Reading and hashing base and result, which the phase does besides."""
+        return self._do([self.python, "-c", HASH, *[self.base / WEIGHTS] * 2])
 
     def copy(self, _turn: int) -> Measured:
         """The floor: the same bytes, unchanged."""
@@ -172,7 +292,20 @@ class _Bench:
         return next(iter(self._hashes))
 
 
-def _demo(work: Path, python: Path, say: Callable[[str], None]) -> list[Result]:
+def _proportional(pid: int) -> int:
+    """Return the bytes a process and its children hold, shared pages divided among them."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0  # it has just ended
+    line = next((line for line in rollup.splitlines() if line.startswith("Pss:")), "Pss: 0 kB")
+    return int(line.split()[1]) * 1024 + sum(_proportional(int(child)) for child in children)
+
+
+def _demo(
+    work: Path, python: Path, shapes: list[_Shape], say: Callable[[str], None]
+) -> list[Result]:
     models = Project.at(ROOT).models
     base = next(iter(sorted(models.glob(DEMO))), None)
     if base is None:
@@ -191,10 +324,11 @@ def _demo(work: Path, python: Path, say: Callable[[str], None]) -> list[Result]:
         "a.save_pretrained(sys.argv[2])"
     )
     measure([python, "-c", code, base, bench.adapter], work / "log", env=plain_env())
-    bench.prepare("smollm")
+    bench.prepare("smollm", {})
     say("135M: A is llamafactory-cli export, W our weights, P our phase")
     sides = {"A": bench.export, "W": bench.weights, "P": bench.phase}
     found = interleave(sides, "AWPAWPAWP", say)
+    shapes.append(_Shape(bench.numbers, found))
     shutil.rmtree(work)
     return _against_export("merge-135m", "the weights, SmolLM2-135M", found, "W", INNER)[:1]
 
@@ -205,6 +339,8 @@ def _against_export(
     found: Mapping[str, Sequence[Measured]],
     side: str,
     command: str,
+    more: str = "see the turns",
+    detail: Mapping[str, Any] | None = None,
 ) -> list[Result]:
     ours, other = middle(found[side]), middle(found["A"])
     memory = "peak memory of the largest process"
@@ -213,7 +349,6 @@ def _against_export(
         ("-cpu", "processor time", ours.cpu, other.cpu, "s", 4.0),
         ("-memory", memory, ours.peak / 1e6, other.peak / 1e6, "MB", 9.0),
     )
-    more = "it also hashes base and result, compares prompts with LLaMA-Factory, and syncs to disk"
     results = []
     for end, figure, one, two, unit, bar in figures:
         ratio = two / one
@@ -228,7 +363,7 @@ def _against_export(
                 ratio=round(ratio, 2),
                 bar=f">= {bar:g}x",
                 met=met,
-                why="" if met else more if side == "P" else "see the turns",
+                why="" if met else more,
                 commands={"ours": command, "other": EXPORT},
                 detail={
                     "turns": {
@@ -236,10 +371,46 @@ def _against_export(
                         for key in found
                     },
                     "turns are": "wall s, processor s, peak bytes",
+                    **(detail or {}),
                 },
             )
         )
     return results
+
+
+def _phase(
+    bench: _Bench, found: Mapping[str, Sequence[Measured]], say: Callable[[str], None]
+) -> list[Result]:
+    """Compare the whole phase, as a run has it after its training."""
+    hashing, alone, held = bench.hashing(), middle(found["N"]), bench.held()
+    say(f"  hashing: {hashing.wall:.2f} s wall, {hashing.cpu:.2f} s cpu; all {held / 1e6:.0f} MB")
+    spent = bench.kit
+    what = (
+        "the whole phase after a training, 1.5B shape (what the training spent for it: "
+        f"{spent['wall']:.1f} s)"
+    )
+    why = (
+        f"of its {middle(found['P']).cpu:.1f} s, {hashing.cpu:.1f} s hash base and result, which "
+        "the export does not do; most of the rest is the kernel's, for reading and writing"
+    )
+    detail = {
+        "what the training spent": {
+            "wall s": round(spent["wall"], 2),
+            "processor s": round(spent["cpu"], 2),
+            "MB more than it held": round(spent["bytes"] / 1e6, 1),
+        },
+        "without it (LLaMA-Factory started beside the merge)": {
+            "wall s": round(alone.wall, 2),
+            "processor s": round(alone.cpu, 2),
+            "peak MB": round(alone.peak / 1e6, 1),
+        },
+        "hashing base and result alone, wall and processor s": [
+            round(hashing.wall, 2),
+            round(hashing.cpu, 2),
+        ],
+        "all processes of the phase together, PSS in MB": round(held / 1e6, 1),
+    }
+    return _against_export("merge-1.5b-phase", what, found, "P", PHASE, why, detail)
 
 
 def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
@@ -256,8 +427,10 @@ def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
         met=ratio <= 1.5,
         why=""
         if ratio <= 1.5
-        else "the sums take some 4 s of processor time, cp of a file in the cache 1 s; a disk that "
-        "has to be waited for hides the difference",
+        else f"{ours.cpu:.1f} s of processor time on two cores, where cp takes {other.cpu:.1f}: "
+        "a third is the kernel's, which cp has too, a tenth Python's start and PyTorch's library, "
+        "the rest widening, multiplying, adding and rounding, bound by the memory's bandwidth; a "
+        "disk that has to be waited for hides the difference",
         commands={"ours": INNER, "other": "cp base/model.safetensors out/"},
     )
 
@@ -265,7 +438,6 @@ def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
 def _bytes(bench: _Bench, say: Callable[[str], None]) -> Result:
     """Bring back the adapter and merge at the destination, without PyTorch."""
     log = bench.work / "log"
-    measure([bench.python, "-m", "tunesmith.job.kit", "--run", bench.run], log, env=plain_env())
     items = pulled.items_of(RunFolder(bench.run))
     brought = sum(item.path.stat().st_size for item in items if item.part in ("adapter", "record"))
     env = plain_env(PYTHONPATH=str(ROOT / "src"))
@@ -318,32 +490,47 @@ def _differing(one: Path, two: Path) -> int:
     )
 
 
-def _flat(work: Path, python: Path, small: Measured, say: Callable[[str], None]) -> list[Result]:
+def _flat(
+    work: Path, python: Path, shapes: list[_Shape], say: Callable[[str], None]
+) -> list[Result]:
+    """Measure ours on a 7B shape. The export of one takes 15 GB of memory: it is left out."""
     free = shutil.disk_usage(work.parent).free
     if free < ROOM:
         say(f"merge-7b-memory: skipped: {free / 1e9:.0f} GB free, {ROOM / 1e9:.0f} GB needed")
         return []
-    work.mkdir()
-    base, adapter, out = work / "base", work / "adapter", work / "out"
-    write_base(base, LARGE)
-    write_adapter(adapter, LARGE, base)
-    os.sync()
-    argv: list[str | Path] = [python, "-c", OURS, base, adapter, out]
-    found = measure(argv, work / "log", env=plain_env())
+    bench = _Bench(work, python)
+    bench.make(LARGE, export_size=99)  # one file, as the weights alone
+    found = interleave({"W": bench.weights, "P": bench.phase}, "WP", say)
     shutil.rmtree(work)
-    say(f"  7B: {found.wall:.2f} s wall, {found.cpu:.2f} s cpu, {found.peak / 1e6:.0f} MB")
-    ratio = found.peak / small.peak
+    before = shapes[-1].found
+    shapes.append(_Shape(bench.numbers, found))
+    one, small = middle(found["W"]), middle(before["W"])
+    phase, phase_small = middle(found["P"]), middle(before["P"])
+    ratio = one.peak / small.peak
     return [
         Result(
             id="merge-7b-memory",
             what="merge, the weights, 7B shape: peak memory against the 1.5B shape's",
-            ours=round(found.peak / 1e6, 1),
+            ours=round(one.peak / 1e6, 1),
             other=round(small.peak / 1e6, 1),
             unit="MB",
             ratio=round(ratio, 3),
             bar="within 10 %",
             met=abs(ratio - 1) <= 0.1,
+            why="" if abs(ratio - 1) <= 0.1 else "see the turns",
             commands={"ours": INNER, "other": f"{INNER}  # 1.5B"},
-            detail={"wall s": round(found.wall, 2), "processor s": round(found.cpu, 2)},
+            detail={
+                "wall s": round(one.wall, 2),
+                "processor s": round(one.cpu, 2),
+                "the phase": {
+                    "wall s": round(phase.wall, 2),
+                    "processor s": round(phase.cpu, 2),
+                    "peak MB, 7B and 1.5B": [
+                        round(phase.peak / 1e6, 1),
+                        round(phase_small.peak / 1e6, 1),
+                    ],
+                },
+                "the export": "not measured at 7B: it takes more memory than the model has bytes",
+            },
         )
     ]

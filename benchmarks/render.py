@@ -31,6 +31,8 @@ SECTIONS = (
     ("image", "Image"),
     ("provision", "Provisioning"),
     ("drift", "Provisioning"),
+    ("cold", "Bytes on the way"),
+    ("end", "End to end"),
     ("", "Others"),
 )
 HEAD = """\

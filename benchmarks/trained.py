@@ -1,17 +1,15 @@
-"""One process that trains by LLaMA-Factory as often as it is told, and says how fast.
+"""A process that trains by LLaMA-Factory as it is told, and says how fast.
 
-Runs in the training environment, with or without a GPU: `python trained.py ORDERS RESULTS`.
-ORDERS is JSON: {"variants": [{"name", "config", "warmup", "fast", "count"}]}; `config` is a
-LLaMA-Factory config, `warmup` the steps left out of the timing, `fast` takes the fast preset's
-trainer, `count` counts the launches of a step. RESULTS is JSON too and is
-written anew after each variant. Tokens are counted without padding, from the data set the
-trainer holds. Loss is what the trainer logged at each step; the gradient norm too: a training
+Runs in the training environment, with or without a GPU: `python trained.py ORDER RESULT`.
+ORDER is JSON: {"name", "config", "warmup", "fast", "count"}; `config` is a LLaMA-Factory config,
+`warmup` the steps left out of the timing, `fast` takes the fast preset's trainer, `count` counts
+the launches of a step. RESULT is JSON too. Tokens are counted without padding, from the data set
+the trainer holds. Loss is what the trainer logged at each step; the gradient norm too: a training
 with norm 0 computes fast and learns nothing.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import time
@@ -19,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llamafactory.train.sft import workflow
-from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from llamafactory.train.tuner import run_exp
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
@@ -90,33 +86,18 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def main(orders_file: Path, results_file: Path) -> None:
-    """Train each variant; keep what is known so far if one fails."""
-    orders = json.loads(orders_file.read_text(encoding="utf-8"))
-    results: dict[str, Any] = {"torch": torch.__version__, "variants": {}}
-    if torch.cuda.is_available():
-        results["gpu"] = torch.cuda.get_device_name()
-        results["matmul_flops"] = matmul_peak()
-    for variant in orders["variants"]:
-        try:
-            found = train(variant)
-        except Exception as error:  # noqa: BLE001
-            # One variant that does not fit the card must not cost the others their figures.
-            found = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        results["variants"][variant["name"]] = found
-        results_file.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        print(variant["name"], {k: v for k, v in found.items() if k not in ("losses", "norms")})
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+def main(order_file: Path, result_file: Path) -> None:
+    """Train once; on a GPU measure the rate of a large product before."""
+    order = json.loads(order_file.read_text(encoding="utf-8"))
+    peak = matmul_peak() if torch.cuda.is_available() else None
+    result = {**train(order), "matmul_flops": peak}
+    result_file.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 def train(variant: dict[str, Any]) -> dict[str, Any]:
     """Run one training; return tokens a second and what proves that it trained."""
     clock = Clock(int(variant["warmup"]), bool(variant.get("count")))
     told: list[Any] = []
-    workflow.CustomSeq2SeqTrainer = CustomSeq2SeqTrainer
     if variant.get("fast"):
         from tunesmith.job import fast
 

@@ -1,13 +1,43 @@
 #!/bin/sh
-# Copies tunesmith and its configs from /context: sh install_app.sh APP PYTHON
+# Copies a part of the repository in /mnt: sh install_app.sh APP PART
 #
-# Modes are set here, so that the umask of who cloned the repository does not matter.
+# PART is settings, packages, modules or job: a layer each, so that a change moves a part and not
+# all. Modes and times are set here: a part whose files are the same is the same layer, whoever
+# cloned the repository and whatever else has changed.
 set -eu
-app=$1 python=$2
+app=$1 part=$2
 umask 022
-mkdir -p "$app/src"
-cp -R --no-preserve=mode,ownership /context/src/tunesmith "$app/src/"
-cp -R --no-preserve=mode,ownership /context/configs /context/data "$app/"
-cp --no-preserve=mode,ownership /context/pyproject.toml "$app/"
-# A read-only container could not do it at its starts.
-"$python" -m compileall -q "$app/src"
+case $part in
+settings)
+    into=$app
+    cd /mnt
+    set -- configs data pyproject.toml
+    ;;
+packages)
+    into=$app/src/tunesmith
+    cd /mnt/src/tunesmith
+    set --
+    for folder in */; do [ "$folder" = job/ ] || set -- "$@" "${folder%/}"; done
+    ;;
+modules)
+    into=$app/src/tunesmith
+    cd /mnt/src/tunesmith
+    set --
+    for file in *; do [ ! -f "$file" ] || set -- "$@" "$file"; done
+    ;;
+job)
+    into=$app/src/tunesmith
+    cd /mnt/src/tunesmith
+    set -- job
+    ;;
+*)
+    echo "no part $part" >&2
+    exit 2
+    ;;
+esac
+mkdir -p "$app/src/tunesmith"
+cp -R --no-preserve=mode,ownership,timestamps -- "$@" "$into/"
+cd "$into"
+find "$@" -exec touch --no-create --date @0 {} +
+# The folders above are part of the layer, too.
+touch --date @0 "${app%/*}" "$app" "$app/src" "$app/src/tunesmith"

@@ -71,9 +71,9 @@ class _Repo:
 
 
 class Hub:
-    """A hub on 127.0.0.1, for a `with` block. The attributes below are its faults."""
+    """A hub at an address of this machine, for a `with` block. The attributes are its faults."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self.seen: list[Seen] = []
         self.repos: dict[str, _Repo] = {}
         # By file: one entry a GET.
@@ -86,12 +86,16 @@ class Hub:
         # Answered to every request for metadata: (status, headers).
         self.refuse: tuple[int, dict[str, str]] | None = None
         self.etag: str | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer((address, 0), _handler(self))
         self._server.daemon_threads = True
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://{self._server.server_address[0]}:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
 
     def add(self, name: str, files: Mapping[str, bytes], commit: str = COMMIT) -> None:
         self.repos[name] = _Repo(commit, dict(files))

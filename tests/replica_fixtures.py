@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from replica.build import Images, build
-from replica.engine import NEEDS, Engine, NoEngine, start_engine, state
+from replica.engine import NEEDS, Engine, NoEngine, start_engine
 from replica.replica import Options, Replica, access_key, mirror_content, running, start, sweep
 from support import lacking
 from tunesmith.project import Project
@@ -166,7 +166,7 @@ def provisioned_host(
         assert added.returncode == 0, added.stderr
         done = made.inv("provision", "--on", PROVISIONED, "--mirror", str(made.mirror))
         assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-        if not (state() / "warm" / "autodl" / "tunesmith" / "cache" / "uv").is_dir():
+        if not replica.is_warm():
             # For the next session: the lock's wheels need not be downloaded again.
             replica.keep_warm()
         yield made, replica

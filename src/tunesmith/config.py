@@ -63,9 +63,9 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
     Raises UsageError with all faults: one line for the first, the others as detail.
     """
     values = _read(file)
-    parsed = parse_overrides(overrides)
-    values |= parsed
     schema = json.loads(schema_file.read_text(encoding="utf-8"))
+    parsed = parse_overrides(overrides) | _options_named(overrides, schema)
+    values |= parsed
     faults = find_faults(values, schema, frozenset(parsed))
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -87,6 +87,13 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             parsed[key] = text
     return parsed
+
+
+def _options_named(overrides: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the words that are an option of their key: eval_strategy=no is no YAML false."""
+    known = schema["properties"]
+    words = [(key, text) for key, _, text in (word.partition("=") for word in overrides)]
+    return {key: text for key, text in words if key in known and text in _options(known[key])}
 
 
 def find_faults(

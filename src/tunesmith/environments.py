@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith import bytecode
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, replacing, write_json
+from tunesmith.job.resources import cpu_count, memory_limit
 from tunesmith.mirrors import Mirror
 from tunesmith.stack import DIGEST_PREFIX, Flavour, Stack
 
@@ -27,6 +29,8 @@ MARKER = ".tunesmith-environment.json"
 
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
+# What a process takes that compiles: some modules of sympy are large.
+_PROCESS_BYTES = 400_000_000
 
 # What a training environment cannot do without; a Python built without one of them fails
 # late and strangely.
@@ -45,6 +49,11 @@ class Environment:
         """Its interpreter."""
         return self.path / "bin" / "python"
 
+    @property
+    def packages(self) -> Path:
+        """Its site-packages."""
+        return next((self.path / "lib").glob("python3.*")) / "site-packages"
+
     def current(self) -> bool:
         """Whether it was finished, and from the lock as it is now."""
         try:
@@ -57,7 +66,7 @@ class Environment:
 def install(
     stack: Stack, environment: Environment, project: Path, mirror: Mirror
 ) -> dict[str, Any] | None:
-    """Make the training environment from its hashed lock, with bytecode compiled.
+    """Make the training environment from its hashed lock, with bytecode of what jobs import.
 
     Returns its versions, or None when it was already current. An environment that was
     not finished, or is of another lock, is replaced. uv shows its own progress. Raises
@@ -73,22 +82,17 @@ def install(
     _uv(
         [
             *("pip", "install", "--python", str(environment.python)),
-            *("--require-hashes", "--only-binary", ":all:", "--compile-bytecode"),
+            # The lock says everything: no package has to be asked what it depends on.
+            *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
             *(f"--no-binary={name}" for name in stack.source_packages),
             *("--build-constraints", str(stack.build_constraints)),
             *("--requirements", str(flavour.lock)),
         ],
         mirror,
     )
-    # tunesmith itself, without its control dependencies; editable, so that the job half is
-    # the one in this folder.
-    _uv(
-        [
-            *("pip", "install", "--python", str(environment.python), "--no-deps"),
-            *("--build-constraints", str(stack.build_constraints), "--editable", str(project)),
-        ],
-        mirror,
-    )
+    # tunesmith itself, as on a host: the job half is the one in this folder.
+    (environment.packages / "tunesmith.pth").write_text(f"{project / 'src'}\n", encoding="utf-8")
+    make_bytecode(environment, stack)
     versions = probe(environment)
     found = (versions["python"].rpartition(".")[0], versions["llamafactory"])
     if found != (stack.python, stack.llamafactory):
@@ -101,6 +105,21 @@ def install(
         {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
     )
     return versions
+
+
+def make_bytecode(environment: Environment, stack: Stack) -> None:
+    """Make what stack.yml does not leave out. Raises TunesmithError where it cannot be written."""
+    processes = min(cpu_count(), max(1, memory_limit() // _PROCESS_BYTES))
+    # -I and -S: nothing of the environment or of ours is loaded, it is only read.
+    argv = [str(environment.python), "-I", "-S", str(Path(bytecode.__file__))]
+    argv += [str(environment.packages), str(processes), *stack.uncompiled]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise TunesmithError(
+            f"{environment.path}: its bytecode could not be made; free space, then "
+            "`inv stack.install` again",
+            done.stderr.strip().splitlines()[-3:],
+        )
 
 
 def probe(environment: Environment) -> dict[str, Any]:

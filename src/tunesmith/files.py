@@ -28,17 +28,25 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         part.chmod(0o666 & ~umask)
         yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        fsync_file(part)
         part.replace(path)
         fsync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
+def fsync_file(file: Path) -> None:
+    """Make what `file` holds survive a power loss."""
+    _fsync(file, os.O_RDONLY)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` (new files, renames) survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -58,7 +58,11 @@ class CondaInstaller:
 
 @dataclass(frozen=True)
 class Stack:
-    """The one definition of the training environment."""
+    """The one definition of the training environment.
+
+    `uncompiled` are patterns of modules whose bytecode is not made at the installation
+    (bytecode.py).
+    """
 
     path: Path
     control_python: str
@@ -74,6 +78,7 @@ class Stack:
     flavours: Mapping[str, Flavour]
     platform: str
     source_packages: tuple[str, ...]
+    uncompiled: tuple[str, ...]
     image_base: str
     variables: Mapping[str, str]
 
@@ -154,6 +159,7 @@ def load_stack(path: Path) -> Stack:
             flavours=flavours,
             platform=raw["platform"],
             source_packages=tuple(raw["source_packages"]),
+            uncompiled=tuple(raw["uncompiled"]),
             image_base=_by_digest(raw["image"], path),
             variables=dict(raw["variables"]),
         )

@@ -24,10 +24,12 @@ pytestmark = pytest.mark.contract
 
 # May be imported by both halves; runs on Python 3.10 with what the lock holds.
 SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "archive"} | {
+    "bytecode",
     "hub",
     "hub_download",
     "hub_process",
     "hub_worker",
+    "wheel_files",
     "wheels",
 }
 # A line of a page's code block or of a config's head that starts with inv.

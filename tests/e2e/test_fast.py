@@ -10,6 +10,7 @@ import pytest
 
 from jobs import Job
 from tunesmith.files import write_json
+from tunesmith.job.resources import multiplies_bf16
 
 pytestmark = pytest.mark.e2e
 
@@ -102,6 +103,20 @@ def test_a_smaller_micro_batch_after_a_checkpoint_keeps_the_step(
     job.wait_for_end("succeeded")
     losses = job.losses()
     assert max(abs(losses[step] - padded.losses()[step]) for step in losses) < 2e-4
+
+
+def test_bf16_stays_where_the_processor_multiplies_it(
+    job: Job, padded: Job, tiny_model: Path, data: Path
+) -> None:
+    job.make(tiny_model, data, preset="fast", **WHOLE, bf16=True)
+    job.call("start")
+    job.wait_for_end("succeeded")
+    told = [(event["what"], event["to"]) for event in job.events("changed")]
+    assert told == [("use_cpu", True) if multiplies_bf16() else ("bf16", False)]
+    losses, expected = job.losses(), padded.losses()
+    assert max(abs(losses[step] - expected[step]) / expected[step] for step in losses) < 0.01
+    rounded = any(abs(losses[step] - expected[step]) > 2e-4 for step in losses)
+    assert rounded == multiplies_bf16()
 
 
 def test_rows_that_see_one_another_are_noticed(job: Job, tiny_model: Path, data: Path) -> None:

@@ -78,6 +78,46 @@ print(len(texts))
 """
 
 
+READING = r"""
+import json, os, sys
+from pathlib import Path
+from tunesmith.job import prepared
+
+os.environ["HF_HOME"] = sys.argv[1]
+data = Path(sys.argv[1], "data")
+data.mkdir()
+rows = [{"text": "Who are you?"}, {"text": "你是谁？"}]
+for name, lines in (("a.json", [json.dumps(rows)]), ("b.jsonl", map(json.dumps, rows))):
+    (data / name).write_text("".join(f"{line}\n" for line in lines))
+(data / "c.csv").write_text("text\nWho are you?\n你是谁？\n")
+registry = {path.stem: {"file_name": path.name} for path in data.iterdir()}
+(data / "dataset_info.json").write_text(json.dumps(registry))
+config = {"dataset": "a,b,c", "dataset_dir": str(data)}
+view = prepared.by_content(config)
+if sys.argv[2] == "here":
+    config["dataset_dir"] = view
+prepared.hasten(config)
+from datasets import load_dataset
+
+for kind, name in (("json", "a.json"), ("json", "b.jsonl"), ("csv", "c.csv")):
+    found = load_dataset(kind, data_files=[f"{view}/{name}"], split="train", cache_dir=sys.argv[1])
+    assert found.to_list() == rows, name
+print("scipy.io" in sys.modules)
+"""
+
+
+def test_files_of_this_machine_are_read_without_the_network_s_readers(
+    tmp_path: Path, training_python: Path
+) -> None:
+    for place, loaded in (("here", "False"), ("anywhere", "True")):
+        home = tmp_path / place
+        home.mkdir()
+        argv = [training_python, "-c", READING, home, place]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.split()[-1] == loaded
+
+
 def test_quick_ids_are_the_usual_ids(
     tmp_path: Path, training_python: Path, base_model: Path
 ) -> None:

@@ -25,7 +25,7 @@ CASES = (
 )
 
 SCRIPT = """
-import json, shutil, sys
+import dataclasses, json, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import tiny_r1
@@ -35,7 +35,7 @@ from llamafactory.train import tuner
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
 from tunesmith.files import sha256_of
-from tunesmith.job import around, inference, merge, products, stream
+from tunesmith.job import around, inference, merge, mergeable, products, stream
 from tunesmith.job.adapter import check_fits
 
 top, demo = Path(sys.argv[1]), Path(sys.argv[3])
@@ -71,7 +71,7 @@ def config_of(base, adapter):
             "finetuning_type": "lora", "template": "deepseekr1"}
 
 def folders(name, base, adapter, dtype, shard=None):
-    keys = merge.export_keys({"infer_dtype": dtype}, base)
+    keys = mergeable.export_keys({"infer_dtype": dtype}, base)
     config = config_of(base, adapter)
     theirs, ours = top / f"theirs {name}", top / f"ours {name}"
     ours.mkdir()
@@ -90,8 +90,18 @@ def folders(name, base, adapter, dtype, shard=None):
     assert stream.why_not(facts, [adapter], keys, config, base) is None
     shards = around.shards_of(told)
     way = products.best()
-    stream.merge(base, facts, shards, ours, way)
-    guess = stream.guessed(base, merge.SAFETENSORS_NAMES[dtype], 5)
+    made = stream.merge(base, facts, shards, ours, way, 3, [base / "config.json"], hashed=True)
+    assert made.hashes == {path: sha256_of(path) for path in made.hashes}
+    assert len(made.hashes) == len(shards) + 1
+    once = top / f"once {name}"
+    once.mkdir()
+    # One process, and NumPy's own rounding.
+    plain = dataclasses.replace(way, convert=None)
+    stream.merge(base, facts, shards, once, plain)
+    for shard in shards:
+        assert made.hashes[ours / shard.file] == sha256_of(once / shard.file)
+    shutil.rmtree(once)
+    guess = stream.guessed(base, mergeable.SAFETENSORS_NAMES[dtype], 5)
     sums = {}
     for folder in (theirs, ours):
         sums[folder] = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
@@ -104,6 +114,7 @@ def folders(name, base, adapter, dtype, shard=None):
         off += sum(a != b for a, b in zip(one, two)) if one != two else 0
         total += len(one)
     found[name] = {"theirs": sums[theirs], "ours": sums[ours], "way": way.name,
+                   "converts": way.convert is not None,
                    "guess": guess == shards, "numpy": [off, total]}
 
 tiny = top / "tiny"
@@ -140,7 +151,7 @@ def phase(name, adapter, **asked):
 phase("plain", adapter)
 dora = adapter_of("dora", tiny, use_dora=True)
 phase("dora", dora)
-keys = merge.export_keys({}, tiny)
+keys = mergeable.export_keys({}, tiny)
 tuner.export_model({**inference.arguments(config_of(tiny, dora), adapters=[dora]), **keys,
                     "export_dir": str(top / "theirs dora"), "export_legacy_format": False})
 found["dora"] = sha256_of(top / "theirs dora" / "model.safetensors")
@@ -168,6 +179,11 @@ def test_every_file_is_the_exports(found: dict[str, Any], case: str) -> None:
     assert ours == theirs
     assert {"config.json", "tokenizer.json", "Modelfile", "generation_config.json"} <= set(ours)
     assert any(name.endswith(".safetensors") for name in ours)
+
+
+def test_the_library_rounds_where_it_multiplies(found: dict[str, Any]) -> None:
+    for case in CASES:
+        assert found[case]["converts"] is (found[case]["way"] == "mkl of torch"), case
 
 
 def test_several_files_come_with_their_index(found: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def wheel(folder: Path, name: str, version: str, files: Mapping[str, str]) -> st
 
 @contextmanager
 def index(folder: Path) -> Iterator[str]:
-    """Serve the wheels of a folder as a package index."""
+    """Serve the wheels of a folder as a package index; the file `asked` there has its requests."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -104,7 +104,8 @@ def index(folder: Path) -> Iterator[str]:
             return None
 
         def log_message(self, *_: Any) -> None:
-            pass
+            with (folder / "asked").open("a") as log:
+                log.write(f"{self.path}\n")
 
     def handler(*arguments: Any) -> Handler:
         return Handler(*arguments, directory=str(folder))

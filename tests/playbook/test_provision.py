@@ -70,7 +70,27 @@ def test_the_environment_is_the_lock(host: Rented) -> None:
     assert host.marker["lock_sha256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
     packages = host.environment / "lib/python3.10/site-packages"
     assert not list(packages.glob("uv*")), "uv lies outside"
-    assert list(packages.glob("llamafactory/__pycache__/*.pyc")), "bytecode is compiled"
+    made = list(packages.glob("bitsandbytes/__pycache__/*.pyc"))
+    assert made, "bytecode is made, of what nothing has imported too"
+
+
+def test_bytecode_that_cannot_be_made_ends_the_installation(rent: Rent) -> None:
+    host = rent("uncompiled")
+    broken = host.folder / "bytecode.py"
+    broken.write_text("raise SystemExit('no space left')\n")
+    failed = host.play("provision", llamafactory_bytecode=str(broken))
+    assert failed.failed == 1
+    assert re.search(r"no space left\s+the bytecode of \S+ could not be made", failed.text)
+    # What is half-made does not count.
+    assert good(host) > 0
+    assert host.marker["flavour"] == "cu128"
+
+
+def test_the_index_is_asked_for_a_list_once(rent: Rent, index_url: tuple[Path, str]) -> None:
+    host, log = rent("asking"), index_url[0] / "asked"
+    before = log.read_text().count("/simple/torch/\n") if log.exists() else 0
+    assert good(host) > 0
+    assert log.read_text().count("/simple/torch/\n") == before + 1
 
 
 def test_channels_and_indexes_are_tried_in_order(host: Rented) -> None:

@@ -33,6 +33,8 @@ GPU_MODES = (
 )
 _SMI = "/usr/bin/nvidia-smi"
 _START_SECONDS = 30
+# What an installation brought, on the data disk: uv's cache, and the index of what is in it.
+WHEELS = ("tunesmith/cache/uv", "tunesmith/cache/wheels")
 
 
 def mirror_content(**changes: object) -> dict[str, object]:
@@ -303,19 +305,23 @@ class Replica:
             raise RuntimeError(f"{self.name}: its data disk is this machine's; give disk_bytes")
         return self.disk
 
+    def is_warm(self) -> bool:
+        """Whether wheels were saved for hosts of this kind."""
+        return all((state() / "warm" / self.options.kind / path).is_dir() for path in WHEELS)
+
     def keep_warm(self, *paths: str) -> None:
         """Save what lies at `paths` of the data disk for hosts started with `warm=True`.
 
         Files are linked, not copied, where the file system allows it: never change one in
-        place. Without paths: the cache of uv.
+        place. Without paths: the cache of uv, and the index of what is in it.
         """
         store = state() / "warm" / self.options.kind
-        for path in paths or ("tunesmith/cache/uv",):
+        for path in paths or WHEELS:
             _clone(self.disk / path, store / path)
 
     def forget_warm(self, *paths: str) -> None:
         """Remove what `keep_warm` saved."""
-        for path in paths or ("tunesmith/cache/uv",):
+        for path in paths or WHEELS:
             shutil.rmtree(state() / "warm" / self.options.kind / path)
 
     # --- making it -----------------------------------------------------------------------

@@ -75,6 +75,11 @@ def test_overrides_win_and_read_numbers_as_numbers(project: Project, tmp_path: P
     assert (values["bf16"], values["num_train_epochs"]) == (True, 2)
 
 
+def test_an_option_on_the_command_line_needs_no_quotes(project: Project, tmp_path: Path) -> None:
+    values = load(project, tmp_path, GOOD, "eval_strategy=no", "bf16=no")
+    assert (values["eval_strategy"], values["bf16"]) == ("no", False)
+
+
 def test_a_wrong_override_is_named_as_one(project: Project, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"`lora_rank` \(given on the command line\) is 'x'"):
         load(project, tmp_path, GOOD, "lora_rank=x")

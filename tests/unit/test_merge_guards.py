@@ -12,12 +12,8 @@ import pytest
 
 from tunesmith.errors import UsageError
 from tunesmith.job.failures import JobError
-from tunesmith.job.merge import (
-    check_base,
-    check_mergeable,
-    check_room,
-    export_keys,
-)
+from tunesmith.job.merge import check_base, check_room
+from tunesmith.job.mergeable import check_mergeable, export_keys
 
 pytestmark = pytest.mark.unit
 

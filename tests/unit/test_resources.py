@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.job.resources import growth_during, memory_available, peak_memory
+from tunesmith.job.resources import (
+    growth_during,
+    memory_available,
+    multiplies_bf16,
+    peak_memory,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -38,3 +43,14 @@ def test_growth_is_what_was_held_meanwhile() -> None:
 def test_available_memory_is_within_the_machines() -> None:
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     assert 0 < memory_available() <= int(meminfo["MemTotal"].split()[0]) * 1024
+
+
+@pytest.mark.parametrize(
+    ("flags", "tiles"),
+    [("fpu avx512_bf16 amx_bf16 avx512_fp16", True), ("fpu avx512f avx512_bf16", False)],
+)
+def test_bf16_wants_tiles(tmp_path: Path, flags: str, tiles: bool) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert multiplies_bf16(info) is tiles
+    assert not multiplies_bf16(tmp_path / "nowhere")

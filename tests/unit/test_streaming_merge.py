@@ -10,6 +10,9 @@ import errno
 import itertools
 import json
 import os
+import shutil
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ import pytest
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, sha256_of
-from tunesmith.job import around, kit, merge, stream
+from tunesmith.job import around, blocks, kit, merge, resources, stream
 from tunesmith.job.adapter import check_fits
-from tunesmith.job.products import by_mkl, by_numpy
+from tunesmith.job.followed import Followed
+from tunesmith.job.hands import Hands
+from tunesmith.job.products import Products, by_mkl, by_numpy
 from tunesmith.job.stream import Uncovered, why_not
 from tunesmith.job.tensors import Tensor, beginning, stored, stored_below
 
@@ -207,12 +212,92 @@ def test_the_files_may_hold_the_tensors_in_any_arrangement(tmp_path: Path) -> No
     assert made.bytes == sum(file.stat().st_size for file in out.iterdir())
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_any_number_of_processes_writes_the_same_bytes(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many tasks, so that every process gets some and they end in another order.
+    monkeypatch.setattr(stream, "_BLOCKS", 1)
+    monkeypatch.setattr(stream, "_COPIED", 50)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    values = expected(make_base(base), make_adapter(adapter), 2.0)
+    facts = check_fits(base, adapter)
+    shards = stream.guessed(base, "BF16", 5)
+    assert shards is not None
+    out = tmp_path / "out"
+    out.mkdir()
+    beside = [base / "config.json", base / "model.safetensors"]
+    made = stream.merge(base, facts, shards, out, by_numpy(), workers, beside, hashed=True)
+    found = get(out / "model.safetensors")
+    assert all((found[name] == rounded(array)).all() for name, array in values.items())
+    assert made.hashes == {path: sha256_of(path) for path in (*beside, out / "model.safetensors")}
+    assert made.changed == set(facts.targets.values())
+    linear = [n for n in found if n in made.changed]
+    kept = sum(array.nbytes for name, array in found.items() if name not in linear)
+    assert made.copied == kept
+
+
+def test_what_a_process_meets_is_raised_here(tmp_path: Path) -> None:
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter")
+    facts = check_fits(tmp_path / "base", tmp_path / "adapter")
+    shards = stream.guessed(tmp_path / "base", "BF16", 5)
+    assert shards is not None
+
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    way = Products("broken", exact=False, multiply=broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        stream.merge(tmp_path / "base", facts, shards, tmp_path, way, 2)
+
+
+def test_a_process_that_is_killed_is_no_silence(tmp_path: Path) -> None:
+    make_base(tmp_path / "base")
+    make_adapter(tmp_path / "adapter")
+    facts = check_fits(tmp_path / "base", tmp_path / "adapter")
+    shards = stream.guessed(tmp_path / "base", "BF16", 5)
+    assert shards is not None
+
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    way = Products("killed", exact=False, multiply=killed)
+    with pytest.raises(TunesmithError, match="ended with exit code -9"):
+        stream.merge(tmp_path / "base", facts, shards, tmp_path, way, 2)
+
+
+def test_no_process_is_left_after_an_error(tmp_path: Path) -> None:
+    def slow(_: int) -> None:
+        time.sleep(60)
+
+    with pytest.raises(KeyError), Hands(slow, 2) as hands:
+        processes = list(hands._processes)
+        assert all(process.is_alive() for process in processes)
+        raise KeyError
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_hash_waits_for_what_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(300))
+    with file.open("r+b") as opened:
+        files = [(file, opened.fileno(), 300)]
+        with Followed(files, [100, 200, 300]) as followed:
+            for number in (2, 0, 1):  # a reader that does not wait finds zeros
+                time.sleep(0.05)
+                os.pwrite(opened.fileno(), b"x" * 100, 100 * number)
+                followed.done(number)
+            found = followed.hashes()
+    assert found == {file: sha256_of(file)}
+
+
 def test_ties_and_infinities_round_as_hardware_does() -> None:
     bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x80008000, 0xFF800000])
     values = bits.astype(np.uint32).view(np.float32).copy()
     out = np.zeros(6, np.uint16)
     with np.errstate(all="ignore"):
-        stream._narrow("BF16", values[:5], out[:5], stream._Room())
+        blocks.narrow("BF16", values[:5], out[:5], blocks.Room())
     assert [hex(v) for v in out[:5]] == ["0x3f80", "0x3f82", "0x3f81", "0x7f80", "0x8000"]
 
 
@@ -484,6 +569,76 @@ def test_a_damaged_base_is_found_beside_the_merge(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected sha256"):
         merge.run(run, request, lambda *_, **__: None)
     assert not (run / "merged").exists()
+
+
+def after_training(run: Path, request: dict[str, Any]) -> tuple[float | None, list[str]]:
+    notes: list[str] = []
+    seconds = kit.after_training(run, request, lambda _, text: notes.append(text))
+    return seconds, notes
+
+
+def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
+    run, request = prepare(tmp_path)
+    before = (run / kit.FOLDER / kit.RECORD).stat()
+    seconds, notes = after_training(run, request)
+    assert seconds is not None
+    assert seconds < 1
+    assert notes == []
+    assert (run / kit.FOLDER / kit.RECORD).stat() == before
+
+
+@pytest.mark.parametrize("case", ["other rank", "no merge", "full", "quantized", "dora"])
+def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, request = prepare(tmp_path)
+    shutil.rmtree(run / kit.FOLDER)
+    if case == "other rank":
+        monkeypatch.setenv("RANK", "1")
+    elif case == "no merge":
+        del request["merge"]
+    elif case == "full":
+        config = json.loads((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(json.dumps(config | {"finetuning_type": "full"}))
+    elif case == "quantized":
+        file = tmp_path / "base" / "config.json"
+        file.write_text(json.dumps(read_json(file) | {"quantization_config": {"bits": 4}}))
+    else:
+        file = run / "output" / "adapter_config.json"
+        file.write_text(json.dumps(LORA | {"use_dora": True}))
+    assert after_training(run, request) == (None, [])
+    assert not (run / kit.FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ("deepspeed", "deepspeed changes how models are loaded"),
+        ("fsdp", "fsdp changes how models are loaded"),
+        ("memory", "of memory are free, 500.0 MB expected"),
+        ("died", "a training ended while it made it"),
+    ],
+)
+def test_where_the_training_process_must_not_make_it_a_note_says_why(
+    tmp_path: Path, case: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, request = prepare(tmp_path)
+    shutil.rmtree(run / kit.FOLDER)
+    if case == "deepspeed":
+        config = json.loads((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(json.dumps(config | {"deepspeed": "ds.json"}))
+    elif case == "fsdp":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    elif case == "memory":
+        monkeypatch.setattr(resources, "memory_available", lambda: 499_000_000)
+    else:
+        (run / ".around.part").mkdir()
+    seconds, notes = after_training(run, request)
+    assert seconds is None
+    assert [note.endswith(why) for note in notes] == [True], notes
+    assert not (run / kit.FOLDER).exists()
+    # What a training that died has left is gone: the next one may try.
+    assert not (run / ".around.part").exists()
 
 
 def test_paths_do_not_make_another_key() -> None:

@@ -91,11 +91,10 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
         raise not_provisioned(remote.name)
     if code in (SSH_FAILED, -9):
         kind = reasons.kind_of(stderr, jump=remote.host.jump is not None)
-        said = reasons.last_line(stderr)
         # Without a word of ssh the connection was cut: it may be back in a moment.
         if kind in _FINAL and stderr.strip():
-            jump, where = remote.host.jump, remote.host.address
-            raise TunesmithError(reasons.message(kind, remote.name, where, said, jump=jump))
+            raise remote.failure(stderr)
+        said = reasons.last_line(stderr)
         what = "does not answer" if kind in ("off", "blocked", "jump") else "was lost"
         raise LostError(f"{remote.name} {what} ({said})")
     if code != 0:

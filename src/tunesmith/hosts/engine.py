@@ -16,8 +16,6 @@ from typing import IO
 import docker
 
 from tunesmith import docker_engine
-from tunesmith.errors import TunesmithError
-from tunesmith.hosts import reasons
 from tunesmith.hosts.remote import Remote
 
 _SOCKET = "/var/run/docker.sock"
@@ -56,9 +54,5 @@ def _wait(ssh: subprocess.Popen[bytes], here: Path, remote: Remote, errors: IO[b
     while not here.exists():
         if ssh.poll() is not None or time.monotonic() > deadline:
             errors.seek(0)
-            said = errors.read().decode(errors="replace")
-            jump = remote.host.jump
-            kind = reasons.kind_of(said, jump=jump is not None)
-            last, address = reasons.last_line(said), remote.host.address
-            raise TunesmithError(reasons.message(kind, remote.name, address, last, jump=jump))
+            raise remote.failure(errors.read().decode(errors="replace"))
         time.sleep(0.05)

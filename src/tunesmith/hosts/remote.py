@@ -63,10 +63,11 @@ class Remote:
                 f"overloaded or the connection hangs: `ssh {self.name} uptime` shows which"
             ) from None
         if done.returncode == SSH_FAILED:
-            raise self._error(done.stderr, began)
+            raise self.failure(done.stderr, began=began)
         return done
 
-    def _error(self, stderr: str, began: bool) -> TunesmithError:
+    def failure(self, stderr: str, *, began: bool = False) -> TunesmithError:
+        """Return what ssh's own failure means, from its last words; `began`: it was at work."""
         jump = self.host.jump
         kind = "lost" if began else reasons.kind_of(stderr, jump=jump is not None)
         said = reasons.last_line(stderr)

@@ -1,7 +1,8 @@
 """RUN/around: all of the merged model but its weights, to merge where LLaMA-Factory is not.
 
-`python -m tunesmith.job.kit --run RUN` makes it, with LLaMA-Factory and without reading the base
-model's weights; a pull brings it with the adapter. A merge that finds one made for just this
+A training makes it at its end, where LLaMA-Factory is loaded already; where that was not possible
+`python -m tunesmith.job.kit --run RUN` makes it, by a process with LLaMA-Factory. Neither reads the
+base model's weights. A pull brings it with the adapter. A merge that finds one made for just this
 merge takes it instead of asking LLaMA-Factory again. Files that equal one of the adapter's folder
 or of the base model are only named: they are there already, or come anyway.
 """
@@ -16,14 +17,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import TunesmithError
-from tunesmith.files import read_json, sha256_of, write_json
-from tunesmith.job import around
+from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes, read_json, sha256_of, write_json
+from tunesmith.job import around, mergeable, resources
+from tunesmith.job.mergeable import Mergeable, only_whole
+from tunesmith.job.rundir import RunFolder
 from tunesmith.job.stream import Shard
 from tunesmith.modelfiles import INDEX
 
@@ -34,6 +38,12 @@ _PART = ".around.part"
 _LOCK = ".around.lock"
 # Where a file of the merged model lies: in the kit, with the adapter, with the base model.
 _HERE, _ADAPTER, _BASE = "around", "adapter", "base"
+# Bytes it takes in a process that has LLaMA-Factory loaded, measured 150 MB.
+_ROOM = 500_000_000
+# Ways to train after which models are loaded otherwise in the same process.
+_CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
+# What writes everything around the weights into a folder: weights files, parity.json's content.
+Maker = Callable[[Path], tuple[Mapping[str, Any], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -76,15 +86,16 @@ def key_of(request: Mapping[str, Any], config: Mapping[str, Any], keys: Mapping[
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def find(run_dir: Path, part: Path, base: Path, output: Path, key: str) -> Kit | None:
-    """Return the run's kit if it was made for `key`."""
+def find(run_dir: Path, part: Path, request: Mapping[str, Any], asked: Mergeable) -> Kit | None:
+    """Return the run's kit if it was made for just what is asked."""
     folder = run_dir / FOLDER
     if not (folder / RECORD).is_file():
         return None
     record = read_json(folder / RECORD)
-    if record["key"] != key:
+    if record["key"] != key_of(request, asked.config, asked.keys):
         return None
-    return Kit(folder, part, {_HERE: folder, _ADAPTER: output, _BASE: base}, record)
+    places = {_HERE: folder, _ADAPTER: Path(asked.adapters[-1]), _BASE: asked.base}
+    return Kit(folder, part, places, record)
 
 
 @contextlib.contextmanager
@@ -95,35 +106,98 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def keep(
-    run_dir: Path,
-    config: Mapping[str, Any],
-    keys: Mapping[str, Any],
-    key: str,
-    base: Path,
-    output: Path,
-) -> dict[str, Any]:
-    """Make RUN/around, whole or not at all; return its record."""
+def make(run_dir: Path) -> None:
+    """Make the run's kit by a process of its own, unless it is there.
+
+    Raises what keeps the run from merging elsewhere.
+    """
+    request = RunFolder(run_dir).request()
+    asked = mergeable.read(run_dir, request)
+    if reason := asked.why_whole():
+        raise only_whole(run_dir, reason)
+
+    def by_process(part: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        with (
+            (run_dir / LOG).open("wb") as log,
+            around.begin(run_dir, part, asked.config, asked.keys, log) as other,
+        ):
+            return around.told_of(other.files()), other.prompts()
+
+    with alone(run_dir):
+        if find(run_dir, run_dir, request, asked) is None:
+            _keep(run_dir, request, asked, by_process)
+
+
+def after_training(
+    run_dir: Path, request: Mapping[str, Any], emit: Callable[..., None]
+) -> float | None:
+    """Make the kit in the process that trained; return the seconds it took, None without one.
+
+    LLaMA-Factory is loaded here, which takes a process of its own most of the time. No training
+    fails for it: why a merge will have to make it is told as a note. One process of several does
+    it; nothing is made for a run that is not to be merged, or not by blocks.
+    """
+    started = time.monotonic()
+    if "merge" not in request or int(os.environ.get("RANK", "0")) != 0:
+        return None
+    try:
+        asked = mergeable.read(run_dir, request)
+    except UsageError:
+        return None  # there is nothing to merge, which a merge will say
+    if asked.why_whole():
+        return None
+    try:
+        why = _why_not_here(run_dir, asked)
+        if why is None:
+            with alone(run_dir):
+                if find(run_dir, run_dir, request, asked) is None:
+                    _keep(run_dir, request, asked, lambda part: _made_here(part, asked))
+    except Exception as error:  # noqa: BLE001 - the trained adapter is worth more than a kit
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+    if why is not None:
+        shutil.rmtree(run_dir / _PART, ignore_errors=True)
+        emit("note", text=f"all but the merged weights was not made yet, a merge will: {why}")
+        return None
+    return round(time.monotonic() - started, 2)
+
+
+def _why_not_here(run_dir: Path, asked: Mergeable) -> str | None:
+    """Return why the training process must not make the kit; None: it may."""
+    if (run_dir / _PART).exists():
+        return "a training ended while it made it"
+    changed = [key for key in _CHANGE_LOADING if asked.config.get(key)]
+    if changed or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
+    have = resources.memory_available()
+    if have < _ROOM:
+        return f"{human_bytes(have)} of memory are free, {human_bytes(_ROOM)} expected"
+    return None
+
+
+def _made_here(part: Path, asked: Mergeable) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    told: dict[str, Any] = {}
+    around.make(part, asked.config, asked.keys, told.__setitem__)
+    return told["shards"], told["prompts"]
+
+
+def _keep(run_dir: Path, request: Mapping[str, Any], asked: Mergeable, maker: Maker) -> None:
+    """Make RUN/around, whole or not at all."""
     part = run_dir / _PART
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        with (
-            (run_dir / LOG).open("wb") as log,
-            around.begin(run_dir, part, config, keys, log) as other,
-        ):
-            shards, prompts = other.files(), other.prompts()
+        shards, prompts = maker(part)
         files: dict[str, Any] = {}
         for file in sorted(part.iterdir()):
             digest = sha256_of(file)
-            places = ((_ADAPTER, output), (_BASE, base))
+            places = ((_ADAPTER, Path(asked.adapters[-1])), (_BASE, asked.base))
             twin = next((w for w, f in places if _same(f / file.name, file, digest)), None)
             files[file.name] = {"in": twin or _HERE, "sha256": digest}
             if twin:
                 file.unlink()
         record = {
-            "key": key,
-            "shards": around.told_of(shards),
+            "key": key_of(request, asked.config, asked.keys),
+            "shards": shards,
             "prompts": prompts,
             "files": files,
         }
@@ -132,7 +206,6 @@ def keep(
         part.rename(run_dir / FOLDER)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return record
 
 
 def _same(twin: Path, file: Path, digest: str) -> bool:
@@ -143,13 +216,11 @@ def _same(twin: Path, file: Path, digest: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the kit of a run; its log is RUN/around.log."""
-    from tunesmith.job import merge
-
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(prog="tunesmith.job.kit", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     try:
-        merge.keep_kit(parser.parse_args(argv).run)
+        make(parser.parse_args(argv).run)
     except TunesmithError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code

@@ -14,38 +14,43 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import fsync_folder, human_bytes, read_json, sha256_of, write_json
-from tunesmith.job import around, inference, kit, manifest, parity, products, resources, stream
-from tunesmith.job.adapter import ADAPTER_WEIGHTS, AdapterFacts, check_fits
+from tunesmith.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_json
+from tunesmith.job import (
+    around,
+    hands,
+    inference,
+    kit,
+    manifest,
+    mergeable,
+    parity,
+    products,
+    resources,
+    stream,
+)
+from tunesmith.job.adapter import ADAPTER_WEIGHTS, AdapterFacts
 from tunesmith.job.failures import JobError
+from tunesmith.job.mergeable import ACCEPT, SAFETENSORS_NAMES, SIZES, Mergeable, only_whole
 from tunesmith.job.pulled import disown_merged
-from tunesmith.job.rundir import RunFolder
 from tunesmith.job.tensors import stored_below
-from tunesmith.modelfiles import FileRecord, require, tensor_shapes, verify
+from tunesmith.modelfiles import FileRecord, Problem, damaged, require, tensor_shapes, verify
 
 MERGED = "merged"
 REFUSED = "merged.refused"
 _PART = ".merged.part"
 _OLD = ".merged.old"
 
-# Bytes an element of each dtype, and its name in safetensors and in PyTorch.
-SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
-SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ACCEPT = "accept_mismatch"  # of request["merge"]: export although prompts differ
 # Who did the sums, where the whole model was in memory.
 PEFT = "peft"
 _BY_BLOCKS = {"from": "block by block"}
-_OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning_type", ACCEPT)
 
 
 def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
@@ -59,19 +64,14 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     model of an earlier call stays until the new one is whole.
     """
     started = time.monotonic()
-    config = inference.read_config(run_dir)
-    base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
 
     def step(done: int) -> None:
         emit("progress", phase="merge", done=done, total=5, unit="steps")
 
     step(0)
-    check_mergeable(config, base)
-    require(base, request.get("model", {}).get("name"))
-    adapters = inference.tuned_adapters(config, output)
-    facts = [check_fits(base, Path(folder)) for folder in adapters][-1]
+    asked = mergeable.read(run_dir, request)
+    facts, keys = asked.facts, asked.keys
     step(1)
-    keys = export_keys(request.get("merge", {}), base)
     if keys["infer_dtype"] != request.get("merge", {}).get("infer_dtype", keys["infer_dtype"]):
         emit(
             "changed",
@@ -80,18 +80,11 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
             why="auto writes float32 on a machine without a GPU",
             **{"from": "auto"},
         )
-    task = _Task(run_dir, run_dir / _PART, request, config, base, adapters, facts, keys, step)
-    size = parameter_count(base) * SIZES[keys["infer_dtype"]]
+    task = _Task(run_dir, run_dir / _PART, request, asked, step)
     _clear(task.part)
     try:
-        # The hashes are read beside the merge, which reads the same bytes; both must succeed.
-        with ThreadPoolExecutor(2) as beside:
-            whole = beside.submit(check_base, base, request.get("model", {}))
-            try:
-                made = _merge(task, size, emit, beside)
-            finally:
-                whole.result()  # a damaged base explains whatever else went wrong
-        check_complete(task.part, base, facts, keys["infer_dtype"])
+        made = _merge(task, emit)
+        check_complete(task.part, asked.base, facts, keys["infer_dtype"])
         step(3)
         prompts = _judged(task, made.prompts)
         for correction in prompts["corrected"]:
@@ -107,7 +100,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         "folder": str(run_dir / MERGED),
         "bytes": sum(file.stat().st_size for file in (run_dir / MERGED).iterdir()),
         "dtype": keys["infer_dtype"],
-        "base": str(base),
+        "base": str(asked.base),
         "rank": facts.rank,
         "alpha": facts.alpha,
         "scale": facts.scale,
@@ -126,12 +119,14 @@ class _Task:
     run_dir: Path
     part: Path
     request: Mapping[str, Any]
-    config: Mapping[str, Any]
-    base: Path
-    adapters: list[str]
-    facts: AdapterFacts
-    keys: Mapping[str, Any]
+    asked: Mergeable
     step: Callable[[int], None]
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """run.json's record of the base model."""
+        found: Mapping[str, Any] = self.request.get("model", {})
+        return found
 
 
 @dataclass(frozen=True)
@@ -143,59 +138,66 @@ class _Made:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-def _merge(task: _Task, size: int, emit: Callable[..., None], beside: Executor) -> _Made:
-    """Merge into task.part, block by block where that is the whole truth. `size` in bytes."""
-    reason = stream.why_not(task.facts, task.adapters, task.keys, task.config, task.base)
+def _merge(task: _Task, emit: Callable[..., None]) -> _Made:
+    """Merge into task.part, block by block where that is the whole truth; check the base."""
+    asked = task.asked
+    size = parameter_count(asked.base) * SIZES[asked.keys["infer_dtype"]]
     disk = int(1.2 * size)
+    reason = asked.why_whole()
     if reason is None:
         check_room(task.run_dir, disk=disk, memory=_memory(task))
         try:
-            return _stream(task, beside)
+            return _stream(task)
         except stream.Uncovered as other:
             reason = str(other)
             _clear(task.part)
+        except Exception:
+            check_base(asked.base, task.model)  # a damaged base explains whatever went wrong
+            raise
     if not around.possible():
-        raise UsageError(_only_whole(task.run_dir, reason))
+        raise only_whole(task.run_dir, reason)
     emit("changed", what="merge", to="whole model in memory, by PEFT", why=reason, **_BY_BLOCKS)
     check_room(task.run_dir, disk=disk, memory=int(1.2 * size) + 1_000_000_000)
     around.record_versions(task.run_dir)
-    _export(task.config, task.keys, task.adapters, task.part)
+    # The hashes are read beside the merge, which reads the same bytes; both must succeed.
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(check_base, asked.base, task.model)
+        try:
+            _export(asked, task.part)
+        finally:
+            whole.result()
     task.step(2)
-    codec = inference.codec(inference.arguments(task.config))
-    return _Made(parity.align(task.config, codec, task.part), PEFT)
+    codec = inference.codec(inference.arguments(asked.config))
+    return _Made(parity.align(asked.config, codec, task.part), PEFT)
 
 
-def _stream(task: _Task, beside: Executor) -> _Made:
-    """Write the weights here while another process writes what is around them."""
-    dtype = SAFETENSORS_NAMES[task.keys["infer_dtype"]]
-    way = products.best()
+def _stream(task: _Task) -> _Made:
+    """Write the weights here; what is around them lies ready, or another process writes it."""
+    asked, part = task.asked, task.part
+    base, facts = asked.base, asked.facts
+    dtype = SAFETENSORS_NAMES[asked.keys["infer_dtype"]]
+    way, workers = products.best(), hands.fitting()
+    recorded = check_sizes(base, task.model)
     with _around(task) as other:
-        shards = stream.guessed(task.base, dtype, float(task.keys["export_size"])) or other.files()
-        stream.merge(task.base, task.facts, shards, task.part, way)
+        shards = stream.guessed(base, dtype, float(asked.keys["export_size"])) or other.files()
+        beside = [base / name for name in recorded]
+        made = stream.merge(base, facts, shards, part, way, workers, beside, hashed=True)
+        check_hashes(base, task.model, {path.name: made.hashes[path] for path in beside})
         if shards != other.files():
             for shard in shards:
-                (task.part / shard.file).unlink()
-            stream.merge(task.base, task.facts, other.files(), task.part, way)
+                (part / shard.file).unlink()
+            made = stream.merge(base, facts, other.files(), part, way, workers, hashed=True)
         task.step(2)
-        # While the prompts are compared: nothing changes these files any more.
-        written = [task.part / shard.file for shard in other.files()]
-        hashes = [beside.submit(_synced, file) for file in written]
         prompts = other.prompts()
-        known = {file.name: one.result() for file, one in zip(written, hashes, strict=True)}
-        return _Made(prompts, way.name, known)
-
-
-def _synced(file: Path) -> str:
-    """Bring a file to disk and return its sha256."""
-    _fsync(file)
-    return sha256_of(file)
+    hashes = {shard.file: made.hashes[part / shard.file] for shard in other.files()}
+    return _Made(prompts, way.name, hashes)
 
 
 @contextlib.contextmanager
 def _around(task: _Task) -> Iterator[around.Around | kit.Kit]:
     """Give who knows everything but the weights: the run's kit, else LLaMA-Factory."""
-    key = kit.key_of(task.request, task.config, task.keys)
-    made = kit.find(task.run_dir, task.part, task.base, Path(task.adapters[-1]), key)
+    asked = task.asked
+    made = kit.find(task.run_dir, task.part, task.request, asked)
     if made:
         yield made
         return
@@ -205,40 +207,14 @@ def _around(task: _Task) -> Iterator[around.Around | kit.Kit]:
             "installed here: `inv pull --merge-here` brings it from the host, `inv stack.install` "
             "makes the training environment"
         )
-    with around.begin(task.run_dir, task.part, task.config, task.keys) as other:
+    with around.begin(task.run_dir, task.part, asked.config, asked.keys) as other:
         yield other
 
 
 def _memory(task: _Task) -> int:
     """Return the bytes of memory a merge by blocks takes, LLaMA-Factory beside it included."""
-    return around.MEMORY if around.possible() else stream.MEMORY
-
-
-def keep_kit(run_dir: Path) -> None:
-    """Make RUN/around, for a merge on another machine. Raises what keeps the run from merging."""
-    request = RunFolder(run_dir).request()
-    config = inference.read_config(run_dir)
-    base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
-    check_mergeable(config, base)
-    adapters = inference.tuned_adapters(config, output)
-    facts = [check_fits(base, Path(folder)) for folder in adapters][-1]
-    keys = export_keys(request.get("merge", {}), base)
-    reason = stream.why_not(facts, adapters, keys, config, base)
-    if reason:
-        raise UsageError(_only_whole(run_dir, reason))
-    key = kit.key_of(request, config, keys)
-    adapter = Path(adapters[-1])
-    with kit.alone(run_dir):
-        if kit.find(run_dir, run_dir, base, adapter, key) is None:
-            kit.keep(run_dir, config, keys, key, base, adapter)
-
-
-def _only_whole(run_dir: Path, reason: str) -> str:
-    return (
-        f"run {run_dir.name} merges only with the whole model in memory ({reason}): "
-        f"`inv merge --on HOST --run {run_dir.name}` does it there, then "
-        f"`inv pull --on HOST --run {run_dir.name} --what merged`"
-    )
+    ready = kit.find(task.run_dir, task.part, task.request, task.asked)
+    return stream.MEMORY if ready or not around.possible() else around.MEMORY
 
 
 def _clear(folder: Path) -> None:
@@ -255,7 +231,7 @@ def _judged(task: _Task, found: dict[str, Any]) -> dict[str, Any]:
         faults = parity.faults_of(found)
         raise TunesmithError(
             f"the merged model would not be asked as it was trained: {faults[0]}; "
-            f"{parity.advice(task.config, found)}, or export it all the same: "
+            f"{parity.advice(task.asked.config, found)}, or export it all the same: "
             f"`inv merge --run {task.run_dir.name} --accept-mismatch`",
             faults[1:],
         )
@@ -264,46 +240,21 @@ def _judged(task: _Task, found: dict[str, Any]) -> dict[str, Any]:
 
 def _made_of(task: _Task, prompts: Mapping[str, Any], arithmetic: str) -> dict[str, Any]:
     """Return what the manifest says of the model's origin; no path of this machine."""
-    model = task.request.get("model", {})
-    facts = task.facts
+    model, asked = task.model, task.asked
+    facts = asked.facts
     return {
         "run": task.run_dir.name,
         "base": {key: model.get(key) for key in ("name", "revision", "files")},
         "adapters": [
             {"sha256": sha256_of(Path(folder) / ADAPTER_WEIGHTS), "name": Path(folder).name}
-            for folder in task.adapters
+            for folder in asked.adapters
         ],
         "lora": {"rank": facts.rank, "alpha": facts.alpha, "scale": facts.scale},
-        "dtype": task.keys["infer_dtype"],
+        "dtype": asked.keys["infer_dtype"],
         "arithmetic": arithmetic,
         "parity": prompts["passed"],
         "corrected": [correction["file"] for correction in prompts["corrected"]],
     }
-
-
-def check_mergeable(config: Mapping[str, Any], base: Path) -> None:
-    """Raise UsageError when this run's result cannot be merged, saying what to do instead."""
-    tuning = config.get("finetuning_type", "lora")
-    if tuning != "lora":
-        raise UsageError(
-            f"finetuning_type {tuning} trains the model's own weights: there is no adapter to "
-            f"merge, {config['output_dir']} is the whole model already"
-        )
-    for key in ("resize_vocab", "add_tokens", "add_special_tokens"):
-        if config.get(key):
-            raise UsageError(
-                f"{key}: a merged model with a changed vocabulary cannot be compared with its "
-                "base tensor by tensor: export it with llamafactory-cli and test it yourself"
-            )
-    if not (base / "config.json").is_file():
-        raise UsageError(f"{base / 'config.json'}: missing: fetch the base model again")
-    quantized = read_json(base / "config.json").get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "an unknown method")
-        raise UsageError(
-            f"{base}: base model is quantized ({method}); adapters merge only into full weights: "
-            "give the unquantized model as model_name_or_path"
-        )
 
 
 def check_base(base: Path, model: Mapping[str, Any]) -> None:
@@ -312,43 +263,37 @@ def check_base(base: Path, model: Mapping[str, Any]) -> None:
     `model` is run.json's record of it: size and sha256 of every file, so a base that was
     exchanged since then is found here even when all shapes agree.
     """
-    expected = {
+    recorded = check_sizes(base, model)
+    check_hashes(base, model, {name: sha256_of(base / name) for name in recorded})
+
+
+def check_sizes(base: Path, model: Mapping[str, Any]) -> list[str]:
+    """Return the files of the base on record; UsageError unless all are there in full."""
+    require(base, model.get("name"), _recorded(model))
+    return list(_recorded(model))
+
+
+def check_hashes(base: Path, model: Mapping[str, Any], found: Mapping[str, str]) -> None:
+    """Raise UsageError unless the sha256 `found` of the base's files are those on record."""
+    problems = tuple(
+        Problem(name, f"expected sha256 {record.sha256}, found {found[name]}")
+        for name, record in _recorded(model).items()
+        if found[name] != record.sha256
+    )
+    if problems:
+        raise damaged(base, problems, model.get("name"))
+
+
+def _recorded(model: Mapping[str, Any]) -> dict[str, FileRecord]:
+    return {
         name: FileRecord(int(record["size"]), str(record["sha256"]))
         for name, record in model.get("files", {}).items()
     }
-    require(base, model.get("name"), expected, hashes=True)
 
 
 def parameter_count(folder: Path) -> int:
     """Return how many numbers the tensors of a model folder hold."""
     return sum(math.prod(shape) for _, shape in tensor_shapes(folder).values())
-
-
-def export_keys(asked: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """Return LLaMA-Factory's export keys: what was asked, with dtype and device made certain.
-
-    infer_dtype `auto` becomes the dtype of the base's weights: 0.9.3 writes float32, twice the
-    size, for `auto` on a machine without a GPU.
-    """
-    keys = {key: value for key, value in asked.items() if key not in _OURS}
-    if keys.get("export_legacy_format"):
-        raise UsageError(
-            "export_legacy_format: true writes pickles, which no proof reads: set false"
-        )
-    if keys.get("export_hub_model_id"):
-        raise UsageError(
-            "export_hub_model_id: uploads before the proof: upload RUN/merged after it"
-        )
-    keys.setdefault("export_size", 5)
-    keys.setdefault("export_device", "cpu")
-    dtype = keys.setdefault("infer_dtype", "bfloat16")
-    if dtype == "auto":
-        stored, _ = max(tensor_shapes(base).values(), key=lambda found: math.prod(found[1]))
-        names = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
-        keys["infer_dtype"] = names.get(stored, "bfloat16")
-    elif dtype not in SIZES:
-        raise UsageError(f"infer_dtype: {dtype!r}, one of {', '.join(SIZES)} or auto expected")
-    return keys
 
 
 def check_room(folder: Path, *, disk: int, memory: int) -> None:
@@ -397,24 +342,14 @@ def _changed(merged: Path, base: Path, facts: AdapterFacts) -> bool:
     return any(stream.differs(old[name], new[name]) for name in names)
 
 
-def _export(
-    config: Mapping[str, Any], keys: Mapping[str, Any], adapters: list[str], part: Path
-) -> None:
+def _export(asked: Mergeable, part: Path) -> None:
     from llamafactory.train.tuner import export_model
 
-    args = inference.arguments(config, adapters=adapters)
+    args = inference.arguments(asked.config, adapters=asked.adapters)
     # A QLoRA run's adapter goes into the full base weights, never into quantized ones.
     for key in [key for key in args if key.startswith(("quantization_", "double_quantization"))]:
         del args[key]
-    export_model({**args, **keys, "export_dir": str(part), "export_legacy_format": False})
-
-
-def _fsync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    export_model({**args, **asked.keys, "export_dir": str(part), "export_legacy_format": False})
 
 
 def _put_in_place(part: Path, merged: Path) -> None:
@@ -423,7 +358,7 @@ def _put_in_place(part: Path, merged: Path) -> None:
     for file in part.rglob("*"):
         if file.is_file():
             file.chmod(mode)  # safetensors writes 0600: whoever may read the rest may read this
-            _fsync(file)
+            fsync_file(file)
     fsync_folder(part)
     (merged.parent / "proof.json").unlink(missing_ok=True)
     disown_merged(merged.parent)

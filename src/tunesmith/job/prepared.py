@@ -9,6 +9,7 @@ each run has paths of its own. So a run reads its data through a folder named by
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -46,7 +47,7 @@ def by_content(config: Mapping[str, Any]) -> str | None:
     content = {name: sha256_of(folder / name) for name in names}
     made_by = {name: importlib.metadata.version(name) for name in _MAKERS}
     told = json.dumps([made_by, entries, content], sort_keys=True)
-    view = _cache() / "tunesmith" / hashlib.sha256(told.encode()).hexdigest()[:32]
+    view = _views() / hashlib.sha256(told.encode()).hexdigest()[:32]
     for name in names:
         _link((folder / name).resolve(), view / name)
     write_json(view / REGISTRY, entries)
@@ -73,6 +74,10 @@ def _plain(folder: Path, entry: Any) -> bool:
     return not any(entry.get("columns", {}).get(kind) for kind in _MEDIA)
 
 
+def _views() -> Path:
+    return _cache() / "tunesmith"
+
+
 def _cache() -> Path:
     """Return where the datasets library keeps what it makes (its own rules, datasets 3.6)."""
     if own := os.environ.get("HF_DATASETS_CACHE"):
@@ -89,6 +94,25 @@ def _link(source: Path, place: Path) -> None:
     part.unlink(missing_ok=True)
     part.symlink_to(source)
     part.replace(place)
+
+
+def hasten(config: Mapping[str, Any]) -> None:
+    """Let the libraries prepare rows with less waiting; the rows are the same. Imports them."""
+    encode_quickly()
+    if Path(str(config.get("dataset_dir"))).parent == _views():
+        _read_as_files()
+
+
+def _read_as_files() -> None:
+    """Let the datasets library read files of this machine without more ado.
+
+    For each kind of file it makes ready to read over the network, and loads scipy's readers for
+    that: a sixth of the time that preparing a thousand rows takes.
+    """
+    for kind in ("arrow", "csv", "json", "parquet", "text"):
+        module: Any = importlib.import_module(f"datasets.packaged_modules.{kind}.{kind}")
+        # Its own mark of a module that is ready.
+        module._patched_for_streaming = True
 
 
 def encode_quickly() -> None:

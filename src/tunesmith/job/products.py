@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Multiply = Callable[[Any, Any, Any], None]  # (B [m, k], A [k, n], out [m, n]), all float32 rows
+# (from, to): flat arrays of one length, one float32 and the other bfloat16's bits as uint16.
+Convert = Callable[[Any, Any], None]
 
 
 @dataclass(frozen=True)
 class Products:
-    """A way to multiply. `exact`: every bit is PyTorch's, so a merge with it is PEFT's."""
+    """A way to multiply. `exact`: every bit is PyTorch's, so a merge with it is PEFT's.
+
+    `convert` rounds to the nearest, ties to even; None: NumPy has to do it.
+    """
 
     name: str
     exact: bool
     multiply: Multiply
+    convert: Convert | None = None
 
 
 def best() -> Products:
@@ -59,7 +66,47 @@ def by_mkl(library: Path) -> Products | None:
             *(ref(zero), ctypes.c_void_p(out.ctypes.data), columns),
         )
 
-    return Products("mkl of torch", True, multiply)
+    return Products("mkl of torch", True, multiply, _converting(loaded))
+
+
+def _converting(loaded: ctypes.CDLL) -> Convert | None:
+    """Return the conversion of libtorch_cpu.so; None where it has no such interface."""
+    try:
+        create, copy = loaded.aoti_torch_create_tensor_from_blob, loaded.aoti_torch_copy_
+        threads = loaded._ZN2at15set_num_threadsEi  # at::set_num_threads(int)
+        codes = {
+            "u": loaded.aoti_torch_dtype_bfloat16(),
+            "f": loaded.aoti_torch_dtype_float32(),
+        }
+        cpu = loaded.aoti_torch_device_type_cpu()
+    except AttributeError:
+        return None
+    word, one = ctypes.c_int64, (ctypes.c_int64 * 1)(1)
+    tensors: dict[tuple[int, int, str], ctypes.c_void_p] = {}
+    alone: list[int] = []  # the process that was told to use one thread
+
+    def tensor(array: Any) -> ctypes.c_void_p:
+        # A tensor owns nothing and blocks are few: those made once are kept.
+        key = (array.ctypes.data, array.size, array.dtype.kind)
+        if key not in tensors:
+            made = ctypes.c_void_p()
+            told = create(
+                *(ctypes.c_void_p(key[0]), word(1), (word * 1)(array.size), one, word(0)),
+                *(codes[key[2]], cpu, 0, ctypes.byref(made)),
+            )
+            if told:
+                raise RuntimeError("libtorch_cpu.so made no tensor: see stderr")
+            tensors[key] = made
+        return tensors[key]
+
+    def convert(source: Any, out: Any) -> None:
+        if alone != [os.getpid()]:
+            threads(1)
+            alone[:] = [os.getpid()]
+        if copy(tensor(out), tensor(source), 0):
+            raise RuntimeError("libtorch_cpu.so converted nothing: see stderr")
+
+    return convert
 
 
 def by_torch() -> Products:

@@ -19,7 +19,8 @@ from tunesmith.files import read_json, write_json
 from tunesmith.job import inference, manifest, parity
 from tunesmith.job.adapter import check_fits
 from tunesmith.job.inference import Codec
-from tunesmith.job.merge import MERGED, REFUSED, export_keys
+from tunesmith.job.merge import MERGED, REFUSED
+from tunesmith.job.mergeable import export_keys
 from tunesmith.job.proof_behaviour import (
     NEW_TOKENS,
     behaviour_checks,

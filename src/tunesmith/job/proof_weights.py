@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.files import read_json
 from tunesmith.job import manifest
 from tunesmith.job.adapter import AdapterFacts
-from tunesmith.job.merge import SAFETENSORS_NAMES
+from tunesmith.job.mergeable import SAFETENSORS_NAMES
 from tunesmith.job.weights import Reader, lora_pairs, row_parts
 from tunesmith.modelfiles import Shapes, tensor_shapes, verify
 

@@ -56,6 +56,12 @@ def cpu_count() -> int:
     return max(1, int(count))
 
 
+def multiplies_bf16(info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor has tiles for bf16 products (Intel AMX): several times the
+    rate of float32, where other processors convert to and fro and lose time."""
+    return info.is_file() and " amx_bf16" in info.read_text()
+
+
 def memory_limit() -> int:
     """Return the bytes of memory this process may use: the smallest limit above it."""
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())

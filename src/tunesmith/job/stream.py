@@ -6,7 +6,7 @@ get_delta_weight and merge: an adapter in float32 makes a float32 delta, and `we
 rounds once), so with products that are PyTorch's (job/products.py) every file has the bytes
 LLaMA-Factory's export writes. What the adapter does not touch is copied inside the kernel.
 
-Memory is a few blocks, whatever the model's size. Needs NumPy; not PyTorch.
+Memory is a few blocks a process, whatever the model's size. Needs NumPy; not PyTorch.
 """
 
 from __future__ import annotations
@@ -15,29 +15,33 @@ import contextlib
 import errno
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.files import read_json
+from tunesmith.files import read_json, sha256_of
 from tunesmith.job.adapter import ADAPTER_WEIGHTS, AdapterFacts
+from tunesmith.job.blocks import WORDS, NotANumber, Room, Sources, get, narrow, put, read, widen
+from tunesmith.job.followed import Followed
+from tunesmith.job.hands import Hands
 from tunesmith.job.products import Products
 from tunesmith.job.tensors import Stored, Tensor, beginning, known, stored, stored_below
 
 FLOATS = ("BF16", "F16", "F32")
 WEIGHTS = "model.safetensors"
-# Bytes, whatever the model: measured 185 MB with PyTorch's product, 50 MB with NumPy's.
+# Bytes, whatever the model, of all processes: measured 175 MB with PyTorch's product and two
+# of them, each further one takes 10.
 MEMORY = 300_000_000
 
-# Numbers in a block. With its float32 product and sum it stays in a core's second cache.
-_BLOCK = 1 << 17
+# Numbers in a block: with product and sum 3 MB. Measured best of 2^15 to 2^18.
+_BLOCK = 1 << 18
+# Blocks, and bytes of a copy, that are one task: some hundredths of a second.
+_BLOCKS = 16
+_COPIED = 1 << 24
 # A product of one row is summed in another order (a dot product) than the same row of many.
 _LEAST_ROWS = 16
-_PIECE = 1 << 26  # bytes copied a call
 _NOT_IN_KERNEL = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _ROTARY = "rotary_emb.inv_freq"  # a buffer old checkpoints carry, computed at load today
 
@@ -56,15 +60,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was written: bytes in all and bytes copied as they are, targets that differ."""
+    """What was written: bytes in all and bytes copied as they are, targets that differ.
+
+    `hashes` is the sha256 of each file that was to be hashed beside, and of each file written if
+    that was asked for.
+    """
 
     bytes: int
     copied: int
     changed: frozenset[str]
+    hashes: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Range:
     """A range of a file to write: a copy, or `name` with what the adapter adds to it."""
 
     out: int  # descriptor
@@ -76,19 +85,13 @@ class _Task:
     pair: tuple[Stored, Stored] | None = None  # lora_A, lora_B
 
 
-@dataclass
-class _Room(threading.local):
-    """A worker's memory, kept from block to block: fresh pages cost more than the sums."""
+@dataclass(frozen=True)
+class _Task:
+    """A part of a range: bytes of a copy, or rows of a tensor in blocks; `end` in all files."""
 
-    arrays: dict[str, Any] = field(default_factory=dict)
-
-    def take(self, name: str, count: int, dtype: Any) -> Any:
-        import numpy as np
-
-        held = self.arrays.get(name)
-        if held is None or held.size < count or held.dtype != dtype:
-            held = self.arrays[name] = np.zeros(count, dtype)
-        return held[:count]
+    of: _Range
+    parts: tuple[tuple[int, int], ...]  # (first, last)
+    end: int
 
 
 def why_not(
@@ -157,12 +160,17 @@ def merge(
     shards: Sequence[Shard],
     folder: Path,
     products: Products,
-    workers: int = 2,
+    workers: int = 1,
+    beside: Sequence[Path] = (),
+    *,
+    hashed: bool = False,
 ) -> Outcome:
     """Write `shards` into `folder`: the base's tensors, each target with its B @ A * scale.
 
-    Raises Uncovered when a tensor to write is not the base's or a sum is not a number;
-    TunesmithError when part of the adapter found no use. Files are complete, not yet synced.
+    `workers` processes write, and hash the files `beside`; if it is to be `hashed`, what is
+    written is read back as it grows. Raises Uncovered when a tensor to write is not the base's or
+    a sum is not a number; TunesmithError when part of the adapter found no use. Files are
+    complete, not yet synced.
     """
     tensors = stored_below(base)
     adapter = stored(facts.folder / ADAPTER_WEIGHTS)
@@ -179,11 +187,11 @@ def merge(
             f"{facts.folder}: the adapter changes {unused[0]}, which the merged model does not "
             "have: look at adapter_config.json, target_modules"
         )
-    changed: set[str] = set()
-    room = _Room()
+    room = Room()
     with contextlib.ExitStack() as stack:
-        sources = _Sources(stack)
+        sources = Sources(stack)
         tasks: list[_Task] = []
+        files: list[tuple[Path, int, int]] = []
         total = 0
         for shard in shards:
             out = os.open(folder / shard.file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -191,59 +199,63 @@ def merge(
             head, starts = beginning(shard.tensors)
             size = len(head) + sum(tensor.size for tensor in shard.tensors.values())
             os.ftruncate(out, size)
-            os.pwrite(out, head, 0)
+            put(out, memoryview(head), 0)
+            files.append((folder / shard.file, out, size))
+            for part in _ranges(out, shard, starts, tensors, pairs):
+                tasks += _tasks(part, total)
             total += size
-            tasks += _tasks(out, shard, starts, tensors, pairs)
 
-        def do(task: _Task) -> int:
-            if task.name is None:
-                _copy(sources.of(task.source.file), task.source.start, task.out, task.at, task.size)
-                return task.size
-            if _fill(task, sources, room, products, facts.scale):
-                changed.add(task.name)
-            return 0
+        def do(number: int) -> Any:
+            if number < len(beside):
+                return sha256_of(beside[number])
+            task = tasks[number - len(beside)]
+            if task.of.name is not None:
+                return _fill(task, sources, room, products, facts.scale)
+            for first, last in task.parts:
+                start, at = task.of.source.start + first, task.of.at + first
+                _copy(sources.of(task.of.source.file), start, task.of.out, at, last - first)
+            return None
 
-        copied = sum(_in_threads(do, tasks, workers))
-    return Outcome(total, copied, frozenset(changed & pairs.keys()))
+        hashes: dict[Path, str] = {}
+        changed: set[str] = set()
+        hands = stack.enter_context(Hands(do, workers))
+        follow = Followed(files if hashed else [], [task.end for task in tasks])
+        with follow as followed:
+            for number, value in hands.each(len(beside) + len(tasks)):
+                if number < len(beside):
+                    hashes[beside[number]] = value
+                    continue
+                if value:
+                    changed.add(str(tasks[number - len(beside)].of.name))
+                followed.done(number - len(beside))
+            hashes |= followed.hashes()
+    copied = sum(last - first for t in tasks if t.of.name is None for first, last in t.parts)
+    return Outcome(total, copied, frozenset(changed & pairs.keys()), hashes)
 
 
 def differs(old: Stored, new: Stored) -> bool:
     """Return whether a merged tensor is not the base's in its own dtype; stops at the first bit."""
     import numpy as np
 
-    room = _Room()
+    room = Room()
     count = math.prod(old.shape)
     with contextlib.ExitStack() as stack:
-        sources = _Sources(stack)
+        sources = Sources(stack)
         for first in range(0, count, _BLOCK):
             some = min(_BLOCK, count - first)
-            was = _read(sources, old, first, some, room, "was")
-            now = _read(sources, new, first, some, room, "now")
+            was = read(sources, old, first, some, room, "was")
+            now = read(sources, new, first, some, room, "now")
             if old.dtype != new.dtype:
                 values = room.take("values", some, np.float32)
-                _widen(old.dtype, was, values)
-                was = _narrow(new.dtype, values, room.take("cast", some, _WORDS[new.dtype]), room)
+                widen(old.dtype, was, values)
+                cast = room.take("cast", some, WORDS[new.dtype])
+                try:
+                    was = narrow(new.dtype, values, cast, room)
+                except NotANumber:
+                    continue  # PEFT's rounding of it is unknown here
             if was.tobytes() != now.tobytes():
                 return True
     return False
-
-
-def _read(sources: _Sources, tensor: Stored, first: int, count: int, room: _Room, name: str) -> Any:
-    """Return `count` numbers of a tensor, from number `first` on, as they lie in the file."""
-    raw = room.take(name, count, _WORDS[tensor.dtype])
-    _get(sources.of(tensor.file), raw, tensor.start + first * Tensor(tensor.dtype, (1,)).size)
-    return raw
-
-
-def _in_threads(do: Callable[[_Task], int], tasks: Sequence[_Task], workers: int) -> list[int]:
-    """Do all tasks; the first error ends those that have not begun."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="merge") as pool:
-        futures = [pool.submit(do, task) for task in tasks]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _check_known(base: Mapping[str, Stored], shards: Sequence[Shard]) -> None:
@@ -259,21 +271,21 @@ def _check_known(base: Mapping[str, Stored], shards: Sequence[Shard]) -> None:
                 raise Uncovered(f"{name} is {base[name].dtype} in the base model's files")
 
 
-def _tasks(
+def _ranges(
     out: int,
     shard: Shard,
     starts: Mapping[str, int],
     base: Mapping[str, Stored],
     pairs: Mapping[str, tuple[Stored, Stored]],
-) -> list[_Task]:
-    """Return what is to be done for a file; neighbours that are only copied are one task."""
-    tasks: list[_Task] = []
+) -> list[_Range]:
+    """Return what is to be written to a file; neighbours that are only copied are one range."""
+    ranges: list[_Range] = []
     for name in sorted(starts, key=starts.__getitem__):
         source, tensor, at = base[name], shard.tensors[name], starts[name]
         if name in pairs or source.dtype != tensor.dtype:
-            tasks.append(_Task(out, at, source, source.size, tensor.dtype, name, pairs.get(name)))
+            ranges.append(_Range(out, at, source, source.size, tensor.dtype, name, pairs.get(name)))
             continue
-        last = tasks[-1] if tasks else None
+        last = ranges[-1] if ranges else None
         if (
             last
             and last.name is None
@@ -281,26 +293,31 @@ def _tasks(
             and last.source.start + last.size == source.start
             and last.at + last.size == at
         ):
-            tasks[-1] = _Task(out, last.at, last.source, last.size + source.size, last.dtype)
+            ranges[-1] = _Range(out, last.at, last.source, last.size + source.size, last.dtype)
         else:
-            tasks.append(_Task(out, at, source, source.size, tensor.dtype))
-    return tasks
+            ranges.append(_Range(out, at, source, source.size, tensor.dtype))
+    return ranges
 
 
-class _Sources:
-    """Files to read from, each opened once."""
+def _tasks(of: _Range, before: int) -> Iterator[_Task]:
+    """Yield a range in parts that take about as long; `before`: bytes of the files before."""
+    if of.name is None:
+        for first in range(0, of.size, _COPIED):
+            last = min(of.size, first + _COPIED)
+            yield _Task(of, ((first, last),), before + of.at + last)
+        return
+    rows, columns, width = _sides(of)
+    parts = list(_parts(rows, columns))
+    for some in range(0, len(parts), _BLOCKS):
+        these = tuple(parts[some : some + _BLOCKS])
+        yield _Task(of, these, before + of.at + these[-1][1] * columns * width)
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-        self._open: dict[Path, int] = {}
-        self._lock = threading.Lock()
 
-    def of(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._open:
-                self._open[file] = os.open(file, os.O_RDONLY)
-                self._stack.callback(os.close, self._open[file])
-            return self._open[file]
+def _sides(of: _Range) -> tuple[int, int, int]:
+    """Return rows and columns of a tensor, and the bytes of a number where it is written."""
+    columns = of.source.shape[-1] if of.source.shape else 1
+    rows = math.prod(of.source.shape) // columns if columns else 0
+    return rows, columns, Tensor(of.dtype, (1,)).size
 
 
 def _copy(source: int, start: int, out: int, at: int, size: int) -> None:
@@ -308,68 +325,62 @@ def _copy(source: int, start: int, out: int, at: int, size: int) -> None:
     in_kernel = hasattr(os, "copy_file_range")
     done = 0
     while done < size:
-        piece = min(_PIECE, size - done)
         if in_kernel:
             try:
-                count = os.copy_file_range(source, out, piece, start + done, at + done)
+                count = os.copy_file_range(source, out, size - done, start + done, at + done)
             except OSError as error:
                 if error.errno not in _NOT_IN_KERNEL:
                     raise
                 in_kernel = False
                 continue
         else:
-            data = os.pread(source, min(piece, 1 << 20), start + done)
-            count = _put(out, memoryview(data), at + done)
+            data = os.pread(source, min(size - done, 1 << 20), start + done)
+            count = put(out, memoryview(data), at + done)
         if not count:
             raise TunesmithError("a file became shorter while it was copied: merge again")
         done += count
 
 
-def _put(out: int, data: memoryview, at: int) -> int:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(out, data[done:], at + done)
-    return done
+def _fill(task: _Task, sources: Sources, room: Room, products: Products, scale: float) -> bool:
+    """Write rows of a tensor, summed or only converted; return whether a sum changed a bit."""
+    try:
+        return _filled(task, sources, room, products, scale)
+    except NotANumber:
+        raise Uncovered("a weight is not a number") from None
 
 
-def _get(source: int, into: Any, start: int) -> None:
-    view, done = memoryview(into).cast("B"), 0
-    while done < len(view):
-        count = os.preadv(source, [view[done:]], start + done)
-        if not count:
-            raise TunesmithError("a file became shorter while it was read: merge again")
-        done += count
-
-
-def _fill(task: _Task, sources: _Sources, room: _Room, products: Products, scale: float) -> bool:
-    """Write one tensor, summed or only converted; return whether a sum changed a bit of it."""
+def _filled(task: _Task, sources: Sources, room: Room, products: Products, scale: float) -> bool:
     import numpy as np
 
-    source = task.source
-    columns = source.shape[-1] if source.shape else 1
-    rows = math.prod(source.shape) // columns if columns else 0
-    pair = [_matrix(sources, tensor) for tensor in task.pair] if task.pair else []
-    width = Tensor(task.dtype, (1,)).size
+    of, source, convert = task.of, task.of.source, products.convert
+    _, columns, width = _sides(of)
+    start, end = task.parts[0][0], task.parts[-1][1]
+    if of.pair:
+        a, b = _rows(sources, of.pair[0]), _rows(sources, of.pair[1], start, end)
     changed = False
-    for first, last in _parts(rows, columns):
+    for first, last in task.parts:
         count = (last - first) * columns
-        new = _read(sources, source, first * columns, count, room, "in")
+        new = read(sources, source, first * columns, count, room, "in")
         values = room.take("values", count, np.float32)
-        _widen(source.dtype, new, values)
-        if source.dtype != task.dtype:
+        widen(source.dtype, new, values, convert)
+        if source.dtype != of.dtype:
             # The export loads the base in the merged dtype: it is rounded before anything is added.
-            new = _narrow(task.dtype, values, room.take("cast", count, _WORDS[task.dtype]), room)
-            _widen(task.dtype, new, values)
-        if pair:
+            cast = room.take("cast", count, WORDS[of.dtype])
+            new = narrow(of.dtype, values, cast, room, convert)
+            widen(of.dtype, new, values, convert)
+        if of.pair:
             was = new
             delta = room.take("delta", count, np.float32)
-            products.multiply(pair[1][first:last], pair[0], delta.reshape(last - first, columns))
+            products.multiply(
+                b[first - start : last - start], a, delta.reshape(last - first, columns)
+            )
             if scale != 1.0:
                 delta *= np.float32(scale)
             delta += values
-            new = _narrow(task.dtype, delta, room.take("out", count, _WORDS[task.dtype]), room)
+            rounded = room.take("out", count, WORDS[of.dtype])
+            new = narrow(of.dtype, delta, rounded, room, convert)
             changed = changed or not np.array_equal(was, new)
-        _put(task.out, memoryview(new).cast("B"), task.at + first * columns * width)
+        put(of.out, memoryview(new).cast("B"), of.at + first * columns * width)
     return changed
 
 
@@ -380,45 +391,11 @@ def _parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield number * rows // blocks, (number + 1) * rows // blocks
 
 
-def _matrix(sources: _Sources, tensor: Stored) -> Any:
-    """Return a float32 matrix of the adapter."""
+def _rows(sources: Sources, tensor: Stored, first: int = 0, last: int | None = None) -> Any:
+    """Return rows of a float32 matrix of the adapter."""
     import numpy as np
 
-    matrix = np.empty(tensor.shape, np.float32)
-    _get(sources.of(tensor.file), matrix.reshape(-1), tensor.start)
+    rows, columns = tensor.shape
+    matrix = np.empty(((rows if last is None else last) - first, columns), np.float32)
+    get(sources.of(tensor.file), matrix.reshape(-1), tensor.start + first * columns * 4)
     return matrix
-
-
-# NumPy has no bfloat16: those are handled as the upper half of a float32.
-_WORDS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
-
-
-def _widen(dtype: str, raw: Any, values: Any) -> None:
-    """Write `raw` as float32 into `values`, exactly."""
-    import numpy as np
-
-    if dtype == "BF16":
-        np.left_shift(raw, 16, out=values.view(np.uint32), dtype=np.uint32, casting="unsafe")
-    else:
-        values[:] = raw
-
-
-def _narrow(dtype: str, values: Any, out: Any, room: _Room) -> Any:
-    """Round float32 to the nearest of `dtype`, ties to even, into `out`. Spoils `values`."""
-    import numpy as np
-
-    if np.isnan(values.max(initial=0)):  # a maximum takes a NaN over any number
-        raise Uncovered("a weight is not a number")
-    if dtype != "BF16":
-        with np.errstate(over="ignore"):  # to infinity, as PyTorch
-            out[:] = values
-        return out
-    bits = values.view(np.uint32)
-    carry = room.take("carry", bits.size, np.uint32)
-    np.right_shift(bits, 16, out=carry)
-    carry &= 1
-    carry += 0x7FFF
-    bits += carry
-    bits >>= 16
-    out[:] = bits
-    return out

@@ -39,7 +39,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     finished = _finished(config)
     if finished is not None:
         _take_result(finished, Path(config["output_dir"]))
-        return _result(folder, Path(config["output_dir"]))
+        return _ended(folder, request, emit, Path(config["output_dir"]))
     keep = config.pop("save_total_limit", None)
     fit(config, request, emit)
 
@@ -59,16 +59,17 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         folder, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800))
     )
     keep_epoch_when_skipping()
-    prepared.encode_quickly()
+    prepared.hasten(config)
     run_exp(config, callbacks=[callback])
-    return _result(folder, Path(config["output_dir"]))
+    return _ended(folder, request, emit, Path(config["output_dir"]))
 
 
 def fit(config: dict[str, Any], request: dict[str, Any], emit: Callable[..., None]) -> None:
     """Fit a config to this machine, in place, and let rows prepared before be found again."""
-    for key, value, was in _fit_to_machine(config, request):
+    for key, value, was, *reason in _fit_to_machine(config, request):
         config[key] = value
-        emit("changed", what=key, to=value, **{"from": was}, why="what this machine can do")
+        why = str(reason[0]) if reason else "what this machine can do"
+        emit("changed", what=key, to=value, **{"from": was}, why=why)
     view = prepared.by_content(config)
     if view is None:
         return
@@ -199,14 +200,20 @@ def _exec_torchrun(run_dir: Path, processes: int) -> None:
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
 
 
-def _fit_to_machine(config: dict[str, Any], request: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, new value, old value) for what a config asks that this machine cannot do."""
+def _fit_to_machine(config: dict[str, Any], request: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Return (key, new value, old value) for what a config asks that this machine cannot do,
+    with the reason where it is another one."""
     import torch
 
-    changes: list[tuple[str, Any, Any]] = []
+    changes: list[tuple[Any, ...]] = []
     if not torch.cuda.is_available():
-        # transformers refuses half precision without a GPU; float32 is what a CPU is good at.
-        changes += [(key, False, True) for key in ("bf16", "fp16") if config.get(key)]
+        halves = [key for key in ("bf16", "fp16") if config.get(key)]
+        if halves == ["bf16"] and resources.multiplies_bf16():
+            # transformers refuses it without a GPU unless it is told so.
+            why = "so that bf16 stays: this processor multiplies it faster than float32"
+            changes.append(("use_cpu", True, config.get("use_cpu"), why))
+        else:
+            changes += [(key, False, True) for key in halves]
     elif config.get("bf16") and torch.cuda.get_device_capability() < (8, 0):
         # bf16 is emulated there, and transformers refuses it.
         changes += [("bf16", False, True), ("fp16", True, False)]
@@ -226,6 +233,16 @@ def _fit_to_machine(config: dict[str, Any], request: dict[str, Any]) -> list[tup
     if wanted and int(wanted) > cpus:
         changes.append(("dataloader_num_workers", cpus, wanted))
     return changes
+
+
+def _ended(
+    folder: RunFolder, request: dict[str, Any], emit: Callable[..., None], output: Path
+) -> dict[str, Any]:
+    """Make what a merge will need besides the weights, while LLaMA-Factory is loaded here."""
+    from tunesmith.job import kit
+
+    seconds = kit.after_training(folder.path, request, emit)
+    return {**_result(folder, output), "kit_seconds": seconds}
 
 
 def _result(folder: RunFolder, output: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ packages=$1
 shift
 
 get() {
-    # Another installation (the first boot's, say) may hold apt's lock for a while.
-    apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
+    # Another installation (the first boot's, say) may hold apt's lock for a while. The
+    # environment, which takes longer, comes first.
+    nice -n 19 apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
 }
 
 install() {

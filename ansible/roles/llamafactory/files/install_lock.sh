@@ -2,23 +2,23 @@
 # Installs a hashed lock into a fresh environment, with uv, trying one index after another.
 #
 # sh install_lock.sh WHAT BASE ENVIRONMENT PYTHON LOCK_SHA256 PYTHON_VERSION VERSION SOURCES \
-#     COMPILED INDEX...
+#     UNCOMPILED INDEX...
 # WHAT is `fetch`: only get uv and download the large packages into its cache, by any PYTHON
 # with pip; the environment may be made meanwhile. Or `install`: leaves
 # .tunesmith-installed-LOCK_SHA256 when all is there and llamafactory-cli answers with VERSION.
-# SOURCES, separated by spaces, are built from source; of the packages COMPILED bytecode is
-# made beforehand. BASE/cache holds the lock (LOCK_SHA256.txt), build-constraints.txt and, for
-# uv itself, control.txt.
+# SOURCES, separated by spaces, are built from source; UNCOMPILED are patterns of modules whose
+# bytecode is not made. BASE/cache holds the lock (LOCK_SHA256.txt), build-constraints.txt,
+# bytecode.py, which reads the patterns, wheel_files.py and, for uv itself, control.txt.
 umask 077
 what=$1 base=$2 environment=$3 python=$4 digest=$5 python_version=$6 version=$7
-sources=$8 compiled=$9
+sources=$8 uncompiled=$9
 shift 9
 
 cache=$base/cache
 lock=$cache/$digest.txt
 fetched=$cache/fetched-$digest
+wheels=$cache/wheels
 uv=$base/uv
-enough=$base/tmp/enough.$$
 done_mark=$environment/.tunesmith-installed-$digest
 
 export TMPDIR="$base/tmp" UV_CACHE_DIR="$cache/uv" UV_NO_CONFIG=1 UV_NO_PROGRESS=1
@@ -63,28 +63,74 @@ uv_install() { # INDEX FILE ...
 }
 
 # CUDA and torch are nine tenths of the bytes. While they are on their way, the rest is
-# installed and compiled.
+# installed and compiled; what is built from source comes from the index itself.
 split_lock() {
-    large='^(nvidia-|torch==|triton==)'
-    awk -v wanted=1 -v large="$large" \
-        '/^[A-Za-z0-9]/ { is = $0 ~ large } is == wanted' "$lock" >"$cache/large.$$.txt"
-    awk -v wanted=0 -v large="$large" \
-        '/^[A-Za-z0-9]/ { is = $0 ~ large } is == wanted' "$lock" >"$cache/rest.$$.txt"
+    awk -v names="$sources" -v large="$cache/large.$$.txt" -v rest="$cache/rest.$$.txt" \
+        -v built="$cache/built.$$.txt" '
+        BEGIN { number = split(names, list, " "); for (i = 1; i <= number; i++) source[list[i]] }
+        /^[A-Za-z0-9]/ {
+            name = $0
+            sub(/==.*/, "", name)
+            file = name in source ? built : name ~ /^(nvidia-.*|torch|triton)$/ ? large : rest
+        }
+        file { print >file }' "$lock"
 }
 
-fetch() { # INDEX...: into the cache; where it fails, the installation tries again itself
+# What has come of a file stays, whatever ends us: it grows as a file of its own and goes on
+# where it ended (wheel_files.py). It is unpacked into uv's cache through an index on this disk.
+# The file goes then; the index stays, and uv finds in its cache what that lists.
+bring() { # INDEX PART: prints the packages of PART.$$.txt, each when it is whole
+    files=$cache/pylock.$2-$digest.toml
+    if [ ! -s "$files" ]; then
+        asked=$cache/pylock.$2-$$.toml
+        "$uv/bin/uv" pip compile --quiet --no-deps --format pylock.toml --python "$python" \
+            --python-version "$python_version" --default-index "$1" --output-file "$asked" \
+            "$cache/$2.$$.txt" >/dev/null && mv "$asked" "$files" || return 1
+    fi
+    # The next index may be better.
+    "$python" "$cache/wheel_files.py" "$wheels" "$files" || { rm -f "$files" && false; }
+}
+
+fetch() { # INDEX...: the large ones; where it fails, the installation tries again itself
     exec 8>"$base/.fetch.lock"
     flock 8
-    [ -e "$fetched" ] && [ -d "$cache/uv" ] && return
+    [ -e "$fetched" ] && [ -d "$wheels" ] && return
     for index in "$@"; do
-        get_uv "$index" &&
-            uv_install "$index" "$cache/large.$$.txt" --python "$python" \
-                --python-version "$python_version" --target "$base/tmp/fetched.$$" &&
-            : >"$fetched"
-        rm -rf "$base/tmp/fetched.$$"
-        [ -e "$fetched" ] && return
+        get_uv "$index" || continue
+        bring "$index" large | {
+            while read -r package; do unpack "$package" & done
+            wait
+        }
+        # All of it is in the cache: links, no bytes.
+        into_cache "$cache/large.$$.txt" all && : >"$fetched" && return
     done
     return 1
+}
+
+unpack() { # PACKAGE
+    line=$base/tmp/$1.$$.txt
+    sed -n "/^$1==/,/[^\\\\]\$/p" "$lock" >"$line"
+    # What uv refuses (it has not the lock's hash) is not kept for the next time.
+    into_cache "$line" "$1" || rm -f "$wheels/$1/index.html"
+    rm -f "$line" "$wheels/$1"/*.whl
+}
+
+into_cache() { # FILE NAME
+    uv_install "file://$wheels" "$1" --python "$python" --python-version "$python_version" \
+        --target "$base/tmp/fetched.$$.$2"
+    code=$?
+    rm -rf "$base/tmp/fetched.$$.$2"
+    return $code
+}
+
+install_rest() { # INDEX
+    brought=$base/tmp/brought.$$
+    bring "$1" rest >"$brought" &&
+        uv_install "file://$wheels" "$cache/rest.$$.txt" --python "$python" ||
+        uv_install "$1" "$cache/rest.$$.txt" --python "$python" || return 1
+    while read -r package; do rm -f "$wheels/$package"/*.whl; done <"$brought"
+    rm -f "$brought"
+    [ ! -e "$cache/built.$$.txt" ] || uv_install "$1" "$cache/built.$$.txt" --python "$python"
 }
 
 # As many processes as cores, and as the container's memory carries.
@@ -102,34 +148,34 @@ workers() {
     echo "$number"
 }
 
-# Modules that nothing imports at its start are compiled when somebody imports them first.
-compile() { # PACKAGE...: until there is a file $enough
-    # shellcheck disable=SC2016  # the inner shell's
+# Bytecode of what is there; once more when the rest is.
+compile() { # PREFIX...
     (
-        cd "$environment"/lib/python*/site-packages &&
-            find "$@" -name '*.py' ! -path '*/test*/*' ! -path '*/models/*' 2>/dev/null |
-            nice xargs -n 100 -P "$(workers)" sh -c '[ -e "$0" ] || exec "$@"' "$enough" \
-                "$python" -m py_compile 2>/dev/null
-    )
+        flock 6
+        set -f
+        # shellcheck disable=SC2086  # words
+        exec "$@" "$python" -I -S "$cache/bytecode.py" \
+            "$environment/lib/python$python_version/site-packages" "$(workers)" $uncompiled
+    ) 6>"$base/tmp/bytecode.lock" >/dev/null
 }
 
 install() { # INDEX
-    get_uv "$1" && uv_install "$1" "$cache/rest.$$.txt" --python "$python" || return 1
-    # shellcheck disable=SC2086  # words
-    compile $compiled &
-    fetch "$@"
+    get_uv "$1" && install_rest "$1" || return 1
+    # What is on its way comes first.
+    compile nice &
+    # The index is not asked for its lists once more, 60 MB where they come unpacked.
+    fetch "$@" && uv_install "file://$wheels" "$cache/large.$$.txt" --python "$python" && return
     uv_install "$1" "$lock" --python "$python"
 }
 
-# The first import writes the bytecode that is still missing.
 answers() {
-    compile torch torchvision triton &
+    compile || {
+        echo "the bytecode of $environment could not be made" >&2
+        return 1
+    }
     said=$(cd "$base" && PATH="$environment/bin:/usr/local/bin:/usr/bin:/bin" \
         "$environment/bin/llamafactory-cli" version 2>&1)
     code=$?
-    # All that it imports is compiled now.
-    : >"$enough"
-    wait
     case $code:$said in
     0:*"version $version"*) return ;;
     esac
@@ -162,9 +208,11 @@ install_all() { # INDEX...
 }
 
 main() {
-    mkdir -p "$base/tmp"
+    mkdir -p "$base/tmp" "$wheels"
+    # What the index lists lies there.
+    [ -d "$cache/uv" ] || rm -rf "$wheels"
     split_lock || return 1
-    trap 'rm -f "$cache/large.$$.txt" "$cache/rest.$$.txt" "$enough"' EXIT
+    trap 'rm -f "$cache/large.$$.txt" "$cache/rest.$$.txt" "$cache/built.$$.txt"' EXIT
     case $what in
     fetch) fetch "$@" ;;
     install) install_all "$@" ;;
