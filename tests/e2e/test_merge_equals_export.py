@@ -37,6 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Q
 from tunesmith.files import sha256_of
 from tunesmith.job import around, inference, merge, mergeable, products, stream
 from tunesmith.job.adapter import check_fits
+from tunesmith.job.proof_weights import weight_checks
 
 top, demo = Path(sys.argv[1]), Path(sys.argv[3])
 found = {}
@@ -101,6 +102,7 @@ def folders(name, base, adapter, dtype, shard=None):
     for shard in shards:
         assert made.hashes[ours / shard.file] == sha256_of(once / shard.file)
     shutil.rmtree(once)
+    proof = weight_checks(base, ours, facts, dtype)
     guess = stream.guessed(base, mergeable.SAFETENSORS_NAMES[dtype], 5)
     sums = {}
     for folder in (theirs, ours):
@@ -115,7 +117,8 @@ def folders(name, base, adapter, dtype, shard=None):
         total += len(one)
     found[name] = {"theirs": sums[theirs], "ours": sums[ours], "way": way.name,
                    "converts": way.convert is not None,
-                   "guess": guess == shards, "numpy": [off, total]}
+                   "guess": guess == shards,
+                   "proof": {check.name: check.passed for check in proof}, "numpy": [off, total]}
 
 tiny = top / "tiny"
 adapter = adapter_of("tiny", tiny)
@@ -190,6 +193,13 @@ def test_several_files_come_with_their_index(found: dict[str, Any]) -> None:
     names = set(found["several files"]["ours"])
     assert "model.safetensors.index.json" in names
     assert sum(name.endswith(".safetensors") for name in names) > 2
+
+
+def test_every_merge_is_what_the_proof_recomputes(found: dict[str, Any]) -> None:
+    for case in CASES:
+        assert found[case]["proof"] == dict.fromkeys(
+            ("structure", "untouched", "recomputed", "effect"), True
+        ), case
 
 
 def test_a_single_file_is_foreseen(found: dict[str, Any]) -> None:

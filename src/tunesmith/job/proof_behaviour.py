@@ -151,7 +151,7 @@ def behaviour_checks(
     ]
     sharp = None
     if not reasons:
-        undo_rounding(model, base, facts)
+        undo_rounding(model, base, facts, dtype)
         sharp = distance(with_adapter, logits(model, sequences))
     del model
     gc.collect()
@@ -292,11 +292,21 @@ def _gap(model: Any, prompt: Sequence[int], one: Sequence[int], other: Sequence[
     return float(at_end[other[place]] - at_end[one[place]])
 
 
-def undo_rounding(model: Any, base: Path, facts: AdapterFacts) -> None:
-    """Put float32(W) + scale * B @ A into the target weights of a float32 model, in place."""
+def undo_rounding(model: Any, base: Path, facts: AdapterFacts, dtype: str) -> None:
+    """Put float32(W) + scale * B @ A into the target weights of a float32 model, in place.
+
+    Of a base that is not of the merged dtype the other weights were rounded too: they become the
+    base's again (that they are its, cast, is the weights' part of the proof).
+    """
     import torch
 
+    merged, targets = getattr(torch, dtype), set(facts.targets.values())
     with torch.no_grad(), Reader(base) as reader:
+        for name, weight in model.named_parameters():
+            if name in reader and name not in targets:
+                stored = reader.get(name)
+                if stored.dtype != merged:
+                    weight.copy_(stored.float())
         for module, name, a, b in lora_pairs(facts):
             weight = model.get_parameter(f"{module}.weight")
             for part in row_parts(weight.shape[0]):

@@ -158,6 +158,8 @@ def _unrecomputed(
 def _recompute(before: Reader, after: Reader, facts: AdapterFacts, dtype: str) -> list[Check]:
     """Recompute each target as cast(W + scale * B @ A) in float32.
 
+    W is the base's in the merged dtype: a base of another dtype is cast as it is loaded, by
+    LLaMA-Factory (model/loader.py) as by us.
     An element may differ from that only where two float32 sums of rank + 3 terms can round to
     different sides: |merged - exact| is at most half a unit in the last place of the merged
     dtype and (rank + 3) 2^-22 (|W| + scale |B||A|) (Higham, Accuracy and Stability of
@@ -172,7 +174,8 @@ def _recompute(before: Reader, after: Reader, facts: AdapterFacts, dtype: str) -
     for _, name, a, b in lora_pairs(facts):
         bad = changed = 0
         for part in row_parts(b.shape[0]):
-            stored, got = before.rows(name, part), after.rows(name, part)
+            got = after.rows(name, part)
+            stored = before.rows(name, part).to(got.dtype)
             exact = torch.addmm(stored.float(), b[part], a, alpha=facts.scale)
             # NaN differs from everything, so it is looked at too.
             row, column = (got != exact.to(got.dtype)).nonzero(as_tuple=True)
@@ -185,9 +188,8 @@ def _recompute(before: Reader, after: Reader, facts: AdapterFacts, dtype: str) -
                 bad += int((~(off <= allowed)).sum())
                 otherwise += len(row)
                 worst = max(worst, float((off / unit).max()))
-            plain = stored.to(got.dtype)
-            changed += int((got != plain).sum())
-            largest = max(largest, float((got.float() - plain.float()).abs().max()))
+            changed += int((got != stored).sum())
+            largest = max(largest, float((got.float() - stored.float()).abs().max()))
             elements += got.numel()
         outside += bad
         moved += changed

@@ -32,6 +32,9 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._handles
+
     def get(self, name: str) -> Any:
         """Return a whole tensor."""
         return self._handles[name].get_tensor(name)
