@@ -44,7 +44,7 @@ lint: setup ## Check style, types, YAML, roles and shell; change nothing
 	$(VENV)/bin/yamllint --strict .
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/ansible-lint --offline --strict
 	$(VENV)/bin/shellcheck .ci/run $$(git ls-files '*.sh')
-	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/bin/hadolint docker/Dockerfile benchmarks/reference.Dockerfile
 
 bench: setup ## Measure against what one would do otherwise; ONLY=merge runs one benchmark
 	$(INV) stack.install

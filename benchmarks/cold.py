@@ -61,7 +61,10 @@ DOWNLOAD = """
 export HF_ENDPOINT={endpoint} HF_HUB_DISABLE_XET=1
 huggingface-cli download {model} --local-dir /root/autodl-tmp/model >/dev/null
 """
-KILLED = "inv provision; at half of the bytes: kill -9 of every process on the host and of inv"
+KILLED = (
+    "inv provision  # at half of the bytes: kill -9 of every process on the host and of inv"
+    "\ninv provision"
+)
 _TICK = 0.1
 Say = Callable[[str], None]
 
@@ -308,7 +311,7 @@ def _killed(
         bar="<= 2 %",
         met=share <= 2,
         why="" if share <= 2 else PARTIAL_WHEELS,
-        commands={"ours": f"{KILLED}; inv provision; the same with inv train"},
+        commands={"ours": f"{KILLED}\ninv train  # the same"},
         detail={
             "MB had come when it was killed": round(at / 1e6),
             "MB fetched twice": {
@@ -405,7 +408,7 @@ def _bytes(needed: Mapping[str, int], ours: _Came, other: _Came | None) -> Resul
         met=ratio <= 1.03,
         why="" if ratio <= 1.03 else BESIDE,
         commands={
-            "ours": f"inv provision --on {NAME} --flavour {FLAVOUR}; inv train --on {NAME}",
+            "ours": f"inv provision --on {NAME} --flavour {FLAVOUR}\ninv train --on {NAME}",
             "other": "uv pip compile --no-deps --format pylock.toml --python-version 3.10 "
             f"configs/locks/{FLAVOUR}.txt  # the sum of the sizes, and of the model's files",
             "the tutorial": (TUTORIAL + DOWNLOAD.format(endpoint="HUB", model=MODEL)).strip(),
