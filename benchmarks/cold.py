@@ -56,14 +56,16 @@ STORED = "HuggingFaceTB--SmolLM2-135M-Instruct@*"
 WEIGHTS = "model.safetensors"
 # One step, nothing measured: what a training needs has come before it.
 READY = ("train", "--on", NAME, "--no-evaluate", f"model_name_or_path={MODEL}")
-READY += ("max_steps=1", "save_steps=1", "max_samples=16", 'eval_strategy="no"', "val_size=0")
+READY += ("max_steps=1", "save_steps=1", "max_samples=16", "eval_strategy=no", "val_size=0")
 DOWNLOAD = """
 export HF_ENDPOINT={endpoint} HF_HUB_DISABLE_XET=1
 huggingface-cli download {model} --local-dir /root/autodl-tmp/model >/dev/null
 """
 KILLED = (
-    "inv provision  # at half of the bytes: kill -9 of every process on the host and of inv"
-    "\ninv provision"
+    f"inv provision --on {NAME} --flavour {FLAVOUR}"
+    "  # at half of the bytes: kill -9 of every process on the host, and of this one\n"
+    f"inv provision --on {NAME} --flavour {FLAVOUR}\n"
+    f"inv train --on {NAME}  # the same"
 )
 _TICK = 0.1
 Say = Callable[[str], None]
@@ -311,7 +313,7 @@ def _killed(
         bar="<= 2 %",
         met=share <= 2,
         why="" if share <= 2 else PARTIAL_WHEELS,
-        commands={"ours": f"{KILLED}\ninv train  # the same"},
+        commands={"ours": KILLED},
         detail={
             "MB had come when it was killed": round(at / 1e6),
             "MB fetched twice": {
