@@ -237,11 +237,22 @@ def _draw_plot(plot: Mapping[str, Any], path: Path) -> None:
             scale("log")
         elif axis == "y" and not plot.get("close"):
             axes.set_ylim(bottom=0)
+    if plot.get("log_x"):
+        places = sorted({point[0] for points in plot["lines"].values() for point in points})
+        axes.set_xticks(places, [_short(place) for place in places])
+        axes.set_xticks([], minor=True)
     axes.set_title(plot["title"], loc="left", fontsize=14)
     axes.set_xlabel(plot["x"])
     axes.set_ylabel(plot["y"])
     axes.legend(frameon=False)
     _save(figure, axes, path)
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
 
 
 def _figure(height: float) -> tuple[Any, Any]:
