@@ -113,27 +113,25 @@ def make_bytecode(environment: Environment, stack: Stack) -> None:
     # -I and -S: nothing of the environment or of ours is loaded, it is only read.
     argv = [str(environment.python), "-I", "-S", str(Path(bytecode.__file__))]
     argv += [str(environment.packages), str(processes), *stack.uncompiled]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise TunesmithError(
-            f"{environment.path}: its bytecode could not be made; free space, then "
-            "`inv stack.install` again",
-            done.stderr.strip().splitlines()[-3:],
-        )
+    mend = "its bytecode could not be made; free space, then `inv stack.install` again"
+    _output(environment, argv, mend)
 
 
 def probe(environment: Environment) -> dict[str, Any]:
     """Return the versions the environment reports about itself (imports torch there)."""
     argv = [str(environment.python), "-m", "tunesmith.job.environment"]
+    mend = "the environment does not work; delete it and run `inv stack.install`"
+    versions: dict[str, Any] = json.loads(_output(environment, argv, mend))
+    return versions
+
+
+def _output(environment: Environment, argv: list[str], mend: str) -> str:
+    """Return what a command of the environment prints; TunesmithError with `mend` if it fails."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise TunesmithError(
-            f"{environment.path}: the environment does not work; delete it and run "
-            "`inv stack.install`",
-            done.stderr.strip().splitlines()[-8:],
-        )
-    versions: dict[str, Any] = json.loads(done.stdout)
-    return versions
+        detail = done.stderr.strip().splitlines()[-8:]
+        raise TunesmithError(f"{environment.path}: {mend}", detail)
+    return done.stdout
 
 
 def find_python(version: str) -> str | None:

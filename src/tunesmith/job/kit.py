@@ -141,12 +141,12 @@ def after_training(
     if "merge" not in request or int(os.environ.get("RANK", "0")) != 0:
         return None
     try:
-        asked = mergeable.read(run_dir, request)
-    except UsageError:
-        return None  # there is nothing to merge, which a merge will say
-    if asked.why_whole():
-        return None
-    try:
+        try:
+            asked = mergeable.read(run_dir, request)
+        except UsageError:
+            return None  # there is nothing to merge, which a merge will say
+        if asked.why_whole():
+            return None
         why = _why_not_here(run_dir, asked)
         if why is None:
             with alone(run_dir):
