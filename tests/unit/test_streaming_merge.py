@@ -237,34 +237,31 @@ def test_any_number_of_processes_writes_the_same_bytes(
     assert made.copied == kept
 
 
-def test_what_a_process_meets_is_raised_here(tmp_path: Path) -> None:
-    make_base(tmp_path / "base")
-    make_adapter(tmp_path / "adapter")
-    facts = check_fits(tmp_path / "base", tmp_path / "adapter")
-    shards = stream.guessed(tmp_path / "base", "BF16", 5)
+def merge_by(multiply: Any, folder: Path) -> None:
+    """Merge in two processes, with a product of the test's own."""
+    make_base(folder / "base")
+    make_adapter(folder / "adapter")
+    facts = check_fits(folder / "base", folder / "adapter")
+    shards = stream.guessed(folder / "base", "BF16", 5)
     assert shards is not None
+    way = Products("the test's", exact=False, multiply=multiply)
+    stream.merge(folder / "base", facts, shards, folder, way, 2)
 
+
+def test_what_a_process_meets_is_raised_here(tmp_path: Path) -> None:
     def broken(*_: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    way = Products("broken", exact=False, multiply=broken)
     with pytest.raises(OSError, match="Input/output error"):
-        stream.merge(tmp_path / "base", facts, shards, tmp_path, way, 2)
+        merge_by(broken, tmp_path)
 
 
 def test_a_process_that_is_killed_is_no_silence(tmp_path: Path) -> None:
-    make_base(tmp_path / "base")
-    make_adapter(tmp_path / "adapter")
-    facts = check_fits(tmp_path / "base", tmp_path / "adapter")
-    shards = stream.guessed(tmp_path / "base", "BF16", 5)
-    assert shards is not None
-
     def killed(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    way = Products("killed", exact=False, multiply=killed)
     with pytest.raises(TunesmithError, match="ended with exit code -9"):
-        stream.merge(tmp_path / "base", facts, shards, tmp_path, way, 2)
+        merge_by(killed, tmp_path)
 
 
 def test_no_process_is_left_after_an_error(tmp_path: Path) -> None:
@@ -639,6 +636,15 @@ def test_where_the_training_process_must_not_make_it_a_note_says_why(
     assert not (run / kit.FOLDER).exists()
     # What a training that died has left is gone: the next one may try.
     assert not (run / ".around.part").exists()
+
+
+def test_a_file_that_cannot_be_read_costs_no_training(tmp_path: Path) -> None:
+    run, request = prepare(tmp_path)
+    shutil.rmtree(run / kit.FOLDER)
+    (tmp_path / "base" / "config.json").write_text("{")
+    seconds, notes = after_training(run, request)
+    assert seconds is None
+    assert ["JSONDecodeError" in note for note in notes] == [True], notes
 
 
 def test_paths_do_not_make_another_key() -> None:
