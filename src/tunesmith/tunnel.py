@@ -185,19 +185,23 @@ def _end_with_parent() -> None:
 def reopen(tunnel: Tunnel, tell: Callable[[str], None]) -> None:
     """Connect again, for as long as it takes, telling why when that changes.
 
+    What changes is the kind of reason: ssh words one and the same differently from try to try,
+    as what it sees first (an end of file, a broken pipe, a reset) is a matter of timing.
+
     Raises TunesmithError when trying again cannot help (another host key, a refused key).
     """
-    told = ""
+    told: reasons.Kind | None = None
     for attempt in range(1_000_000):
         problem = tunnel.error() if attempt == 0 else _try(tunnel)
         if problem is None:
             tell(f"{tunnel.remote.name}: connected again")
             return
-        if isinstance(problem, UsageError) or tunnel.kind() in _FATAL:
+        kind = tunnel.kind()
+        if isinstance(problem, UsageError) or kind in _FATAL:
             raise problem
-        if problem.message != told:
-            told = problem.message
-            tell(f"{told}; connecting again")
+        if kind != told:
+            told = kind
+            tell(f"{problem.message}; connecting again")
         time.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
 
 
