@@ -55,7 +55,7 @@ print(type(adapted.four).__name__, "sklearn" in sys.modules)
 TEXTS = r"""
 import json, sys
 from transformers import AutoTokenizer
-from tunesmith.job import prepared
+from tunesmith.job import batches
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 marks = [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()]
@@ -71,8 +71,8 @@ def others():
     return [cut, tokenizer.encode("one", "two"), ids(False), tokenizer.encode("one")]
 
 before = [ids(False), ids(True), others()]
-prepared.encode_quickly()
-prepared.encode_quickly()
+batches.encode_quickly()
+batches.encode_quickly()
 assert [ids(False), ids(True), others()] == before
 print(len(texts))
 """
@@ -104,6 +104,102 @@ for kind, name in (("json", "a.json"), ("json", "b.jsonl"), ("csv", "c.csv")):
     assert found.to_list() == rows, name
 print("scipy.io" in sys.modules)
 """
+
+
+CONVERTING = r"""
+import gc
+from types import SimpleNamespace
+from datasets import Dataset, arrow_writer
+from llamafactory.data import loader
+from llamafactory.data.parser import DatasetAttr
+from tunesmith.job import batches
+
+def talk(*turns):
+    return {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": "[]"}
+
+alpaca = [
+    {"instruction": "Who?", "input": "you", "output": "A lamp.", "system": "Be.", "history": None},
+    {"instruction": "谁？", "input": "", "output": "灯。", "system": "", "history": [["a", "b"]]},
+    {"instruction": "", "input": "", "output": None, "system": None, "history": []},
+] * 700  # more than a batch
+sharegpt = [
+    talk(("human", "Who?"), ("gpt", "A lamp.")),
+    talk(("system", "Be."), ("human", "Who?"), ("function_call", "{}"), ("observation", "1"),
+         ("gpt", "A lamp.")),
+    talk(("gpt", "not their turn"), ("human", "Who?")),
+    talk(),
+] * 400
+ranked = [{"instruction": "Who?", "input": "", "chosen": "A lamp.", "rejected": "No."}] * 3
+pictured = [{"instruction": "What?", "input": "", "output": "It.", "images": ["a.png"]},
+            {"instruction": "What?", "input": "", "output": "It.", "images": []}]
+told = [{"instruction": "Who?", "input": "", "output": "A lamp.", "kto_tag": True},
+        {"instruction": "Who?", "input": "", "output": "No.", "kto_tag": False}]
+media = {"images": None, "videos": None, "audios": None}
+cases = [
+    (alpaca, {"system": "system", "history": "history"}),
+    (sharegpt, {"formatting": "sharegpt", "tools": "tools"}),
+    (ranked, {"ranking": True, "chosen": "chosen", "rejected": "rejected"}),
+    (pictured, {"images": "images"}),
+    (told, {"kto_tag": "kto_tag"}),
+]
+data_args = SimpleNamespace(
+    streaming=False, preprocessing_num_workers=None, overwrite_cache=True, media_dir="."
+)
+training_args = SimpleNamespace(local_process_index=0)
+
+def attributes(options):
+    found = DatasetAttr("file", "rows")
+    for key, value in options.items():
+        setattr(found, key, value)
+    return found
+
+usual_map, usual_make = Dataset.map, arrow_writer.TypedSequence.__arrow_array__
+seen = []
+def counted_map(self, *arguments, **options):
+    seen.append("batch" if options["batched"] else "row")
+    return usual_map(self, *arguments, **options)
+def counted_make(self, type=None):
+    seen.append("column")
+    return usual_make(self, type)
+Dataset.map = counted_map
+arrow_writer.TypedSequence.__arrow_array__ = counted_make
+
+def all_of_them():
+    seen.clear()
+    made = [loader.align_dataset(Dataset.from_list(rows), attributes(options), data_args,
+                                 training_args) for rows, options in cases]
+    return [(one.features, one.data.schema.types, one.to_list()) for one in made]
+
+def failure():
+    try:
+        rows = Dataset.from_list([{"instruction": 1}])
+        loader.align_dataset(rows, attributes({}), data_args, training_args)
+    except Exception as error:
+        return type(error), str(error)
+
+theirs, failed = all_of_them(), failure()
+assert "batch" not in seen and failed is not None
+columns = seen.count("column")
+batches.convert_in_batches()
+assert all_of_them() == theirs and failure() == failed
+assert "row" not in seen and seen.count("column") == columns
+batches.infer_types_once()
+batches.hasten()
+assert gc.get_freeze_count() > 100_000
+assert all_of_them() == theirs and failure() == failed
+print(columns, seen.count("column"))
+"""
+
+
+def test_rows_converted_together_are_those_converted_one_by_one(
+    training_python: Path,
+) -> None:
+    argv = [training_python, "-c", CONVERTING]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # And each column is made once, not a second time to see its type.
+    before, now = map(int, done.stdout.split()[-2:])
+    assert before == 2 * now
 
 
 def test_files_of_this_machine_are_read_without_the_network_s_readers(

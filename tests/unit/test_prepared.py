@@ -64,6 +64,15 @@ def test_what_the_registry_says_and_who_makes_the_rows_count(
     assert prepared.by_content(data(tmp_path / "data")) not in (None, first)
 
 
+def test_rows_that_other_code_of_ours_has_made_are_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepared.by_content(data(tmp_path / "data"))
+    (tmp_path / "batches.py").write_text("another version\n")
+    monkeypatch.setattr(prepared.batches, "__file__", str(tmp_path / "batches.py"))
+    assert prepared.by_content(data(tmp_path / "data")) not in (None, first)
+
+
 def test_rows_to_validate_on_count_too(tmp_path: Path) -> None:
     config = data(tmp_path / "data")
     (tmp_path / "data" / "more.json").write_text("[]")
