@@ -174,8 +174,10 @@ def _on_processor(results: Mapping[str, Any]) -> Result:
 
 
 LIMITED_BY_ARITHMETIC = (
-    "a processor is busy with arithmetic, not with launches: what is left to save is the second "
-    "forward pass of checkpointing, padding, and the loss of small matrices"
+    "a processor is busy with arithmetic and memory, not with launches: a third of our step is "
+    "matrix products and a sixth attention, which both sides have; most of the rest are passes of "
+    "norms, activations and adapters over memory, each a kernel of PyTorch's. Saved are the second "
+    "forward pass of checkpointing, padding, the head where nothing is learnt, small matrices"
 )
 
 

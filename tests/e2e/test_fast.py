@@ -59,6 +59,57 @@ assert int((laid["labels"] != fast.IGNORE_INDEX).sum()) == sum(lengths) - len(le
 print(len(lines), laid["input_ids"].shape[1], worst)
 """
 
+# What cpu_step must give: PEFT's and transformers' own loss and gradients.
+CHEAPER = """
+import json, sys, torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from tunesmith.job import cpu_step, fast
+
+found = {}
+for kind, options, numbers in (
+    ("float32", {}, None),
+    ("bfloat16", {}, torch.bfloat16),
+    ("dropout", {"lora_dropout": 0.3}, None),
+    ("DoRA", {"use_dora": True}, None),
+    ("bias", {"lora_bias": True}, None),
+):
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=numbers)
+    # A scale that is no power of two, and an adapter that adds something.
+    wanted = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", **options)
+    model = get_peft_model(base, wanted).train()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    ids = torch.randint(5, 1000, (3, 40))
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, fast.IGNORE_INDEX)
+    head = model.get_output_embeddings()
+    sizes = []
+    head.register_forward_hook(lambda module, given, made: sizes.append(made.shape[:-1].numel()))
+
+    def once(inputs):
+        torch.manual_seed(2)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=numbers is not None):
+            loss = model(input_ids=ids, labels=labels, num_items_in_batch=50, **inputs).loss
+        loss.backward()
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        return loss.item(), {n: p.grad.clone() for n, p in trained.items()}
+
+    loss, gradients = once({})
+    changed = cpu_step.add_in_place(model)
+    places, tokens = cpu_step.learnt(labels)
+    with cpu_step.only_at(head, places):
+        cheap, cheaper = once({"shift_labels": tokens})
+    again = model(input_ids=ids).logits.shape[1]
+    apart = max(float((cheaper[n] - g).norm() / g.norm()) for n, g in gradients.items())
+    found[kind] = [changed, abs(cheap - loss) / loss, apart, sizes, len(tokens), again]
+print(json.dumps(found))
+"""
+
 
 @pytest.fixture(scope="session")
 def padded(
@@ -160,3 +211,20 @@ def test_each_row_is_computed_as_if_alone(
     assert float(worst) < 2e-4
     assert int(width) % 128 == 0
     assert int(lines) == {64: 3, 128: 3, 2048: 1}[line]
+
+
+def test_a_processors_cheaper_step_has_the_same_loss_and_gradients(
+    training_python: Path, tiny_model: Path
+) -> None:
+    argv = [training_python, "-c", CHEAPER, tiny_model]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    layers = found["float32"][0]
+    assert layers > 0
+    for kind, (changed, loss, gradient, sizes, learnt, after) in found.items():
+        # What PEFT computes in another way stays PEFT's.
+        assert changed == (0 if kind in ("DoRA", "bias") else layers), kind
+        rounding = (0.01, 0.05) if kind == "bfloat16" else (1e-5, 1e-4)
+        assert loss < rounding[0] and gradient < rounding[1], kind
+        assert sizes[:2] == [3 * 40, learnt] and learnt < 120, "the head computes what is learnt"
+        assert after == 40, "and afterwards all of it"

@@ -11,6 +11,8 @@ and not what it computes:
   itself and positions that start anew, so that hardly anything is padding.
 - On one GPU, forward and backward of each shape are recorded once as a CUDA graph and then
   replayed: one launch a step.
+- On a processor the head is computed where something is learnt, and adapters add in place
+  (cpu_step.py). A recorded step has one shape, so a GPU computes the whole head.
 
 Loss and gradients are the padded batch's up to rounding; that is checked on real rows before
 the first step, and where it does not hold, or a model is of another kind than those known to
@@ -31,7 +33,7 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from llamafactory.train.sft import workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
-from tunesmith.job import resources
+from tunesmith.job import cpu_step, resources
 from tunesmith.job.failures import JobError
 
 # Decoders whose transformers 4.52 code takes a 4-D mask and position ids as they are.
@@ -43,7 +45,7 @@ MULTIPLE = 128
 # A processor is busy with the attention of a long line, and waits for no launches (measured:
 # 4 lines of 320 tokens take 0.7 of the time of 8 of 176, and 0.5 of that of one of 1,024).
 CPU_LINE_TOKENS = 320
-CPU_MULTIPLE = 64
+CPU_MULTIPLE = 32
 # Of the machine's free memory; the rest is for what else grows.
 _SHARE = 0.7
 # Each graph keeps a copy of the gradients; data with more shapes runs the rest as it comes.
@@ -213,6 +215,11 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if one and self.accelerator.distributed_type == "NO":
             self._skip_frozen()
+        self._head: Any = None
+        if one and self.args.device.type == "cpu" and config.model_type in KNOWN_MODELS:
+            cpu_step.add_in_place(self.model)
+            if self.label_smoother is None:
+                self._head = self.model.get_output_embeddings()
         self._graphs = (
             self.end_to_end
             and one
@@ -264,6 +271,16 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         ):
             return super().training_step(model, self._opened(inputs), num_items_in_batch)
         return self._replay(self._recorded[shape], inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **more: Any
+    ) -> Any:
+        """Return the model's own loss, of a head that computes what is learnt."""
+        if self._head is None or return_outputs or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **more)
+        places, tokens = cpu_step.learnt(inputs["labels"])
+        with cpu_step.only_at(self._head, places):
+            return super().compute_loss(model, {**inputs, "shift_labels": tokens}, **more)
 
     def _same_chance(self) -> Any:
         """Within this, random numbers are drawn from copies: dropout and the rows' order stay."""
@@ -465,7 +482,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         self.model.train()
         try:
             with self.accelerator.autocast():
-                loss = self.model(**self._prepare_inputs(inputs)).loss
+                loss = self.compute_loss(self.model, self._prepare_inputs(inputs))
             loss.backward()
         except torch.cuda.OutOfMemoryError:
             return False
