@@ -95,7 +95,7 @@ def _asked(
     project: Project, on: str, kind: Kind, port: int, *, stop: bool, dry: bool
 ) -> tuple[Place, int | None]:
     """Return where to serve, and on which local port; None: it was stopped, or only told."""
-    place = services.place_of(project, on)
+    place = services.place_of(project, on, ending=stop)
     if stop:
         _stop(place, kind, dry=dry)
         return place, None

@@ -30,6 +30,7 @@ PASSED_ON = ("env", "eval", "export", "webchat")
 SHM = "/dev/shm"  # noqa: S108 - looked at, not written to
 SHM_BYTES = 1_000_000_000
 _COMMAND = "docker run ... IMAGE"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 HELP = """\
 tunesmith: fine-tune, merge, predict and serve in a container
@@ -42,11 +43,12 @@ tunesmith: fine-tune, merge, predict and serve in a container
   predict CONFIG [--run RUN]      answer a data set, score the answers
   chat [--run RUN]                talk to a run's model (docker run -it)
   runs, logs, report              list runs, print a log, write the page
-  webui                           LLaMA Board on port 7860
-  api CONFIG                      OpenAI-style API on port 8000
+  webui                           LLaMA Board on port 7860, without a model's own code
+  api [--run RUN]                 a run's model as OpenAI-style API on port 8000, with a key
   check [CONFIG]                  what this container has, and whether a config is good
   version                         what is installed
-  eval, export, webchat, env      LLaMA-Factory's own; any other: llamafactory-cli COMMAND
+  eval, export, webchat, env      LLaMA-Factory's own; any other, and its own webui and api:
+                                  llamafactory-cli COMMAND
   job run|stop RUN [PHASE ...]    work on a run folder that somebody else has planned
 
 Files are looked for in /workspace, then among the image's own (configs/, data/). Runs are
@@ -112,10 +114,11 @@ def gpus() -> int:
     return len(devices) or int(Path("/dev/dxg").exists())
 
 
-def _mount_fault() -> str | None:
+def _mount_fault(*, writing: bool = True) -> str | None:
     status = WORKSPACE.stat()
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-    return missing(mounts, (status.st_uid, status.st_gid), os.access(WORKSPACE, os.W_OK))
+    may = not writing or os.access(WORKSPACE, os.W_OK)
+    return missing(mounts, (status.st_uid, status.st_gid), may)
 
 
 def _prepare() -> None:
@@ -398,34 +401,90 @@ def _job(words: list[str]) -> int:
     return job.main()
 
 
-def _serve(command: str) -> Callable[[list[str]], None]:
-    """Return a verb that becomes LLaMA-Factory's server, which listens where it is told."""
+def _webui(words: list[str]) -> None:
+    """Be the Board of a host, with its guards, over what is mounted."""
+    from tunesmith.project import Project
 
-    def serve(words: list[str]) -> None:
-        from tunesmith.console import say
+    parser = _parser("webui")
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="at first")
+    options = parser.parse_args(words)
+    if fault := _mount_fault():
+        raise UsageError(fault)
+    listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
+    data = str(Project.at(APP).find("data"))
+    _tell_way("GRADIO_SERVER_NAME", listen, port)
+    _serve("webui", {"data": data, "language": options.language}, listen, port)
 
-        key, port = {
-            "api": ("API_HOST", os.environ.get("API_PORT", "8000")),
-            "webui": ("GRADIO_SERVER_NAME", os.environ.get("GRADIO_SERVER_PORT", "7860")),
-            "webchat": ("GRADIO_SERVER_NAME", os.environ.get("GRADIO_SERVER_PORT", "7860")),
-        }[command]
-        # The Board keeps its settings and results in the folder it is started in.
-        if command == "webui" and (fault := _mount_fault()):
-            raise UsageError(fault)
-        loopback = os.environ.get(key, "127.0.0.1") in ("127.0.0.1", "localhost", "::1")
-        if command == "api" and not loopback and not os.environ.get("API_KEY"):
-            raise UsageError(
-                f"{key}={os.environ[key]} without an API_KEY would serve anybody; add "
-                "`-e API_KEY=...` to docker run"
-            )
-        if loopback:
-            say(
-                f"listening on the container's own 127.0.0.1:{port}; to reach it from this "
-                f"machine add `-e {key}=0.0.0.0 -p 127.0.0.1:{port}:{port}`"
-            )
-        _pass_on(command)(words)
 
-    return serve
+def _api(words: list[str]) -> None:
+    """Be the API of a host: a run's model, for who has the key."""
+    from tunesmith.console import say
+    from tunesmith.job import agent
+    from tunesmith.project import Project
+
+    parser = _parser("api", run=True)
+    parser.add_argument("--what", choices=("adapter", "merged", "base"), default="adapter")
+    parser.add_argument("config", nargs="?", help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    # Not for the processes below: they have no need of it.
+    key = os.environ.pop("API_KEY", "")
+    listen, port = _listening("API_HOST", "API_PORT", 8000)
+    if not key:
+        # One made here would be told in the container's log, which Docker keeps.
+        raise UsageError(
+            f"api on {listen} without an API_KEY would serve anybody who reaches it; `export "
+            "API_KEY=...` with a secret of your own, and add `-e API_KEY` to docker run"
+        )
+    if options.config:
+        raise UsageError(
+            f"api {options.config}: it serves a run (`--run RUN`, by default the newest); for a "
+            f"config there is LLaMA-Factory's own, `{_COMMAND} llamafactory-cli api "
+            f"{options.config}`"
+        )
+    if fault := _mount_fault(writing=False):
+        raise UsageError(fault)
+    # An empty --run is what docker/compose.yaml says for the newest.
+    run = agent.find(Project.at(APP).runs, options.run or None)
+    say(f"model {run.run_id} ({options.what})")
+    _tell_way("API_HOST", listen, port)
+    _serve("api", {}, listen, port, serves={"what": options.what}, run=run.run_id, key=key)
+
+
+def _listening(key: str, port_key: str, usual: int) -> tuple[str, int]:
+    """Return the address and port that the variables ask for."""
+    listen, given = os.environ.get(key) or "127.0.0.1", os.environ.get(port_key) or str(usual)
+    if not (given.isascii() and given.isdecimal() and 0 < int(given) < 65536):
+        raise UsageError(f"{port_key}={given}: a number from 1 to 65535 is expected")
+    return listen, int(given)
+
+
+def _tell_way(key: str, listen: str, port: int) -> None:
+    """Say how a server is reached that only its own container can reach."""
+    from tunesmith.console import say
+
+    if listen in _LOOPBACK:
+        say(
+            f"listening on the container's own 127.0.0.1:{port}; to reach it from this "
+            f"machine add `-e {key}=0.0.0.0 -p 127.0.0.1:{port}:{port}`"
+        )
+
+
+def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **more: Any) -> None:
+    from tunesmith.job import services
+    from tunesmith.project import Project
+
+    project = Project.at(APP)
+    folders = {"models": str(project.models), "runs": str(project.runs)}
+    # Into a pipe, as `docker logs` reads it, lines would come when a page is full.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    asked = {"serves": {}, "settings": folders | dict(settings), **more}
+    services.serve_here(name, asked, base=project.home, listen=listen, port=port)
+
+
+def _webchat(words: list[str]) -> None:
+    listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
+    _tell_way("GRADIO_SERVER_NAME", listen, port)
+    _pass_on("webchat")(words)
 
 
 def _pass_on(*command: str) -> Callable[[list[str]], None]:
@@ -449,13 +508,13 @@ VERBS: Mapping[str, Callable[[list[str]], int | None]] = {
     "runs": _runs,
     "logs": _logs,
     "report": _report,
-    "webui": _serve("webui"),
-    "api": _serve("api"),
+    "webui": _webui,
+    "api": _api,
     "check": _check,
     "version": _version,
     "job": _job,
     "llamafactory-cli": _pass_on(),
-    "webchat": _serve("webchat"),
+    "webchat": _webchat,
     **{name: _pass_on(name) for name in PASSED_ON if name != "webchat"},
 }
 

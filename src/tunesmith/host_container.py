@@ -147,7 +147,8 @@ def reset(project: Project, name: str, tell: Tell) -> None:
             with docker_engine.explained(f"{name}: container {there.name}"):
                 found.remove(force=True)
     remote.run(
-        'cd "$1" && rm -rf envs/container env.sh mirror.yml state.json', arguments=[str(there.base)]
+        'cd "$1" && rm -rf envs/container services env.sh mirror.yml state.json',
+        arguments=[str(there.base)],
     )
     tell(f"{name}: the container is gone; kept in {there.base}: data, base models, runs")
 
@@ -188,15 +189,38 @@ def _find(client: docker.DockerClient, name: str) -> Container | None:
 
 
 def _refuse_busy(remote: Remote, found: Container) -> None:
-    """A container that is made anew takes its runs with it."""
+    """A container that is made anew takes its runs with it, and what the Board trains."""
     if found.status != "running":
         return
+    if folder := _trained_in_board(remote, found):
+        raise UsageError(
+            f"{remote.name}: LLaMA Board trains {folder} in the container that must be replaced; "
+            f"`inv webui --on {remote.name} --stop` ends both, then this again"
+        )
     for run in agent.call(remote, "runs")["runs"]:
         if run["state"] in ACTIVE:
             raise UsageError(
                 f"{remote.name}: run {run['run_id']} works in the container that must be replaced; "
                 f"`inv stop --on {remote.name} --run {run['run_id']}`, then this again"
             )
+
+
+def _trained_in_board(remote: Remote, found: Container) -> str | None:
+    """Return the folder of a training that was started in the Board, or None."""
+    base = found.attrs["Config"]["WorkingDir"]
+    argv = ["python", "-I", "-m", "tunesmith.job.services", "--base", base, "wait", "webui"]
+    with docker_engine.explained(f"{remote.name}: container {found.name}"):
+        code, output = found.exec_run(argv)
+    assert isinstance(output, bytes)  # as it was not asked for as a stream
+    lines = output.decode("utf-8", "replace").splitlines()
+    if code != 0:
+        raise TunesmithError(
+            f"{remote.name}: container {found.name} does not say whether LLaMA Board trains in "
+            f"it (exit code {code}); `docker rm -f {found.name}` there removes it unasked",
+            lines[-3:],
+        )
+    training = json.loads(lines[-1])["training"]
+    return str(training["folder"]) if training else None
 
 
 def _files(

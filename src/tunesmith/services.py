@@ -91,16 +91,20 @@ class Place(Protocol):
 
 
 class HostPlace:
-    """A provisioned host. Raises UsageError when it is not, or has other sources than we."""
+    """A provisioned host, with conda or a container of the image.
 
-    def __init__(self, project: Project, name: str) -> None:
+    Raises UsageError when it is not, or has other sources than we: those may only end things.
+    """
+
+    def __init__(self, project: Project, name: str, *, ending: bool = False) -> None:
         self.name = name
         self.remote: Remote | None = Remote(name, project.inventory)
         self.mends = f"`inv provision --on {name}`"
         self._remote = self.remote
         self._project = project
         self._layout = layout.look(self._remote)
-        if self._layout.app and self._layout.app != layout.short_digest(app_digest(project.root)):
+        other = self._layout.app != layout.short_digest(app_digest(project.root))
+        if self._layout.app and other and not ending:
             raise UsageError(
                 f"{name} has other sources of tunesmith than this clone; `inv provision --on "
                 f"{name}` brings these"
@@ -208,8 +212,11 @@ class LocalPlace:
         return folder
 
 
-def place_of(project: Project, on: str) -> Place:
-    """Return the target of `--on`. Raises UsageError for one that services cannot run on."""
+def place_of(project: Project, on: str, *, ending: bool = False) -> Place:
+    """Return the target of `--on`, to start a service or for `ending` one only.
+
+    Raises UsageError for one that services cannot run on.
+    """
     if "," in on:
         raise UsageError(f"--on {on}: one target at a time; `inv host.list` shows the hosts")
     if on == "container":
@@ -217,7 +224,7 @@ def place_of(project: Project, on: str) -> Place:
             "--on container: the image brings its own; `docker compose -f docker/compose.yaml up "
             "webui` (or api) starts it"
         )
-    return LocalPlace(project) if on == "local" else HostPlace(project, on)
+    return LocalPlace(project) if on == "local" else HostPlace(project, on, ending=ending)
 
 
 def registered(data: Path) -> tuple[dict[str, Any], dict[str, Path], list[str]]:

@@ -109,9 +109,9 @@ class Workspace:
         mount = ["--volume", f"{self.folder}:/workspace", "--user", f"{UID}:{UID}"]
         return ["docker", "run", *HARDENED, *mount, *options, self.built.name, *words]
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         """Run the image to its end."""
-        argv = self.argv(*words, options=("--rm",))
+        argv = self.argv(*words, options=("--rm", *options))
         return subprocess.run(argv, capture_output=True, text=True, check=False)
 
     def start(self, *words: str) -> Any:

@@ -25,6 +25,9 @@ from replica.build import Images
 from replica.engine import state
 from replica.replica import Options, Replica, start
 from replica_fixtures import HostProject, clone
+from tunesmith.job.services import MODULES, http_status
+from tunesmith.services import KINDS
+from webclient import LOOPBACK_HEX, Client, listeners, until
 
 pytestmark = pytest.mark.image
 
@@ -58,6 +61,15 @@ class Boxed:
         (own,) = [one for one in found if str(self.base) in str(one.attrs["Mounts"])]
         return own
 
+    def processes(self, word: str) -> list[str]:
+        """Return the commands that run in the container and have a word in them."""
+        shown = self.container().top(ps_args="-ww -eo pid,args")
+        return [line[-1] for line in shown["Processes"] if word in line[-1]]
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Return who listens on the host, whose network the container has."""
+        return listeners(self.replica.sh("cat /proc/net/tcp /proc/net/tcp6"))
+
 
 @pytest.fixture(scope="module")
 def boxed(
@@ -76,6 +88,7 @@ def boxed(
     disk.symlink_to(state() / "disks" / name)
     replica = start(images, Options("vm", data_disk=str(disk)), name, owner=os.getpid())
     argv = [sys.executable, str(STANDINS / "docker_socket.py"), str(disk / "docker.sock")]
+    argv.append(replica.container)
     engine = subprocess.Popen(argv, start_new_session=True)
     try:
         subprocess.run(
@@ -162,6 +175,75 @@ def test_a_restart_of_the_engine_costs_no_more_than_save_steps(boxed: Boxed) -> 
     resumed.communicate(timeout=60)
 
 
+@pytest.mark.parametrize("name", ["webui", "api", "tensorboard"])
+def test_a_web_service_in_the_container_and_the_way_to_it(
+    boxed: Boxed, name: str, tmp_path: Path
+) -> None:
+    """It runs in the container, on the host's loopback; Ctrl-C ends it and the tunnel."""
+    kind = KINDS[name]
+    before = boxed.listening()
+    words = (name, "--on", HOST, *(("--run", "one") if name == "api" else ("--no-open",)))
+    opened = Client(tmp_path, boxed.made.project.root, boxed.made.environment, *words)
+    try:
+        port = opened.port
+        said = opened.said()
+        key = said.partition("export API_KEY=")[2].split()[0] if name == "api" else None
+        assert http_status(port, kind.path, key) == 200
+        if key:
+            assert http_status(port, kind.path) == 401
+            assert "model one (adapter)" in said
+        new = boxed.listening() - before
+        assert new
+        assert {address for address, _ in new} <= LOOPBACK_HEX
+        assert boxed.processes(f"tunesmith.job.{MODULES[name]}")
+        assert opened.interrupt() == 0
+        assert f"{HOST}: {kind.title} is ended" in opened.said()
+    finally:
+        opened.end()
+    assert http_status(port, kind.path, key) is None
+    assert boxed.listening() == before
+    assert not boxed.processes(f"tunesmith.job.{MODULES[name]}")
+
+
+# A Board that trains: its record, and the command that it starts below itself.
+_TRAINING = """
+import subprocess, sys, time
+from pathlib import Path
+from tunesmith.files import write_json
+from tunesmith.job.identity import identify
+cli = Path("/tmp/llamafactory-cli")
+cli.write_text("import time; time.sleep(600)")
+subprocess.Popen([sys.executable, cli, "train", "saves/tiny/training_args.yaml"])
+record = {"name": "webui", "port": 9, "process": identify().to_json(), "serves": {}}
+write_json(Path("services/webui.json"), record)
+time.sleep(600)
+"""
+
+
+def test_a_container_in_which_the_board_trains_is_not_replaced(boxed: Boxed) -> None:
+    """Other sources of ours do not keep from ending it: else there were no way out."""
+    own = boxed.container()
+    own.exec_run(["python", "-c", _TRAINING], detach=True)
+    record = boxed.base / "services" / "webui.json"
+    until(lambda: boxed.processes("llamafactory-cli") and record.is_file(), "the training")
+    for words in (("provision", "--on", HOST, "--mirror", "cn"), ("host.reset", "--on", HOST)):
+        told = boxed.inv(*words, code=2)
+        assert "LLaMA Board trains saves/tiny in the container that must be replaced" in told
+        assert f"`inv webui --on {HOST} --stop`" in told
+    source = boxed.made.project.root / "src/tunesmith/errors.py"
+    text = source.read_text()
+    source.write_text(f"{text}# another line\n")
+    try:
+        assert "has other sources" in boxed.inv("webui", "--on", HOST, "--no-open", code=2)
+        assert "its training in saves/tiny was ended too" in boxed.inv(
+            "webui", "--on", HOST, "--stop"
+        )
+    finally:
+        source.write_text(text)
+    assert not boxed.processes("llamafactory-cli")
+    assert boxed.container().id == own.id
+
+
 def test_what_a_container_cannot_is_refused(boxed: Boxed) -> None:
     config = ("--config", str(boxed.user / "tiny.yaml"), f"dataset_dir={boxed.user}/data")
     words = ("train", "--on", HOST, "--then", "pull,poweroff", *config)
@@ -175,7 +257,9 @@ def test_what_a_container_cannot_is_refused(boxed: Boxed) -> None:
 
 def test_a_reset_removes_the_container_and_leaves_the_runs(boxed: Boxed) -> None:
     name = boxed.container().name
+    assert (boxed.base / "services").is_dir()
     assert "the container is gone" in boxed.inv("host.reset", "--on", HOST)
+    assert not (boxed.base / "services").exists()
     with pytest.raises(docker.errors.NotFound):
         boxed.client.containers.get(name)
     assert (boxed.base / "runs" / "one" / "run.json").is_file()

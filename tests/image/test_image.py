@@ -8,12 +8,9 @@ import io
 import json
 import re
 import shutil
-import socket
 import subprocess
 import tarfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -238,7 +235,7 @@ def test_it_is_what_a_host_is(built: Built, provisioned_host: tuple[HostProject,
         (
             ["-e", "API_HOST=0.0.0.0"],
             ["api", "x.yaml"],
-            "API_HOST=0.0.0.0 without an API_KEY would serve anybody",
+            "api on 0.0.0.0 without an API_KEY would serve anybody",
         ),
     ],
 )
@@ -276,57 +273,6 @@ def test_the_root_and_a_read_only_mount_cannot_be_written(
     done = docker(*argv, check=False)
     assert done.stderr.count("Read-only file system") == 3
     assert done.stdout.split() == ["1000", "CapEff:", "0" * 16]
-
-
-def test_the_web_ui_listens_where_it_is_told(
-    built: Built, workspace: Callable[[], Workspace]
-) -> None:
-    """By itself on the container's loopback only; published when that is asked for."""
-    port = free_port()
-    argv = ["run", "--detach", *HARDENED, "--user", "4321:4321"]
-    argv += ["--volume", f"{workspace().folder}:/workspace"]
-    asked = ["-e", "GRADIO_SERVER_NAME=0.0.0.0", "-p", f"127.0.0.1:{port}:7860"]
-    quiet = docker(*argv, built.name, "webui").stdout.strip()
-    open_ = docker(*argv, *asked, built.name, "webui").stdout.strip()
-    try:
-        page = wait_for(lambda: get(f"http://127.0.0.1:{port}/"))
-        assert "gradio" in page
-        sockets = wait_for(lambda: listening(quiet))
-        assert sockets == {"0100007F:1EB4"}  # 127.0.0.1:7860
-        said = docker("logs", quiet).stdout
-        assert "add `-e GRADIO_SERVER_NAME=0.0.0.0 -p 127.0.0.1:7860:7860`" in said
-    finally:
-        docker("rm", "--force", quiet, open_)
-
-
-def listening(container: str) -> set[str]:
-    """Return the addresses that sockets of a container listen on, as /proc/net/tcp has them."""
-    shown = docker("exec", container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
-    rows = [line.split() for line in shown.splitlines()]
-    return {row[1] for row in rows if len(row) > 3 and row[3] == "0A"}
-
-
-def get(url: str) -> str:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.read().decode()
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return ""
-
-
-def wait_for(look: Callable[[], object], seconds: float = 600) -> object:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"nothing in {seconds} s")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_plain_docker_build_knows_the_same_stages(root: Path) -> None:

@@ -74,14 +74,48 @@ def test_an_unknown_verb_is_misuse(
     assert "there is no verb 'trian'" in capsys.readouterr().err
 
 
-def test_a_server_for_everybody_needs_a_key(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("listen", ["0.0.0.0", "127.0.0.1"])
+def test_an_api_needs_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], listen: str
 ) -> None:
-    monkeypatch.setenv("API_HOST", "0.0.0.0")
+    monkeypatch.setenv("API_HOST", listen)
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     monkeypatch.delenv("API_KEY", raising=False)
     assert entrypoint.main(["api", "x.yaml"]) == 2
-    assert "add `-e API_KEY=...`" in capsys.readouterr().err
+    assert "add `-e API_KEY` to docker run" in capsys.readouterr().err
+
+
+def test_an_api_serves_a_run_and_tells_whose_command_a_config_is_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    monkeypatch.delenv("API_HOST", raising=False)
+    monkeypatch.setenv("API_KEY", "right")
+    assert entrypoint.main(["api", "x.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "`docker run ... IMAGE llamafactory-cli api x.yaml`" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http", "٣"])
+def test_a_port_that_is_none_is_told(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("API_PORT", port)
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    assert entrypoint.main(["api"]) == 2
+    assert f"API_PORT={port}: a number from 1 to 65535" in capsys.readouterr().err
+
+
+def test_llamafactorys_own_servers_are_given_explicitly(monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda _program, argv: became.append(argv))
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    entrypoint.main(["llamafactory-cli", "webui"])
+    entrypoint.main(["webchat", "x.yaml"])
+    cli = "llamafactory-cli"
+    assert became == [[cli, "webui"], [cli, "webchat", "x.yaml"]]
 
 
 def test_a_container_sees_the_folders_its_config_names(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
 from tunesmith.errors import UsageError
 from tunesmith.files import write_json
-from tunesmith.job import board, curves, services
+from tunesmith.job import api, board, curves, services
 from tunesmith.job.identity import Identity, identify, start_ticks
 from tunesmith.job.services import Service
 
@@ -259,6 +259,64 @@ def test_an_api_without_a_key_serves_nobody(tmp_path: Path, root: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stdout == "refused: the API was started without a key; `inv api` makes one\n"
+
+
+def test_a_record_of_a_client_never_opens_more_than_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.9.3")
+    asked = {"serves": {}, "settings": {}, "listen": "0.0.0.0", "port": 1, "base": "/x"}
+    record = services._record(Service(tmp_path, "webui"), asked)
+    assert (record["listen"], record["base"]) == ("127.0.0.1", str(tmp_path))
+    assert record["port"] != 1
+
+
+def test_a_service_of_a_container_leaves_the_records_of_others_alone(
+    tmp_path: Path, root: Path
+) -> None:
+    """The folder it works in may be a laptop's, with a service of its own. What it refuses is
+    raised, and its key goes with it."""
+    home, passing = tmp_path / "home", tmp_path / "tmp"
+    passing.mkdir()
+    build_run(home / "runs")
+    outside = Service(home, "api")
+    write_json(outside.record_file, {"name": "api", "port": 9, "process": None})
+    before = outside.record_file.read_bytes()
+    program = (
+        "import sys\n"
+        "from importlib import metadata\n"
+        "from pathlib import Path\n"
+        "metadata.version = lambda _name: '0.9.3'\n"
+        "from tunesmith.errors import UsageError\n"
+        "from tunesmith.job import services\n"
+        "home = Path(sys.argv[1])\n"
+        "asked = {'serves': {'what': 'merged'}, 'settings': {'runs': str(home / 'runs')}}\n"
+        "asked |= {'run': None, 'key': 'canary'}\n"
+        "try:\n"
+        "    services.serve_here('api', asked, base=home, listen='0.0.0.0', port=8000)\n"
+        "except UsageError as error:\n"
+        "    print(error.message)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(home)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root / "src"), "TMPDIR": str(passing)},
+        check=False,
+    )
+    assert f"no merged model: `inv merge --run {RUN_ID}`" in done.stdout, done.stderr
+    assert not list(passing.iterdir())
+    assert [file.name for file in outside.folder.iterdir()] == ["api.json"]
+    assert outside.record_file.read_bytes() == before
+
+
+def test_a_base_model_that_is_elsewhere_is_told(tmp_path: Path) -> None:
+    """A run of the laptop in a container: its paths are those of the laptop."""
+    run = build_run(tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"model_name_or_path": "/no/model"}))
+    with pytest.raises(UsageError, match=rf"^/no/model: the base model of run {RUN_ID} is not "):
+        api.arguments(run, "adapter")
 
 
 # --- the Board's folder ---------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """LLaMA-Factory's OpenAI-compatible API of a run: `python -m tunesmith.job.api RECORD`.
 
-On loopback only and never without a key: LLaMA-Factory 0.9.3 itself would listen on all
-addresses and let everyone in (api/app.py). The model is prompted as `inv chat` does it.
+On loopback only (in a container where it is told to be) and never without a key: LLaMA-Factory
+0.9.3 itself would listen on all addresses and let everyone in (api/app.py). The model is
+prompted as `inv chat` does it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
-from tunesmith.job import chat
-from tunesmith.job.services import LOOPBACK, Service, refused
+from tunesmith.job import chat, inference
+from tunesmith.job.services import Service, refused
 
 
 def arguments(run: Path, what: str) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def arguments(run: Path, what: str) -> dict[str, Any]:
         temperature=None,
         top_p=None,
     )
+    _look_for_base(run, what)
     args = chat.model_arguments(options)
     sampling = chat.choose_sampling(options, args)
     return args | {
@@ -47,18 +49,30 @@ def arguments(run: Path, what: str) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Load the model, then serve until the process is ended."""
-    record_file = Path(sys.argv[1])
+def _look_for_base(run: Path, what: str) -> None:
+    """Refuse a run whose base model is gone, or lies under another path: in a container that
+    mounts its folder elsewhere than where it was trained."""
+    config = inference.read_config(run)
+    adapter = what == "adapter" and config.get("finetuning_type", "lora") == "lora"
+    model = Path(str(config["model_name_or_path"]))
+    if (adapter or what == "base") and model.is_absolute() and not model.is_dir():
+        raise UsageError(
+            f"{model}: the base model of run {run.name} is not there; mount its folder under "
+            "this path, or serve the merged model, which needs none: `--what merged`"
+        )
+
+
+def serve(record_file: Path) -> None:
+    """Load the model, then serve until the process is ended.
+
+    Raises UsageError without a key or without the model.
+    """
     record = read_json(record_file)
-    try:
-        key = Service(record_file.parent.parent, record["name"]).key()
-        if not key:
-            raise UsageError("the API was started without a key; `inv api` makes one")
-        os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
-        args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
-    except TunesmithError as error:
-        return refused(error)
+    key = Service(record_file.parent.parent, record["name"]).key()
+    if not key:
+        raise UsageError("the API was started without a key; `inv api` makes one")
+    os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
+    args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
 
     import uvicorn  # type: ignore[import-not-found]  # the training environment has it
     from llamafactory.api.app import create_app
@@ -70,7 +84,15 @@ def main() -> int:
     os.environ["API_KEY"] = key
     app = create_app(model)
     del os.environ["API_KEY"]
-    uvicorn.run(app, host=LOOPBACK, port=int(record["port"]))
+    uvicorn.run(app, host=str(record["listen"]), port=int(record["port"]))
+
+
+def main() -> int:
+    """Serve what the record says."""
+    try:
+        serve(Path(sys.argv[1]))
+    except TunesmithError as error:
+        return refused(error)
     return 0
 
 

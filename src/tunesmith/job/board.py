@@ -2,7 +2,8 @@
 
 The Board of LLaMA-Factory 0.9.3 knows files by paths relative to its folder (webui/common.py):
 data/, saves/<model>/<tuning>/<run>, cache/user_config.yaml. They are laid out here, below
-BASE/board, and the Board is opened on loopback only, without a browser and without a share.
+BASE/board, and the Board is opened without a browser and without a share, on loopback only
+(in a container where it is told to be, so that Docker can publish it).
 
 It asks for hub code in everything it starts (trust_remote_code, hard-coded; CVE-2026-58116):
 that is turned off here, so the code of a model folder never runs because somebody picked it.
@@ -24,7 +25,7 @@ from tunesmith import modelstore
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_text
 from tunesmith.job.rundir import RunFolder
-from tunesmith.job.services import LOOPBACK, refused
+from tunesmith.job.services import refused
 from tunesmith.models import load_models
 
 # Our sources lie in one folder, in a clone and on a host.
@@ -181,17 +182,13 @@ def _names() -> dict[str, str]:
     }
 
 
-def main() -> int:
-    """Serve until the process is ended."""
-    record_file = Path(sys.argv[1])
+def serve(record_file: Path) -> None:
+    """Serve until the process is ended. Raises UsageError when the folder cannot be laid out."""
     record = read_json(record_file)
-    board = record_file.parent.parent / "board"
+    board = Path(record["base"]) / "board"
     names = _names()
-    try:
-        found = lay_out(board, record["settings"], names)
-        known = load_models(_KNOWN)
-    except TunesmithError as error:
-        return refused(error)
+    found = lay_out(board, record["settings"], names)
+    known = load_models(_KNOWN)
     os.chdir(board)
     os.environ["GRADIO_TEMP_DIR"] = str(board / "cache" / "gradio")
     _teach(found, {_board_name(name, names): model.template for name, model in known.items()})
@@ -200,8 +197,19 @@ def main() -> int:
     from llamafactory.webui.interface import create_ui
 
     create_ui().queue().launch(
-        share=False, server_name=LOOPBACK, server_port=int(record["port"]), inbrowser=False
+        share=False,
+        server_name=str(record["listen"]),
+        server_port=int(record["port"]),
+        inbrowser=False,
     )
+
+
+def main() -> int:
+    """Serve what the record says."""
+    try:
+        serve(Path(sys.argv[1]))
+    except TunesmithError as error:
+        return refused(error)
     return 0
 
 

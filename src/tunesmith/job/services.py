@@ -17,12 +17,14 @@ import argparse
 import contextlib
 import fcntl
 import http.client
+import importlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -299,12 +301,30 @@ def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
-    if asked.get("key"):
-        write_text(service.key_file, str(asked["key"]))
-        service.key_file.chmod(0o600)
-    record = {
+def serve_here(name: str, asked: Mapping[str, Any], *, base: Path, listen: str, port: int) -> None:
+    """Be a service in this process until it ends: the only one of a container, whose log is ours.
+
+    `asked` is that of `start`. `listen` is the address of its port: what Docker publishes does
+    not reach a container's loopback. Its record lies in a folder of its own: in `base` there
+    may be one of a service outside, which goes on. Raises what the service refuses.
+    """
+    asked = _resolved(asked)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+        service = Service(Path(folder), name)
+        _keep_key(service, asked)
+        record = _record(service, asked)
+        here = {"base": str(base), "listen": listen, "port": port}
+        write_json(service.record_file, record | here)
+        os.environ.update(_environment())
+        importlib.import_module(f"tunesmith.job.{MODULES[name]}").serve(service.record_file)
+
+
+def _record(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a service's module reads. Nothing in `asked` opens more than loopback."""
+    return {
         "name": service.name,
+        "base": str(service.base),
+        "listen": LOOPBACK,
         "port": free_port(),
         "process": None,
         "serves": asked["serves"],
@@ -312,6 +332,17 @@ def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
         "version": metadata.version("llamafactory"),
         "started": time.time(),
     }
+
+
+def _keep_key(service: Service, asked: Mapping[str, Any]) -> None:
+    if asked.get("key"):
+        write_text(service.key_file, str(asked["key"]))
+        service.key_file.chmod(0o600)
+
+
+def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
+    _keep_key(service, asked)
+    record = _record(service, asked)
     # Before its process: that reads the port from it.
     write_json(service.record_file, record)
     module = f"tunesmith.job.{MODULES[service.name]}"
