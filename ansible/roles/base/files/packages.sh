@@ -9,8 +9,9 @@ shift
 
 get() {
     # Another installation (the first boot's, say) may hold apt's lock for a while. The
-    # environment, which takes longer, comes first.
-    nice -n 19 apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 "$@"
+    # environment, which takes longer, comes first. Nobody reads translated descriptions here.
+    nice -n 19 apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=2 \
+        -o Acquire::Languages=none "$@"
 }
 
 install() {
