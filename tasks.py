@@ -127,13 +127,22 @@ def stop(_c: Context, run: str = "", on: str = "local") -> None:
         "on": "host",
         "what": "of adapter,merged,report,log,predict,export (default: all of it); others stay",
         "merge-here": "bring the adapter, not the merged model: merge it here",
+        "mirror": f"{MIRROR}, for the base model of --merge-here",
     }
 )
-def pull(_c: Context, on: str, run: str = "", what: str = "", merge_here: bool = False) -> None:
+def pull(
+    c: Context,
+    on: str,
+    run: str = "",
+    what: str = "",
+    merge_here: bool = False,
+    mirror: str = "",
+) -> None:
     """Bring a run from a host, complete or not at all."""
     from tunesmith import cli
 
-    cli.pull(ROOT, on, run or None, what, merge_here=merge_here)
+    dry = c.config.run.dry
+    cli.pull(ROOT, on, run or None, what, merge_here=merge_here, mirror=mirror, dry=dry)
 
 
 @door(name="rm", help={"run": "run id", "on": ON})

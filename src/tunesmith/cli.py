@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from tunesmith import runs
+from tunesmith import modelstore, runs
 from tunesmith.config import Config
-from tunesmith.console import console, say
+from tunesmith.console import console, moving, say
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json
 from tunesmith.follow import Detached, duration, follow
@@ -160,43 +160,80 @@ def stop(root: Path, on: str, run: str | None) -> None:
     say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
 
 
-def pull(root: Path, on: str, run: str | None, what: str, *, merge_here: bool = False) -> None:
+def pull(
+    root: Path,
+    on: str,
+    run: str | None,
+    what: str,
+    *,
+    merge_here: bool = False,
+    mirror: str = "",
+    dry: bool = False,
+) -> None:
     """Bring a run, or parts of it (PARTS), from a host under .tunesmith/runs/.
 
-    `merge_here`: bring what a merge needs instead of the merged model, and merge.
+    `merge_here`: bring what a merge needs instead of the merged model, and merge; `mirror` is
+    that of the base model.
     """
     project = Project.at(root)
+    if merge_here:
+        # One that is unknown is told before the host works.
+        load_mirror(mirror or "default", project.root / "configs" / "mirrors")
+    elif mirror:
+        raise UsageError(
+            f"--mirror {mirror}: a pull comes from {on} itself; it is for --merge-here"
+        )
     target = _host(_target(project, on))
     parts = runs.words_of(what) or (USUAL if merge_here else PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"--what {unknown[0]}: it takes {', '.join(PARTS)}")
+    if merge_here and ("adapter" not in parts or "merged" in parts):
+        raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
     run_id = target.find(run)
-    if merge_here:
-        if "adapter" not in parts or "merged" in parts:
-            raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
+    if merge_here or dry:
         # Before the host works for a pull that would be refused.
         target.check_pull(run_id)
+    if merge_here:
         runs.check_trained(target, run_id)
-        say(f"{target.name}: writing what belongs around the weights")
-        kit = ["--run", str(target.place(run_id).run)]
-        code = target.interact("tunesmith.job.kit", kit)
-        if code == SSH_FAILED:
-            raise TunesmithError(
-                f"{target.name}: the connection was lost; the same command goes on where it ended"
-            )
-        if code:
-            raise SystemExit(code)
+    if dry:
+        say(f"would pull {', '.join(parts)} of run {run_id} from {target.name}")
+        if merge_here:
+            name = str(target.request(run_id)["model"]["name"])
+            say(f"would merge its adapter with {_base_model(project, name, mirror or 'default')}")
+        return
+    if merge_here:
+        _make_kit(target, run_id)
     _pull(target, run_id, parts)
     if merge_here:
-        _merge_here(project, run_id)
+        _merge_here(project, run_id, mirror or "default")
 
 
-def _merge_here(project: Project, run_id: str) -> None:
+def _make_kit(target: HostTarget, run_id: str) -> None:
+    """Let the host write all of the merged model but its weights."""
+    say(f"{target.name}: writing what belongs around the weights")
+    code = target.interact("tunesmith.job.kit", ["--run", str(target.place(run_id).run)])
+    if code == SSH_FAILED:
+        raise TunesmithError(
+            f"{target.name}: the connection was lost; the same command goes on where it ended"
+        )
+    if code:
+        raise SystemExit(code)  # it has said why itself
+
+
+def _base_model(project: Project, name: str, mirror: str) -> str:
+    """Return where a base model lies here, or would be fetched from."""
+    stored = [entry.model.path for entry in modelstore.entries(project.models, name)]
+    if there := next((path for path in stored if path.is_dir()), None):
+        return f"{name} in {there}"
+    return f"{name}, fetched from {_sources(project, name, mirror)}"
+
+
+def _merge_here(project: Project, run_id: str, mirror: str) -> None:
     """Merge a pulled run with the base model of this machine, which is fetched if need be.
 
     With the training environment it is merged and proven as on the host, without one by NumPy.
     """
-    runs.settle(project, run_id, lambda name: _model(project, name, "default", None))
+    runs.settle(project, run_id, lambda name: _model(project, name, mirror, None))
     if project.environment().current():
         target = _target(project, "local")
         _work_on(target, runs.plan_merge(project, target, run_id, ()))
@@ -408,10 +445,8 @@ def fetch_model(
     """Fetch and verify one base model."""
     project = Project.at(root)
     if dry:
-        profile = load_mirror(mirror, project.root / "configs" / "mirrors")
-        known = runs.known_models(project).get(name)
-        sources = ", ".join(known.sources) if known else "hub"
-        say(f"would fetch {name} from {from_path or f'{sources} ({profile.hf_endpoints[0]})'}")
+        sources = _sources(project, name, mirror)
+        say(f"would fetch {name} from {from_path or sources}")
         return
     model = runs.fetch_model(
         project,
@@ -423,6 +458,14 @@ def fetch_model(
         allow_pickle=allow_pickle,
     )
     _tell_model(model)
+
+
+def _sources(project: Project, name: str, mirror: str) -> str:
+    """Return the kinds of sources of a base model, and the hub's address."""
+    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    known = runs.known_models(project).get(name)
+    sources = ", ".join(known.sources) if known else "hub"
+    return f"{sources} ({profile.hf_endpoints[0]})"
 
 
 def list_models(root: Path) -> None:
@@ -629,7 +672,7 @@ def _await(target: Target, run_id: str, offset: int) -> None:
 
 
 def _target(project: Project, on: str) -> Target:
-    return runs.target_of(project, on, say)
+    return runs.target_of(project, on, say, moving)
 
 
 def _usable(project: Project, target: Target, run: str | None, *, dry: bool) -> str:

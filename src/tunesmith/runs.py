@@ -21,7 +21,7 @@ from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
 from tunesmith.errors import UsageError
 from tunesmith.files import human_bytes, read_json, write_json, write_text
-from tunesmith.hosts import inventory
+from tunesmith.hosts import inventory, transfer
 from tunesmith.hub import ModelFolder
 from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.mirrors import load_mirror
@@ -98,8 +98,13 @@ def number_of(option: str, text: str) -> float | None:
         raise UsageError(f"--{option} {text}: expected a number, as in 1.98") from None
 
 
-def target_of(project: Project, name: str, tell: Callable[[str], None]) -> Target:
-    """Return the target `--on` names; `tell` hears of uploads and downloads.
+def target_of(
+    project: Project,
+    name: str,
+    tell: Callable[[str], None],
+    bar: transfer.Bar = transfer.unseen,
+) -> Target:
+    """Return the target `--on` names; `tell` hears of uploads and downloads, `bar` shows long ones.
 
     Raises UsageError for one that does not exist.
     """
@@ -112,7 +117,7 @@ def target_of(project: Project, name: str, tell: Callable[[str], None]) -> Targe
         return ContainerTarget(project, tell)
     known = inventory.read(project.inventory)
     if name in known:
-        return HostTarget(project, name, tell)
+        return HostTarget(project, name, tell, bar)
     raise UsageError(
         f"unknown target {name!r}; known are: {', '.join(['local', 'container', *known])}; "
         '`inv host.add NAME "ssh ..."` adds a host'

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,14 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
     def merged() -> dict[str, str]:
         return {name: sha256_of(here / name) for name in wanted}
 
+    def record() -> dict[str, str]:
+        (run,) = json.loads(inv(made, "runs", "--json"))
+        phases: dict[str, str] = run["phases"]
+        return {name: state for name, state in phases.items() if name in ("merge", "proof")}
+
+    said = inv(made, "--dry", *words, "--merge-here", "--mirror", "cn")
+    assert f"would merge its adapter with {MODEL} in {made.project.models}" in said
+    assert not here.parent.exists()
     sent = bytes_sent(replica)
     said = inv(made, *words, "--merge-here")
     assert bytes_sent(replica) - sent < 0.1 * (there / "model.safetensors").stat().st_size
@@ -143,6 +152,12 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
     assert f"merged model: {here}" in said
     assert merged() == wanted
     assert json.loads((here.parent / "proof.json").read_text())["passed"]
+    # The host has no proof, and what was done here is known after another pull.
+    events = (here.parent / "events.jsonl").read_bytes()
+    assert "merge, proof: done here, stays" in inv(made, *words, "--what", "log,report")
+    assert record() == {"merge": "succeeded", "proof": "succeeded"}
+    assert (here.parent / "events.jsonl").read_bytes() == events
+    assert merged() == wanted
     # Where nothing is installed but the control half, only the sums may differ in the last bit.
     with_environment.unlink()
     said = inv(made, *words, "--merge-here")
@@ -156,8 +171,13 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
     inv(made, *words, "--what", "log")
     assert (here.parent / "output/adapter_model.safetensors").is_file()
     assert merged() == by_numpy
-    inv(made, *words, "--what", "merged")
+    assert record() == {"merge": "succeeded"}
+    said = inv(made, *words, "--what", "merged")
+    assert f"merged: {PROVISIONED}'s has taken the place of what was made here" in said
     assert merged() == wanted
+    assert record() == {"merge": "succeeded"}
+    theirs = base(replica) / "runs/around/events.jsonl"
+    assert (here.parent / "events.jsonl").read_bytes() == theirs.read_bytes()
 
 
 def bytes_sent(replica: Replica) -> int:
@@ -215,6 +235,7 @@ def test_only_the_rest_of_a_base_model_is_sent_after_a_cut(
     assert second.wait(timeout=300) == 0, (tmp_path / "second.log").read_text()
     said = (tmp_path / "second.log").read_text()
     assert "the connection was cut" in said
+    assert re.search(r"^uploading: .* of 27\d\.\d MB \(\d+ %\)  .*MB/s  ETA \d", said, re.M)
     assert f"{MODEL} is on {PROVISIONED}, every file with the sha256 it has here" in said
     assert bytes_received(replica) - received < 1.15 * weights
     (stored,) = (base(replica) / "models").glob("*SmolLM2*@*")

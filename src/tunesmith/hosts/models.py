@@ -25,12 +25,19 @@ _TAKE_SECONDS = 3600.0
 Tell = Callable[[str], None]
 
 
-def send(remote: Remote, layout: Layout, name: str, folder: Path, tell: Tell) -> None:
+def send(
+    remote: Remote,
+    layout: Layout,
+    name: str,
+    folder: Path,
+    tell: Tell,
+    bar: transfer.Bar = transfer.unseen,
+) -> None:
     """Bring the base model `name` from a folder here into the store of a host.
 
-    One that is there already is not sent again. Raises UsageError for a folder that is no
-    whole base model, other weights than configs/models.yml has for the name, or too small a
-    disk; TunesmithError when what arrived is not what was sent.
+    One that is there already is not sent again. `bar` shows the upload. Raises UsageError for a
+    folder that is no whole base model, other weights than configs/models.yml has for the name,
+    or too small a disk; TunesmithError when what arrived is not what was sent.
     """
     modelfiles.require(folder, name)
     names = modelfiles.choose(path.name for path in folder.iterdir())
@@ -51,7 +58,9 @@ def send(remote: Remote, layout: Layout, name: str, folder: Path, tell: Tell) ->
             f"{name} needs {human_bytes(needed)} for a while; free space there"
         )
     tell(f"base model: uploading what is not yet on {remote.name}")
-    transfer.upload(remote, {file: folder / file for file in names}, upload, tell)
+    with bar("uploading") as moved:
+        transfer.upload(remote, {file: folder / file for file in names}, upload, tell, moved)
+    tell(f"base model: reading what arrived on {remote.name}")
     _prove(remote, upload, hashes)
     _take(remote, layout, name, upload)
     tell(f"base model: {name} is on {remote.name}, every file with the sha256 it has here")

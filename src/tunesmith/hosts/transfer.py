@@ -6,12 +6,15 @@ is. Whether what arrived is right is not its word: the callers compare sha256.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tunesmith.errors import TunesmithError, UsageError
@@ -24,15 +27,36 @@ _NOT_FOUND = 127
 # Seconds without a byte after which a connection counts as cut.
 _STALLED = 20
 _ATTEMPTS = 20
+# Plain numbers, of all files together; and of those that need not be sent their names.
+_COUNTED = ("--no-human-readable", "--info=progress2,name2")
+_COUNT = re.compile(r"\s*(\d+)\s+\d+%")
+_THERE = " is uptodate"
 
 Tell = Callable[[str], None]
+# Hears the bytes that are there and those in all.
+Moved = Callable[[int, int], None]
+# Shows people what `Moved` hears, under a word for it.
+Bar = Callable[[str], contextlib.AbstractContextManager[Moved]]
 
 
-def upload(remote: Remote, files: Mapping[str, Path], folder: str, tell: Tell) -> None:
+@contextlib.contextmanager
+def unseen(_what: str) -> Iterator[Moved]:
+    """Show nothing."""
+    yield lambda _done, _total: None
+
+
+def upload(
+    remote: Remote,
+    files: Mapping[str, Path],
+    folder: str,
+    tell: Tell,
+    moved: Moved | None = None,
+) -> None:
     """Bring files into a folder of the host: relative name -> file here.
 
     Files that are there with the same size and time stamp are not sent again.
     """
+    sizes = {name: source.stat().st_size for name, source in files.items()}
     with tempfile.TemporaryDirectory(prefix="tunesmith-upload-") as scratch:
         # A tree of links, so that one rsync has names of our choice.
         for name, source in files.items():
@@ -43,25 +67,63 @@ def upload(remote: Remote, files: Mapping[str, Path], folder: str, tell: Tell) -
         # mkdir and rsync at the far end in one command; --mkpath needs rsync 3.2.3 there.
         far = f"mkdir -p {shlex.quote(folder)} && rsync"
         options = ["-rtLz", "--partial-dir=.rsync-partial", f"--rsync-path={far}"]
-        _rsync(remote, [*options, f"{scratch}/", target], tell)
+        _rsync(remote, [*options, f"{scratch}/", target], tell, _Count(sizes, moved))
 
 
-def download(remote: Remote, folder: str, names: Iterable[str], into: Path, tell: Tell) -> None:
+def download(
+    remote: Remote,
+    folder: str,
+    sizes: Mapping[str, int],
+    into: Path,
+    tell: Tell,
+    moved: Moved | None = None,
+) -> None:
     """Bring files below a folder of the host under the same names below `into`.
 
-    Half a file stays where it is and is gone on with, so `into` must be a folder for
-    incomplete things.
+    `sizes` has their names, with the bytes of each. Half a file stays where it is and is gone on
+    with, so `into` must be a folder for incomplete things.
     """
     with tempfile.NamedTemporaryFile("w", prefix="tunesmith-names-", suffix=".txt") as listed:
-        listed.write("".join(f"{name}\n" for name in names))
+        listed.write("".join(f"{name}\n" for name in sizes))
         listed.flush()
         source = f"{remote.name}:{shlex.quote(folder)}/"
         options = ["-tz", "--inplace", "--no-whole-file", f"--files-from={listed.name}"]
         into.mkdir(parents=True, exist_ok=True)
-        _rsync(remote, [*options, source, f"{into}/"], tell)
+        _rsync(remote, [*options, source, f"{into}/"], tell, _Count(sizes, moved))
 
 
-def _rsync(remote: Remote, arguments: list[str], tell: Tell) -> None:
+class _Count:
+    """Reads off rsync's output how far it is.
+
+    What the far end has of a file that was cut off counts as it is compared; a file that it has
+    in full is told by its name, and left out of rsync's own count.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], moved: Moved | None) -> None:
+        self._sizes, self._moved = sizes, moved
+        self._total = sum(sizes.values())
+        self._there = self._most = 0
+        self.options: Sequence[str] = _COUNTED if moved else ()
+
+    def begin(self) -> None:
+        """Read another rsync, which looks at all files again."""
+        self._there = 0
+
+    def hear(self, line: str) -> None:
+        """Take one line of its output."""
+        if self._moved is None:
+            return
+        count = _COUNT.match(line)
+        if line.endswith(_THERE):
+            self._there += self._sizes.get(line.removesuffix(_THERE), 0)
+        done = self._there + (int(count[1]) if count else 0)
+        if done > self._most:
+            # Never back: after a cut what is there is counted from its beginning.
+            self._most = min(done, self._total)
+            self._moved(self._most, self._total)
+
+
+def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> None:
     """Run rsync until it is through; a cut connection is taken up again.
 
     Raises UsageError when there is no rsync, here or there; TunesmithError when it fails.
@@ -76,22 +138,19 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell) -> None:
     through = shlex.join(
         ["ssh", "-F", str(remote.config), "-o", "BatchMode=yes", "-o", "ControlPath=none"]
     )
-    argv = [program, f"--timeout={_STALLED}", "-e", through, *arguments]
+    argv = [program, f"--timeout={_STALLED}", "-e", through, *count.options, *arguments]
     wait = 1.0
     for attempt in range(1, _ATTEMPTS + 1):
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-        if done.returncode == 0:
+        code, said = _run(argv, count)
+        if code == 0:
             return
-        said = done.stderr.strip()
-        if done.returncode == _NOT_FOUND or "rsync: command not found" in said:
+        if code == _NOT_FOUND or "rsync: command not found" in said:
             raise UsageError(
                 f"{remote.name} has no rsync; `inv provision --on {remote.name}` installs it"
             )
-        if done.returncode not in _CUT:
+        if code not in _CUT:
             break
-        if done.returncode == 255:
+        if code == 255:
             kind = reasons.kind_of(said, jump=remote.host.jump is not None)
             if kind in ("wrong_key", "changed", "unpinned"):
                 where, line = remote.host.address, reasons.last_line(said)
@@ -100,7 +159,33 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell) -> None:
         time.sleep(wait)
         wait = min(2 * wait, 15.0)
     raise TunesmithError(
-        f"{remote.name}: rsync failed with exit code {done.returncode}; the same command goes on "
-        "where it ended",
-        done.stderr.strip().splitlines()[-5:],
+        f"{remote.name}: rsync failed with exit code {code}; the same command goes on where it "
+        "ended",
+        said.splitlines()[-5:],
     )
+
+
+def _run(argv: Sequence[str], count: _Count) -> tuple[int, str]:
+    """Run an rsync to its end; return its exit code and what it said to stderr."""
+    count.begin()
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in _lines(process.stdout.fileno()):
+                    count.hear(line)
+            except BaseException:
+                process.kill()  # Ctrl-C, above all
+                raise
+        errors.seek(0)
+        return process.returncode, errors.read().decode(errors="replace").strip()
+
+
+def _lines(descriptor: int) -> Iterator[str]:
+    """Yield lines as they come; rsync ends those of its progress with a carriage return."""
+    rest = b""
+    while piece := os.read(descriptor, 1 << 16):
+        *whole, rest = re.split(rb"[\r\n]", rest + piece)
+        yield from (line.decode(errors="replace") for line in whole)

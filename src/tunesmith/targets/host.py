@@ -29,7 +29,9 @@ from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
 from tunesmith.project import Project
+from tunesmith.targets import worked_here
 from tunesmith.targets.base import ACTIVE, Look
+from tunesmith.targets.worked_here import PHASES_OF
 
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
@@ -51,11 +53,18 @@ class HostTarget:
 
     shared = True
 
-    def __init__(self, project: Project, name: str, tell: Tell = _silent) -> None:
+    def __init__(
+        self,
+        project: Project,
+        name: str,
+        tell: Tell = _silent,
+        bar: transfer.Bar = transfer.unseen,
+    ) -> None:
         self.name = name
         self._project = project
         self._remote = Remote(name, project.inventory)
         self._tell = tell
+        self._bar = bar
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -238,11 +247,12 @@ class HostTarget:
     def pull(self, run_id: str, parts: Sequence[str]) -> Path:
         """Bring parts of a run under .tunesmith/runs/, complete or not at all.
 
-        Parts that were pulled before stay. Raises UsageError as `check_pull` does.
+        Parts that were pulled before stay, and so does what was done with them here. Raises
+        UsageError as `check_pull` does.
         """
         self.check_pull(run_id)
         folder = self._project.runs / run_id
-        self._bring(run_id, parts, folder, exact=True)
+        self._bring(run_id, parts, folder, exact=True, worked_in=True)
         return folder
 
     def check_pull(self, run_id: str) -> None:
@@ -264,18 +274,27 @@ class HostTarget:
                 f"{self.name} --run {run_id}`)"
             )
 
-    def _bring(self, run_id: str, parts: Sequence[str], folder: Path, *, exact: bool) -> None:
+    def _bring(
+        self,
+        run_id: str,
+        parts: Sequence[str],
+        folder: Path,
+        *,
+        exact: bool,
+        worked_in: bool = False,
+    ) -> None:
         """Make `folder` a copy of parts of a run: every sha256 is the host's, or none is new.
 
         What was cut off is gone on with. Other parts that were brought before stay as they are,
-        and so do files that were made here (a report). Unless `exact`, a file that changes
-        meanwhile is taken as it came.
+        and so do files that were made here (a report) and, in a folder that is `worked_in`, the
+        record of it. Unless `exact`, a file that changes meanwhile is taken as it came.
         """
         had = read_json(folder / COPY_FILE)["files"] if (folder / COPY_FILE).is_file() else {}
         asked = {RECORD, *parts}
         others = sorted({part_of(name) for name in had} - asked)
         there = self._manifest(run_id, (*parts, *others))
-        wanted, kept, own = _divided(there, had, _files(folder).keys() - {COPY_FILE}, asked)
+        here = _files(folder).keys() - {COPY_FILE}
+        wanted, kept, own = _divided(there, had, here, asked)
         staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
         staging.mkdir(parents=True, exist_ok=True)
         for name in wanted:
@@ -290,7 +309,9 @@ class HostTarget:
             total = sum(wanted[name]["size"] for name in missing)
             self._tell(f"pulling {len(missing)} files ({human_bytes(total)}) from {self.name}")
             source = str(self.layout.runs / run_id)
-            transfer.download(self._remote, source, missing, staging, self._tell)
+            sizes = {name: int(wanted[name]["size"]) for name in missing}
+            with self._bar("pulling") as moved:
+                transfer.download(self._remote, source, sizes, staging, self._tell, moved)
         wrong = [name for name in missing if not _same(staging / name, wanted[name])]
         if wrong and exact:
             for name in wrong:
@@ -304,8 +325,15 @@ class HostTarget:
             (staging / stale).unlink()
         for name in own | kept.keys():
             _link(folder / name, staging / name)
+        brought = {part_of(name) for name in wanted}
+        done = worked_here.worked(folder, staging, had, brought) if worked_in and had else None
+        phases = worked_here.put(done, folder, staging, wanted.keys()) if done else []
         write_json(staging / COPY_FILE, {"from": self.name, "files": kept | wanted})
         self._swap(staging, folder)
+        if phases:
+            self._tell(f"{', '.join(phases)}: done here, stays")
+        for part in sorted(PHASES_OF.keys() & brought & set(map(part_of, here - had.keys()))):
+            self._tell(f"{part}: {self.name}'s has taken the place of what was made here")
         for part in others:
             if _of(part, there) not in ({}, _of(part, kept)):
                 self._tell(
@@ -331,7 +359,7 @@ class HostTarget:
 
     def send_model(self, name: str, folder: Path) -> None:
         """Bring a base model's folder from here into the host's store (hosts.models.send)."""
-        models.send(self._remote, self.layout, name, folder, self._tell)
+        models.send(self._remote, self.layout, name, folder, self._tell, self._bar)
 
     def power_off(self, run_id: str) -> None:
         """Power the host off after a run that has succeeded, and wait until it is off.
@@ -482,13 +510,15 @@ def _divided(
     wanted = {name: there[name] for name in there if part_of(name) in asked}
     kept = {name: had[name] for name in had.keys() & here if part_of(name) not in asked}
     own = {name for name in here if name not in had}
-    if MERGED in map(part_of, own):
-        if MERGED in map(part_of, wanted):
-            # The host's replaces the one that was made here: never a mixture of both.
-            own = {name for name in own if part_of(name) != MERGED}
-        else:
-            # It has its own proof or none, not that of the host's.
-            wanted = {name: wanted[name] for name in wanted if name not in OF_MERGED}
+    merged_here = MERGED in map(part_of, own)
+    # The host's replaces what was made here: never a mixture of both.
+    replaced = PHASES_OF.keys() & set(map(part_of, wanted))
+    own = {name for name in own if part_of(name) not in replaced}
+    # A merged model has its own proof or none, not that of the other.
+    if merged_here and MERGED in replaced:
+        own -= set(OF_MERGED)
+    elif merged_here:
+        wanted = {name: wanted[name] for name in wanted if name not in OF_MERGED}
     return wanted, kept, own - wanted.keys()
 
 

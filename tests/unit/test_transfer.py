@@ -1,0 +1,136 @@
+"""How far an upload or a download is: rsync itself, through an `ssh` that stays on this machine."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from support import lacking
+from tunesmith import console
+from tunesmith.hosts import transfer
+
+pytestmark = pytest.mark.unit
+
+SIZES = {"a.safetensors": 3_000_000, "b.safetensors": 2_000_000, "config.json": 10}
+TOTAL = sum(SIZES.values())
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A host gpu1 that is this machine."""
+    if shutil.which("rsync") is None:
+        lacking("no rsync", "`apt-get install rsync`")
+    script(tmp_path / "bin/ssh", 'while [ "$1" != gpu1 ]; do shift; done; shift; exec sh -c "$*"')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    for name, size in SIZES.items():
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / name).write_bytes(os.urandom(size))
+    return SimpleNamespace(name="gpu1", config=tmp_path / "ssh_config", host=None)
+
+
+def script(file: Path, body: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{body}\n")
+    file.chmod(0o755)
+
+
+def upload(remote: Any, folder: Path) -> tuple[list[int], list[str]]:
+    """Upload folder/here to folder/there; return the bytes told and the lines said."""
+    told: list[int] = []
+    said: list[str] = []
+
+    def moved(done: int, total: int) -> None:
+        assert total == TOTAL
+        told.append(done)
+
+    files = {name: folder / "here" / name for name in SIZES}
+    transfer.upload(remote, files, str(folder / "there"), said.append, moved)
+    for name, file in files.items():
+        assert (folder / "there" / name).read_bytes() == file.read_bytes()
+    return told, said
+
+
+def test_an_upload_tells_how_far_it_is(remote: Any, tmp_path: Path) -> None:
+    script(tmp_path / "bin/rsync", f'exec {shutil.which("rsync")} --bwlimit=2000 "$@"')
+    told, _ = upload(remote, tmp_path)
+    assert len(told) > 3
+    assert told == sorted(set(told))
+    assert told[-1] == TOTAL
+
+
+def test_what_is_there_counts(remote: Any, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    (there / ".rsync-partial").mkdir(parents=True)
+    shutil.copy2(tmp_path / "here/a.safetensors", there)
+    half = (tmp_path / "here/b.safetensors").read_bytes()[:1_000_000]
+    (there / ".rsync-partial/b.safetensors").write_bytes(half)
+    told, _ = upload(remote, tmp_path)
+    assert told[0] == SIZES["a.safetensors"]
+    assert told[-1] == TOTAL
+    # With nothing left to do, too.
+    assert upload(remote, tmp_path)[0][-1] == TOTAL
+
+
+def test_after_a_cut_it_does_not_go_back(
+    remote: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    cut = f"{tmp_path}/cut"
+    script(
+        tmp_path / "bin/rsync",
+        f"[ -e {cut} ] || {{ touch {cut}; printf '\\r  4000000  79%%  1.00MB/s  0:00:01  \\r'; "
+        f'echo "Connection reset by peer" >&2; exit 12; }}\nexec {shutil.which("rsync")} "$@"',
+    )
+    told, said = upload(remote, tmp_path)
+    assert said == ["the connection was cut (Connection reset by peer); going on (attempt 1)"]
+    assert told[0] == 4_000_000
+    assert told == sorted(set(told))
+    assert told[-1] == TOTAL
+
+
+def test_a_download_tells_how_far_it_is(remote: Any, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    into = tmp_path / "incoming"
+    into.mkdir()
+    shutil.copy2(tmp_path / "here/b.safetensors", into)
+
+    def moved(done: int, total: int) -> None:
+        told.append((done, total))
+
+    transfer.download(remote, str(tmp_path / "here"), SIZES, into, print, moved)
+    assert told[-1] == (TOTAL, TOTAL)
+    for name in SIZES:
+        assert (into / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_in_a_pipe_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with console.moving("uploading") as moved:
+        for second in range(0, 61, 2):
+            now[0] = 100.0 + second
+            moved(second * 50_000_000, 3_600_000_000)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[1] == "uploading: 1.0 GB of 3.6 GB (28 %)  50.0 MB/s  ETA 52s"
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "console", screen)
+    with console.moving("uploading") as moved:
+        moved(0, 3_000_000)
+        moved(1_000_000, 3_000_000)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"uploading.*━.*1\.0 MB of 3\.0 MB \(33 %\)", shown)
