@@ -87,6 +87,7 @@ def test_after_a_cut_it_does_not_go_back(
     cut = f"{tmp_path}/cut"
     script(
         tmp_path / "bin/rsync",
+        f'[ "$1" = --version ] || '
         f"[ -e {cut} ] || {{ touch {cut}; printf '\\r  4000000  79%%  1.00MB/s  0:00:01  \\r'; "
         f'echo "Connection reset by peer" >&2; exit 12; }}\nexec {shutil.which("rsync")} "$@"',
     )
@@ -134,3 +135,31 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         moved(1_000_000, 3_000_000)
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"uploading.*━.*1\.0 MB of 3\.0 MB \(33 %\)", shown)
+
+
+@pytest.mark.parametrize(
+    ("version", "counts"),
+    [
+        ("rsync  version 3.2.7  protocol version 31\nCopyright", True),
+        ("rsync  version v3.1.0  protocol version 31", True),
+        ("rsync  version 3.0.9  protocol version 30", False),
+        ("rsync  version 2.6.9  protocol version 29", False),
+        ("openrsync: protocol version 29, rsync version 2.6.9 compatible", False),
+        ("", False),
+    ],
+)
+def test_which_rsync_can_count(version: str, counts: bool) -> None:
+    assert transfer.counts(version) == counts
+
+
+def test_an_rsync_that_cannot_count_moves_files_all_the_same(remote: Any, tmp_path: Path) -> None:
+    """What macOS has refuses an option that it does not know."""
+    old = (
+        'case "$*" in --version) echo "rsync  version 2.6.9  protocol version 29"; exit ;; '
+        '*--info=*) echo "rsync: --info: unknown option" >&2; exit 1 ;; esac\n'
+        f'exec {shutil.which("rsync")} "$@"'
+    )
+    script(tmp_path / "bin/rsync", old)
+    told, said = upload(remote, tmp_path)
+    assert told == []
+    assert said == []

@@ -31,6 +31,7 @@ _ATTEMPTS = 20
 _COUNTED = ("--no-human-readable", "--info=progress2,name2")
 _COUNT = re.compile(r"\s*(\d+)\s+\d+%")
 _THERE = " is uptodate"
+_VERSION = re.compile(r"rsync +version v?(\d+)\.(\d+)")
 
 Tell = Callable[[str], None]
 # Hears the bytes that are there and those in all.
@@ -138,7 +139,9 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> N
     through = shlex.join(
         ["ssh", "-F", str(remote.config), "-o", "BatchMode=yes", "-o", "ControlPath=none"]
     )
-    argv = [program, f"--timeout={_STALLED}", "-e", through, *count.options, *arguments]
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    counted = count.options if counts(version.stdout) else ()
+    argv = [program, f"--timeout={_STALLED}", "-e", through, *counted, *arguments]
     wait = 1.0
     for attempt in range(1, _ATTEMPTS + 1):
         code, said = _run(argv, count)
@@ -163,6 +166,15 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> N
         "ended",
         said.splitlines()[-5:],
     )
+
+
+def counts(version: str) -> bool:
+    """Whether an rsync that says this of itself can say how far it is: 3.1 and later.
+
+    macOS has one "compatible with 2.6.9"; it moves files as well, without a count.
+    """
+    found = _VERSION.search(version)
+    return found is not None and (int(found[1]), int(found[2])) >= (3, 1)
 
 
 def _run(argv: Sequence[str], count: _Count) -> tuple[int, str]:
