@@ -151,8 +151,12 @@ def test_three_hosts_of_which_one_fails_and_one_is_off(root: Path, tmp_path: Pat
     assert failed.message == "exit code 3: the disk is full"
     assert failed.detail == ("first", "the disk is full")
     assert unreachable.unreachable == 1
-    assert unreachable.message is not None
-    assert unreachable.message.startswith("gpu3: root@gpu3.example.com:22 is off (connect to host")
+    # On a busy machine Ansible may write to an ssh that has just ended, and has its word only.
+    off_or_lost = (
+        "gpu3: root@gpu3.example.com:22 is off (connect to host",
+        "gpu3: the connection to root@gpu3.example.com:22 was lost (",
+    )
+    assert str(unreachable.message).startswith(off_or_lost)
 
 
 FAILURES: dict[str, tuple[dict[str, object], str]] = {
