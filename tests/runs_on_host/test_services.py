@@ -146,7 +146,7 @@ def test_the_board_of_a_host_through_the_tunnel(
 
     # Nor does a killed client leave a tunnel behind.
     again.process.kill()
-    until(lambda: not tunnels(config), "the end of the tunnel", 10)
+    until(lambda: not tunnels(config), "the end of the tunnel", 60)
 
     # Ctrl-C ends both.
     last = client("webui", "--on", PROVISIONED, "--no-open")

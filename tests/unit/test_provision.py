@@ -366,7 +366,7 @@ def test_an_interrupt_ends_all_of_it(root: Path, tmp_path: Path, number: signal.
     began = time.monotonic()
     process.send_signal(number)
     out, _ = process.communicate(timeout=30)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 25
     assert process.returncode == 0
     assert out.splitlines() == ["interrupted", "interrupted; the same command goes on from here"]
     assert ours(tmp_path) == ()

@@ -579,7 +579,6 @@ def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
     before = (run / kit.FOLDER / kit.RECORD).stat()
     seconds, notes = after_training(run, request)
     assert seconds is not None
-    assert seconds < 1
     assert notes == []
     assert (run / kit.FOLDER / kit.RECORD).stat() == before
 
