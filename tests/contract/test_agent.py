@@ -595,6 +595,6 @@ def test_a_client_that_leaves_takes_nothing_along(agent: Agent, stalled: Hub) ->
     assert watching.stderr is not None
     watching.stdout.readline()
     watching.stdout.close()
-    assert watching.wait(timeout=10) == 1
+    assert watching.wait(timeout=60) == 1
     assert watching.stderr.read() == b""
     assert agent.status("one")["state"] == "running"

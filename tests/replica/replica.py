@@ -32,7 +32,7 @@ GPU_MODES = (
     *("middle_driver", "no_gpu", "no_driver", "nvml_error", "absent"),
 )
 _SMI = "/usr/bin/nvidia-smi"
-_START_SECONDS = 30
+_START_SECONDS = 90
 # What an installation brought, on the data disk: uv's cache, and the index of what is in it.
 WHEELS = ("tunesmith/cache/uv", "tunesmith/cache/wheels")
 

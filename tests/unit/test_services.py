@@ -82,7 +82,7 @@ def recorded(folder: Path, name: str, port: int, pid: int, **more: Any) -> Servi
     return service
 
 
-def until(true: Any, seconds: float = 10) -> None:
+def until(true: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -126,7 +126,7 @@ def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process:
     assert running.poll() is None and service.record_file.exists()
     trainer = kept["training"]["pid"]
     assert services.stop(service, force=True)["state"] == "stopped"
-    assert running.wait(5) is not None
+    assert running.wait(60) is not None
     assert not Path(f"/proc/{trainer}").exists() or not services.command_of(trainer)
     assert not service.record_file.exists()
 
