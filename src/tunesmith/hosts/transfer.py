@@ -139,8 +139,8 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> N
     through = shlex.join(
         ["ssh", "-F", str(remote.config), "-o", "BatchMode=yes", "-o", "ControlPath=none"]
     )
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    counted = count.options if counts(version.stdout) else ()
+    # Only who is to be told how far it is has to know.
+    counted = count.options if count.options and counts(_version(program)) else ()
     argv = [program, f"--timeout={_STALLED}", "-e", through, *counted, *arguments]
     wait = 1.0
     for attempt in range(1, _ATTEMPTS + 1):
@@ -166,6 +166,11 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> N
         "ended",
         said.splitlines()[-5:],
     )
+
+
+def _version(program: str) -> str:
+    argv = [program, "--version"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
 def counts(version: str) -> bool:
