@@ -1,4 +1,4 @@
-"""The table of guards: what each protects, how a test switches it off, the test that must then fail.
+"""The table of guards: what each protects, how it is switched off, which test must then fail.
 
 A guard is switched off by one edit of one file, in a copy of the repository: nothing in the
 product knows of it, and any kind of file may hold a guard.
