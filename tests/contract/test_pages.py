@@ -242,3 +242,12 @@ def test_days_until_a_release_are_those_of_the_platform(root: Path) -> None:
         text = (root / "docs" / "platforms" / page).read_text(encoding="utf-8")
         assert re.search(rf"\b{known['autodl'].release_days}\b", text), page
         assert str(known["autodl"].poweroff[0]) in text, page
+
+
+def test_the_security_page_speaks_of_the_versions_that_are_locked(root: Path) -> None:
+    page = (root / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b[a-z][a-z0-9-]+==[0-9][0-9.]*[0-9]", page))
+    locks = [path.read_text(encoding="utf-8") for path in (root / "configs/locks").glob("*.txt")]
+    locked = set(re.findall(r"(?m)^([a-z0-9-]+==\S+)", "\n".join(locks)))
+    assert named
+    assert named <= locked, "look the advisories of the new version up, then change the page"
