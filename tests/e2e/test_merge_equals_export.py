@@ -33,6 +33,7 @@ import torch
 import yaml
 from llamafactory.train import tuner
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
 from tunesmith.files import sha256_of
 from tunesmith.job import around, inference, merge, mergeable, products, stream
@@ -110,15 +111,20 @@ def folders(name, base, adapter, dtype, shard=None):
     apart = top / f"apart {name}"
     apart.mkdir()
     stream.merge(base, facts, shards, apart, products.by_numpy())
-    off = total = 0
+    off = total = steps = 0
     for shard in shards:
-        one, two = ((folder / shard.file).read_bytes() for folder in (ours, apart))
-        off += sum(a != b for a, b in zip(one, two)) if one != two else 0
-        total += len(one)
+        one, two = (load_file(folder / shard.file) for folder in (ours, apart))
+        for key, value in one.items():
+            total += value.numel()
+            off += int((value != two[key]).sum())
+            # A rounding error is as large as the sums that were rounded, not as their result.
+            step = torch.finfo(value.dtype).eps * float(value.abs().max())
+            steps = max(steps, float((value.double() - two[key].double()).abs().max()) / step)
     found[name] = {"theirs": sums[theirs], "ours": sums[ours], "way": way.name,
                    "converts": way.convert is not None,
                    "guess": guess == shards,
-                   "proof": {check.name: check.passed for check in proof}, "numpy": [off, total]}
+                   "proof": {check.name: check.passed for check in proof},
+                   "numpy": [off, total, steps]}
 
 tiny = top / "tiny"
 adapter = adapter_of("tiny", tiny)
@@ -208,9 +214,14 @@ def test_a_single_file_is_foreseen(found: dict[str, Any]) -> None:
 
 
 def test_numpy_rounds_a_few_numbers_to_the_other_neighbour(found: dict[str, Any]) -> None:
+    """How many sums end in another last bit depends on the processor; how far they lie does not.
+
+    In 16 bits nearly all such bits are rounded away, in float32 none is.
+    """
     for case in CASES:
-        off, total = found[case]["numpy"]
-        assert off <= total * 1e-3, case
+        off, total, steps = found[case]["numpy"]
+        assert steps <= 4, case
+        assert case == "float32" or off <= total * 1e-3, case
 
 
 def test_the_phase_writes_the_exports_weights(found: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,13 +120,10 @@ def test_another_host_key_stops_everything_until_it_is_trusted(
     assert now != before
 
     for words in COMMANDS:
-        began = time.monotonic()
         stopped = host_project.inv(*words, timeout=60)
-        seconds = time.monotonic() - began
         assert stopped.returncode == 1, words
         assert "another host key" in stopped.stderr + stopped.stdout, stopped
         assert "inv host.trust gpu1" in stopped.stderr + stopped.stdout, stopped
-        assert seconds < 3, (words, seconds)
     assert logins(replica) == 0, "no command was sent"
 
     readded = host_project.inv(

@@ -71,9 +71,19 @@ def shape(host: Replica, to_host: str, from_host: str) -> None:
 
 
 def gateway() -> str:
-    """Return the address of this machine as replica hosts see it."""
-    shown = docker("network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}").stdout
-    address: str = json.loads(shown)[0]["Gateway"]
+    """Return the address of this machine as replica hosts see it.
+
+    Of the bridge itself: not every engine names a gateway in the network's settings.
+    """
+    shown = docker("network", "inspect", "bridge", "--format", "{{json .Options}}").stdout
+    bridge = (json.loads(shown) or {}).get("com.docker.network.bridge.name", "docker0")
+    told = subprocess.run(
+        ["ip", "-json", "-4", "address", "show", "dev", bridge],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    address: str = json.loads(told.stdout)[0]["addr_info"][0]["local"]
     return address
 
 

@@ -1,8 +1,9 @@
 """Merge a pulled run where there is no training environment: `python -m tunesmith.job.here RUN`.
 
-Needs Python and NumPy, a few blocks of memory, and RUN/around (job/kit.py). Sums are NumPy's: of
-a model of 1.5 billion numbers some ten thousand are rounded to the other neighbour in bfloat16
-than PyTorch's are. MANIFEST.json says so (`arithmetic`: numpy).
+Needs Python and NumPy, a few blocks of memory, and RUN/around (job/kit.py). Sums are NumPy's and
+may end in another last bit than PyTorch's; how often depends on the processor. In bfloat16 some
+ten thousand of 1.5 billion numbers are rounded to the other neighbour, in float32 a few in a
+hundred differ in their last places. MANIFEST.json says so (`arithmetic`: numpy).
 """
 
 from __future__ import annotations
