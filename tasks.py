@@ -12,7 +12,8 @@ from invoke import Collection, Context
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-from tunesmith.words import accept_words, door, refuse_with_two
+from tunesmith.patching import install
+from tunesmith.words import BARE_WORDS, MISUSE_IS_TWO, door
 
 ROOT = Path(__file__).parent
 ON = "where: local (default) or a host"
@@ -814,8 +815,8 @@ def image_prune(c: Context, everything: bool = False) -> None:
     cli_image.image_prune(ROOT, everything=everything, dry=c.config.run.dry)
 
 
-accept_words()
-refuse_with_two()
+install(BARE_WORDS)
+install(MISUSE_IS_TWO)
 ns = Collection()
 for task in (
     *(train, resume, attach, stop, runs, logs, pull, remove),

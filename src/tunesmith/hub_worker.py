@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 import requests
-from huggingface_hub import HfApi, constants, file_download, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -28,16 +28,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tunesmith.hub_patches import JUDGED_METADATA, SMALL_CHUNKS, HeaderError
+from tunesmith.patching import install
+
 # Only whole chunks survive a cut; huggingface_hub's own 10 MiB never progress on a line
 # that dies more often than that.
 _CHUNK = 1 << 18
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_ETAG = re.compile(r"^[0-9A-Za-z-]{1,128}$")
-
-
-class _RefusedError(Exception):
-    """The endpoint answered with something that must not be used."""
 
 
 def main() -> int:
@@ -45,7 +43,7 @@ def main() -> int:
     request = json.loads(sys.stdin.readline())
     try:
         _serve(request)
-    except (requests.RequestException, OSError, ValueError, _RefusedError) as error:
+    except (requests.RequestException, OSError, ValueError, HeaderError) as error:
         # huggingface_hub's own errors are all of these classes.
         _say({"error": _explain(error, bool(request["token"]))})
         return 1
@@ -53,7 +51,7 @@ def main() -> int:
 
 
 def _serve(request: dict[str, Any]) -> None:
-    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
+    install(SMALL_CHUNKS, _CHUNK)
     endpoint, name = request["endpoint"], request["name"]
     # False, not None: None would mean "the token you find".
     token = request["token"] or False
@@ -65,7 +63,7 @@ def _serve(request: dict[str, Any]) -> None:
     )
     commit = info.sha
     if commit is None or not _COMMIT.match(commit):
-        raise _RefusedError(f"names no commit, but {commit!r}")
+        raise HeaderError(f"names no commit, but {commit!r}")
     files = [
         {
             "name": file.rfilename,
@@ -79,7 +77,7 @@ def _serve(request: dict[str, Any]) -> None:
     line = sys.stdin.readline()
     if not line:
         return
-    _guard_metadata(commit)
+    install(JUDGED_METADATA, commit)
     for file in json.loads(line)["files"]:
         hf_hub_download(
             name,
@@ -91,21 +89,6 @@ def _serve(request: dict[str, Any]) -> None:
         )
         _say({"file": file})
     _say({"done": True})
-
-
-def _guard_metadata(commit: str) -> None:
-    """Judge the headers that huggingface_hub makes file names of: ETag and commit."""
-    ask = file_download.get_hf_file_metadata
-
-    def judged(*args: Any, **kwargs: Any) -> file_download.HfFileMetadata:
-        metadata = ask(*args, **kwargs)
-        if metadata.etag is None or not _ETAG.match(metadata.etag):
-            raise _RefusedError(f"sends the ETag {metadata.etag!r}, which is no file name")
-        if metadata.commit_hash != commit:
-            raise _RefusedError(f"sends commit {metadata.commit_hash!r} when asked for {commit}")
-        return metadata
-
-    file_download.get_hf_file_metadata = judged
 
 
 def _explain(error: Exception, token: bool) -> dict[str, Any]:
@@ -158,7 +141,7 @@ def _of_status(error: Exception, status: int, after: str, token: bool) -> dict[s
 
 
 def _of_transport(error: Exception) -> tuple[str, str, bool]:
-    if isinstance(error, _RefusedError):
+    if isinstance(error, HeaderError):
         return "broken", f"it {error}", False
     if isinstance(error, requests.exceptions.SSLError):
         text = "its certificate is not trusted (a company's proxy? then set `ca_bundle`)"

@@ -12,6 +12,7 @@ from invoke.parser import Argument, Parser, ParserContext
 from invoke.util import Lexicon
 
 from tunesmith.errors import TunesmithError
+from tunesmith.patching import Patch
 
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*=")
 _RUN = re.compile(r"^\w[\w.-]*$")
@@ -61,18 +62,7 @@ class _Flags(Lexicon):  # type: ignore[misc]
         return None
 
 
-def accept_words() -> None:
-    """Let every task with an `overrides` argument take bare `key=value` words, and a task with
-    --compare the names of runs after it.
-
-    Invoke's parser takes any bare word for the name of a task; LLaMA-Factory's users
-    write overrides as bare words. Invoke copies the namespace of tasks.py into a plain
-    Collection, so a subclass of ours would be lost: the method itself is wrapped, once.
-    """
-    original = Collection.to_contexts
-    if getattr(original, "accepts_words", False):
-        return
-
+def _with_words(original: Any) -> Any:
     @functools.wraps(original)
     def to_contexts(collection: Collection, *args: Any, **kwargs: Any) -> list[ParserContext]:
         contexts: list[ParserContext] = original(collection, *args, **kwargs)
@@ -83,19 +73,22 @@ def accept_words() -> None:
                 context.flags = flags
         return contexts
 
-    to_contexts.accepts_words = True  # type: ignore[attr-defined]
-    Collection.to_contexts = to_contexts
+    return to_contexts
 
 
-def refuse_with_two() -> None:
-    """Let a command line that Invoke cannot read end with exit code 2, as other misuse does.
+BARE_WORDS = Patch(
+    target="invoke:Collection.to_contexts",
+    caller="invoke.program:Program._make_parser",
+    versions="invoke==3.0.*",
+    why="Invoke takes any bare word for the name of a task, and LLaMA-Factory's users write "
+    "overrides as bare words. It copies the namespace of tasks.py into a plain Collection, so a "
+    "subclass of ours would be lost",
+    removal="Invoke's tasks take a rest of positional words",
+    make=_with_words,
+)
 
-    Invoke makes it 1, like a failed task. Its parser is wrapped, once.
-    """
-    original = Parser.parse_argv
-    if getattr(original, "refuses_with_two", False):
-        return
 
+def _ends_with_two(original: Any) -> Any:
     @functools.wraps(original)
     def parse_argv(parser: Parser, argv: list[str]) -> Any:
         try:
@@ -104,8 +97,18 @@ def refuse_with_two() -> None:
             said = str(error).rstrip("!.")
             raise Exit(f"{said}; `inv --list` shows every command", code=2) from None
 
-    parse_argv.refuses_with_two = True  # type: ignore[attr-defined]
-    Parser.parse_argv = parse_argv
+    return parse_argv
+
+
+MISUSE_IS_TWO = Patch(
+    target="invoke.parser:Parser.parse_argv",
+    caller="invoke.program:Program.parse_core_args",
+    versions="invoke==3.0.*",
+    why="a command line that cannot be read ends with 1, like a failed task; other misuse is 2",
+    removal="Invoke's own exit code of a parse error can be chosen",
+    make=_ends_with_two,
+)
+PATCHES = (BARE_WORDS, MISUSE_IS_TWO)
 
 
 def door(**options: Any) -> Callable[[Callable[..., None]], Any]:

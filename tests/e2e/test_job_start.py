@@ -55,7 +55,8 @@ print(type(adapted.four).__name__, "sklearn" in sys.modules)
 TEXTS = r"""
 import json, sys
 from transformers import AutoTokenizer
-from tunesmith.job import batches
+from tunesmith.job.patches.transformers import ENCODE_STRAIGHT
+from tunesmith.patching import install
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 marks = [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()]
@@ -71,8 +72,8 @@ def others():
     return [cut, tokenizer.encode("one", "two"), ids(False), tokenizer.encode("one")]
 
 before = [ids(False), ids(True), others()]
-batches.encode_quickly()
-batches.encode_quickly()
+install(ENCODE_STRAIGHT)
+install(ENCODE_STRAIGHT)
 assert [ids(False), ids(True), others()] == before
 print(len(texts))
 """
@@ -113,6 +114,9 @@ from datasets import Dataset, arrow_writer
 from llamafactory.data import loader
 from llamafactory.data.parser import DatasetAttr
 from tunesmith.job import batches
+from tunesmith.job.patches.datasets import INFER_TYPE_ONCE, REMEMBER_TYPE
+from tunesmith.job.patches.llamafactory import CONVERT_IN_BATCHES
+from tunesmith.patching import install
 
 def talk(*turns):
     return {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": "[]"}
@@ -180,10 +184,10 @@ def failure():
 theirs, failed = all_of_them(), failure()
 assert "batch" not in seen and failed is not None
 columns = seen.count("column")
-batches.convert_in_batches()
+install(CONVERT_IN_BATCHES)
 assert all_of_them() == theirs and failure() == failed
 assert "row" not in seen and seen.count("column") == columns
-batches.infer_types_once()
+install(REMEMBER_TYPE), install(INFER_TYPE_ONCE)
 batches.hasten()
 assert gc.get_freeze_count() > 100_000
 assert all_of_them() == theirs and failure() == failed

@@ -68,8 +68,8 @@ def test_rows_that_other_code_of_ours_has_made_are_not_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepared.by_content(data(tmp_path / "data"))
-    (tmp_path / "batches.py").write_text("another version\n")
-    monkeypatch.setattr(prepared.batches, "__file__", str(tmp_path / "batches.py"))
+    (tmp_path / "datasets.py").write_text("another version\n")
+    monkeypatch.setattr(prepared.datasets, "__file__", str(tmp_path / "datasets.py"))
     assert prepared.by_content(data(tmp_path / "data")) not in (None, first)
 
 

@@ -22,6 +22,7 @@ from tunesmith.errors import UsageError
 from tunesmith.files import write_json
 from tunesmith.job import api, board, curves, services
 from tunesmith.job.identity import Identity, identify, start_ticks
+from tunesmith.job.patches.llamafactory import without_hub_code
 from tunesmith.job.services import Service
 
 pytestmark = pytest.mark.unit
@@ -405,11 +406,11 @@ def test_a_data_folder_in_the_way_is_not_removed(tmp_path: Path, house: dict[str
 def test_hub_code_is_off_in_what_the_board_starts() -> None:
     seen: list[Any] = []
 
-    @board.without_hub_code
+    @without_hub_code
     def parse(data: dict[str, Any]) -> dict[str, Any]:
         return {"model_name_or_path": data["model"], "trust_remote_code": True}
 
-    @board.without_hub_code
+    @without_hub_code
     def load(_self: object, args: dict[str, Any] | None = None) -> None:
         seen.append(args)
 

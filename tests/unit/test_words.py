@@ -7,7 +7,8 @@ from invoke import Collection, Context, Exit, ParseError
 from invoke.parser import Parser
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.words import accept_words, door, refuse_with_two
+from tunesmith.patching import install
+from tunesmith.words import BARE_WORDS, MISUSE_IS_TWO, door
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +28,7 @@ def other(_c: Context) -> None:
 
 
 def parse(*words: str) -> list[tuple[str, dict[str, object]]]:
-    accept_words()
+    install(BARE_WORDS)
     contexts = Collection(train, other).to_contexts()
     return [(c.name, c.as_kwargs) for c in Parser(contexts).parse_argv(list(words))]
 
@@ -65,7 +66,7 @@ def test_errors_become_lines_and_exit_codes() -> None:
 
 @pytest.mark.parametrize("words", [("train", "--no-such"), ("no.such",), ("train", "--config")])
 def test_what_invoke_cannot_read_is_misuse(words: tuple[str, ...]) -> None:
-    refuse_with_two()
+    install(MISUSE_IS_TWO)
     with pytest.raises(Exit) as misuse:
         parse(*words)
     assert misuse.value.code == 2

@@ -24,8 +24,11 @@ from typing import IO, Any
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.job import inference
 from tunesmith.job.failures import JobError
+from tunesmith.job.patches.llamafactory import LOAD_NO_WEIGHTS
+from tunesmith.job.patches.transformers import NOTE_SHARDS
 from tunesmith.job.stream import Shard
 from tunesmith.job.tensors import Tensor
+from tunesmith.patching import installed
 
 # Bytes: LLaMA-Factory with PyTorch's CUDA libraries, measured 1.1 GB, and what it may grow to.
 MEMORY = 1_500_000_000
@@ -175,9 +178,8 @@ def make(
 def without_weights(tuner: Any, export: Mapping[str, Any]) -> dict[str, Any]:
     """Run export_model on the meta device; return {file: {tensor: [dtype, shape]}}."""
     import torch
-    from transformers import modeling_utils
 
-    load, save = tuner.load_model, modeling_utils.safe_save_file
+    load = tuner.load_model
     files: dict[str, Any] = {}
 
     def load_nothing(tokenizer: Any, model_args: Any, finetuning_args: Any) -> Any:
@@ -189,11 +191,8 @@ def without_weights(tuner: Any, export: Mapping[str, Any]) -> dict[str, Any]:
             name: [_name(tensor.dtype), list(tensor.shape)] for name, tensor in shard.items()
         }
 
-    tuner.load_model, modeling_utils.safe_save_file = load_nothing, note
-    try:
+    with installed(LOAD_NO_WEIGHTS, load_nothing), installed(NOTE_SHARDS, note):
         tuner.export_model(dict(export))
-    finally:
-        tuner.load_model, modeling_utils.safe_save_file = load, save
     return files
 
 

@@ -11,11 +11,10 @@ that is turned off here, so the code of a model folder never runs because somebo
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ import yaml
 from tunesmith import modelstore
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_text
+from tunesmith.job.patches.llamafactory import NO_HUB_CODE
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.services import refused
 from tunesmith.models import load_models
+from tunesmith.patching import install
 
 # Our sources lie in one folder, in a clone and on a host.
 _KNOWN = Path(__file__).resolve().parents[3] / "configs" / "models.yml"
@@ -130,37 +131,6 @@ def _configure(board: Path, found: Mapping[str, Path], last: str, language: str)
     write_text(file, yaml.safe_dump(now, allow_unicode=True))
 
 
-def without_hub_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that gives LLaMA-Factory's arguments, or takes them as its last one."""
-
-    @functools.wraps(function)
-    def wrapped(*words: Any, **named: Any) -> Any:
-        for word in (*words, *named.values()):
-            if isinstance(word, dict) and "trust_remote_code" in word:
-                word["trust_remote_code"] = False
-        result = function(*words, **named)
-        if isinstance(result, dict) and "trust_remote_code" in result:
-            result["trust_remote_code"] = False
-        return result
-
-    return wrapped
-
-
-def _refuse_hub_code() -> None:
-    """Turn trust_remote_code off where the Board trains, evaluates, talks and exports."""
-    from llamafactory.chat import chat_model
-    from llamafactory.webui import runner
-    from llamafactory.webui.components import export
-
-    for owner, name in (
-        (runner.Runner, "_parse_train_args"),
-        (runner.Runner, "_parse_eval_args"),
-        (chat_model.ChatModel, "__init__"),
-        (export, "export_model"),
-    ):
-        setattr(owner, name, without_hub_code(getattr(owner, name)))
-
-
 def _teach(found: Mapping[str, Path], templates: Mapping[str, str]) -> None:
     """Let the Board's list have our models, each with the template it was trained with."""
     from llamafactory.extras import constants
@@ -192,7 +162,8 @@ def serve(record_file: Path) -> None:
     os.chdir(board)
     os.environ["GRADIO_TEMP_DIR"] = str(board / "cache" / "gradio")
     _teach(found, {_board_name(name, names): model.template for name, model in known.items()})
-    _refuse_hub_code()
+    for patch in NO_HUB_CODE:
+        install(patch)
 
     from llamafactory.webui.interface import create_ui
 

@@ -30,11 +30,12 @@ from typing import Any
 
 import torch
 from llamafactory.extras.constants import IGNORE_INDEX
-from llamafactory.train.sft import workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
 from tunesmith.job import cpu_step, resources
 from tunesmith.job.failures import JobError
+from tunesmith.job.patches.llamafactory import OUR_TRAINER
+from tunesmith.patching import install
 
 # Decoders whose transformers 4.52 code takes a 4-D mask and position ids as they are.
 KNOWN_MODELS = ("llama", "mistral", "qwen2", "qwen3")
@@ -176,7 +177,7 @@ def use(
             )
             super().__init__(**kwargs)
 
-    workflow.CustomSeq2SeqTrainer = Trainer
+    install(OUR_TRAINER, Trainer)
 
 
 class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]

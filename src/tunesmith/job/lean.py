@@ -13,25 +13,18 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+from tunesmith.job.patches.peft import NO_BNB, NO_BNB_4BIT
+from tunesmith.job.patches.transformers import NO_JIEBA, NO_NLTK, NO_SKLEARN
+from tunesmith.patching import install, installed
+
 # The packages below llamafactory.train; `tuner` imports `run_<stage>` from each.
 STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
 
 def trim() -> None:
-    """Call it before LLaMA-Factory is imported: keep other libraries to what they need.
-
-    scikit-learn serves transformers' assisted generation, with a second model, which no job
-    of ours has. bitsandbytes serves layers that are its own, and a model that has some has
-    imported it.
-    """
-    from transformers.utils import import_utils
-
-    import_utils._sklearn_available = False
-
-    import peft.tuners.lora.model as lora
-
-    lora.is_bnb_available = _bitsandbytes_is_used
-    lora.is_bnb_4bit_available = _bitsandbytes_is_used
+    """Call it before LLaMA-Factory is imported: keep other libraries to what they need."""
+    for patch in (NO_SKLEARN, NO_BNB, NO_BNB_4BIT):
+        install(patch)
 
 
 @contextlib.contextmanager
@@ -40,25 +33,18 @@ def only(stage: str, *, scores: bool) -> Iterator[None]:
 
     `scores`: whether ROUGE and BLEU of generated text will be asked for.
     """
-    from transformers.utils import import_utils
-
     others = [f"llamafactory.train.{name}" for name in STAGES if name != stage]
     absent = [name for name in others if name not in sys.modules]
     for name in absent:
         module = ModuleType(name)
         setattr(module, f"run_{name.rpartition('.')[2]}", None)
         sys.modules[name] = module
-    known = import_utils._nltk_available, import_utils._jieba_available
-    if not scores:
-        import_utils._nltk_available = import_utils._jieba_available = False
     try:
-        yield
+        with contextlib.ExitStack() as stack:
+            for patch in () if scores else (NO_NLTK, NO_JIEBA):
+                stack.enter_context(installed(patch))
+            yield
     finally:
-        import_utils._nltk_available, import_utils._jieba_available = known
         # Whoever asks for one of them later gets the real one.
         for name in absent:
             del sys.modules[name]
-
-
-def _bitsandbytes_is_used() -> bool:
-    return "bitsandbytes" in sys.modules

@@ -9,7 +9,6 @@ each run has paths of its own. So a run reads its data through a folder named by
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -19,8 +18,13 @@ from typing import Any
 
 from tunesmith.files import read_json, sha256_of, write_json
 from tunesmith.job import batches
+from tunesmith.job.patches import datasets, llamafactory, transformers
+from tunesmith.job.patches.datasets import READ_AS_FILES
+from tunesmith.patching import install
 
 REGISTRY = "dataset_info.json"
+# Code of ours that has a part in how rows are made.
+_OURS = (batches, datasets, llamafactory, transformers)
 # Their code makes the rows, and a fingerprint has its name only.
 _MAKERS = ("llamafactory", "transformers", "tokenizers", "datasets")
 # Values of `columns` that name files beside the rows, found by dataset_dir.
@@ -48,7 +52,7 @@ def by_content(config: Mapping[str, Any]) -> str | None:
     content = {name: sha256_of(folder / name) for name in names}
     made_by = {name: importlib.metadata.version(name) for name in _MAKERS}
     # Rows that an earlier version of ours has made are not taken for those of this one.
-    ours = sha256_of(Path(batches.__file__))
+    ours = [sha256_of(Path(str(module.__file__))) for module in _OURS]
     told = json.dumps([made_by, ours, entries, content], sort_keys=True)
     view = _views() / hashlib.sha256(told.encode()).hexdigest()[:32]
     for name in names:
@@ -103,16 +107,5 @@ def hasten(config: Mapping[str, Any]) -> None:
     """Let the libraries prepare rows with less waiting; the rows are the same. Imports them."""
     batches.hasten()
     if Path(str(config.get("dataset_dir"))).parent == _views():
-        _read_as_files()
-
-
-def _read_as_files() -> None:
-    """Let the datasets library read files of this machine without more ado.
-
-    For each kind of file it makes ready to read over the network, and loads scipy's readers for
-    that: a sixth of the time that preparing a thousand rows takes.
-    """
-    for kind in ("arrow", "csv", "json", "parquet", "text"):
-        module: Any = importlib.import_module(f"datasets.packaged_modules.{kind}.{kind}")
-        # Its own mark of a module that is ready.
-        module._patched_for_streaming = True
+        for patch in READ_AS_FILES:
+            install(patch)

@@ -14,7 +14,9 @@ import yaml
 
 from tunesmith.files import read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
+from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.rundir import RunFolder
+from tunesmith.patching import install
 
 # Below this many rows per process a fork costs more than it saves (measured: 1,000 rows
 # take 0.65 s in one process and 9.4 s in sixteen on two cores).
@@ -54,11 +56,11 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         from tunesmith.job import fast
 
         fast.use(config, emit, functools.partial(_keep, folder))
-    keep_batch_of_config()
+    install(KEEP_BATCH_OF_CONFIG)
     callback = RunCallback(
         folder, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800))
     )
-    keep_epoch_when_skipping()
+    install(KEEP_EPOCH_WHEN_SKIPPING)
     prepared.hasten(config)
     run_exp(config, callbacks=[callback])
     return _ended(folder, request, emit, Path(config["output_dir"]))
@@ -101,51 +103,6 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
         # start its log anew; with a checkpoint to resume from the log is continued.
         config["overwrite_output_dir"] = not sealed
     return config
-
-
-def keep_epoch_when_skipping() -> None:
-    """Mend the order of rows after a resume in the middle of an epoch.
-
-    accelerate 1.7's skip_first_batches makes a loader that counts epochs from 0 and sets
-    the sampler back to that: the rest of the epoch then follows the first epoch's order,
-    so that some rows are seen twice and others not at all.
-    """
-    from transformers import trainer
-
-    skip = trainer.skip_first_batches
-
-    def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
-        skipped = skip(dataloader, num_batches)
-        if hasattr(dataloader, "iteration"):
-            skipped.iteration = dataloader.iteration
-        return skipped
-
-    trainer.skip_first_batches = skip_first_batches
-
-
-def keep_batch_of_config() -> None:
-    """Mend the micro-batch after a resume: the config's, not the one of the checkpoint.
-
-    transformers 4.52 takes the checkpoint's for the rows of a pass and the config's for how
-    many passes make a step: after a micro-batch was halved, the rows that did not fit would
-    come back, and a step would have twice the rows.
-    """
-    from transformers import Trainer
-
-    loop = Trainer._inner_training_loop
-    if getattr(loop, "keeps_batch", False):
-        return
-
-    @functools.wraps(loop)
-    def inner_training_loop(
-        self: Any, batch_size: int | None = None, args: Any = None, **kwargs: Any
-    ) -> Any:
-        if not self.args.auto_find_batch_size:
-            batch_size = self.args.train_batch_size
-        return loop(self, batch_size=batch_size, args=args, **kwargs)
-
-    inner_training_loop.keeps_batch = True  # type: ignore[attr-defined]
-    Trainer._inner_training_loop = inner_training_loop
 
 
 def _keep(folder: RunFolder, change: Mapping[str, Any]) -> None:

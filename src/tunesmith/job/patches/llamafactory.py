@@ -1,0 +1,163 @@
+"""llamafactory: rows in batches, our trainer, exports without weights, no code of a hub."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tunesmith.patching import Patch, PrivateName
+
+_VERSIONS = "llamafactory==0.9.3"
+
+
+class EachRow:
+    """A function of a row, for a batch of rows; pickled by its state, for a fingerprint."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        self._function = function
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the columns of the rows that the function makes of the batch's."""
+        columns = {name: batch[name] for name in batch}
+        rows = zip(*columns.values(), strict=True)
+        made = [self._function(dict(zip(columns, row, strict=True))) for row in rows]
+        return {name: [row[name] for row in made] for name in made[0]}
+
+
+class _InBatches:
+    """A data set as `align_dataset` uses one: looked into, and mapped row by row."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._dataset)
+
+    def map(self, function: Any, *, batched: bool, **options: Any) -> Any:
+        if not batched:
+            function = EachRow(function)
+        return self._dataset.map(function, batched=True, **options)
+
+
+def _in_batches(usual: Any) -> Any:
+    from datasets import Dataset
+
+    def align_dataset(dataset: Any, *arguments: Any) -> Any:
+        # A stream has a map of its own.
+        return usual(_InBatches(dataset) if type(dataset) is Dataset else dataset, *arguments)
+
+    return align_dataset
+
+
+CONVERT_IN_BATCHES = Patch(
+    target="llamafactory.data.loader:align_dataset",
+    caller="llamafactory.data.loader:_load_single_dataset",
+    versions=_VERSIONS,
+    why="one row after the other is asked of the datasets library, which reads and writes each "
+    "by itself: five times as long as the conversion of a thousand rows that are read together",
+    removal="align_dataset maps with batched=True",
+    make=_in_batches,
+)
+
+
+def _given(_original: Any, replacement: Any) -> Any:
+    return replacement
+
+
+OUR_TRAINER = Patch(
+    target="llamafactory.train.sft.workflow:CustomSeq2SeqTrainer",
+    caller="llamafactory.train.sft.workflow:run_sft",
+    versions=_VERSIONS,
+    why="the fast preset computes the same steps with less waiting",
+    removal="run_sft takes a trainer's class",
+    make=_given,
+)
+LOAD_NO_WEIGHTS = Patch(
+    target="llamafactory.train.tuner:load_model",
+    caller="llamafactory.train.tuner:export_model",
+    versions=_VERSIONS,
+    why="an export whose weights are written elsewhere, in blocks, needs the model's shapes only",
+    removal="never: it is how the streaming merge learns the files of an export",
+    make=_given,
+)
+
+
+def without_hub_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that gives LLaMA-Factory's arguments, or takes them as its last one."""
+
+    @functools.wraps(function)
+    def wrapped(*words: Any, **named: Any) -> Any:
+        for word in (*words, *named.values()):
+            if isinstance(word, dict) and "trust_remote_code" in word:
+                word["trust_remote_code"] = False
+        result = function(*words, **named)
+        if isinstance(result, dict) and "trust_remote_code" in result:
+            result["trust_remote_code"] = False
+        return result
+
+    return wrapped
+
+
+def _refuse(target: str, caller: str) -> Patch:
+    return Patch(
+        target=target,
+        caller=caller,
+        versions=_VERSIONS,
+        why="the Board turns trust_remote_code on for whatever model is chosen in it",
+        removal="the Board has a way to refuse it",
+        make=without_hub_code,
+    )
+
+
+NO_HUB_CODE = (
+    _refuse(
+        "llamafactory.webui.runner:Runner._parse_train_args",
+        "llamafactory.webui.runner:Runner._launch",
+    ),
+    _refuse(
+        "llamafactory.webui.runner:Runner._parse_eval_args",
+        "llamafactory.webui.runner:Runner._launch",
+    ),
+    _refuse(
+        "llamafactory.chat.chat_model:ChatModel.__init__",
+        "llamafactory.webui.chatter:WebChatModel.load_model",
+    ),
+    _refuse(
+        "llamafactory.webui.components.export:export_model",
+        "llamafactory.webui.components.export:save_model",
+    ),
+)
+
+PATCHES = (CONVERT_IN_BATCHES, OUR_TRAINER, LOAD_NO_WEIGHTS, *NO_HUB_CODE)
+
+
+def _private(name: str, place: str, *readers: str) -> PrivateName:
+    return PrivateName(name, f"llamafactory.{place}", _VERSIONS, readers)
+
+
+PRIVATE = (
+    _private("_parse_train_args", "hparams.parser:get_train_args", "job.replay", "job.held_out"),
+    _private("_get_merged_dataset", "data.loader:get_dataset", "job.replay", "job.held_out"),
+    _private(
+        "_get_dataset_processor",
+        "data.loader:_get_preprocessed_dataset",
+        "job.replay",
+        "job.held_out",
+    ),
+    _private(
+        "_encode_data_example",
+        "data.processor.supervised:SupervisedDatasetProcessor",
+        "job.replay",
+        "job.held_out",
+    ),
+    _private("_process_args", "chat.hf_engine:HuggingfaceEngine", "job.parity"),
+    _private("_process_request", "api.chat:create_chat_completion_response", "job.parity"),
+    _private("SUPPORTED_MODELS", "webui.common:get_model_path", "job.board"),
+    _private("DEFAULT_TEMPLATE", "webui.common:get_template", "job.board"),
+    # Imported by the tuner, one trainer a stage; those of other stages are empty modules.
+    *(
+        _private(f"run_{stage}", "train.tuner:_training_function", "job.lean")
+        for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto")
+    ),
+)
