@@ -110,10 +110,11 @@ def curve(losses: Sequence[float], width: int = 20) -> str:
 def gpu_line(gpu: dict[str, Any]) -> str:
     """Return a GPU's memory in use and its utilisation, as far as the driver tells them."""
     parts = ["GPU"]
-    if gpu["memory_used"] is not None and gpu["memory_total"] is not None:
-        parts.append(f"{gpu['memory_used'] / 2**30:.1f}/{gpu['memory_total'] / 2**30:.0f} GiB")
-    if gpu["utilisation"] is not None:
-        parts.append(f"{gpu['utilisation']:.0f}%")
+    used, total, busy = (gpu.get(k) for k in ("memory_used", "memory_total", "utilisation"))
+    if used is not None and total is not None:
+        parts.append(f"{used / 2**30:.1f}/{total / 2**30:.0f} GiB")
+    if busy is not None:
+        parts.append(f"{busy:.0f}%")
     return " ".join(parts)
 
 

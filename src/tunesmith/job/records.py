@@ -76,8 +76,7 @@ REQUEST = fields(
 )
 
 _GPU = fields(
-    {"memory_used": maybe(finite), "memory_total": maybe(finite), "utilisation": maybe(finite)},
-    ("memory_used", "memory_total", "utilisation"),
+    {"memory_used": maybe(finite), "memory_total": maybe(finite), "utilisation": maybe(finite)}
 )
 
 STATUS = fields(

@@ -106,6 +106,8 @@ def read_record(run_dir: Path) -> Record:
         versions=take("versions.json", _reader(records.VERSIONS), {}),
         missing=(),
     )
+    if status.get("failure") == "damaged":
+        faults["status.json"] = "damaged: " + str(status["message"]).partition("damaged: ")[2]
     if lines := damaged_lines(folder.events_file):
         # The others are shown.
         faults["events.jsonl"] = f"damaged: {lines[0]}"
@@ -184,7 +186,8 @@ def _read_events(path: Path) -> list[Row]:
 def _read_answers(path: Path) -> list[Row]:
     """Return the rows of a file of answers. Raises ValueError naming a line that is none."""
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    # What stands behind the last line's end was being written.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         if not line.strip(b"\0 \r"):
             continue
         try:
