@@ -419,7 +419,7 @@ def _webui(words: list[str]) -> None:
 def _api(words: list[str]) -> None:
     """Be the API of a host: a run's model, for who has the key."""
     from tunesmith.console import say
-    from tunesmith.job import agent
+    from tunesmith.job.listing import find
     from tunesmith.project import Project
 
     parser = _parser("api", run=True)
@@ -444,7 +444,7 @@ def _api(words: list[str]) -> None:
     if fault := _mount_fault(writing=False):
         raise UsageError(fault)
     # An empty --run is what docker/compose.yaml says for the newest.
-    run = agent.find(Project.at(APP).runs, options.run or None)
+    run = find(Project.at(APP).runs, options.run or None)
     say(f"model {run.run_id} ({options.what})")
     _tell_way("API_HOST", listen, port)
     _serve("api", {}, listen, port, serves={"what": options.what}, run=run.run_id, key=key)

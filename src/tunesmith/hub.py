@@ -31,6 +31,7 @@ from tunesmith.mirrors import Mirror, load_mirror
 from tunesmith.modelfiles import FileRecord, Problem
 from tunesmith.models import BaseModel, PypiSource, load_models, lookup
 from tunesmith.modelstore import ModelFolder
+from tunesmith.swap import put_in_place
 from tunesmith.wheels import Installer, convert_with, uv_install
 
 __all__ = [
@@ -416,9 +417,7 @@ def _keep(
             return entry.model
     here = ModelFolder(work.name, made, source, revision, files, fetched=True)
     modelstore.record(made, here, revision)
-    if home.exists():
-        shutil.rmtree(home)
-    made.rename(home)
+    put_in_place(made, home)
     return dataclasses.replace(here, path=home)
 
 

@@ -88,6 +88,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Shapes]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UsageError(f"{config_file}: peft_type is {kind!r}, 'LORA' expected")
+    # PEFT imports the modules these name.
+    for key in ("auto_mapping", "megatron_config"):
+        if config.get(key):
+            raise UsageError(f"{config_file}: {key} is set, which names code: no adapter of ours")
     # Reward runs keep a value_head.safetensors beside it, which is no part of the adapter.
     shapes = tensor_shapes(folder)
     tensors = {name: found for name, found in shapes.items() if name.startswith(_PREFIX)}

@@ -36,14 +36,28 @@ from typing import Any, NoReturn
 import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import fsync_folder, human_bytes, read_json, sha256_of, write_json, write_text
-from tunesmith.job import gpu, launch, orders
+from tunesmith.files import fsync_folder, human_bytes, sha256_of, write_json, write_text
+from tunesmith.job import gpu, launch, orders, records
+from tunesmith.job.listing import find, folders, list_runs
 from tunesmith.job.pulled import PARTS, USUAL, manifest, output_of
+from tunesmith.job.run_id import RunId
 from tunesmith.job.rundir import RunFolder, acquire
+from tunesmith.job.shapes import Check, anything, count, each, fields, items, maybe, text
+from tunesmith.job.stored import parse_json
 from tunesmith.job.watch import look, watch
 
 # A folder of a create that was killed: older than any upload's last step takes.
 _STALE_SECONDS = 3600.0
+_INPUT = fields({"source": text, "size": count, "sha256": text}, ("source", "size", "sha256"))
+# What a client orders with create or renew.
+_ORDER: Check = fields(
+    {
+        "request": records.REQUEST,
+        "config": maybe(each(anything)),
+        "inputs": maybe(each(_INPUT)),
+    },
+    ("request",),
+)
 
 
 def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +67,8 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     uploaded later must replace those files, never write into them. Raises UsageError for a
     run that exists or an input that is not what was promised.
     """
-    run_id = _name(str(wanted["run_id"]))
+    run_id = RunId(wanted.get("run_id"))
+    _checked(wanted)
     final = runs / run_id
     runs.mkdir(parents=True, exist_ok=True)
     _sweep(runs)
@@ -81,6 +96,7 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 def renew(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
     """Replace run.json, and inputs, of a run nobody works in; UsageError when somebody does."""
+    _checked(wanted)
     run.request()
     lock = acquire(run)
     try:
@@ -92,49 +108,15 @@ def renew(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
     return {"run_id": run.run_id}
 
 
-def find(runs: Path, run_id: str | None) -> RunFolder:
-    """Return a run, by default the newest. Raises UsageError naming the newest ones."""
-    folders = _folders(runs)
-    if not folders:
-        raise UsageError(f"no runs in {runs}; `inv train` makes one")
-    if run_id is None:
-        return RunFolder(max(folders, key=lambda f: (f / "run.json").stat().st_mtime))
-    for folder in folders:
-        if folder.name == run_id:
-            return RunFolder(folder)
-    shown = ", ".join(folder.name for folder in folders[-5:])
-    raise UsageError(f"no run {run_id!r}; the newest are {shown} (`inv runs` lists all)")
-
-
 def show(run: RunFolder) -> dict[str, Any]:
     """Return request, config (None without one) and status of a run."""
-    config = None
-    if run.config_file.exists():
-        config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    config = run.config() if run.config_file.exists() else None
     return {"request": run.request(), "config": config, "status": run.status()}
-
-
-def list_runs(runs: Path) -> list[dict[str, Any]]:
-    """Return the status of every run, oldest first.
-
-    One whose files cannot be read is listed as failed, class `damaged`.
-    """
-    found = []
-    for folder in _folders(runs):
-        run = RunFolder(folder)
-        try:
-            request = run.request()
-            shown = {"created": request["created"], "title": request["title"]}
-            found.append(run.status() | shown | {"path": str(folder)})
-        except (TunesmithError, ValueError, KeyError) as error:
-            found.append(_damaged(run, error))
-    return sorted(found, key=lambda item: (item["created"], item["run_id"]))
 
 
 def remove(runs: Path, run: RunFolder) -> dict[str, Any]:
     """Delete a run nobody works in. Returns {"freed": bytes} and, under "left", a folder
     of results that lies elsewhere. Raises UsageError when somebody works in it."""
-    run.request()
     lock = acquire(run)
     try:
         output = output_of(run)
@@ -159,6 +141,8 @@ def afterwards(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
     when it could not be run. Raises UsageError when another run needs the host, the run has
     not succeeded, or its command was run before."""
     run.request()
+    if fault := items(text)(wanted.get("command"), "command"):
+        raise UsageError(f"stdin: {fault}")
     code, why = orders.once(run, [str(word) for word in wanted["command"]])
     return {"code": code, "why": why}
 
@@ -173,19 +157,20 @@ def resume_all(runs: Path) -> dict[str, Any]:
     """
     cut_off = []
     answer: dict[str, Any] = {"started": [], "refused": {}}
-    for folder in _folders(runs):
+    for folder in folders(runs):
         run = RunFolder(folder)
+        # Empty for one that was made, but never started.
+        left = run.last_status()
+        if left.get("state") not in ("running", "queued") or run.busy():
+            continue
         try:
-            left = read_json(run.status_file)
-            if left["state"] in ("running", "queued") and not run.busy():
-                if left.get("gpu") and not gpu.ask():
-                    answer["refused"][run.run_id] = _no_gpu(run)
-                    continue
-                cut_off.append((left["state"] == "queued", str(run.request()["created"]), run))
-        except FileNotFoundError:
-            continue  # made, but never started
-        except (TunesmithError, ValueError, KeyError):
+            created = str(run.request().get("created", ""))
+        except TunesmithError:
             continue  # damaged: `runs` shows it
+        if left.get("gpu") and not gpu.ask():
+            answer["refused"][run.run_id] = _no_gpu(run)
+            continue
+        cut_off.append((left["state"] == "queued", created, run))
     for _, _, run in sorted(cut_off, key=lambda item: (*item[:2], item[2].run_id)):
         try:
             launch.start(run.path, [])
@@ -305,7 +290,7 @@ def _say(value: dict[str, Any]) -> None:
 
 def _stdin() -> dict[str, Any]:
     try:
-        value = json.loads(sys.stdin.buffer.read())
+        value = parse_json(sys.stdin.buffer.read())
     except ValueError as error:
         raise UsageError(f"stdin is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -313,21 +298,13 @@ def _stdin() -> dict[str, Any]:
     return value
 
 
-def _name(run_id: str) -> str:
-    """Refuse a run id that is no plain name of a folder."""
-    if not run_id or run_id.startswith((".", "-")) or "/" in run_id or "\0" in run_id:
-        raise UsageError(f"run id {run_id!r} cannot name a folder")
-    return run_id
+def _checked(wanted: dict[str, Any]) -> None:
+    if fault := _ORDER(wanted, ""):
+        raise UsageError(f"stdin: {fault}")
 
 
 def _exists(run_id: str) -> UsageError:
     return UsageError(f"run {run_id} is there already; `inv runs` lists it")
-
-
-def _folders(runs: Path) -> list[Path]:
-    return sorted(
-        path.parent for path in runs.glob("*/run.json") if not path.parent.name.startswith(".")
-    )
 
 
 def _take_input(folder: Path, name: str, record: dict[str, Any]) -> None:
@@ -368,19 +345,6 @@ def _sweep(runs: Path) -> None:
     for path in runs.glob(".*.incoming-*"):
         if time.time() - path.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _damaged(run: RunFolder, error: Exception) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "state": "failed",
-        "phases": {},
-        "failure": "damaged",
-        "message": f"its files cannot be read: {error}",
-        "created": "",
-        "title": "(damaged)",
-        "path": str(run.path),
-    }
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tunesmith.files import read_json
-from tunesmith.job import resources
+from tunesmith.job import records, resources
 from tunesmith.job.identity import identify
 from tunesmith.job.rundir import RunFolder
+from tunesmith.job.stored import DamagedError, read_object
 from tunesmith.job.worker import SUPERVISOR_PID
 
 _LOG_TAIL_BYTES = 16_384
@@ -115,9 +114,9 @@ class Attempt:
 
     def _read_heartbeat(self) -> None:
         try:
-            heartbeat = read_json(Path(self._run.heartbeat_file))
-        except FileNotFoundError:
-            return
+            heartbeat = read_object(self._run.heartbeat_file, records.HEARTBEAT, "")
+        except (FileNotFoundError, DamagedError):
+            return  # the next one comes within a second of a step
         if heartbeat.get("step") != self._last_step or heartbeat.get("paused"):
             self._last_sign = time.monotonic()
             self._last_step = heartbeat["step"]

@@ -108,7 +108,7 @@ def _write(run: RunFolder, request: dict[str, Any], model: hub.ModelFolder) -> N
         "files": {n: {"size": r.size, "sha256": r.sha256} for n, r in model.files.items()},
     }
     if run.config_file.exists():
-        config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+        config = run.config()
         config["model_name_or_path"] = path
         body = yaml.safe_dump(config, allow_unicode=True, sort_keys=True)
         write_text(run.config_file, body)

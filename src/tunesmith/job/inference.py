@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
+from tunesmith.job.rundir import RunFolder
 
 # ModelArguments keys of the train config that must not follow into inference: other
 # engines, training-only kernels, and train_from_scratch, which would draw random weights.
@@ -128,13 +129,12 @@ class Loaded:
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """Return the train config of a run; UsageError when there is none."""
-    import yaml
-
-    file = run_dir / "config.yaml"
-    if not file.is_file():
-        raise UsageError(f"{run_dir}: not a run folder (no config.yaml): `inv runs` lists the runs")
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return config
+    try:
+        return RunFolder(run_dir).config()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{run_dir}: not a run folder (no config.yaml): `inv runs` lists the runs"
+        ) from None
 
 
 def starting_adapters(config: Mapping[str, Any]) -> list[str]:

@@ -24,12 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json, sha256_of, write_json
+from tunesmith.files import human_bytes, sha256_of, write_json
 from tunesmith.job import around, mergeable, resources
+from tunesmith.job.adopted import config_of
+from tunesmith.job.allowed import MERGED, part_of_allowed
 from tunesmith.job.mergeable import Mergeable, only_whole
 from tunesmith.job.rundir import RunFolder
+from tunesmith.job.shapes import Check, anything, each, fields, one_of, text
+from tunesmith.job.stored import read_object
 from tunesmith.job.stream import Shard
 from tunesmith.modelfiles import INDEX
+from tunesmith.swap import put_in_place
 
 FOLDER = "around"
 RECORD = "kit.json"
@@ -42,6 +47,32 @@ _HERE, _ADAPTER, _BASE = "around", "adapter", "base"
 _ROOM = 500_000_000
 # Ways to train after which models are loaded otherwise in the same process.
 _CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
+
+
+def _names(check: Check) -> Check:
+    """Return a check for an object whose keys are names of files of a merged model."""
+
+    def checked(value: Any, at: str) -> str | None:
+        if fault := each(check)(value, at):
+            return fault
+        # It may come from a host, and files are written under these names.
+        bad = [name for name in value if "/" in name or not part_of_allowed(f"{MERGED}/{name}")]
+        return f"{at} names a file {ascii(bad[0])[:90]}" if bad else None
+
+    return checked
+
+
+_KIT = fields(
+    {
+        "key": text,
+        "shards": _names(each(anything)),
+        "prompts": each(anything),
+        "files": _names(
+            fields({"in": one_of((_HERE, _ADAPTER, _BASE)), "sha256": text}, ("in", "sha256"))
+        ),
+    },
+    ("key", "shards", "prompts", "files"),
+)
 # What writes everything around the weights into a folder: weights files, parity.json's content.
 Maker = Callable[[Path], tuple[Mapping[str, Any], dict[str, Any]]]
 
@@ -75,11 +106,9 @@ class Kit:
 def key_of(request: Mapping[str, Any], config: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
     """Return what a kit belongs to: the run's config and base model, and how it is merged.
 
-    Paths are left out: they differ between machines.
+    Of the config what holds on every machine: paths differ, and a pulled run has no more.
     """
-    plain = {k: v for k, v in config.items() if not (isinstance(v, str) and v.startswith("/"))}
-    for name in ("model_name_or_path", "output_dir"):
-        plain.pop(name, None)
+    plain = config_of(config)
     model = request.get("model", {})
     told = {"config": plain, "keys": dict(keys), "base": model.get("files", {})}
     told["run"] = request.get("run_id")
@@ -91,7 +120,7 @@ def find(run_dir: Path, part: Path, request: Mapping[str, Any], asked: Mergeable
     folder = run_dir / FOLDER
     if not (folder / RECORD).is_file():
         return None
-    record = read_json(folder / RECORD)
+    record = read_object(folder / RECORD, _KIT, f"delete {folder}, and pull or merge again")
     if record["key"] != key_of(request, asked.config, asked.keys):
         return None
     places = {_HERE: folder, _ADAPTER: Path(asked.adapters[-1]), _BASE: asked.base}
@@ -202,8 +231,7 @@ def _keep(run_dir: Path, request: Mapping[str, Any], asked: Mergeable, maker: Ma
             "files": files,
         }
         write_json(part / RECORD, record)
-        shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
-        part.rename(run_dir / FOLDER)
+        put_in_place(part, run_dir / FOLDER)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

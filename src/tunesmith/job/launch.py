@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json
 from tunesmith.job.identity import Identity, identify
 from tunesmith.job.rundir import RunFolder
 
@@ -61,7 +60,10 @@ def stop(run_dir: Path) -> None:
     run = RunFolder(run_dir.resolve())
     run.request()
     status = run.status()
-    owner = Identity.from_json(status["supervisor"]) if "supervisor" in status else None
+    named = status.get("supervisor")
+    # Of a run that lives on a host the supervisor does too, whatever pid it has there.
+    own = run.busy() or not run.is_copy
+    owner = Identity.from_json(named) if named and own else None
     if owner is None or not owner.alive():
         raise UsageError(f"run {run.run_id} is not running (state: {status['state']})")
     os.kill(owner.pid, signal.SIGTERM)
@@ -69,7 +71,4 @@ def stop(run_dir: Path) -> None:
 
 def _supervisor(run: RunFolder) -> Any:
     """Return the identity in status.json: a pid alone comes again after a restart."""
-    try:
-        return read_json(run.status_file)["supervisor"]
-    except FileNotFoundError:
-        return None
+    return run.last_status().get("supervisor")

@@ -42,11 +42,11 @@ from tunesmith.job.mergeable import ACCEPT, SAFETENSORS_NAMES, SIZES, Mergeable,
 from tunesmith.job.pulled import disown_merged
 from tunesmith.job.tensors import stored_below
 from tunesmith.modelfiles import FileRecord, Problem, damaged, require, tensor_shapes, verify
+from tunesmith.swap import put_in_place
 
 MERGED = "merged"
 REFUSED = "merged.refused"
 _PART = ".merged.part"
-_OLD = ".merged.old"
 
 # Who did the sums, where the whole model was in memory.
 PEFT = "peft"
@@ -362,10 +362,4 @@ def _put_in_place(part: Path, merged: Path) -> None:
     fsync_folder(part)
     (merged.parent / "proof.json").unlink(missing_ok=True)
     disown_merged(merged.parent)
-    old = merged.parent / _OLD
-    shutil.rmtree(old, ignore_errors=True)
-    if merged.exists():
-        merged.rename(old)
-    part.rename(merged)
-    fsync_folder(merged.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    put_in_place(part, merged)

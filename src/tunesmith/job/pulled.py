@@ -1,5 +1,8 @@
 """What a pull brings: the files of a run with size and sha256. Standard library and yaml only.
 
+What may be pulled is an allow-list (job/allowed.py), so that a host gives away no code and a
+client takes none.
+
 Checksums are kept in the run folder (size and time stamp say whether they still hold), so
 that a second look costs no reading.
 """
@@ -7,38 +10,28 @@ that a second look costs no reading.
 from __future__ import annotations
 
 import hashlib
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
+from tunesmith.job.allowed import FOLDERS, MERGED, MOST_FILES, RECORD, part_of_allowed, stays
 from tunesmith.job.rundir import COPY_FILE, RunFolder
 
 # The parts a pull may ask for. What describes the run (config, status, events, answers,
-# proof) always comes along.
+# proof) always comes along. A report is made of it again where it is wanted.
 PARTS = ("adapter", "merged", "report", "log", "predict", "export")
 USUAL = ("adapter", "report", "log", "predict")
-RECORD = "record"
-MERGED = "merged"
 # Of the record, what speaks of the merged model that lies beside it.
 OF_MERGED = ("proof.json", "parity.json")
 
-# The folders of a pull, and the part each belongs to. `around` is what a merge elsewhere needs
-# besides the adapter.
-_FOLDERS = {
-    "output": "adapter",
-    "around": "adapter",
-    "merged": MERGED,
-    "predict": "predict",
-    "export": "export",
-}
 _CACHE = ".hashes.json"
 _TELL_SECONDS = 0.5
+_NAMES_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -53,12 +46,14 @@ class Item:
 def manifest(
     run: RunFolder, what: Iterable[str], tell: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Return {"files": {name: {"size", "sha256"}}, "state", "busy"} of a run.
+    """Return {"files": {name: {"size", "sha256"}}, "state", "busy", "left"} of a run.
+
+    "left" has the "count" and some "names" of files that are no part of a run's results.
 
     A file that lies outside the run folder (an `output_dir` of the user's) has its "path"
     too. While a run is `busy` its record and log grow: size and sha256 are those of what
     was there. `tell` hears the bytes read and their total. Raises UsageError for an unknown
-    part.
+    part, or for more files than any run has.
     """
     parts = tuple(what)
     unknown = sorted(set(parts) - set(PARTS))
@@ -67,40 +62,61 @@ def manifest(
     # Before the files are looked at: if nobody worked in it then, they are the final ones.
     busy = run.busy()
     state = run.status()["state"]
-    items = [item for item in items_of(run) if item.part in (RECORD, *parts)]
-    return {"files": _records(run, items, tell), "state": state, "busy": busy}
+    found, left = _sorted_out(run)
+    items = [item for item in found if item.part in (RECORD, *parts)]
+    if len(items) > MOST_FILES:
+        raise UsageError(
+            f"run {run.run_id}: {len(items)} files to pull, {MOST_FILES} at most; see what lies in "
+            f"{run.path}"
+        )
+    return {
+        "files": _records(run, items, tell),
+        "state": state,
+        "busy": busy,
+        "left": {"count": len(left), "names": left[:_NAMES_TOLD]},
+    }
 
 
 def items_of(run: RunFolder) -> list[Item]:
     """Return every file of a run that may be pulled, by name."""
-    found = [
-        Item(path.name, path, part_of(path.name))
-        for path in run.path.iterdir()
-        if _whole(path) and path != run.lock_file
-    ]
-    for name, part in _FOLDERS.items():
+    return _sorted_out(run)[0]
+
+
+def _sorted_out(run: RunFolder) -> tuple[list[Item], list[str]]:
+    """Return the files that may be pulled, and the names of others that need a word."""
+    named = [(path.name, path) for path in run.path.iterdir() if not path.is_dir()]
+    for name in FOLDERS:
         folder = output_of(run) if name == "output" else run.path / name
-        found += [
-            Item(f"{name}/{path.relative_to(folder).as_posix()}", path, part)
-            for path in _below(folder)
+        named += [
+            (f"{name}/{path.relative_to(folder).as_posix()}", path) for path in _below(folder)
         ]
-    return sorted(found, key=lambda item: item.name)
+    items, left = [], []
+    for name, path in sorted(named):
+        part = part_of_allowed(name) if _plain(path) else None
+        if part is not None:
+            items.append(Item(name, path, part))
+        elif not stays(name):
+            left.append(name)
+    return items, left
 
 
 def output_of(run: RunFolder) -> Path:
-    """Return where the run's training writes: RUN/output, unless its config says otherwise."""
+    """Return where the run's training writes: RUN/output, unless its config says otherwise.
+
+    Where the config cannot be read, RUN/output.
+    """
     try:
-        config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = run.config()
+    except (FileNotFoundError, UsageError):
         return run.output
-    return run.path / str((config or {}).get("output_dir") or run.output)
+    return run.path / str(config.get("output_dir") or run.output)
 
 
 def part_of(name: str) -> str:
     """Return the part that a file of a pull belongs to, by its name below RUN."""
     folder, _, rest = name.partition("/")
     if rest:
-        return _FOLDERS.get(folder, RECORD)
+        return FOLDERS.get(folder, RECORD)
     if name.endswith(".log"):
         return "log"
     return "report" if name.endswith((".html", ".png")) else RECORD
@@ -108,18 +124,20 @@ def part_of(name: str) -> str:
 
 def disown_merged(run_dir: Path) -> None:
     """Let the copy of a host's run know that the merged model in it is made here."""
-    copy = run_dir / COPY_FILE
-    if copy.is_file():
-        told = read_json(copy)
+    run = RunFolder(run_dir)
+    if run.is_copy:
+        told = run.copied()
         for name in list(told["files"]):
             if part_of(name) == MERGED or name in OF_MERGED:
                 del told["files"][name]
-        write_json(copy, told)
+        write_json(run_dir / COPY_FILE, told)
 
 
-def _whole(path: Path) -> bool:
-    """Whether it is a plain file, and not one that is half-written or only the host's."""
-    return path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+def _plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -130,7 +148,7 @@ def _below(folder: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             if not path.name.startswith((".", "checkpoint-", "bad-checkpoint-")):
                 yield from _below(path)
-        elif _whole(path):
+        else:
             yield path
 
 
@@ -170,9 +188,13 @@ def _records(
 def _known(cache_file: Path) -> dict[str, Any]:
     try:
         known = read_json(cache_file)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}  # it only saves time: a damaged one is made again
-    return known if isinstance(known, dict) else {}
+    return known if isinstance(known, dict) and all(map(_is_record, known.values())) else {}
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and {"stamp", "size", "sha256"} <= value.keys()
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +19,18 @@ from typing import Any
 
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
+from tunesmith.job import records
 from tunesmith.job.identity import Identity, identify
+from tunesmith.job.records import DAMAGED_LINE, STATES
+from tunesmith.job.stored import DamagedError, parse_json, read_mapping, read_object
 
-STATES = ("queued", "running", "succeeded", "failed", "stopped")
+__all__ = ["STATES"]
 PHASES = ("fetch", "before", "train", "after", "merge", "proof", "predict")
 OWNER_FILE = ".tunesmith-owner.json"
 # In the copy of a run that lives on a host: from where, and what was copied.
 COPY_FILE = "pulled.json"
+# In such a copy: what came as it was, beside what was made of it. Nothing is ever started from it.
+HOST_FOLDER = "host"
 
 
 @dataclass(frozen=True)
@@ -84,41 +90,108 @@ class RunFolder:
         return self.path / "output"
 
     def request(self) -> dict[str, Any]:
-        """Return run.json. Raises UsageError when the folder is not a run."""
+        """Return run.json. Raises UsageError when the folder is no run, or run.json is damaged."""
         try:
-            value = read_json(self.request_file)
+            value = read_object(self.request_file, records.REQUEST, self._rm)
         except FileNotFoundError:
             raise UsageError(
                 f"{self.path}: no run here (run.json is missing); `inv runs` lists the runs"
             ) from None
-        if not isinstance(value, dict):
-            raise UsageError(f"{self.request_file}: not a JSON object; the run cannot be continued")
+        if value.get("run_id", self.run_id) != self.run_id:
+            why = f"it is run {ascii(value['run_id'])[:90]}, in the folder of run {self.run_id}"
+            raise DamagedError(self.request_file, why, self._rm)
+        self._refuse_foreign()
         return value
+
+    def config(self) -> dict[str, Any]:
+        """Return config.yaml. Raises FileNotFoundError where there is none, DamagedError for one
+        that cannot be read."""
+        remedy = f"write the config of the training there again, or {self._rm}"
+        value = read_mapping(self.config_file, records.CONFIG, remedy)
+        self._refuse_foreign()
+        return value
+
+    def adjustments(self) -> dict[str, Any]:
+        """Return the config keys that were changed after a failure; empty where none was.
+
+        Raises DamagedError for a file that cannot be read.
+        """
+        file = self.adjustments_file
+        remedy = f"without it (`rm {shlex.quote(str(file))}`) the config's own keys hold"
+        try:
+            return read_object(file, records.ADJUSTMENTS, remedy)
+        except FileNotFoundError:
+            return {}
+
+    def copied(self) -> dict[str, Any]:
+        """Return pulled.json: {"from": host, "files": {name: {"size", "sha256"}}}.
+
+        Raises FileNotFoundError for a run that is no copy, DamagedError for a damaged one.
+        """
+        remedy = f"{self._rm}, and `inv pull --on HOST --run {self.run_id}` brings it again"
+        return read_object(self.path / COPY_FILE, records.COPY, remedy)
+
+    @property
+    def _rm(self) -> str:
+        return f"`inv rm --run {self.run_id}` deletes the run"
+
+    def _refuse_foreign(self) -> None:
+        """A host's own request and config are data, never something to work by."""
+        if self.is_copy and not (self.path / HOST_FOLDER / self.request_file.name).is_file():
+            raise UsageError(
+                f"run {self.run_id} is as its host wrote it, and is not used so; `inv runs` "
+                "makes it a run of this machine"
+            )
 
     def status(self) -> dict[str, Any]:
         """Return status.json as a reader should see it.
 
         A status that says running while nobody holds the lock belongs to a supervisor
         that died without a word (kill -9, power loss): it is shown as failed, class
-        `killed`, and can be resumed.
+        `killed`, and can be resumed. For a damaged one there is what the events tell, with
+        failure `damaged`.
         """
-        try:
-            status: dict[str, Any] = read_json(self.status_file)
-        except FileNotFoundError:
-            return {"run_id": self.run_id, "state": "queued", "phases": {}, "failure": None}
-        if status["state"] not in ("running", "queued") or self.busy() or self.is_copy:
+        status, damage = self._told()
+        if status["state"] not in ("running", "queued") or self.busy() or self._as_copied(damage):
             return status
         # The last status is written before the lock is given back: one that ended between
         # our reading and our look at the lock has left it by now.
-        status = read_json(self.status_file)
-        if status["state"] in ("running", "queued"):
-            status |= {
-                "state": "failed",
-                "failure": "killed",
-                "message": "the run ended without a word; "
-                f"`inv resume --run {self.run_id}` continues it",
-            }
+        status, damage = self._told()
+        if status["state"] in ("running", "queued") and self.status_file.exists():
+            status |= {"state": "failed"}
+            if not damage:
+                status |= {
+                    "failure": "killed",
+                    "message": "the run ended without a word; "
+                    f"`inv resume --run {self.run_id}` continues it",
+                }
         return status
+
+    def last_status(self) -> dict[str, Any]:
+        """Return what was last written of the run, whoever lives; empty where nothing was."""
+        return self._told()[0] if self.status_file.exists() else {}
+
+    def _as_copied(self, damage: str | None) -> bool:
+        return self.is_copy and damage is None
+
+    def _told(self) -> tuple[dict[str, Any], str | None]:
+        """Return status.json, or what stands for it, and why it is damaged."""
+        fresh: dict[str, Any] = {
+            "run_id": self.run_id,
+            "state": "queued",
+            "phases": {},
+            "failure": None,
+        }
+        remedy = "shown is what events.jsonl tells; whatever works on the run next writes it anew"
+        try:
+            status = read_object(self.status_file, records.STATUS, remedy)
+        except FileNotFoundError:
+            return fresh | {"failure": None, "message": ""}, None
+        except DamagedError as error:
+            told = records.status_from(read_events(self.events_file), self.run_id)
+            return told | {"failure": "damaged", "message": error.message}, error.why
+        known: dict[str, Any] = {"phases": {}, "failure": None, "message": "", "detail": []}
+        return known | status | {"run_id": self.run_id}, None
 
     @property
     def is_copy(self) -> bool:
@@ -243,8 +316,8 @@ class EventTail:
         """Return the events written since the last call, in order.
 
         With `limit` about that many bytes of them, at least one whole line; `cut` then says
-        whether the limit was met. Raises ValueError naming the byte when a whole line is
-        not a JSON object.
+        whether the limit was met. A whole line that is no event becomes one itself, of kind
+        DAMAGED_LINE with its "byte" and "why", so that the others can be read.
         """
         try:
             with self._path.open("rb") as stream:
@@ -258,27 +331,39 @@ class EventTail:
         events = []
         for line in content.split(b"\n")[:-1]:
             # A power loss can leave a hole of zero bytes where a line should be.
-            text = line.strip(b"\0 ")
-            value = _parse_event(text, self._path, self.offset) if text else None
+            if text := line.strip(b"\0 "):
+                events.append(parse_event(text, self.offset))
             self.offset += len(line) + 1
-            if value is not None:
-                events.append(value)
         return events
 
 
-def _parse_event(line: bytes, path: Path, offset: int) -> dict[str, Any]:
+def parse_event(line: bytes, offset: int) -> dict[str, Any]:
+    """Return the event of a line that begins at a byte, or one of kind DAMAGED_LINE."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
+        why = records.event_fault(value)
     except ValueError as error:
-        raise ValueError(f"{path}: the line at byte {offset} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: the line at byte {offset} is not a JSON object")  # noqa: TRY004
-    return value
+        value, why = {}, str(error)
+    if why:
+        return {"event": DAMAGED_LINE, "byte": offset, "why": why}
+    return dict(value)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return all events of a file in order; a torn last line (power loss) is left out."""
-    return EventTail(path).new()
+    """Return all events of a file in order.
+
+    A torn last line (power loss) is left out, and so are damaged lines: `damaged_lines`.
+    """
+    return [event for event in EventTail(path).new() if event["event"] != DAMAGED_LINE]
+
+
+def damaged_lines(path: Path) -> list[str]:
+    """Return where lines of a file of events are damaged, and why."""
+    return [
+        f"the line at byte {event['byte']} is damaged: {event['why']}"
+        for event in EventTail(path).new()
+        if event["event"] == DAMAGED_LINE
+    ]
 
 
 def mend_events(path: Path) -> None:

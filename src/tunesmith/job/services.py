@@ -34,8 +34,8 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
-from tunesmith.job import agent
 from tunesmith.job.identity import Identity, identify
+from tunesmith.job.listing import find
 
 LOOPBACK = "127.0.0.1"
 # Module that serves each, and the path that answers 200 when it is up.
@@ -293,7 +293,7 @@ def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return `asked` with the run's folder in its settings and its id in what is served."""
     if "run" not in asked:
         return dict(asked)
-    run = agent.find(Path(asked["settings"]["runs"]), asked["run"])
+    run = find(Path(asked["settings"]["runs"]), asked["run"])
     return {
         **asked,
         "serves": {**asked["serves"], "run": run.run_id},

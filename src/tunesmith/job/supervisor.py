@@ -18,15 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json, write_json
+from tunesmith.files import write_json
 from tunesmith.job import checkpoints, turns
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES, classify_exit
 from tunesmith.job.gpu import Sampler
 from tunesmith.job.orders import After, Limits, carry_out
+from tunesmith.job.records import needed
 from tunesmith.job.rundir import (
     PHASES,
     EventTail,
@@ -64,6 +63,10 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
     """
     run = RunFolder(run_dir.resolve())
     request = run.request()
+    needed(request, run.run_id, "phases")
+    if run.config_file.exists():
+        run.config()
+    run.adjustments()
     unknown = [phase for phase in phases or [] if phase not in PHASES]
     if unknown:
         raise UsageError(f"unknown phase {unknown[0]!r}; known are {', '.join(PHASES)}")
@@ -94,7 +97,7 @@ class _Supervisor:
         self._tail = EventTail(run.events_file, size)
         self._failure: dict[str, Any] | None = None
         self._written_at = 0.0
-        previous = read_json(run.status_file) if run.status_file.exists() else {}
+        previous = run.last_status()
         self._worked_before = float(previous.get("worked_seconds") or 0.0)
         self._began: float | None = None
         self._status: dict[str, Any] = {
@@ -394,12 +397,7 @@ class _Supervisor:
         write_json(self._run.status_file, self._status)
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load(self._run.config_file.read_text(encoding="utf-8"))
-        return config | self._adjustments()
-
-    def _adjustments(self) -> dict[str, Any]:
-        file = self._run.adjustments_file
-        return dict(read_json(file)) if file.exists() else {}
+        return self._run.config() | self._run.adjustments()
 
     def _prepare_training(self) -> int:
         """Set faulty checkpoints aside; return the step training continues from, or -1."""
@@ -430,7 +428,7 @@ class _Supervisor:
             change = {"disable_gradient_checkpointing": False}
         else:
             return False
-        write_json(self._run.adjustments_file, self._adjustments() | change)
+        write_json(self._run.adjustments_file, self._run.adjustments() | change)
         for key, value in change.items():
             before = {"from": config.get(key)}
             self._run.emit("changed", what=key, to=value, why="GPU out of memory", **before)

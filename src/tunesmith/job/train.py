@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tunesmith.files import read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
@@ -89,9 +87,7 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
     own choice takes the highest checkpoint number without looking inside, and its
     examples delete what is there.
     """
-    config: dict[str, Any] = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-    if folder.adjustments_file.exists():
-        config |= read_json(folder.adjustments_file)
+    config: dict[str, Any] = folder.config() | folder.adjustments()
     if config.get("do_train"):
         sealed = [
             (step, path)
@@ -107,8 +103,7 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
 
 def _keep(folder: RunFolder, change: Mapping[str, Any]) -> None:
     """Record changed keys for this run's later attempts."""
-    known = read_json(folder.adjustments_file) if folder.adjustments_file.exists() else {}
-    write_json(folder.adjustments_file, {**known, **change})
+    write_json(folder.adjustments_file, {**folder.adjustments(), **change})
 
 
 def _finished(config: dict[str, Any]) -> Path | None:

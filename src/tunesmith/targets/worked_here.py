@@ -7,15 +7,14 @@ since, and puts behind it what was added here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import read_json, replacing, write_json
-from tunesmith.job.pulled import MERGED
-from tunesmith.job.rundir import RunFolder
+from tunesmith.files import replacing, write_json
+from tunesmith.job.allowed import MERGED
+from tunesmith.job.rundir import RunFolder, parse_event
 
 # The phases whose results are a part of a pull: with the host's files comes its word for them.
 PHASES_OF = {MERGED: frozenset({"merge", "proof"}), "predict": frozenset({"predict"})}
@@ -73,7 +72,7 @@ def put(done: Worked, here: Path, fresh: Path, names: Set[str]) -> list[str]:
                 part.write_bytes(file.read_bytes() + added)
     if theirs.status_file.name not in names:
         return []
-    status = _joined(run.status(), read_json(theirs.status_file), done.phases)
+    status = _joined(run.status(), theirs.last_status(), done.phases)
     write_json(theirs.status_file, status)
     return [phase for phase in status["phases"] if phase in done.phases]
 
@@ -117,7 +116,7 @@ def _calls(events: bytes) -> list[tuple[set[str], bytes]]:
     found: list[tuple[set[str], bytes]] = []
     for line in events[: events.rfind(b"\n") + 1].splitlines(keepends=True):
         text = line.strip(b"\0 \n")
-        event = json.loads(text) if text else {}
+        event = parse_event(text, 0) if text else {}
         if event.get("event") == "run_started" or not found:
             found.append((set(event.get("phases", ())), b""))
         asked, lines = found[-1]
