@@ -89,6 +89,13 @@ class RunFolder:
         """LLaMA-Factory's output_dir."""
         return self.path / "output"
 
+    def settled(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a config with `output_dir` as an absolute path: a relative one is below RUN,
+        whatever the current folder of a process is."""
+        if config.get("output_dir"):
+            return config | {"output_dir": str(self.path.absolute() / str(config["output_dir"]))}
+        return config
+
     def request(self) -> dict[str, Any]:
         """Return run.json. Raises UsageError when the folder is no run, or run.json is damaged."""
         try:
@@ -104,12 +111,12 @@ class RunFolder:
         return value
 
     def config(self) -> dict[str, Any]:
-        """Return config.yaml. Raises FileNotFoundError where there is none, DamagedError for one
-        that cannot be read."""
+        """Return config.yaml, `settled`. Raises FileNotFoundError where there is none, DamagedError
+        for one that cannot be read."""
         remedy = f"write the config of the training there again, or {self._rm}"
         value = read_mapping(self.config_file, records.CONFIG, remedy)
         self._refuse_foreign()
-        return value
+        return self.settled(value)
 
     def adjustments(self) -> dict[str, Any]:
         """Return the config keys that were changed after a failure; empty where none was.

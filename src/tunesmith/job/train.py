@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith import isolated
 from tunesmith.files import read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
@@ -87,7 +88,7 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
     own choice takes the highest checkpoint number without looking inside, and its
     examples delete what is there.
     """
-    config: dict[str, Any] = folder.config() | folder.adjustments()
+    config: dict[str, Any] = folder.settled(folder.config() | folder.adjustments())
     if config.get("do_train"):
         sealed = [
             (step, path)
@@ -146,9 +147,13 @@ def process_count() -> int:
 
 def _exec_torchrun(run_dir: Path, processes: int) -> None:
     """Become torchrun: one worker a process, and the same pid for the supervisor."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    argv += ["--nproc-per-node", str(processes)]
-    argv += ["-m", "tunesmith.job.worker", str(run_dir), "train"]
+    rank = isolated.argv(
+        sys.executable, "tunesmith.job.worker", str(run_dir), "train", options=isolated.UNBUFFERED
+    )
+    words = ("--standalone", "--nproc-per-node", str(processes), "--no-python", *rank)
+    argv = isolated.argv(
+        sys.executable, "torch.distributed.run", *words, options=isolated.UNBUFFERED
+    )
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tunesmith import swap
+from tunesmith import isolated, swap
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of
 from tunesmith.host_app import app_digest
@@ -303,7 +303,7 @@ class HostTarget:
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half there, in the user's terminal; return its exit code."""
         command = ["env", *(f"{key}={value}" for key, value in self._variables().items())]
-        command += [str(self.layout.python), "-m", module, *arguments]
+        command += isolated.argv(self.layout.python, module, *arguments)
         base = shlex.quote(str(self.layout.base))
         script = f"cd {base} && . ./{self.layout.variables.name} && exec {shlex.join(command)}"
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else ["-T"]
