@@ -14,6 +14,7 @@ import yaml
 
 from tunesmith.files import read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
+from tunesmith.job.journal import Reporter
 from tunesmith.job.rundir import RunFolder
 
 # Below this many rows per process a fork costs more than it saves (measured: 1,000 rows
@@ -24,7 +25,7 @@ ROWS_PER_WORKER = 5000
 _RESUME_ONLY = ("optimizer", "scheduler", "rng_state", "scaler", checkpoints.MANIFEST)
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: dict[str, Any], emit: Reporter) -> dict[str, Any]:
     """Train until done, or until a stop was asked for and a checkpoint is sealed.
 
     Continues from the newest sealed checkpoint in the output folder. Raises JobError for
@@ -55,9 +56,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
 
         fast.use(config, emit, functools.partial(_keep, folder))
     keep_batch_of_config()
-    callback = RunCallback(
-        folder, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800))
-    )
+    callback = RunCallback(emit, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800)))
     keep_epoch_when_skipping()
     prepared.hasten(config)
     run_exp(config, callbacks=[callback])

@@ -1,0 +1,49 @@
+"""A run's config with what was changed after a failure: adjustments.json, kept over restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from tunesmith.files import read_json, write_json
+from tunesmith.job.rundir import RunFolder
+
+
+def adjusted_config(run: RunFolder) -> dict[str, Any]:
+    """Return the config as the next attempt runs it."""
+    config: dict[str, Any] = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    return config | _adjustments(run)
+
+
+def step_down(run: RunFolder, emit: Callable[..., None]) -> bool:
+    """After a GPU OOM lower what a step needs; False when nothing is left to lower.
+
+    The micro-batch shrinks and the accumulation grows by the same factor, so the
+    effective batch stays; at 1, gradient checkpointing is turned on.
+    """
+    config = adjusted_config(run)
+    batch = int(config.get("per_device_train_batch_size", 8))
+    accumulation = int(config.get("gradient_accumulation_steps", 1))
+    if batch > 1:
+        # Halves even sizes; an odd one goes to its next divisor, which keeps the product.
+        smaller = max(d for d in range(1, batch // 2 + 1) if batch % d == 0)
+        change: dict[str, Any] = {
+            "per_device_train_batch_size": smaller,
+            "gradient_accumulation_steps": accumulation * (batch // smaller),
+        }
+    elif config.get("disable_gradient_checkpointing"):
+        change = {"disable_gradient_checkpointing": False}
+    else:
+        return False
+    write_json(run.adjustments_file, _adjustments(run) | change)
+    for key, value in change.items():
+        before = {"from": config.get(key)}
+        emit("changed", what=key, to=value, why="GPU out of memory", **before)
+    return True
+
+
+def _adjustments(run: RunFolder) -> dict[str, Any]:
+    file = run.adjustments_file
+    return dict(read_json(file)) if file.exists() else {}
