@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.files import read_json, write_json
+from tunesmith.job import disk
 from tunesmith.job.rundir import RunFolder
 
 
@@ -42,6 +44,20 @@ def step_down(run: RunFolder, emit: Callable[..., None]) -> bool:
         before = {"from": config.get(key)}
         emit("changed", what=key, to=value, why="GPU out of memory", **before)
     return True
+
+
+def refusal(run: RunFolder) -> OSError | None:
+    """Return why the disks of a run and of its results take nothing; None when they do."""
+    places = [run.path]
+    try:
+        config = adjusted_config(run) if run.config_file.exists() else {}
+        if output := config.get("output_dir"):
+            places.append(Path(output))
+        return next((found for place in places if (found := disk.refusal(place))), None)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        return error
 
 
 def _adjustments(run: RunFolder) -> dict[str, Any]:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.job import disk
-from tunesmith.job.adjustments import adjusted_config
 from tunesmith.job.attempt import Ended
 from tunesmith.job.failures import CLASSES, classify_exit
-from tunesmith.job.rundir import RunFolder
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,3 @@ def crashed(ended: Ended, folder: Path, trouble: OSError | None) -> Outcome:
         return replace(refused(folder, trouble), detail=detail)
     retry = True if failure in (disk.FULL, disk.READ_ONLY) else None
     return Outcome("failed", failure, message, detail, retry)
-
-
-def refusal(run: RunFolder) -> OSError | None:
-    """Return why the disks of a run and of its results take nothing; None when they do."""
-    places = [run.path]
-    try:
-        config = adjusted_config(run) if run.config_file.exists() else {}
-        if output := config.get("output_dir"):
-            places.append(Path(output))
-        return next((found for place in places if (found := disk.refusal(place))), None)
-    except OSError as error:
-        if not disk.refused(error):
-            raise
-        return error

@@ -24,14 +24,14 @@ from typing import Any, TypeVar
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json
 from tunesmith.job import checkpoints, disk, turns
-from tunesmith.job.adjustments import adjusted_config, step_down
+from tunesmith.job.adjustments import adjusted_config, refusal, step_down
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES
 from tunesmith.job.gpu import Sampler
 from tunesmith.job.intake import Intake
 from tunesmith.job.journal import Journal
 from tunesmith.job.orders import After, Limits, carry_out
-from tunesmith.job.outcome import Outcome, crashed, refusal, refused, reported
+from tunesmith.job.outcome import Outcome, crashed, refused, reported
 from tunesmith.job.relay import RELAY
 from tunesmith.job.rundir import (
     PHASES,

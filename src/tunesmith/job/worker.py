@@ -23,9 +23,9 @@ from typing import Any
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import write_json
 from tunesmith.job import disk, lean, streams
+from tunesmith.job.adjustments import refusal
 from tunesmith.job.failures import JobError, classify_text
 from tunesmith.job.journal import Reporter
-from tunesmith.job.outcome import refusal
 from tunesmith.job.resources import peak_memory
 from tunesmith.job.rundir import RunFolder
 
