@@ -25,7 +25,7 @@ pytestmark = pytest.mark.contract
 WAYS = ("full", "read_only", "eio")
 ENDLESS = 100_000
 # Longer than the supervisor takes from one status to the next.
-A_WHILE = 2.5
+A_WHILE = 1.5
 
 
 @pytest.fixture(params=WAYS)
@@ -43,16 +43,16 @@ def marked(tmp_path: Path, **limits: Any) -> tuple[dict[str, Any], Path]:
 
 def test_a_run_goes_on_where_nothing_can_be_told(disk: Disk, tmp_path: Path) -> None:
     order, mark = marked(tmp_path)
-    run = Steps(disk, "one", steps=60, **order).start()
+    run = Steps(disk, "one", steps=70, **order).start()
     disk.refuse()
-    time.sleep(1)  # what the last block of a file had room for
+    time.sleep(0.5)  # what the last block of a file had room for
     told, status = run.steps(), run.folder.status_file.read_bytes()
     time.sleep(A_WHILE)
     assert run.folder.status_file.read_bytes() == status, "the disk refuses"
     assert run.steps() == told
     disk.take()
     assert run.end() == 0, run.said()
-    assert run.steps() == list(range(1, 61)), "each step once, in order"
+    assert run.steps() == list(range(1, 71)), "each step once, in order"
     assert len(run.events("phase_started")) == 1, "the worker lived through it"
     names = [event["event"] for event in run.events("phase_ended") + run.events("run_ended")]
     assert names == ["phase_ended", "run_ended"]
@@ -79,7 +79,7 @@ def test_a_success_is_followed_by_its_command(disk: Disk, tmp_path: Path) -> Non
 
 
 def test_a_limit_ends_a_run(disk: Disk, tmp_path: Path) -> None:
-    order, mark = marked(tmp_path, max_seconds=3)
+    order, mark = marked(tmp_path, max_seconds=2)
     run = Steps(disk, "one", steps=ENDLESS, **order).start()
     disk.refuse()
     assert run.end() == 0, run.said()
@@ -95,7 +95,6 @@ def test_a_run_is_stopped(disk: Disk, tmp_path: Path) -> None:
     order, _ = marked(tmp_path)
     run = Steps(disk, "one", steps=ENDLESS, **order).start()
     disk.refuse()
-    time.sleep(1)
     agent = Agent(Path(sys.executable), tmp_path, tmp_path)
     agent.runs = disk.folder
     assert agent.ask("watch", "one", "--once")["status"]["state"] == "running"
@@ -108,7 +107,9 @@ def test_a_worker_that_died_of_it_is_classed_and_started_again(disk: Disk, tmp_p
     order, mark = marked(tmp_path)
     run = Steps(disk, "one", steps=20, result=100_000, **order).start()
     disk.refuse()
-    time.sleep(2 + A_WHILE)
+    # Until the worker has died of it, and the supervisor waits.
+    run.wait(lambda: not run.workers(), "the worker's end")
+    time.sleep(0.5)
     disk.take()
     assert run.end() == 0, run.said()
     failure = run.events("failure")[0]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_STEP_SECONDS = 0.1
+_STEP_SECONDS = 0.05
 
 
 class Stopped(Exception):
@@ -58,7 +58,7 @@ def main() -> int:
         sys.executable = os.environ["STEPS_WORKER"]
         return supervisor.supervise(Path(sys.argv[2]))
     streams.outlive_disk()
-    worker._PHASES["fetch"] = ("steps_worker", {})  # noqa: SLF001
+    worker._PHASES["fetch"] = ("steps_worker", {})
     return worker.main(sys.argv[-2:])
 
 
