@@ -30,8 +30,9 @@ class Disk:
     every change fails with EIO, through a library in the processes of `variables`.
     """
 
-    def __init__(self, folder: Path, way: str) -> None:
+    def __init__(self, folder: Path, way: str, size: str = "4m") -> None:
         self.folder = folder
+        self._size = size
         self.way = way
         self._filler = folder / "filler"
         self._switch = folder.with_name(f"{folder.name} refuses")
@@ -43,7 +44,7 @@ class Disk:
         if self.way == "eio":
             self.variables = self._inject()
         else:
-            self._mount("-t", "tmpfs", "-o", "size=4m", "tunesmith")
+            self._mount("-t", "tmpfs", "-o", f"size={self._size}", "tunesmith")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -139,6 +139,20 @@ def test_a_disk_that_stays_so_fails_the_run(disk: Disk, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_limit_ends_the_wait_for_room(tmp_path: Path) -> None:
+    with Disk(tmp_path / "runs", "full") as disk:
+        order, mark = marked(tmp_path, max_seconds=5)
+        run = Steps(disk, "one", steps=15, result=100_000, **order).start()
+        disk.refuse()
+        assert run.end() == 0, run.said()
+        status = run.folder.status()
+        assert status["state"] == "stopped"
+        assert "max-hours reached" in status["message"]
+        assert [event["failure"] for event in run.events("failure")] == ["disk_full"]
+        assert "its disk is full" in run.events("paused")[0]["why"]
+        assert not mark.exists()
+
+
 def test_a_run_is_not_started_on_it(disk: Disk, tmp_path: Path) -> None:
     run = Steps(disk, "one", steps=1)
     before = sorted(path.name for path in run.folder.path.iterdir())
