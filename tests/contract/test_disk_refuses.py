@@ -78,6 +78,7 @@ def test_a_success_is_followed_by_its_command(disk: Disk, tmp_path: Path) -> Non
         assert "succeeded, which nobody can read there" in run.said()
 
 
+@pytest.mark.parametrize("disk", ["full", "eio"], indirect=True)
 def test_a_limit_ends_a_run(disk: Disk, tmp_path: Path) -> None:
     order, mark = marked(tmp_path, max_seconds=2)
     run = Steps(disk, "one", steps=ENDLESS, **order).start()
@@ -91,6 +92,7 @@ def test_a_limit_ends_a_run(disk: Disk, tmp_path: Path) -> None:
         assert run.events("limit")
 
 
+@pytest.mark.parametrize("disk", ["full", "eio"], indirect=True)
 def test_a_run_is_stopped(disk: Disk, tmp_path: Path) -> None:
     order, _ = marked(tmp_path)
     run = Steps(disk, "one", steps=ENDLESS, **order).start()
@@ -182,6 +184,7 @@ def test_a_run_is_not_started_on_it(disk: Disk, tmp_path: Path) -> None:
             del os.environ[name]
 
 
+@pytest.mark.parametrize("disk", ["full", "read_only"], indirect=True)
 def test_a_client_switches_the_host_off(disk: Disk, tmp_path: Path) -> None:
     order, _ = marked(tmp_path)
     run = Steps(disk, "one", steps=4, limits=order["limits"]).start()
