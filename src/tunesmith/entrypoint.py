@@ -74,6 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TunesmithError as error:
         sys.stderr.write(as_typed(error.render()) + "\n")
         return error.exit_code
+    except OSError as error:
+        from tunesmith.job import disk
+
+        if not disk.refused(error):
+            raise
+        sys.stderr.write(as_typed(disk.explain(error, Path.cwd()).render()) + "\n")
+        return 1
 
 
 def missing(mounts: str, owner: tuple[int, int], writable: bool) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from invoke import Collection, Exit, ParseError, task
@@ -12,6 +13,7 @@ from invoke.parser import Argument, Parser, ParserContext
 from invoke.util import Lexicon
 
 from tunesmith.errors import TunesmithError
+from tunesmith.job import disk
 from tunesmith.patching import Patch
 
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*=")
@@ -112,7 +114,7 @@ PATCHES = (BARE_WORDS, MISUSE_IS_TWO)
 
 
 def door(**options: Any) -> Callable[[Callable[..., None]], Any]:
-    """Invoke's `task` for a function that may raise TunesmithError.
+    """Invoke's `task` for a function that may raise TunesmithError, or be refused by a disk.
 
     The error's lines go to stderr and its exit code (1 failed, 2 misuse) to the shell.
     """
@@ -124,6 +126,11 @@ def door(**options: Any) -> Callable[[Callable[..., None]], Any]:
                 body(*args, **kwargs)
             except TunesmithError as error:
                 raise Exit(error.render(), code=error.exit_code) from None
+            except OSError as error:
+                if not disk.refused(error):
+                    raise
+                told = disk.explain(error, Path.cwd())
+                raise Exit(told.render(), code=told.exit_code) from None
 
         return task(auto_shortflags=False, iterable=_iterable(body), **options)(guarded)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from agents import Agent
+from disks import Disk
 from jobs import SAVE_STEPS, STANDINS, STEPS, Job
 from support import lacking
 from tunesmith.files import read_json
@@ -351,3 +352,33 @@ def test_a_disk_without_inodes_pauses_the_run_too(
     shutil.rmtree(disk / "small files")
     job.wait_for_end("succeeded")
     assert [step for step, _ in checkpoints.folders(disk / "output")] == [5, 10]
+
+
+@pytest.mark.parametrize("way", ["full", "read_only"])
+def test_training_outlives_the_disk_of_its_run(
+    tmp_path: Path, training_python: Path, undisturbed: Job, tiny_model: Path, data: Path, way: str
+) -> None:
+    with Disk(tmp_path / "disk", way, "200m") as disk:
+        job = Job(training_python, disk.folder / "run")
+        job.make(tiny_model, data, limits={"disk_wait_seconds": 600 if way == "full" else 1})
+        job.call("start")
+        job.wait(lambda: job.step() >= 2 * SAVE_STEPS + 1, "some steps")
+        kept = [step for step, _ in checkpoints.folders(job.folder.output)]
+        disk.refuse()
+        if way == "full":
+            # Full to the last byte: the step that would be saved is told past the disk.
+            time.sleep(5)
+            assert job.folder.busy()
+            disk.take()
+        else:
+            worker = job.worker()
+            job.wait(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+            disk.take()
+            job.wait_for_end("failed")
+            assert job.folder.status()["failure"] == "read_only"
+            newest, _ = checkpoints.newest_valid(job.folder.output)
+            assert newest is not None
+            assert newest.step >= max(kept)
+            job.call("start")
+        job.wait_for_end("succeeded")
+        equal_to_oracle(job, undisturbed)

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.unit
             "RuntimeError: [enforce fail] PytorchStreamWriter failed writing file data/1",
             "disk_full",
         ),
+        ("OSError: [Errno 30] Read-only file system: '/data/runs/x'", "read_only"),
+        ('IoError(Os { code: 5, message: "Input/output error" })', "read_only"),
         ("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible", "host_oom"),
         ("DefaultCPUAllocator: can't allocate memory: you tried to allocate", "host_oom"),
         ("RuntimeError: Cannot find valid samples, check `data/README.md`", "data"),

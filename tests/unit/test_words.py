@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 from invoke import Collection, Context, Exit, ParseError
 from invoke.parser import Parser
@@ -71,3 +74,16 @@ def test_what_invoke_cannot_read_is_misuse(words: tuple[str, ...]) -> None:
         parse(*words)
     assert misuse.value.code == 2
     assert "`inv --list` shows every command" in misuse.value.message
+
+
+def test_a_disk_that_takes_nothing_is_named_in_one_line() -> None:
+    @door()
+    def write(_c: Context) -> None:
+        """Write."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/no/such/run.json")
+
+    with pytest.raises(Exit) as ended:
+        write(Context())
+    assert ended.value.code == 1
+    assert ended.value.message.startswith("/no/such: its disk is full (No space left on device; ")
+    assert "\n" not in ended.value.message

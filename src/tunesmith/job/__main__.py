@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from tunesmith.errors import TunesmithError
+from tunesmith.job import disk, streams
 from tunesmith.job.launch import start, stop
 from tunesmith.job.supervisor import supervise
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("phases", nargs="*")
     arguments = parser.parse_args()
+    streams.outlive_disk()
     try:
         if arguments.verb == "run":
             return supervise(arguments.run, arguments.phases or None)
@@ -33,6 +35,11 @@ def main() -> int:
     except TunesmithError as error:
         print(error.render(), file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        print(disk.explain(error, arguments.run).render(), file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

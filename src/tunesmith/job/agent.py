@@ -37,7 +37,7 @@ import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import fsync_folder, human_bytes, sha256_of, write_json, write_text
-from tunesmith.job import gpu, launch, orders, records
+from tunesmith.job import disk, gpu, launch, orders, records
 from tunesmith.job.listing import find, folders, list_runs
 from tunesmith.job.pulled import PARTS, USUAL, manifest, output_of
 from tunesmith.job.run_id import RunId
@@ -200,11 +200,23 @@ def main(argv: list[str] | None = None) -> int:
     except TunesmithError as error:
         _say({"error": error.message, "detail": list(error.detail)})
         return error.exit_code
+    except OSError as error:
+        return _refused(error, given.runs)
     except Exception as error:  # noqa: BLE001 - the client understands JSON only
         traceback.print_exc()
         _say({"error": f"{type(error).__name__}: {error}", "detail": []})
         return 1
     return 0
+
+
+def _refused(error: OSError, runs: Path) -> int:
+    """Say what the system refused: in one line where it is the disk's fault."""
+    if disk.refused(error):
+        _say({"error": disk.explain(error, runs).message, "detail": []})
+    else:
+        traceback.print_exc()
+        _say({"error": f"{type(error).__name__}: {error}", "detail": []})
+    return 1
 
 
 def _answer(given: argparse.Namespace) -> None:

@@ -138,10 +138,12 @@ def begin(
 
 def main(argv: list[str]) -> int:
     """Write everything around the weights into PART; tell the pipe what was done."""
+    from tunesmith.job import streams
     from tunesmith.job.worker import die_with_parent
 
     if not die_with_parent(argv[3]):
         return 1
+    streams.outlive_disk()
     asked = json.load(sys.stdin)
     with os.fdopen(int(argv[2]), "w", encoding="utf-8") as pipe:
 

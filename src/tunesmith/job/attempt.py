@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import isolated
-from tunesmith.job import records, resources
+from tunesmith.job import disk, records, resources
 from tunesmith.job.identity import identify
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.stored import DamagedError, read_object
@@ -44,6 +44,7 @@ class Attempt:
         locks: Sequence[int],
         workplace: Path,
     ) -> None:
+        """Start it. Raises OSError when the run's disk does not even take a log."""
         self._run = run
         self._log_offset = run.log_file.stat().st_size if run.log_file.exists() else 0
         self._oom_kills = resources.oom_kills()
@@ -68,6 +69,7 @@ class Attempt:
         self._last_step: int | None = None
         self._first: tuple[float, int] | None = None
         self._stalled = False
+        self._in_file: dict[str, Any] = {}
         self.heartbeat: dict[str, Any] = {}
 
     def poll(self) -> Ended | None:
@@ -117,22 +119,38 @@ class Attempt:
 
     def log_tail(self) -> str:
         """Return the last part of what this worker wrote to train.log."""
-        with self._run.log_file.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_offset, size - _LOG_TAIL_BYTES))
-            return log.read().decode("utf-8", "replace")
-
-    def _read_heartbeat(self) -> None:
         try:
-            heartbeat = read_object(self._run.heartbeat_file, records.HEARTBEAT, "")
-        except (FileNotFoundError, DamagedError):
-            return  # the next one comes within a second of a step
+            with self._run.log_file.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_offset, size - _LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace")
+        except OSError as error:
+            if not disk.refused(error):
+                raise
+            return ""
+
+    def hear(self, heartbeat: dict[str, Any]) -> None:
+        """Take the newest heartbeat: of the file, or one that its disk had refused."""
         if heartbeat.get("step") != self._last_step or heartbeat.get("paused"):
             self._last_sign = time.monotonic()
             self._last_step = heartbeat["step"]
         if self._first is None and heartbeat.get("step_seconds") is not None:
             self._first = (heartbeat["time"], heartbeat["step"])
         self.heartbeat = heartbeat
+
+    def _read_heartbeat(self) -> None:
+        try:
+            heartbeat = read_object(self._run.heartbeat_file, records.HEARTBEAT, "")
+        except (FileNotFoundError, DamagedError):
+            return  # the next one comes within a second of a step
+        except OSError as error:
+            if not disk.refused(error):
+                raise
+            return
+        # What stands there from before its disk refused says nothing new.
+        if heartbeat != self._in_file:
+            self._in_file = heartbeat
+            self.hear(heartbeat)
 
     def _signal_group(self, signum: int) -> None:
         try:

@@ -22,10 +22,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from tunesmith.files import human_bytes, write_json
-from tunesmith.job import checkpoints
+from tunesmith.files import human_bytes
+from tunesmith.job import checkpoints, disk
 from tunesmith.job.failures import JobError
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.journal import Reporter
 
 # Room beside the checkpoint itself: logs, status, the final adapter.
 RESERVE_BYTES = 64 * 1024 * 1024
@@ -46,12 +46,13 @@ class Stopped(Exception):
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Reports progress, stops on SIGTERM, seals checkpoints, watches loss and disk.
 
-    `keep` is how many sealed checkpoints stay (save_total_limit; None keeps all).
-    `disk_wait` is how many seconds a full disk may keep the run waiting.
+    What it tells goes to `report`. `keep` is how many sealed checkpoints stay
+    (save_total_limit; None keeps all). `disk_wait` is how many seconds a full disk may keep
+    the run waiting.
     """
 
-    def __init__(self, run: RunFolder, *, keep: int | None, disk_wait: float) -> None:
-        self._run = run
+    def __init__(self, report: Reporter, *, keep: int | None, disk_wait: float) -> None:
+        self._report = report
         self._keep = keep
         self._disk_wait = disk_wait
         self._stop = False
@@ -78,7 +79,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         trainable = sum(p.numel() for p in kwargs["model"].parameters() if p.requires_grad)
         self._checkpoint_bytes = trainable * _BYTES_PER_TRAINABLE
         if state.is_world_process_zero and state.global_step:
-            self._run.emit(
+            self._report(
                 "resumed",
                 step=state.global_step,
                 total_steps=state.max_steps,
@@ -121,7 +122,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         loss, norm = float(logs["loss"]), logs.get("grad_norm")
-        self._run.emit(
+        self._report(
             "log",
             phase="train",
             step=state.global_step,
@@ -151,7 +152,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Pass the validation loss on."""
         if metrics and "eval_loss" in metrics and state.is_world_process_zero:
-            self._run.emit("eval", step=state.global_step, loss=float(metrics["eval_loss"]))
+            self._report("eval", step=state.global_step, loss=float(metrics["eval_loss"]))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -164,7 +165,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             if self._keep is not None:
                 best = state.best_model_checkpoint
                 checkpoints.rotate(output, self._keep, Path(best) if best else None)
-            self._run.emit(
+            self._report(
                 "checkpoint",
                 step=sealed.step,
                 path=str(sealed.path),
@@ -200,8 +201,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             return
         self._heartbeat_at = time.monotonic()
         median = statistics.median(self._step_seconds) if self._step_seconds else None
-        write_json(
-            self._run.heartbeat_file,
+        self._report.heartbeat(
             {
                 "pid": os.getpid(),
                 "step": state.global_step,
@@ -209,26 +209,40 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 "step_seconds": median,
                 "paused": paused,
                 "time": time.time(),
-            },
+            }
         )
 
     def _await_space(self, output: Path, state: TrainerState) -> None:
         """Wait until a checkpoint fits on the disk, with the run's state safe in memory.
 
-        Raises JobError of class disk_full when nobody made room in `disk_wait` seconds.
+        Raises JobError of class disk_full when nobody made room in `disk_wait` seconds, and
+        of class read_only when the disk cannot be written and does not come back soon.
         """
         needed = int(self._checkpoint_bytes * 1.1) + RESERVE_BYTES
         began: float | None = None
-        while (lack := _lack_of_space(output, needed)) is not None:
+        while (lack := _lack(output, needed)) is not None:
+            failure, why = lack
+            wait = self._disk_wait
+            if failure == disk.READ_ONLY:
+                wait = min(wait, disk.READ_ONLY_SECONDS)
             if began is None:
                 began = time.monotonic()
-                self._run.emit("paused", step=state.global_step, why=lack)
-            if self._stop or time.monotonic() - began > self._disk_wait:
-                raise JobError("disk_full", f"no checkpoint at step {state.global_step}: {lack}")
+                self._report("paused", step=state.global_step, why=why)
+            if self._stop or time.monotonic() - began > wait:
+                raise JobError(failure, f"no checkpoint at step {state.global_step}: {why}")
             self._heartbeat(state, paused=True)
             time.sleep(1)
         if began is not None:
-            self._run.emit("continued", step=state.global_step)
+            self._report("continued", step=state.global_step)
+
+
+def _lack(folder: Path, needed: int) -> tuple[str, str] | None:
+    """Return what keeps the disk of `folder` from taking a checkpoint: class and words."""
+    if (lack := _lack_of_space(folder, needed)) is not None:
+        return disk.FULL, lack
+    if (error := disk.refusal(folder)) is not None:
+        return disk.fault(error) or disk.FULL, disk.describe(folder, error)
+    return None
 
 
 def _lack_of_space(folder: Path, needed: int) -> str | None:

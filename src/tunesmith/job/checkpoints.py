@@ -9,9 +9,11 @@ aside under a name that neither the resume nor the rotation of transformers matc
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,16 @@ def fault_of(folder: Path) -> str | None:
         return "it was never finished (no manifest)"
     except (ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is damaged"
+    try:
+        return _difference(folder, step, files)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return f"it cannot be read ({error.strerror})"
+
+
+def _difference(folder: Path, step: int, files: Mapping[str, tuple[int, str]]) -> str | None:
+    """Return in words where `folder` differs from its manifest; None when it does not."""
     if step != _step_of(folder):
         return f"its manifest is of step {step}"
     for name, (size, sha256) in files.items():

@@ -45,6 +45,12 @@ CLASSES = {
         ),
         FailureClass("disk_full", False, "free space on that disk, then `inv resume --run RUN`"),
         FailureClass(
+            "read_only",
+            False,
+            "the disk cannot be written: remount it, restart the instance or move to another "
+            "disk, then `inv resume --run RUN`",
+        ),
+        FailureClass(
             "stalled",
             True,
             "no step for a long time; the stacks of all threads are in train.log",
@@ -101,6 +107,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
         "disk_full",
         r"No space left on device|Errno 28|Disk quota exceeded|PytorchStreamWriter failed",
     ),
+    ("read_only", r"Read-only file system|\[Errno (?:5|30)\]|Input/output error"),
     (
         "host_oom",
         r"DataLoader worker \(pid[^)]*\) is killed by signal: (?:Bus error|Killed)"

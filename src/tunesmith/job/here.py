@@ -17,7 +17,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.files import write_json
-from tunesmith.job import merge
+from tunesmith.job import disk, merge
 from tunesmith.job.resources import peak_memory
 from tunesmith.job.rundir import RunFolder, acquire, mend_events
 
@@ -36,6 +36,11 @@ def main(argv: list[str]) -> int:
     except TunesmithError as error:
         print(error.render(), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        print(disk.explain(error, run.path).render(), file=sys.stderr)
+        return 1
     print(json.dumps(summary))
     return 0
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.job import disk
 from tunesmith.job.identity import Identity, identify
 from tunesmith.job.rundir import RunFolder
 
@@ -23,10 +24,11 @@ def start(run_dir: Path, phases: list[str]) -> None:
 
     Its session, stdin and output are its own, so a dropped SSH connection or a closed
     terminal changes nothing for it. A run that waits for its turn counts as started.
-    Raises what the supervisor refused with.
+    Raises what the supervisor refused with, and UsageError naming a disk that takes nothing.
     """
     run = RunFolder(run_dir.resolve())
     run.request()
+    _refuse_disk(run)
     with run.log_file.open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(
@@ -50,11 +52,25 @@ def start(run_dir: Path, phases: list[str]) -> None:
             return
         if code is not None:
             said = run.log_file.read_bytes()[began:].decode("utf-8", "replace").strip()
+            if not said:
+                _refuse_disk(run)  # it was full by then
             first, *detail = said.splitlines() or [f"exit code {code}"]
             kind = UsageError if code == UsageError.exit_code else TunesmithError
             raise kind(first, [line.strip() for line in detail])
         time.sleep(0.05)
+    if run.busy():
+        return  # it works; its disk has filled up and does not take its first status
     raise TunesmithError(f"run {run.run_id}: no supervisor after {_START_SECONDS:.0f} s")
+
+
+def _refuse_disk(run: RunFolder) -> None:
+    # Where a reserve lies a supervisor works, or the next one has its room.
+    size = 1 if run.reserve_file.exists() else disk.RESERVE_BYTES
+    if (error := disk.refusal(run.path, size)) is not None and not run.busy():
+        raise UsageError(
+            f"run {run.run_id} cannot start: {disk.describe(run.path, error)}, then "
+            f"`inv resume --run {run.run_id}`"
+        )
 
 
 def stop(run_dir: Path) -> None:
@@ -66,6 +82,8 @@ def stop(run_dir: Path) -> None:
     # Of a run that lives on a host the supervisor does too, whatever pid it has there.
     own = run.busy() or not run.is_copy
     owner = Identity.from_json(named) if named and own else None
+    if owner is None or not owner.alive():
+        owner = run.owner()  # its disk may not have taken its status
     if owner is None or not owner.alive():
         raise UsageError(f"run {run.run_id} is not running (state: {status['state']})")
     os.kill(owner.pid, signal.SIGTERM)

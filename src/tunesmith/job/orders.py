@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import time
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.job import turns
+from tunesmith.job import disk, turns
 from tunesmith.job.rundir import RunFolder, read_events
 
 # Between the end of a run and what was ordered for after it: time to say no.
 AFTER_SECONDS = 10.0
 _AFTER_TIMEOUT_SECONDS = 60.0
+
+Emit = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Limits:
     no new checkpoint: a worker that gets further each time may fall as often as it likes.
     A failure that may pass by itself (a source out of reach) is tried again after
     `retry_seconds`, doubled each time. `max_seconds` is how long the run may work in all,
-    restarts and resumes together; None sets no limit.
+    restarts and resumes together; None sets no limit. `last_words_seconds`: how long the
+    end of a run waits for a disk that takes nothing at all.
     """
 
     restarts: int = 3
@@ -37,6 +41,7 @@ class Limits:
     stop_seconds: float = 600.0
     disk_wait_seconds: float = 1800.0
     retry_seconds: float = 15.0
+    last_words_seconds: float = 10.0
     max_seconds: float | None = None
 
     @classmethod
@@ -72,12 +77,13 @@ class After:
 
 
 def carry_out(
-    after: After, run: RunFolder, stop_wanted: Callable[[], bool], *, in_turn: bool
+    after: After, run: RunFolder, emit: Emit, stop_wanted: Callable[[], bool], *, in_turn: bool
 ) -> None:
     """Run the command, unless a stop is asked for before, or another run needs the host.
 
     `in_turn`: with the turn of the folder of runs, so that none begins meanwhile. How it
-    went is told by an `after_command_ended` event.
+    went is told by an `after_command_ended` event. The run's disk may refuse everything: a
+    host that is paid by the hour is switched off all the same.
     """
     until = time.monotonic() + after.seconds
     while time.monotonic() < until and not stop_wanted():
@@ -85,22 +91,23 @@ def carry_out(
     code, why = None, "a stop was asked for" if stop_wanted() else None
     if why is None:
         turn, busy = turns.take(run.path.parent, run.run_id) if in_turn else (None, [])
-        busy = busy or _busy(run)
+        busy = busy or _busy_if_known(run)
         if busy:
             why = f"run {busy[0]} needs the host"
         else:
             code, why = _call(after, run)
         if turn:
             turn.release()
-    run.emit("after_command_ended", code=code, why=why)
+    emit("after_command_ended", code=code, why=why)
 
 
 def once(run: RunFolder, command: list[str]) -> tuple[int | None, str | None]:
     """Run the command now: a client has what it wanted of a run that has succeeded.
 
     With the turn of the folder of runs, so that none begins meanwhile, and once for a run:
-    of two clients one does it, and one that comes another day finds it done. Returns the
-    exit code, or None and why there is none. Raises UsageError when it must not be run.
+    of two clients one does it, and one that comes another day finds it done, unless the run's
+    disk took no record of it. Returns the exit code, or None and why there is none. Raises
+    UsageError when it must not be run.
     """
     turn, ahead = turns.take(run.path.parent, run.run_id)
     try:
@@ -111,9 +118,9 @@ def once(run: RunFolder, command: list[str]) -> tuple[int | None, str | None]:
         if _done(run):
             raise UsageError(f"run {run.run_id} has had its `{shlex.join(command)}`")
         # Before it is done: after a power-off nobody is left to write.
-        run.emit("after_command", text=f"now `{shlex.join(command)}`", command=command)
+        _tell(run, "after_command", text=f"now `{shlex.join(command)}`", command=command)
         code, why = _call(After(command, 0.0), run)
-        run.emit("after_command_ended", code=code, why=why)
+        _tell(run, "after_command_ended", code=code, why=why)
     finally:
         if turn:
             turn.release()
@@ -132,18 +139,38 @@ def _busy(run: RunFolder) -> list[str]:
     return sorted(folder.name for folder in folders if RunFolder(folder).busy())
 
 
+def _busy_if_known(run: RunFolder) -> list[str]:
+    try:
+        return _busy(run)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        return []  # nobody works on a disk that cannot even be read
+
+
 def _call(after: After, run: RunFolder) -> tuple[int | None, str | None]:
     """Return the exit code, or None and why there is none. Output goes to train.log."""
-    with run.log_file.open("ab") as log:
-        try:
-            done = subprocess.run(
-                after.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=_AFTER_TIMEOUT_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return None, str(error)
+    log = disk.open_log(run.log_file)
+    try:
+        done = subprocess.run(
+            after.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=_AFTER_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    finally:
+        os.close(log)
     return done.returncode, None
+
+
+def _tell(run: RunFolder, event: str, **fields: Any) -> None:
+    """Record an event; the command it is about does not depend on the disk."""
+    try:
+        run.emit(event, **fields)
+    except OSError as error:
+        if not disk.refused(error):
+            raise

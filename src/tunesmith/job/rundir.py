@@ -2,7 +2,7 @@
 
 Everything a client knows about a run it reads from here, so any laptop that can read
 the folder can follow the run. The supervisor writes status.json, the supervisor and
-its worker append to events.jsonl (one write() a line, so lines never mix), and one
+its worker append to events.jsonl (whole lines, so lines never mix), and one
 lock says who works in the folder.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
-from tunesmith.job import records
+from tunesmith.job import disk, records
 from tunesmith.job.identity import Identity, identify
 from tunesmith.job.records import DAMAGED_LINE, STATES
 from tunesmith.job.stored import DamagedError, parse_json, read_mapping, read_object
@@ -83,6 +83,11 @@ class RunFolder:
     def lock_file(self) -> Path:
         """Held by the supervisor and its worker while either lives."""
         return self.path / "run.lock"
+
+    @property
+    def reserve_file(self) -> Path:
+        """Room that the supervisor keeps for its last words (job/disk.py)."""
+        return self.path / ".reserve"
 
     @property
     def output(self) -> Path:
@@ -219,16 +224,24 @@ class RunFolder:
             os.close(descriptor)
         return False
 
-    def emit(self, event: str, **fields: Any) -> None:
-        """Append one event. NaN and Infinity are written as JavaScript names them."""
-        line = (
-            json.dumps({"time": time.time(), "event": event, **fields}, ensure_ascii=False) + "\n"
-        )
-        descriptor = os.open(self.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    def owner(self) -> Identity | None:
+        """Return who works in it, as its lock tells; None when nobody does, or it does not."""
+        if not self.busy():
+            return None
         try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+            return Identity.from_json(read_json(self.lock_file))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Append one event. Raises OSError when the disk refuses it."""
+        disk.append(self.events_file, event_line(event, fields))
+
+
+def event_line(event: str, fields: dict[str, Any]) -> bytes:
+    """Return an event of now as a line. NaN and Infinity are written as JavaScript names them."""
+    value = {"time": time.time(), "event": event, **fields}
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
 
 
 @dataclass
@@ -265,8 +278,7 @@ def acquire(run: RunFolder) -> RunLock:
             f"`inv attach --run {run.run_id}` or end it with `inv stop --run {run.run_id}`"
         )
     lock = RunLock(descriptor)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(lock.owner.to_json()).encode(), 0)
+    disk.label(descriptor, json.dumps(lock.owner.to_json()))
     return lock
 
 

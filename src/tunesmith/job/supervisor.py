@@ -3,7 +3,9 @@
 One process, in a session of its own, with the run's lock: it starts a worker for each
 phase, follows its heartbeat, passes a stop on, starts a fallen worker again from the
 newest sealed checkpoint, and writes status.json. Standard library and yaml only, so
-that it is up at once and cannot be hurt by what hurts the worker.
+that it is up at once and cannot be hurt by what hurts the worker. Nor by the run's disk:
+what that refuses is kept in memory (job/journal.py), and limits, stops and what was ordered
+for after the run need none.
 """
 
 from __future__ import annotations
@@ -13,23 +15,27 @@ import shlex
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith import isolated
 from tunesmith.errors import UsageError
-from tunesmith.files import write_json
-from tunesmith.job import checkpoints, turns, workplace
+from tunesmith.job import checkpoints, disk, turns, workplace
+from tunesmith.job.adjustments import adjusted_config, refusal, step_down
 from tunesmith.job.attempt import Attempt, Ended
-from tunesmith.job.failures import CLASSES, classify_exit
+from tunesmith.job.failures import CLASSES
 from tunesmith.job.gpu import Sampler
+from tunesmith.job.intake import Intake
+from tunesmith.job.journal import Journal
 from tunesmith.job.orders import After, Limits, carry_out
+from tunesmith.job.outcome import Outcome, crashed, refused, reported
 from tunesmith.job.records import needed
+from tunesmith.job.relay import RELAY
 from tunesmith.job.rundir import (
     PHASES,
-    EventTail,
     RunFolder,
     RunLock,
     acquire,
@@ -39,20 +45,8 @@ from tunesmith.job.rundir import (
 from tunesmith.job.worker import FAILED, STOPPED
 
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a worker, a phase or the run ended: succeeded, stopped, or failed with a class.
-
-    `retry` overrules whether the class is tried again.
-    """
-
-    state: str
-    failure: str | None = None
-    message: str = ""
-    detail: tuple[str, ...] = ()
-    retry: bool | None = None
+_PROBE_SECONDS = 1.0
+T = TypeVar("T")
 
 
 def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
@@ -60,7 +54,8 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
 
     Returns 0 when they succeeded or were stopped on request, 1 when one failed. Raises
     UsageError when the folder is no run, a phase is unknown, another process works in it,
-    another run has the turn, or its time is used up: then nothing was changed.
+    another run has the turn, its time is used up, or its disk takes nothing: then nothing
+    was changed.
     """
     run = RunFolder(run_dir.resolve())
     request = run.request()
@@ -72,21 +67,42 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
     if unknown:
         raise UsageError(f"unknown phase {unknown[0]!r}; known are {', '.join(PHASES)}")
     lock = acquire(run)
+    journal = Journal(run)
     try:
-        mend_events(run.events_file)
+        _open(run, journal)
         with workplace.of(run) as place:
-            supervisor = _Supervisor(run, request, lock, place)
+            supervisor = _Supervisor(run, request, lock, journal, place)
             code = supervisor.run(phases or supervisor.unfinished())
     finally:
+        journal.close()
         lock.release()
     supervisor.afterwards()
     return code
 
 
+def _open(run: RunFolder, journal: Journal) -> None:
+    """Make room for what will be told. Raises UsageError naming the disk without any."""
+    try:
+        journal.open()
+        mend_events(run.events_file)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        raise UsageError(
+            f"run {run.run_id} cannot start: {disk.describe(run.path, error)}, then "
+            f"`inv resume --run {run.run_id}`"
+        ) from None
+
+
 class _Supervisor:
-    def __init__(self, run: RunFolder, request: dict[str, Any], lock: RunLock, place: Path) -> None:
+    def __init__(
+        self, run: RunFolder, request: dict[str, Any], lock: RunLock, journal: Journal, place: Path
+    ) -> None:
         self._run = run
         self._place = place
+        self._journal = journal
+        self._emit = journal.emit
+        self._intake = Intake(run, journal)
         self._request = request
         self._lock = lock
         self._limits = Limits.from_request(request)
@@ -96,8 +112,6 @@ class _Supervisor:
         self._sampler = Sampler()
         self._stop_requests = 0
         self._spent = False
-        size = run.events_file.stat().st_size if run.events_file.exists() else 0
-        self._tail = EventTail(run.events_file, size)
         self._failure: dict[str, Any] | None = None
         self._written_at = 0.0
         previous = run.last_status()
@@ -150,14 +164,15 @@ class _Supervisor:
         """Do what was ordered for after the success."""
         if self._after and self._ordered:
             in_turn = self._turn is not None
-            carry_out(self._after, self._run, lambda: self._stop_requests > 0, in_turn=in_turn)
+            after, run = self._after, self._run
+            carry_out(after, run, self._emit, lambda: self._stop_requests > 0, in_turn=in_turn)
 
     def _work(self, phases: list[str], *, owed: bool) -> int:
         self._began = time.monotonic()
         self._status["started"] = self._status["started"] or time.time()
         self._status["state"] = "running"
         self._sampler.start()
-        self._run.emit("run_started", phases=phases)
+        self._emit("run_started", phases=phases)
         self._queue(phases)
         outcome = Outcome("succeeded")
         for phase in phases:
@@ -165,26 +180,30 @@ class _Supervisor:
             self._status["phases"][phase] = outcome.state
             if outcome.state != "succeeded":
                 break
-            # The fetch phase writes there where the base model lies.
-            self._request = self._run.request()
         done = outcome.state == "succeeded" and owed
         if self._after and done and set(self._request["phases"]) <= self._succeeded():
             self._ordered = True
             told = f"`{shlex.join(self._after.command)}` in {self._after.seconds:.0f} s; "
             told += f"`inv stop --run {self._run.run_id}` prevents it"
-            self._run.emit("after_command", text=told, **asdict(self._after))
+            self._emit("after_command", text=told, **asdict(self._after))
         self._end(outcome)
         return 1 if outcome.state == "failed" else 0
 
     def _end(self, outcome: Outcome) -> None:
         # The event first: whoever reads a final state has everything that came before.
-        self._run.emit("run_ended", state=outcome.state, failure=outcome.failure)
+        self._emit("run_ended", state=outcome.state, failure=outcome.failure)
         self._write(
             state=outcome.state,
             failure=outcome.failure,
             message=outcome.message,
             detail=list(outcome.detail),
         )
+        asked = self._stop_requests
+        seconds = self._limits.last_words_seconds
+        if not self._journal.last_words(seconds, lambda: self._stop_requests > asked):
+            why = self._journal.trouble and disk.describe(self._run.path, self._journal.trouble)
+            told = f"run {self._run.run_id}: {outcome.state}, which nobody can read there: {why}"
+            print(told, file=sys.stderr, flush=True)
 
     def _succeeded(self) -> set[str]:
         return {phase for phase, state in self._status["phases"].items() if state == "succeeded"}
@@ -225,8 +244,9 @@ class _Supervisor:
                 break
             if ahead != told:
                 told = ahead
-                self._run.emit("queued", ahead=ahead)
+                self._emit("queued", ahead=ahead)
                 self._write(state="queued", ahead=ahead)
+            self._journal.flush()
             time.sleep(_POLL_SECONDS)
         self._status.pop("ahead", None)
 
@@ -251,12 +271,14 @@ class _Supervisor:
             return
         self._spent = True
         self._stop_requests += 1
-        self._run.emit("limit", what="max-hours", seconds=limit)
+        self._emit("limit", what="max-hours", seconds=limit)
 
     def _pause(self, seconds: float) -> None:
         """Wait, unless a stop is asked for."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._stop_requests:
+            self._mind_limit()
+            self._journal.flush()
             time.sleep(_POLL_SECONDS)
 
     def _request_stop(self, _signum: int, _frame: FrameType | None) -> None:
@@ -269,41 +291,92 @@ class _Supervisor:
             advice = CLASSES[outcome.failure].advice.replace("RUN", self._run.run_id)
             outcome = replace(outcome, message=f"{outcome.message}; {advice}")
         seconds = round(time.monotonic() - began, 2)
-        self._run.emit("phase_ended", phase=phase, state=outcome.state, seconds=seconds)
+        self._emit("phase_ended", phase=phase, state=outcome.state, seconds=seconds)
         return outcome
 
     def _attempts(self, phase: str) -> Outcome:
         """Run workers until one succeeds, a stop is asked for, or trying again is no use."""
         attempt, restarts, stalls, reached = 0, 0, 0, -1
         while True:
-            if phase == "train":
-                step = self._prepare_training()
-                restarts = 0 if step > reached else restarts
-                reached = max(reached, step)
             attempt += 1
-            # Before anybody is told, so that the last worker's is not read as this one's.
-            self._run.heartbeat_file.unlink(missing_ok=True)
-            self._run.emit("phase_started", phase=phase, attempt=attempt)
-            self._status["phases"][phase] = "running"
-            self._write(phase=phase)
-            locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
-            variables = self._environment()
-            ended = self._follow(Attempt(self._run, phase, variables, locks, self._place))
-            outcome = self._judge(ended)
+            step, ended, outcome = self._attempt(phase, attempt)
+            restarts = 0 if step > reached else restarts
+            reached = max(reached, step)
             if outcome.failure is None or self._stop_requests:
                 return outcome
-            if outcome.failure == "gpu_oom" and phase == "train" and self._step_down():
-                continue
+            if outcome.failure == "gpu_oom" and phase == "train":
+                lowered = self._tried(lambda: step_down(self._run, self._emit))
+                if lowered is True:
+                    continue
+                outcome = lowered or outcome
             restarts += 1
-            stalls += ended.stalled
-            retry = CLASSES[outcome.failure].retry if outcome.retry is None else outcome.retry
-            if not retry or restarts > self._limits.restarts or stalls > 1:
+            stalls += ended is not None and ended.stalled
+            if not outcome.may_pass() or restarts > self._limits.restarts or stalls > 1:
                 return outcome
-            self._run.emit("restarting", phase=phase, failure=outcome.failure, why=outcome.message)
-            if outcome.retry:
+            if outcome.failure in (disk.FULL, disk.READ_ONLY) and not self._await_disk(outcome):
+                return self._stopped() if self._stop_requests else outcome
+            self._emit("restarting", phase=phase, failure=outcome.failure, why=outcome.message)
+            if outcome.retry and outcome.failure not in (disk.FULL, disk.READ_ONLY):
                 self._pause(self._limits.retry_seconds * 2 ** (restarts - 1))
                 if self._stop_requests:
                     return self._stopped()
+
+    def _attempt(self, phase: str, attempt: int) -> tuple[int, Ended | None, Outcome]:
+        """Run one worker; return the step it began at (-1: none), its end and the outcome."""
+        step = self._tried(self._prepare_training) if phase == "train" else -1
+        if isinstance(step, Outcome):
+            return -1, None, step
+        worker = self._tried(lambda: self._start(phase, attempt))
+        if isinstance(worker, Outcome):
+            return step, None, worker
+        ended = self._follow(worker)
+        outcome = self._judge(ended)
+        if outcome.state == "succeeded":
+            # The fetch phase writes there where the base model lies.
+            request = self._tried(self._run.request)
+            if isinstance(request, Outcome):
+                return step, ended, request
+            self._request = request
+        return step, ended, outcome
+
+    def _tried(self, do: Callable[[], T]) -> T | Outcome:
+        """Return what `do` returns, or as an outcome that the run's disk refused it."""
+        try:
+            return do()
+        except OSError as error:
+            if not disk.refused(error):
+                raise
+            return self._failed(refused(self._run.path, error))
+
+    def _start(self, phase: str, attempt: int) -> Attempt:
+        # Before anybody is told, so that the last worker's is not read as this one's.
+        self._run.heartbeat_file.unlink(missing_ok=True)
+        self._emit("phase_started", phase=phase, attempt=attempt)
+        self._status["phases"][phase] = "running"
+        self._write(phase=phase)
+        locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
+        environment = self._environment() | {RELAY: self._intake.address}
+        return Attempt(self._run, phase, environment, locks, self._place)
+
+    def _await_disk(self, outcome: Outcome) -> bool:
+        """Wait until the disk takes something again; False when it did not in time."""
+        full = outcome.failure == disk.FULL
+        seconds = self._limits.disk_wait_seconds
+        until = time.monotonic() + (seconds if full else min(seconds, disk.READ_ONLY_SECONDS))
+        told = False
+        while (error := refusal(self._run)) is not None:
+            self._mind_limit()
+            if self._stop_requests or time.monotonic() > until:
+                return False
+            if not told:
+                told = True
+                why = disk.describe(self._run.path, error)
+                self._emit("paused", step=self._status["step"], why=why)
+            self._refresh(None)
+            time.sleep(_PROBE_SECONDS)
+        if told:
+            self._emit("continued", step=self._status["step"])
+        return not self._stop_requests
 
     def _follow(self, attempt: Attempt) -> Ended:
         """Watch a worker until it ends, and keep status.json fresh."""
@@ -346,17 +419,18 @@ class _Supervisor:
         if ended.code == STOPPED or (self._stop_requests and ended.code < 0):
             return self._stopped()
         if ended.code == FAILED and self._failure is not None:
-            return Outcome(
-                "failed",
-                self._failure["failure"],
-                self._failure["message"],
-                tuple(self._failure["detail"]),
-                self._failure.get("retry"),
-            )
-        failure, message = classify_exit(ended.code, ended.log_tail, oom_killed=ended.oom_killed)
-        tail = ended.log_tail.splitlines()[-12:]
-        self._run.emit("failure", failure=failure, message=message, detail=tail)
-        return Outcome("failed", failure, message, tuple(tail))
+            return reported(self._failure)
+        return self._failed(crashed(ended, self._run.path, self._journal.trouble))
+
+    def _failed(self, outcome: Outcome) -> Outcome:
+        """Tell a failure that no worker has told."""
+        self._emit(
+            "failure",
+            failure=outcome.failure,
+            message=outcome.message,
+            detail=list(outcome.detail),
+        )
+        return outcome
 
     def _stopped(self) -> Outcome:
         resume = f"inv resume --run {self._run.run_id}"
@@ -369,18 +443,26 @@ class _Supervisor:
 
     def _take_events(self, attempt: Attempt) -> None:
         """Carry what the worker reported into the status."""
-        for event in self._tail.new():
+        news = self._intake.new()
+        for heartbeat in news.heartbeats:
+            attempt.hear(heartbeat)
+        for event in news.events:
             if event["event"] == "progress":
                 # A phase without steps: a download may well take hours.
                 attempt.sign()
             if event["event"] == "log":
                 for key in ("step", "total_steps", "loss", "learning_rate", "tokens_per_second"):
                     self._status[key] = event.get(key)
-            elif event["event"] == "failure":
+            elif event["event"] == "failure" and "phase" in event:
+                # Without a phase it is one of our own, about the worker before.
                 self._failure = event
 
-    def _refresh(self, attempt: Attempt) -> None:
+    def _refresh(self, attempt: Attempt | None) -> None:
         if time.monotonic() - self._written_at < 1:
+            self._journal.flush()
+            return
+        if attempt is None:
+            self._write()
             return
         heartbeat = attempt.heartbeat
         if heartbeat:
@@ -398,45 +480,16 @@ class _Supervisor:
             self._status.pop("gpu", None)
         self._status["updated"] = time.time()
         self._written_at = time.monotonic()
-        write_json(self._run.status_file, self._status)
-
-    def _config(self) -> dict[str, Any]:
-        return self._run.settled(self._run.config() | self._run.adjustments())
+        self._journal.status(self._status)
 
     def _prepare_training(self) -> int:
         """Set faulty checkpoints aside; return the step training continues from, or -1."""
-        output = Path(self._config()["output_dir"])
+        output = Path(adjusted_config(self._run)["output_dir"])
         claim_output(self._run, output)
         newest, discarded = checkpoints.newest_valid(output)
         for name, why in discarded:
-            self._run.emit("discarded", checkpoint=name, why=why)
+            self._emit("discarded", checkpoint=name, why=why)
         return newest.step if newest else -1
-
-    def _step_down(self) -> bool:
-        """After a GPU OOM lower what a step needs; False when nothing is left to lower.
-
-        The micro-batch shrinks and the accumulation grows by the same factor, so the
-        effective batch stays; at 1, gradient checkpointing is turned on.
-        """
-        config = self._config()
-        batch = int(config.get("per_device_train_batch_size", 8))
-        accumulation = int(config.get("gradient_accumulation_steps", 1))
-        if batch > 1:
-            # Halves even sizes; an odd one goes to its next divisor, which keeps the product.
-            smaller = max(d for d in range(1, batch // 2 + 1) if batch % d == 0)
-            change: dict[str, Any] = {
-                "per_device_train_batch_size": smaller,
-                "gradient_accumulation_steps": accumulation * (batch // smaller),
-            }
-        elif config.get("disable_gradient_checkpointing"):
-            change = {"disable_gradient_checkpointing": False}
-        else:
-            return False
-        write_json(self._run.adjustments_file, self._run.adjustments() | change)
-        for key, value in change.items():
-            before = {"from": config.get(key)}
-            self._run.emit("changed", what=key, to=value, why="GPU out of memory", **before)
-        return True
 
     def _environment(self) -> dict[str, str]:
         """Return the worker's environment: ours, the stack's variables, the env's programs.

@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith import isolated
 from tunesmith.files import read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
+from tunesmith.job.journal import Reporter
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.rundir import RunFolder
 from tunesmith.patching import install
@@ -25,7 +26,7 @@ ROWS_PER_WORKER = 5000
 _RESUME_ONLY = ("optimizer", "scheduler", "rng_state", "scaler", checkpoints.MANIFEST)
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: dict[str, Any], emit: Reporter) -> dict[str, Any]:
     """Train until done, or until a stop was asked for and a checkpoint is sealed.
 
     Continues from the newest sealed checkpoint in the output folder. Raises JobError for
@@ -56,9 +57,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
 
         fast.use(config, emit, functools.partial(_keep, folder))
     install(KEEP_BATCH_OF_CONFIG)
-    callback = RunCallback(
-        folder, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800))
-    )
+    callback = RunCallback(emit, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800)))
     install(KEEP_EPOCH_WHEN_SKIPPING)
     prepared.hasten(config)
     run_exp(config, callbacks=[callback])

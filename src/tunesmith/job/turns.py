@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tunesmith.job import disk
 from tunesmith.job.identity import identify
 
 _TURN = ".turn"
@@ -54,7 +55,7 @@ class Ticket:
             self._file = folder / f"{self._number:09d}"
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            os.write(self._descriptor, json.dumps({"run_id": run_id}).encode())
+            disk.label(self._descriptor, json.dumps({"run_id": run_id}))
 
     def __enter__(self) -> Ticket:
         return self
@@ -66,7 +67,7 @@ class Ticket:
         trace: TracebackType | None,
     ) -> None:
         with _alone(self._runs):
-            self._file.unlink(missing_ok=True)
+            _drop(self._file)
         os.close(self._descriptor)
 
     def take(self) -> tuple[Turn | None, list[str]]:
@@ -78,8 +79,12 @@ class Ticket:
 
 @contextlib.contextmanager
 def _alone(runs: Path) -> Iterator[None]:
-    (runs / _WAITING).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(runs / _WAITING / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        (runs / _WAITING).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+    descriptor = _open(runs / _WAITING / _LOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -89,7 +94,7 @@ def _alone(runs: Path) -> Iterator[None]:
 
 def _working(runs: Path) -> list[str]:
     """Return the run that has the turn: one id, or none."""
-    descriptor = os.open(runs / _TURN, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _open(runs / _TURN)
     try:
         return [_run_id(descriptor)] if _held(descriptor) else []
     finally:
@@ -107,23 +112,50 @@ def _waiting(runs: Path, before: int | None = None) -> list[str]:
             if _held(descriptor):
                 found.append(_run_id(descriptor))
             else:
-                file.unlink()
+                _drop(file)
         finally:
             os.close(descriptor)
     return found
 
 
 def _tickets(folder: Path) -> list[tuple[int, Path]]:
-    return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdigit())
+    names = folder.iterdir() if folder.is_dir() else ()
+    return sorted((int(path.name), path) for path in names if path.name.isdigit())
 
 
 def _taken(runs: Path, run_id: str) -> Turn:
-    descriptor = os.open(runs / _TURN, os.O_RDWR)
+    descriptor = _open(runs / _TURN)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    owner = {"run_id": run_id, **identify().to_json()}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    disk.label(descriptor, json.dumps({"run_id": run_id, **identify().to_json()}))
     return Turn(descriptor)
+
+
+def _open(file: Path) -> int:
+    """Open a lock file, made where there is none.
+
+    On a disk that takes nothing the one that is there does as well; where there is none, nobody
+    else can make one either, and a lock of our own (a file without a name) is as good as any.
+    """
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        pass  # its folder could not be made either
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+    try:
+        return os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.memfd_create(file.name)
+
+
+def _drop(ticket: Path) -> None:
+    """Delete a ticket; on a disk that takes nothing it stays, and counts for nothing."""
+    try:
+        ticket.unlink(missing_ok=True)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
 
 
 def _held(descriptor: int) -> bool:

@@ -22,8 +22,10 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import write_json
-from tunesmith.job import lean
+from tunesmith.job import disk, lean, streams
+from tunesmith.job.adjustments import refusal
 from tunesmith.job.failures import JobError, classify_text
+from tunesmith.job.journal import Reporter
 from tunesmith.job.resources import peak_memory
 from tunesmith.job.rundir import RunFolder
 
@@ -50,6 +52,7 @@ _ASK_THE_MODEL = ("before", "after", "predict")
 def main(argv: list[str]) -> int:
     """Run one phase and return its exit code."""
     run, phase = RunFolder(Path(argv[0])), argv[1]
+    report = Reporter(run)
     if not die_with_parent(os.environ.get(SUPERVISOR_PID)):
         return STOPPED
     # `stalled` is diagnosed from this: the supervisor asks, the stacks go to train.log.
@@ -65,12 +68,12 @@ def main(argv: list[str]) -> int:
             write_json(run.path / "versions.json", versions())
         if phase in _ASK_THE_MODEL:
             lean.trim()
-        summary = functools.partial(entry, run.path, run.request(), run.emit, **extra)()
+        summary = functools.partial(entry, run.path, run.request(), report, **extra)()
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - every end of a worker is reported
-        return _report(run, phase, error)
-    run.emit("summary", phase=phase, **summary, peak_memory=peak_memory())
+        return _report(run, report, phase, error)
+    report("summary", phase=phase, **summary, peak_memory=peak_memory())
     return 0
 
 
@@ -86,7 +89,7 @@ def die_with_parent(supervisor: str | None) -> bool:
     return "RANK" in os.environ or supervisor in (None, str(os.getppid()))
 
 
-def _report(run: RunFolder, phase: str, error: BaseException) -> int:
+def _report(run: RunFolder, report: Reporter, phase: str, error: BaseException) -> int:
     if type(error).__name__ == "Stopped":  # defined in callbacks, which imports transformers
         return STOPPED
     trace = traceback.format_exc()
@@ -102,11 +105,25 @@ def _report(run: RunFolder, phase: str, error: BaseException) -> int:
     elif isinstance(error, TunesmithError):
         failure, message, detail = "code", error.message, list(error.detail)
     else:
-        failure = "host_oom" if isinstance(error, MemoryError) else classify_text(text)
+        failure = _class_of(run, error, text)
         message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]
+        # A disk may take something again: the supervisor waits for it.
+        retry = True if failure in (disk.FULL, disk.READ_ONLY) else None
     passing = {} if retry is None else {"retry": retry}
-    run.emit("failure", phase=phase, failure=failure, message=message, detail=detail, **passing)
+    report("failure", phase=phase, failure=failure, message=message, detail=detail, **passing)
     return FAILED
+
+
+def _class_of(run: RunFolder, error: BaseException, text: str) -> str:
+    if isinstance(error, MemoryError):
+        return "host_oom"
+    if failure := disk.fault(error):
+        return failure
+    failure = classify_text(text)
+    if failure in ("code", disk.FULL) and (refused := refusal(run)) is not None:
+        # Libraries hide what a disk said: "file write failed", "cannot be opened".
+        failure = disk.fault(refused) or failure
+    return failure
 
 
 def leave(ended: list[int]) -> None:
@@ -122,6 +139,7 @@ def leave(ended: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    streams.outlive_disk()
     codes: list[int] = []
     # Handlers run in reverse: what others registered meanwhile comes first.
     atexit.register(leave, codes)
