@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.job import services
+from tunesmith.job import process_tree, services
 from tunesmith.job.services import Service
 from tunesmith.project import Project
 from webclient import LOOPBACK_HEX, Client, choose, chromium, listeners, preview, until
@@ -88,7 +88,7 @@ def own_listeners(service: Service) -> set[tuple[str, int]]:
     owner = service.process()
     assert owner
     inodes = set()
-    for pid in (owner.pid, *services.descendants(owner.pid)):
+    for pid in (owner.pid, *process_tree.descendants(owner.pid)):
         for file in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 target = str(file.readlink())
@@ -189,7 +189,7 @@ def test_the_api_serves_a_run_to_who_has_the_key(
 
     owner = Service(home, "api").process()
     assert owner
-    for pid in (owner.pid, *services.descendants(owner.pid)):
+    for pid in (owner.pid, *process_tree.descendants(owner.pid)):
         for place in ("cmdline", "environ"):
             assert key.encode() not in Path(f"/proc/{pid}/{place}").read_bytes(), (pid, place)
     assert Service(home, "api").key_file.stat().st_mode & 0o077 == 0

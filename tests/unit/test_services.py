@@ -20,7 +20,7 @@ import yaml
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
 from tunesmith.errors import UsageError
 from tunesmith.files import write_json
-from tunesmith.job import api, board, curves, services
+from tunesmith.job import api, board, curves, process_tree, services
 from tunesmith.job.identity import Identity, identify, start_ticks
 from tunesmith.job.services import Service
 
@@ -64,7 +64,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
     yield make  # type: ignore[misc]
     for one in started:
-        services.end_tree(one.pid)
+        process_tree.end_tree(one.pid)
         one.wait()
 
 
@@ -127,7 +127,7 @@ def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process:
     trainer = kept["training"]["pid"]
     assert services.stop(service, force=True)["state"] == "stopped"
     assert running.wait(60) is not None
-    assert not Path(f"/proc/{trainer}").exists() or not services.command_of(trainer)
+    assert not Path(f"/proc/{trainer}").exists() or not process_tree.command_of(trainer)
     assert not service.record_file.exists()
 
 
@@ -147,9 +147,9 @@ def test_an_end_is_waited_for_to_the_last_thread() -> None:
         state = Path(f"/proc/{process.pid}/stat")
         until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
         socket.create_connection(("127.0.0.1", port)).close()
-        assert not services._gone(zombie(process.pid))
+        assert not process_tree._gone(zombie(process.pid))
         process.kill()
-        until(lambda: services._gone(zombie(process.pid)))
+        until(lambda: process_tree._gone(zombie(process.pid)))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
