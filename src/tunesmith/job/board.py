@@ -208,7 +208,8 @@ def serve(record_file: Path) -> None:
 
     # Not Gradio's launch(), which asks itself over HTTP, makes shares, and takes no middleware
     # that stands before its own (that one answers every origin, with credentials).
-    app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="/")
+    # With path="/" its 5.31 sends / on to //.
+    app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="")
     uvicorn.run(
         before_asgi(app, gate),
         host=str(record["listen"]),
