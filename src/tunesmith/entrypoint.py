@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import secrets
 import signal
 import sys
@@ -420,8 +421,10 @@ def _webui(words: list[str]) -> None:
     _tell_way("GRADIO_SERVER_NAME", listen, port)
     settings = {"data": data, "language": options.language}
     # Not told here: Docker keeps what a container says.
-    how = f"`docker exec {os.environ.get('HOSTNAME', 'CONTAINER')} {_ADDRESS}` tells its address"
-    say(f"LLaMA Board on port {port}: {how}, which works once")
+    named = os.environ.get("HOSTNAME", "")
+    container = named if re.fullmatch(r"[0-9a-f]{12}", named) else "CONTAINER"
+    how = f"`docker exec {container} {_ADDRESS}` tells an address that works once"
+    say(f"LLaMA Board on port {port}: {how}")
     _serve("webui", settings, listen, port, key=secrets.token_urlsafe(32), hint=how)
 
 
