@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,26 @@ def listeners(tables: str) -> set[tuple[str, int]]:
             address, _, port = fields[1].partition(":")
             found.add((address, int(port, 16)))
     return found
+
+
+def sockets_of(processes: Iterable[int]) -> set[tuple[str, int]]:
+    """Return the listening sockets of processes, as `listeners` does."""
+    inodes = set()
+    for pid in processes:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = str(file.readlink())
+            except FileNotFoundError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    lines = [
+        line
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        if line.split()[9] in inodes
+    ]
+    return listeners("\n".join(lines))
 
 
 LOOPBACK_HEX = {"0100007F", "00000000000000000000000001000000"}
@@ -232,7 +252,8 @@ def status_of(port: int, path: str, *headers: tuple[str, str], method: str = "GE
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     own = any(name == "Host" for name, _ in headers)
     connection.putrequest(method, path, skip_host=own, skip_accept_encoding=True)
-    for name, value in (*headers, ("Content-Length", "0")):
+    bodyless = [] if method == "GET" else [("Content-Length", "0")]
+    for name, value in (*headers, *bodyless):
         connection.putheader(name, value)
     connection.endheaders()
     try:
