@@ -158,7 +158,7 @@ def serve(record_file: Path) -> None:
 
     served = program.TensorBoard(server_class=server)
     words = ["--logdir", str(folder), "--host", LOOPBACK, "--port", str(record["port"])]
-    # Its quicker reader is a process with a port of its own, which everybody may ask.
+    # Its quicker reader, where its package has one, has a port of its own that anybody may ask.
     words += ["--load_fast", "false"]
     served.configure(argv=["tensorboard", *words, "--reload_interval", "2"])
     served.launch()  # in a thread of its own
