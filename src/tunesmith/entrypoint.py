@@ -33,7 +33,6 @@ SHM = "/dev/shm"  # noqa: S108 - looked at, not written to
 SHM_BYTES = 1_000_000_000
 _COMMAND = "docker run ... IMAGE"
 _ADDRESS = "python -I -m tunesmith.entrypoint address"
-_ALLOWED = "TUNESMITH_ALLOWED_HOSTS"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 HELP = """\
@@ -526,9 +525,9 @@ def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **mor
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # A name under which somebody publishes it; 127.0.0.1 and localhost are always taken.
     try:
-        allowed = access.parse_names(os.environ.get(_ALLOWED, ""))
+        allowed = access.parse_names(os.environ.get(access.ALLOWED, ""))
     except UsageError as error:
-        raise UsageError(f"{_ALLOWED}: {error.message}") from None
+        raise UsageError(f"{access.ALLOWED}: {error.message}") from None
     asked = {"serves": {}, "settings": folders | dict(settings), "allowed": allowed, **more}
     services.serve_here(name, asked, base=project.home, listen=listen, port=port)
 

@@ -212,6 +212,16 @@ def test_what_is_refused_is_told_in_one_line_without_controls() -> None:
         assert all(32 <= byte < 127 for byte in answer.body[:-1])
 
 
+def test_where_another_name_may_be_added_the_way_is_told() -> None:
+    gate = Gate(NAMES, KEY, None, "hint", "; `-e NAMES=NAME` adds one")
+    answer = gate.answer(asked(("host", "lab.example")))
+    assert answer
+    assert answer.body.decode() == (
+        "Host 'lab.example' is not served here; served are: 127.0.0.1, [::1], localhost; "
+        "`-e NAMES=NAME` adds one\n"
+    )
+
+
 # --- tokens ---------------------------------------------------------------------------------
 
 

@@ -25,6 +25,8 @@ from urllib.parse import parse_qs
 
 from tunesmith.errors import UsageError
 
+# Variable with further names of a container's service, which may be published under any.
+ALLOWED = "TUNESMITH_ALLOWED_HOSTS"
 # The local end of a tunnel has a port of its own, so loopback is allowed with any: to come
 # here under these names a browser must have been told this machine, and rebinding needs
 # another name.
@@ -95,19 +97,21 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def refusal(request: Request, names: Collection[str]) -> Answer | None:
+def refusal(request: Request, names: Collection[str], remedy: str = "") -> Answer | None:
     """Return the answer to a request that a foreign page may have caused; None: it did not.
 
-    Pure: only the request is looked at. Refused are other Hosts (421), other Origins, `null`
-    among them, and what the browser itself calls the doing of another site (403). Left through
-    is a navigation of the whole tab with a token, which opens only with the right one.
+    Pure: only the request is looked at. `remedy` says how another name is let in. Refused are
+    other Hosts (421), other Origins, `null` among them, and what the browser itself calls the
+    doing of another site (403). Left through is a navigation of the whole tab with a token,
+    which opens only with the right one.
     """
     hosts, origins = request.values("host"), request.values("origin")
     if not request.path.startswith("/"):
         return _plain(400, "a path is expected, not the address of a host")
     if len(hosts) != 1 or not _is_listed(hosts[0], names):
         listed = ", ".join(sorted(names))
-        return _plain(421, f"Host {_shown(hosts)} is not served here; served are: {listed}")
+        line = f"Host {_shown(hosts)} is not served here; served are: {listed}{remedy}"
+        return _plain(421, line)
     if origins and (len(origins) > 1 or not _is_same(origins[0], hosts[0])):
         return _plain(403, f"Origin {_shown(origins)} is another than Host {_shown(hosts)}")
     foreign = [site for site in request.values("sec-fetch-site") if site not in _OWN_SITES]
@@ -188,13 +192,15 @@ class Gate:
     """What stands before a service.
 
     `key` opens as `Authorization: Bearer KEY`. `tokens` is the folder of tokens that browsers
-    exchange for a cookie, None where only the key opens. `hint` says how to get in.
+    exchange for a cookie, None where only the key opens. `hint` says how to get in, `remedy`
+    how another name of the service is let in, where it may be.
     """
 
     names: frozenset[str]
     key: str
     tokens: Path | None
     hint: str
+    remedy: str = ""
 
     @property
     def cookie(self) -> tuple[str, str]:
@@ -206,7 +212,7 @@ class Gate:
 
     def answer(self, request: Request) -> Answer | None:
         """Return what to answer; None: it is the service that answers."""
-        refused = refusal(request, self.names)
+        refused = refusal(request, self.names, self.remedy)
         if refused is not None:
             return refused
         token = _token(request) if self.tokens else None

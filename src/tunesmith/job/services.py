@@ -254,7 +254,9 @@ def gate(record_file: Path, *, browser: bool) -> access.Gate:
         raise UsageError(f"{name} was started without a key; `inv {name}` makes one")
     hint = record.get("hint") or f"`inv {name}` (with `--on` for a host's) tells the way in"
     names = access.names_of(str(record["listen"]), record.get("allowed") or ())
-    return access.Gate(names, key, service.tokens if browser else None, hint)
+    # Where another address than loopback leads there, it is one of a container.
+    remedy = "" if record["listen"] == LOOPBACK else f"; `-e {access.ALLOWED}=NAME` adds one"
+    return access.Gate(names, key, service.tokens if browser else None, hint, remedy)
 
 
 def refused(error: TunesmithError) -> int:
