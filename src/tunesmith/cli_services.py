@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from tunesmith import services
 from tunesmith.console import say
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import replacing
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.services import http_status
 from tunesmith.project import Project
@@ -37,7 +39,7 @@ def webui(root: Path, on: str, *, port: int, browser: bool, stop: bool, dry: boo
         return
     with _signals():
         body = services.asked_of(place, kind, datasets=place.bring_data(_teller(place)))
-        _serve(place, kind, body, local, browser=browser)
+        _serve(place, kind, body, local, opener=_opener(project, kind, browser=browser))
 
 
 def api(
@@ -88,7 +90,7 @@ def tensorboard(
             body = services.asked_of(place, kind, settings=settings, run=run)
         else:
             body = services.asked_of(place, kind, serves={"runs": "all"}, settings=settings)
-        _serve(place, kind, body, local, browser=browser)
+        _serve(place, kind, body, local, opener=_opener(project, kind, browser=browser))
 
 
 def _asked(
@@ -135,13 +137,19 @@ def _serve(
     body: Mapping[str, Any],
     local: int,
     *,
-    browser: bool = False,
+    opener: Path | None = None,
     show_key: bool = False,
 ) -> None:
-    """Start a service, open the way to it, and stay until Ctrl-C."""
+    """Start a service, open the way to it, and stay until Ctrl-C.
+
+    `opener` is the file by which a browser is sent there; None: none is opened.
+    """
     way: Tunnel | None = None
+    # One for the address that is told, one for the browser that is opened.
+    wanted = (1 + (opener is not None)) if kind.browsed else 0
+    tokens = [services.new_secret() for _ in range(wanted)]
     try:
-        said = services.start(place, kind, body, say)
+        said = services.start(place, kind, {**body, "tokens": tokens}, say)
         there = int(said["port"])
         if place.remote is not None:
             way = Tunnel(place.remote, there, local)
@@ -149,10 +157,11 @@ def _serve(
         here = way.here if way else there
         _wait_for_answer(place, kind, here, said.get("key"))
         url = f"http://127.0.0.1:{here}"
-        say(f"{place.name}: {kind.title} is at {url}")
+        told, *for_browser = [f"{url}/?token={token}" for token in tokens] or [url]
+        say(f"{place.name}: {kind.title} is at {told}")
         _tell_more(place, kind, url, said, show_key=show_key)
-        if browser and sys.stdout.isatty():
-            webbrowser.open(url)
+        if opener is not None:
+            _open(opener, for_browser[0])
         _stay(place, kind, way)
     except KeyboardInterrupt:
         if way is not None:
@@ -161,6 +170,28 @@ def _serve(
     finally:
         if way is not None:
             way.close()
+        if opener is not None:
+            opener.unlink(missing_ok=True)
+
+
+def _opener(project: Project, kind: Kind, *, browser: bool) -> Path | None:
+    """Return the file by which a browser is opened, or None where nobody looks at one."""
+    if not browser or not sys.stdout.isatty():
+        return None
+    return project.home / "services" / f"open-{kind.name}-{os.getpid()}.html"
+
+
+def _open(file: Path, address: str) -> None:
+    """Send a browser to an address with a token, by a file that only we can read: the words a
+    browser is started with are seen by every user of the machine."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with replacing(file) as part:
+        part.chmod(0o600)  # before there is anything in it
+        part.write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">\n',
+            encoding="utf-8",
+        )
+    webbrowser.open(file.as_uri())
 
 
 def _wait_for_answer(place: Place, kind: Kind, port: int, key: str | None) -> None:
@@ -180,6 +211,13 @@ def _wait_for_answer(place: Place, kind: Kind, port: int, key: str | None) -> No
 def _tell_more(
     place: Place, kind: Kind, url: str, said: Mapping[str, Any], *, show_key: bool
 ) -> None:
+    if said.get("key") is None:
+        say(
+            f"it was started by an earlier version, and opens to anybody who reaches its port: "
+            f"end it (`inv {kind.name} --on {place.name} --stop`) and start it again"
+        )
+    elif kind.browsed:
+        say("the address works once, for one browser; the same command gives another")
     if kind.name == "webui":
         say(f"data {place.folders.data}, trainings of the Board {place.folders.base / 'board'}")
     if kind.name == "api":
@@ -189,10 +227,11 @@ def _tell_more(
             say(f"export API_KEY={said['key']}")
         else:
             say(f"the key was told at the start; `inv api --on {place.name} --show-key` tells it")
+        # By a pipe: what curl is started with is seen by every user of the machine.
         say(
-            f'curl {url}/v1/chat/completions -H "Authorization: Bearer $API_KEY" -H "Content-Type: '
-            f'application/json" -d \'{{"model": "{serves["run"]}", "messages": [{{"role": "user", '
-            '"content": "Hello"}]}\''
+            'printf "Authorization: Bearer %s" "$API_KEY" | curl -H @- -H "Content-Type: '
+            f'application/json" {url}/v1/chat/completions -d \'{{"model": "{serves["run"]}", '
+            '"messages": [{"role": "user", "content": "Hello"}]}\''
         )
     ends = "tunnel and service" if place.remote else "the service"
     stays = "; a training started in it goes on" if kind.name == "webui" else ""

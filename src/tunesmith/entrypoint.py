@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,7 @@ PASSED_ON = ("env", "eval", "export", "webchat")
 SHM = "/dev/shm"  # noqa: S108 - looked at, not written to
 SHM_BYTES = 1_000_000_000
 _COMMAND = "docker run ... IMAGE"
+_ADDRESS = "python -I -m tunesmith.entrypoint address"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 HELP = """\
@@ -44,6 +47,7 @@ tunesmith: fine-tune, merge, predict and serve in a container
   chat [--run RUN]                talk to a run's model (docker run -it)
   runs, logs, report              list runs, print a log, write the page
   webui                           LLaMA Board on port 7860, without a model's own code
+  address                         (docker exec) the address of that Board, which works once
   api [--run RUN]                 a run's model as OpenAI-style API on port 8000, with a key
   check [CONFIG]                  what this container has, and whether a config is good
   version                         what is installed
@@ -410,6 +414,7 @@ def _job(words: list[str]) -> int:
 
 def _webui(words: list[str]) -> None:
     """Be the Board of a host, with its guards, over what is mounted."""
+    from tunesmith.console import say
     from tunesmith.project import Project
 
     parser = _parser("webui")
@@ -420,7 +425,31 @@ def _webui(words: list[str]) -> None:
     listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
     data = str(Project.at(APP).find("data"))
     _tell_way("GRADIO_SERVER_NAME", listen, port)
-    _serve("webui", {"data": data, "language": options.language}, listen, port)
+    settings = {"data": data, "language": options.language}
+    # Not told here: Docker keeps what a container says.
+    named = os.environ.get("HOSTNAME", "")
+    container = named if re.fullmatch(r"[0-9a-f]{12}", named) else "CONTAINER"
+    how = f"`docker exec {container} {_ADDRESS}` tells an address that works once"
+    say(f"LLaMA Board on port {port}: {how}")
+    _serve("webui", settings, listen, port, key=secrets.token_urlsafe(32), hint=how)
+
+
+def _address(words: list[str]) -> None:
+    """Tell the address of the Board that runs in this container, with a token of its own."""
+    from tunesmith.console import say
+    from tunesmith.job import access, services
+
+    _parser("address").parse_args(words)
+    found = services.served_here("webui")
+    if found is None:
+        raise UsageError(
+            "LLaMA Board does not run in this container; `docker run ... IMAGE webui` starts one, "
+            f"and `docker exec CONTAINER {_ADDRESS}` asks that one"
+        )
+    token = secrets.token_urlsafe(32)
+    access.admit(found.tokens, token)
+    port = (found.record() or {})["port"]
+    say(f"http://127.0.0.1:{port}/?token={token}")
 
 
 def _api(words: list[str]) -> None:
@@ -433,14 +462,14 @@ def _api(words: list[str]) -> None:
     parser.add_argument("--what", choices=("adapter", "merged", "base"), default="adapter")
     parser.add_argument("config", nargs="?", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    # Not for the processes below: they have no need of it.
-    key = os.environ.pop("API_KEY", "")
+    key = _given_key()
     listen, port = _listening("API_HOST", "API_PORT", 8000)
     if not key:
         # One made here would be told in the container's log, which Docker keeps.
         raise UsageError(
             f"api on {listen} without an API_KEY would serve anybody who reaches it; `export "
-            "API_KEY=...` with a secret of your own, and add `-e API_KEY` to docker run"
+            "API_KEY=...` with a secret of your own, and add `-e API_KEY` to docker run (or "
+            "name a file of it by API_KEY_FILE)"
         )
     if options.config:
         raise UsageError(
@@ -455,6 +484,23 @@ def _api(words: list[str]) -> None:
     say(f"model {run.run_id} ({options.what})")
     _tell_way("API_HOST", listen, port)
     _serve("api", {}, listen, port, serves={"what": options.what}, run=run.run_id, key=key)
+
+
+def _given_key() -> str:
+    """Return the key that the user gave by API_KEY or in the file of API_KEY_FILE; "": none.
+
+    Raises UsageError for a file that cannot be read.
+    """
+    # Not for the processes below: they have no need of it.
+    key, named = os.environ.pop("API_KEY", ""), os.environ.get("API_KEY_FILE")
+    if key or not named:
+        return key
+    try:
+        return Path(named).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"API_KEY_FILE={named}: {error}; mount it: `-v KEYFILE:{named}:ro`"
+        ) from None
 
 
 def _listening(key: str, port_key: str, usual: int) -> tuple[str, int]:
@@ -477,14 +523,19 @@ def _tell_way(key: str, listen: str, port: int) -> None:
 
 
 def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **more: Any) -> None:
-    from tunesmith.job import services
+    from tunesmith.job import access, services
     from tunesmith.project import Project
 
     project = Project.at(APP)
     folders = {"models": str(project.models), "runs": str(project.runs)}
     # Into a pipe, as `docker logs` reads it, lines would come when a page is full.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    asked = {"serves": {}, "settings": folders | dict(settings), **more}
+    # A name under which somebody publishes it; 127.0.0.1 and localhost are always taken.
+    try:
+        allowed = access.parse_names(os.environ.get(access.ALLOWED, ""))
+    except UsageError as error:
+        raise UsageError(f"{access.ALLOWED}: {error.message}") from None
+    asked = {"serves": {}, "settings": folders | dict(settings), "allowed": allowed, **more}
     services.serve_here(name, asked, base=project.home, listen=listen, port=port)
 
 
@@ -516,6 +567,7 @@ VERBS: Mapping[str, Callable[[list[str]], int | None]] = {
     "logs": _logs,
     "report": _report,
     "webui": _webui,
+    "address": _address,
     "api": _api,
     "check": _check,
     "version": _version,

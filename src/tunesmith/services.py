@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import time
@@ -41,13 +42,17 @@ class Kind:
     port: int
     patience: float
     path: str
+    browsed: bool
+    """Opened by an address with a token; else by the key alone."""
 
 
 KINDS = {
-    "webui": Kind("webui", "LLaMA Board", 7860, 300.0, "/"),
-    "api": Kind("api", "the API", 8000, 900.0, "/v1/models"),
-    "tensorboard": Kind("tensorboard", "TensorBoard", 6006, 300.0, "/"),
+    "webui": Kind("webui", "LLaMA Board", 7860, 300.0, "/", browsed=True),
+    "api": Kind("api", "the API", 8000, 900.0, "/v1/models", browsed=False),
+    "tensorboard": Kind("tensorboard", "TensorBoard", 6006, 300.0, "/", browsed=True),
 }
+# What we make ourselves; a host's answer goes into a header and onto the screen.
+_KEY = re.compile(r"[A-Za-z0-9_-]{43,128}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class HostPlace:
         done = self._remote.run(
             script,
             arguments=[str(self._layout.variables), str(self._layout.base), *argv],
-            # Inside the connection: the API's key must not stand in a process list.
+            # Inside the connection: keys and tokens must not stand in a process list.
             stdin=None if body is None else json.dumps(body),
             timeout=timeout,
         )
@@ -270,19 +275,25 @@ def asked_of(
     settings: Mapping[str, str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return the body of `start`: `settings` are for the service's module, beside those that
-    all have; `more` are further keys of the body, as `run`."""
+    """Return the body of `start`, with a new key: `settings` are for the service's module,
+    beside those that all have; `more` are further keys of the body, as `run`."""
     chinese = os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
     own = {"language": "zh" if chinese else "en", **(settings or {})}
     body: dict[str, Any] = {
         "serves": dict(serves or {}),
         "settings": place.folders.settings() | own,
         "datasets": dict(datasets or {}),
+        "key": new_secret(),
     }
-    if kind.name == "api":
-        # 256 bits; the alphabet needs no quotes in a shell.
-        body["key"] = secrets.token_urlsafe(32)
     return body | more
+
+
+def new_secret() -> str:
+    """Return a key or token of 256 bits, of letters that need no quotes in a shell or address.
+
+    Made on this side, so that no text of a host is opened as an address.
+    """
+    return secrets.token_urlsafe(32)
 
 
 def start(place: Place, kind: Kind, body: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
@@ -300,6 +311,11 @@ def start(place: Place, kind: Kind, body: Mapping[str, Any], tell: Tell) -> dict
             f"{kind.title} of {place.name} {error.message}; end that one first: `inv "
             f"{kind.name} --on {place.name} --stop`"
         ) from None
+    if began.get("key") is not None and not _KEY.fullmatch(str(began["key"])):
+        raise TunesmithError(
+            f"{place.name}: {kind.title} answers with a key that is none of ours; `inv "
+            f"{kind.name} --on {place.name} --stop` ends it"
+        )
     if not began["reused"]:
         tell(f"{place.name}: starting {kind.title}; loading its libraries takes a while")
     elif began.get("training"):

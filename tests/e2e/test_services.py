@@ -15,10 +15,20 @@ from typing import Any
 
 import pytest
 
-from tunesmith.job import services
+from tunesmith.job import process_tree, services
 from tunesmith.job.services import Service
 from tunesmith.project import Project
-from webclient import LOOPBACK_HEX, Client, choose, chromium, listeners, preview, until
+from webclient import (
+    LOOPBACK_HEX,
+    Client,
+    assert_refused,
+    choose,
+    chromium,
+    preview,
+    sockets_of,
+    status_of,
+    until,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -87,22 +97,25 @@ def own_listeners(service: Service) -> set[tuple[str, int]]:
     """Return the listening sockets of a service's processes."""
     owner = service.process()
     assert owner
-    inodes = set()
-    for pid in (owner.pid, *services.descendants(owner.pid)):
-        for file in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = str(file.readlink())
-            except FileNotFoundError:
-                continue
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
-    lines = [
-        line
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-        if line.split()[9] in inodes
-    ]
-    return listeners("\n".join(lines))
+    return sockets_of((owner.pid, *process_tree.descendants(owner.pid)))
+
+
+def assert_secret(service: Service, *told: str) -> None:
+    """No other user of this machine may learn what opens a service: not by a process list, an
+    environment, a file or a log."""
+    owner, key = service.process(), service.key()
+    assert owner and key
+    secrets = [word.encode() for word in (key, *told)]
+    for pid in (owner.pid, *process_tree.descendants(owner.pid)):
+        for place in ("cmdline", "environ"):
+            found = Path(f"/proc/{pid}/{place}").read_bytes()
+            assert not any(word in found for word in secrets), (pid, place)
+    assert service.folder.stat().st_mode & 0o077 == 0
+    for file in service.folder.rglob("*"):
+        if file.name.startswith((f"{service.name}.", f".{service.name}.")):
+            assert file.stat().st_mode & 0o077 == 0, file
+            if file.is_file() and file != service.key_file:
+                assert not any(word in file.read_bytes() for word in secrets), file
 
 
 def test_the_board_in_a_browser_and_a_training_that_outlives_it(
@@ -115,7 +128,12 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
     assert found
     assert {address for address, _ in found} <= LOOPBACK_HEX
 
-    with chromium(url) as page:
+    with chromium(opened.address()) as page:
+        assert page.url == f"{url}/", "the token is out of the address"
+        paths = ("/", "/config", "/gradio_api/queue/join", "/gradio_api/upload")
+        assert_refused(page, opened.port, (*paths, "/gradio_api/call/x", "/gradio_api/stream/x"))
+        page.reload()
+        page.get_by_role("button", name="Preview command").wait_for()
         assert "philosophy_conch" in choose(page, "Dataset", "philosophy_conch")
         assert RUN in choose(page, "Checkpoint path", RUN), "finished runs are there"
         command = preview(page)
@@ -138,6 +156,11 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
     assert "come back: `inv webui --on local`" in opened.said()
     again = client("webui", "--no-open")
     assert again.url() == url
+    assert again.address() != opened.address()
+    token, other = (one.address().partition("?token=")[2] for one in (opened, again))
+    assert status_of(opened.port, f"/?token={token}") == 403, "it works once"
+    assert_secret(service, token, other)
+    assert status_of(opened.port, f"/?token={other}") == 200
     assert f"is there already, training {training['folder']}" in again.said()
 
     adapter = home / "board" / training["folder"] / "adapter_model.safetensors"
@@ -175,7 +198,7 @@ def test_the_api_serves_a_run_to_who_has_the_key(
     home: Path, trained: Path, client: Callable[..., Client], inv: Any
 ) -> None:
     opened = client("api", "--run", RUN)
-    port = int(opened.url().rpartition(":")[2])
+    port = opened.port
     key = opened.said().partition("export API_KEY=")[2].split()[0]
     assert len(key) >= 43
     assert {address for address, _ in own_listeners(Service(home, "api"))} <= LOOPBACK_HEX
@@ -187,12 +210,9 @@ def test_the_api_serves_a_run_to_who_has_the_key(
     answer = ask(port, "/v1/chat/completions", key, body)
     assert answer["choices"][0]["message"]["content"].strip()
 
-    owner = Service(home, "api").process()
-    assert owner
-    for pid in (owner.pid, *services.descendants(owner.pid)):
-        for place in ("cmdline", "environ"):
-            assert key.encode() not in Path(f"/proc/{pid}/{place}").read_bytes(), (pid, place)
-    assert Service(home, "api").key_file.stat().st_mode & 0o077 == 0
+    assert_secret(Service(home, "api"))
+    with chromium(f"http://127.0.0.1:{port}/v1/models", ready=None) as page:
+        assert_refused(page, port, ("/v1/models", "/v1/chat/completions", "/docs"))
 
     other = inv("api", "--run", RUN, "--what", "base")
     assert other.returncode == 2
@@ -213,13 +233,18 @@ def test_tensorboard_has_the_curves_of_runs(
     home: Path, trained: Path, client: Callable[..., Client]
 ) -> None:
     opened = client("tensorboard", "--no-open")
-    port = int(opened.url().rpartition(":")[2])
-    assert {address for address, _ in own_listeners(Service(home, "tensorboard"))} <= LOOPBACK_HEX
+    port, service = opened.port, Service(home, "tensorboard")
+    assert own_listeners(service) == {("0100007F", port)}, "no second way to what it shows"
+    with chromium(opened.address(), ready=None) as page:
+        page.get_by_text("train/loss").first.wait_for()
+        assert page.url.startswith(f"{opened.url()}/") and "token" not in page.url
+        assert_refused(page, port, ("/", "/data/runs", "/data/environment"))
+    assert_secret(service, opened.address().partition("?token=")[2])
     path = f"/data/plugin/scalars/scalars?tag=train/loss&run={RUN}"
 
     def curve() -> Any:
         try:
-            return ask(port, path, None)
+            return ask(port, path, service.key())
         except urllib.error.HTTPError:
             return None  # not read yet
 

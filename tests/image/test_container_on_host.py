@@ -27,7 +27,7 @@ from replica.replica import Options, Replica, start
 from replica_fixtures import HostProject, clone
 from tunesmith.job.services import MODULES, http_status
 from tunesmith.services import KINDS
-from webclient import LOOPBACK_HEX, Client, listeners, until
+from webclient import FOREIGN, LOOPBACK_HEX, Client, listeners, status_of, until
 
 pytestmark = pytest.mark.image
 
@@ -187,11 +187,19 @@ def test_a_web_service_in_the_container_and_the_way_to_it(
     try:
         port = opened.port
         said = opened.said()
-        key = said.partition("export API_KEY=")[2].split()[0] if name == "api" else None
+        key = (boxed.base / "services" / f"{name}.key").read_text()
         assert http_status(port, kind.path, key) == 200
-        if key:
+        own = ("Authorization", f"Bearer {key}")
+        assert status_of(port, kind.path, own, ("Host", FOREIGN)) == 421
+        assert status_of(port, kind.path, own, ("Origin", f"http://{FOREIGN}")) == 403
+        if name == "api":
             assert http_status(port, kind.path) == 401
-            assert "model one (adapter)" in said
+            assert f"export API_KEY={key}" in said and "model one (adapter)" in said
+        else:
+            assert http_status(port, kind.path) == 403
+            token = opened.address().partition("/?token=")[2]
+            assert status_of(port, f"/?token={token}") == 200
+            assert status_of(port, f"/?token={token}") == 403, "it works once"
         new = boxed.listening() - before
         assert new
         assert {address for address, _ in new} <= LOOPBACK_HEX

@@ -15,7 +15,16 @@ import pytest
 
 from image.conftest import UID, Workspace
 from tunesmith.job.services import http_status
-from webclient import choose, chromium, listeners, preview, until
+from webclient import (
+    FOREIGN,
+    assert_refused,
+    choose,
+    chromium,
+    listeners,
+    preview,
+    status_of,
+    until,
+)
 
 pytestmark = pytest.mark.image
 
@@ -86,14 +95,25 @@ def test_the_board_is_that_of_a_host_and_listens_where_it_is_told(
     port = free_port()
     asked = ("-e", "GRADIO_SERVER_NAME=0.0.0.0", "-p", f"127.0.0.1:{port}:7860")
     # A share link is never made, whatever the variable says.
-    published = serve(place, "webui", options=(*asked, "-e", "GRADIO_SHARE=1"))
+    named = ("-e", "GRADIO_SHARE=1", "-e", "TUNESMITH_ALLOWED_HOSTS=lab.example")
+    published = serve(place, "webui", options=(*asked, *named))
     quiet = serve(alone, "webui")
     own = serve(plain, "llamafactory-cli", "webui")
-    until(lambda: http_status(port, "/") == 200, said(published), SECONDS)
+    until(lambda: http_status(port, "/") == 403, said(published), SECONDS)
     assert here(port) == {"0100007F"}
     assert "public URL" not in said(published)
     assert (place.folder / ".tunesmith/board/cache/user_config.yaml").stat().st_uid == UID
-    with chromium(f"http://127.0.0.1:{port}") as page:
+    # The command that the log tells; the log itself has no token.
+    how = "python -I -m tunesmith.entrypoint address"
+    assert f"`docker exec {published[:12]} {how}`" in said(published)
+    address = docker("exec", published, *how.split()).stdout.strip()
+    assert address.startswith("http://127.0.0.1:7860/?token=")
+    token = address.partition("=")[2]
+    assert status_of(port, "/", ("Host", FOREIGN)) == 421
+    assert status_of(port, "/", ("Host", "lab.example")) == 403, "a name that is given is served"
+    with chromium(f"http://127.0.0.1:{port}/?token={token}") as page:
+        assert page.url == f"http://127.0.0.1:{port}/"
+        assert_refused(page, port, ("/", "/gradio_api/queue/join"))
         assert "rows" in choose(page, "Dataset", "rows"), "the data sets of the folder"
         page.get_by_label("Model name", exact=True).first.fill(MODEL)
         page.get_by_role("option", name=MODEL, exact=True).first.click()
@@ -101,6 +121,8 @@ def test_the_board_is_that_of_a_host_and_listens_where_it_is_told(
         command = preview(page)
         assert "llamafactory-cli train" in command
         assert "trust_remote_code" not in command
+    assert status_of(port, f"/?token={token}") == 403, "it works once"
+    assert token not in said(published)
     until(lambda: inside(quiet) == INSIDE, said(quiet), SECONDS)
     assert "add `-e GRADIO_SERVER_NAME=0.0.0.0 -p 127.0.0.1:7860:7860`" in said(quiet)
     # Given explicitly, LLaMA-Factory's own is started: it knows nothing of ours.
@@ -121,6 +143,11 @@ def test_the_api_serves_a_run_to_who_has_the_key(
     until(lambda: http_status(port, "/v1/models", "right") == 200, said(given), SECONDS)
     assert http_status(port, "/v1/models") == 401
     assert http_status(port, "/v1/models", "wrong") == 401
+    own = ("Authorization", "Bearer right")
+    assert status_of(port, "/v1/models", own, ("Host", FOREIGN)) == 421
+    assert status_of(port, "/v1/models", own, ("Origin", f"http://{FOREIGN}")) == 403
+    with chromium(f"http://127.0.0.1:{port}/v1/models", ready=None) as page:
+        assert_refused(page, port, ("/v1/models", "/v1/chat/completions"))
     assert here(port) == {"0100007F"}
     body = {"model": "one", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
     assert ask(port, "/v1/chat/completions", "right", body)["model"] == "one"

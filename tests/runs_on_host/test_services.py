@@ -16,8 +16,21 @@ import pytest
 
 from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
+from tunesmith.hosts import layout
+from tunesmith.hosts.remote import Remote
 from tunesmith.job.services import http_status
-from webclient import LOOPBACK_HEX, Client, choose, chromium, listeners, preview, until
+from webclient import (
+    FOREIGN,
+    LOOPBACK_HEX,
+    Client,
+    assert_refused,
+    choose,
+    chromium,
+    listeners,
+    preview,
+    status_of,
+    until,
+)
 
 pytestmark = pytest.mark.host
 
@@ -93,7 +106,18 @@ def test_the_board_of_a_host_through_the_tunnel(
 
     opened = client("webui", "--on", PROVISIONED, "--no-open")
     url, port = opened.url(), opened.port
-    assert http_status(port, "/") == 200
+    services = f"{layout.look(Remote(PROVISIONED, made.inventory)).base}/services"
+    key = replica.sh(f"cat {services}/webui.key").strip()
+    assert http_status(port, "/", key) == 200
+    # Loopback of the host is that of all its users.
+    assert http_status(port, "/") == 403
+    assert status_of(port, "/", ("Authorization", f"Bearer {key}"), ("Host", FOREIGN)) == 421
+    modes = replica.sh(f"stat -c '%a %n' {services} {services}/webui.* {services}/webui.tokens/*")
+    assert {line.split()[0] for line in modes.splitlines()} == {"600", "700"}, modes
+    token = opened.address().partition("?token=")[2]
+    shown = replica.sh("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '")
+    assert "tunesmith.job.board" in shown
+    assert key not in shown and token not in shown
 
     # Loopback on both ends, and nowhere else.
     new = there(replica) - before
@@ -106,7 +130,9 @@ def test_the_board_of_a_host_through_the_tunnel(
         assert reaches(replica, everywhere.getsockname()[1]), "the way from there to here"
     assert not reaches(replica, port)
 
-    with chromium(url) as page:
+    with chromium(opened.address()) as page:
+        assert page.url == f"{url}/"
+        assert_refused(page, port, ("/", "/gradio_api/queue/join"))
         offered = choose(page, "Dataset", "philosophy_conch")
         assert {"philosophy_conch", "mine"} <= set(offered)
         page.get_by_label("Model name", exact=True).first.fill(MODEL)
@@ -125,11 +151,11 @@ def test_the_board_of_a_host_through_the_tunnel(
     [ssh] = tunnels(config)
     os.kill(ssh, signal.SIGKILL)
     until(lambda: opened.said().count("connected again") == 1, opened.said(), 30)
-    assert http_status(port, "/") == 200
+    assert http_status(port, "/", key) == 200
     # Those without a command are only called `sshd: root`.
     replica.sh("pkill -KILL -f '^sshd: root'")
     until(lambda: opened.said().count("connected again") == 2, opened.said(), 60)
-    assert http_status(port, "/") == 200
+    assert http_status(port, "/", key) == 200
     assert re.search(
         r"gpu1: the connection to \S+ was lost \(.*\); connecting again", opened.said()
     )
@@ -140,7 +166,8 @@ def test_the_board_of_a_host_through_the_tunnel(
     assert opened.process.wait(30) == 0
     assert not tunnels(config)
     again = client("webui", "--on", PROVISIONED, "--no-open")
-    assert http_status(again.port, "/") == 200
+    assert http_status(again.port, "/", key) == 200
+    assert opened.address().partition("?")[2] != again.address().partition("?")[2]
     assert "LLaMA Board is there already" in again.said()
     assert replica.sh("pgrep -f '[t]unesmith.job.board'") == owner
 

@@ -9,6 +9,10 @@ import pytest
 
 from tunesmith import entrypoint
 from tunesmith.console import COMMAND, as_typed
+from tunesmith.files import write_json
+from tunesmith.job import access
+from tunesmith.job.identity import identify
+from tunesmith.job.services import Service
 from tunesmith.targets.container import input_folders, network, without_nested
 
 pytestmark = pytest.mark.unit
@@ -95,6 +99,57 @@ def test_an_api_serves_a_run_and_tells_whose_command_a_config_is_for(
     said = capsys.readouterr().err
     assert "`docker run ... IMAGE llamafactory-cli api x.yaml`" in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_key_may_come_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    monkeypatch.delenv("API_KEY", raising=False)
+    file = tmp_path / "key"
+    monkeypatch.setenv("API_KEY_FILE", str(file))
+    assert entrypoint.main(["api"]) == 2
+    assert f"API_KEY_FILE={file}: [Errno 2]" in capsys.readouterr().err
+    file.write_text("\n")
+    assert entrypoint.main(["api"]) == 2
+    assert "without an API_KEY" in capsys.readouterr().err
+    file.write_text("right\n")
+    assert entrypoint._given_key() == "right"
+    monkeypatch.setenv("API_KEY", "own")
+    assert entrypoint._given_key() == "own"
+    assert "API_KEY" not in os.environ
+
+
+def test_names_to_be_published_under_are_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    monkeypatch.setattr(entrypoint, "_mount_fault", lambda: None)
+    for wrong in ("*", "http://lab.example"):
+        monkeypatch.setenv("TUNESMITH_ALLOWED_HOSTS", wrong)
+        assert entrypoint.main(["webui"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"TUNESMITH_ALLOWED_HOSTS: '{wrong}' is no name of a host")
+        assert len(said.splitlines()) == 1
+
+
+def test_the_address_of_a_board_is_told_beside_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert entrypoint.main(["address"]) == 2
+    assert "LLaMA Board does not run in this container" in capsys.readouterr().err
+    service = Service(tmp_path / "tunesmith-x", "webui")
+    record = {"name": "webui", "port": 7860, "process": identify().to_json()}
+    write_json(service.record_file, record)
+    for _ in range(2):  # each for one browser
+        assert entrypoint.main(["address"]) == 0
+        address, _, token = capsys.readouterr().out.strip().partition("?token=")
+        assert address == "http://127.0.0.1:7860/"
+        assert access.spend(service.tokens, token)
+    write_json(service.record_file, record | {"process": identify().to_json() | {"started": 1}})
+    assert entrypoint.main(["address"]) == 2, "it has ended"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http", "٣"])

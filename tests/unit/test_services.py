@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
+from support import lacking
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
 from tunesmith.errors import UsageError
 from tunesmith.files import write_json
-from tunesmith.job import api, board, curves, services
+from tunesmith.job import access, api, board, curves, process_tree, services
 from tunesmith.job.identity import Identity, identify, start_ticks
 from tunesmith.job.patches.llamafactory import without_hub_code
 from tunesmith.job.services import Service
@@ -65,7 +66,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
     yield make  # type: ignore[misc]
     for one in started:
-        services.end_tree(one.pid)
+        process_tree.end_tree(one.pid)
         one.wait()
 
 
@@ -128,7 +129,7 @@ def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process:
     trainer = kept["training"]["pid"]
     assert services.stop(service, force=True)["state"] == "stopped"
     assert running.wait(60) is not None
-    assert not Path(f"/proc/{trainer}").exists() or not services.command_of(trainer)
+    assert not Path(f"/proc/{trainer}").exists() or not process_tree.command_of(trainer)
     assert not service.record_file.exists()
 
 
@@ -148,9 +149,9 @@ def test_an_end_is_waited_for_to_the_last_thread() -> None:
         state = Path(f"/proc/{process.pid}/stat")
         until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
         socket.create_connection(("127.0.0.1", port)).close()
-        assert not services._gone(zombie(process.pid))
+        assert not process_tree._gone(zombie(process.pid))
         process.kill()
-        until(lambda: services._gone(zombie(process.pid)))
+        until(lambda: process_tree._gone(zombie(process.pid)))
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
@@ -161,11 +162,70 @@ def zombie(pid: int) -> Identity:
     return Identity(pid, started, start_ticks(1) or 0, socket.gethostname())
 
 
-def test_the_key_goes_with_the_service(tmp_path: Path, process: Any) -> None:
-    service = recorded(tmp_path, "api", 9, process().pid)
+def test_the_secrets_go_with_the_service(tmp_path: Path, process: Any) -> None:
+    service = recorded(tmp_path, "webui", 9, process().pid)
     service.key_file.write_text("right")
+    access.admit(service.tokens, "t" * 43)
     services.stop(service, force=False)
-    assert not service.key_file.exists()
+    assert not service.key_file.exists() and not service.tokens.exists()
+
+
+def test_secrets_are_the_owners_whatever_the_umask(tmp_path: Path) -> None:
+    service = Service(tmp_path, "webui")
+    service.folder.mkdir(mode=0o755)
+    access.admit(service.folder / "webui.tokens", "o" * 43)  # of an earlier start
+    umask = os.umask(0)
+    try:
+        with service.locked():
+            services._keep_key(service, {"key": "right", "tokens": ["t" * 43]})
+    finally:
+        os.umask(umask)
+    assert service.key() == "right"
+    assert service.folder.stat().st_mode & 0o777 == 0o700
+    for file in (service.tokens, *service.folder.rglob("*")):
+        assert file.stat().st_mode & 0o077 == 0, file
+    assert access.spend(service.tokens, "t" * 43)
+    assert not access.spend(service.tokens, "o" * 43)
+
+
+def test_each_client_of_a_living_service_gets_in(tmp_path: Path, process: Any) -> None:
+    service = recorded(tmp_path, "webui", 9, process().pid)
+    asked = {"serves": {}, "settings": {}, "key": "another"}
+    for token in ("1" * 43, "2" * 43):
+        services.start(service, asked | {"tokens": [token]})
+    assert service.key() is None, "the key stays that of its start"
+    assert access.spend(service.tokens, "1" * 43)
+    assert access.spend(service.tokens, "2" * 43)
+    with pytest.raises(UsageError, match="a token of 0 letters"):
+        services.start(service, asked | {"tokens": [""]})
+
+
+def test_the_key_is_not_shown_to_who_took_the_port(tmp_path: Path, process: Any) -> None:
+    """While a service loads, another user of the machine may listen in its place."""
+    if os.geteuid() != 0:
+        lacking("not root", "as root a socket can be given to another user")
+    shown: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            return None
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        service = recorded(tmp_path, "webui", server.server_port, process().pid)
+        service.key_file.write_text("right")
+        os.fchown(server.fileno(), 65534, -1)
+        assert services.state(service)["state"] == "starting"
+        assert shown == []
+        os.fchown(server.fileno(), os.geteuid(), -1)
+        assert services.state(service)["state"] == "ready"
+        assert shown == ["Bearer right"]
+        server.shutdown()
 
 
 def test_a_living_service_of_something_else_is_refused(tmp_path: Path, process: Any) -> None:
@@ -245,21 +305,22 @@ def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> No
     assert ask("stop", "nothing")["code"] == 2
 
 
-def test_an_api_without_a_key_serves_nobody(tmp_path: Path, root: Path) -> None:
+@pytest.mark.parametrize(("name", "module"), services.MODULES.items())
+def test_without_a_key_nobody_is_served(tmp_path: Path, root: Path, name: str, module: str) -> None:
     """LLaMA-Factory takes an empty API_KEY for "everybody may"."""
-    record = Service(tmp_path, "api").record_file
-    settings = {"run": str(build_run(tmp_path))}
+    record = Service(tmp_path, name).record_file
+    settings = {"run": str(build_run(tmp_path)), "packages": str(tmp_path)}
     serves = {"run": RUN_ID, "what": "base"}
-    write_json(record, {"name": "api", "port": 9, "settings": settings, "serves": serves})
+    write_json(record, {"name": name, "port": 9, "settings": settings, "serves": serves})
     done = subprocess.run(
-        [sys.executable, "-m", "tunesmith.job.api", str(record)],
+        [sys.executable, "-m", f"tunesmith.job.{module}", str(record)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root / "src"), "API_KEY": ""},
         check=False,
     )
     assert done.returncode == 2
-    assert done.stdout == "refused: the API was started without a key; `inv api` makes one\n"
+    assert done.stdout == f"refused: {name} was started without a key; `inv {name}` makes one\n"
 
 
 def test_a_record_of_a_client_never_opens_more_than_loopback(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith import services
+from tunesmith import cli_services, services
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
@@ -229,11 +229,48 @@ def test_another_model_is_not_served_in_place_of_the_one_asked_for() -> None:
     )
 
 
-def test_a_key_is_made_for_the_api_only() -> None:
-    keys = {services.asked_of(Place(), KINDS["api"])["key"] for _ in range(3)}
-    assert len(keys) == 3
+def test_a_key_is_made_for_every_start() -> None:
+    keys = {services.asked_of(Place(), kind)["key"] for kind in KINDS.values() for _ in range(3)}
+    assert len(keys) == 9
     assert all(len(key) >= 43 for key in keys)
-    assert "key" not in services.asked_of(Place(), KINDS["webui"])
+
+
+@pytest.mark.parametrize("key", ["$(canary)", "", "k" * 42, f"{'k' * 43}\n", ["k"] * 43, 7])
+def test_a_key_of_another_make_is_not_taken_from_a_host(key: Any) -> None:
+    """It is told for a shell, and goes into a header."""
+    place = Place({"reused": True, "log": "x", "key": key})
+    with pytest.raises(TunesmithError, match=r"^gpu1: the API answers with a key that is none"):
+        services.start(place, KINDS["api"], {}, lambda _: None)
+    assert place.asked == [("start", "api")]
+
+
+def test_a_browser_is_opened_without_the_token_in_a_process_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    file = tmp_path / "services" / "open.html"
+    umask = os.umask(0o022)
+    try:
+        cli_services._open(file, "http://127.0.0.1:7860/?token=secret")
+    finally:
+        os.umask(umask)
+    assert opened == [file.as_uri()]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "url=http://127.0.0.1:7860/?token=secret" in file.read_text()
+
+
+def test_what_is_told_puts_no_secret_into_a_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {"serves": {"run": "r1", "what": "merged"}, "reused": False, "key": "k" * 43}
+    cli_services._tell_more(Place(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
+    told = capsys.readouterr().out.splitlines()
+    assert f"export API_KEY={'k' * 43}" in told
+    [line] = [line for line in told if "curl" in line]
+    # printf is the shell's own; what follows the pipe is a process.
+    assert line.startswith('printf "Authorization: Bearer %s" "$API_KEY" | curl -H @- ')
+    assert "API_KEY" not in line.partition("|")[2]
 
 
 def test_the_board_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """LLaMA-Factory's OpenAI-compatible API of a run: `python -m tunesmith.job.api RECORD`.
 
-On loopback only (in a container where it is told to be) and never without a key: LLaMA-Factory
-0.9.3 itself would listen on all addresses and let everyone in (api/app.py). The model is
-prompted as `inv chat` does it.
+On loopback only (in a container where it is told to be), never without a key, and to no page of
+another origin: LLaMA-Factory 0.9.3 itself would listen on all addresses and let everyone in
+(api/app.py). The model is prompted as `inv chat` does it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
-from tunesmith.job import chat, inference
-from tunesmith.job.services import Service, refused
+from tunesmith.job import chat, inference, services
+from tunesmith.job.access import before_asgi
+from tunesmith.job.services import refused
 
 
 def arguments(run: Path, what: str) -> dict[str, Any]:
@@ -68,9 +69,7 @@ def serve(record_file: Path) -> None:
     Raises UsageError without a key or without the model.
     """
     record = read_json(record_file)
-    key = Service(record_file.parent.parent, record["name"]).key()
-    if not key:
-        raise UsageError("the API was started without a key; `inv api` makes one")
+    gate = services.gate(record_file, browser=False)
     os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
     args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
 
@@ -81,10 +80,10 @@ def serve(record_file: Path) -> None:
     model = ChatModel(args)
     # Read when the app is made, and only then: processes started before (torch's compile
     # workers) or after must not have the key in their environment.
-    os.environ["API_KEY"] = key
+    os.environ["API_KEY"] = gate.key
     app = create_app(model)
     del os.environ["API_KEY"]
-    uvicorn.run(app, host=str(record["listen"]), port=int(record["port"]))
+    uvicorn.run(before_asgi(app, gate), host=str(record["listen"]), port=int(record["port"]))
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 The Board of LLaMA-Factory 0.9.3 knows files by paths relative to its folder (webui/common.py):
 data/, saves/<model>/<tuning>/<run>, cache/user_config.yaml. They are laid out here, below
 BASE/board, and the Board is opened without a browser and without a share, on loopback only
-(in a container where it is told to be, so that Docker can publish it).
+(in a container where it is told to be, so that Docker can publish it), behind job/access.py:
+by itself it has no login, and answers pages of any name that leads to it.
 
 It asks for hub code in everything it starts (trust_remote_code, hard-coded; CVE-2026-58116):
 that is turned off here, so the code of a model folder never runs because somebody picked it.
@@ -23,6 +24,8 @@ import yaml
 from tunesmith import modelstore
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_text
+from tunesmith.job import services
+from tunesmith.job.access import before_asgi
 from tunesmith.job.patches.llamafactory import NO_HUB_CODE
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.services import refused
@@ -153,8 +156,12 @@ def _names() -> dict[str, str]:
 
 
 def serve(record_file: Path) -> None:
-    """Serve until the process is ended. Raises UsageError when the folder cannot be laid out."""
+    """Serve until the process is ended.
+
+    Raises UsageError when the folder cannot be laid out, or without a key.
+    """
     record = read_json(record_file)
+    gate = services.gate(record_file, browser=True)
     board = Path(record["base"]) / "board"
     names = _names()
     found = lay_out(board, record["settings"], names)
@@ -165,13 +172,22 @@ def serve(record_file: Path) -> None:
     for patch in NO_HUB_CODE:
         install(patch)
 
+    import uvicorn  # type: ignore[import-not-found]  # the training environment has it
+    from fastapi import FastAPI  # type: ignore[import-not-found]
+    from gradio import mount_gradio_app  # type: ignore[import-not-found]
     from llamafactory.webui.interface import create_ui
 
-    create_ui().queue().launch(
-        share=False,
-        server_name=str(record["listen"]),
-        server_port=int(record["port"]),
-        inbrowser=False,
+    # Not Gradio's launch(), which asks itself over HTTP, makes shares, and takes no middleware
+    # that stands before its own (that one answers every origin, with credentials).
+    # With path="/" its 5.31 sends / on to //.
+    app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="")
+    uvicorn.run(
+        before_asgi(app, gate),
+        host=str(record["listen"]),
+        port=int(record["port"]),
+        log_level="warning",
+        access_log=False,  # addresses have tokens in them
+        timeout_graceful_shutdown=2,  # an open page keeps its connections for ever
     )
 
 

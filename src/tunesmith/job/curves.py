@@ -4,6 +4,8 @@ TensorBoard reads event files, which no training here writes. They are made from
 does write, events.jsonl, and go on growing with it; trainings of LLaMA Board have LLaMA-
 Factory's trainer_log.jsonl instead. A run continued from a checkpoint repeats steps: there a
 session start tells TensorBoard to forget what came after (event.proto, SessionLog).
+
+It stands behind job/access.py, as by itself it has no login.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import TunesmithError
 from tunesmith.files import read_json
+from tunesmith.job import services
+from tunesmith.job.access import before_wsgi
 from tunesmith.job.board import OURS
 from tunesmith.job.rundir import EventTail
-from tunesmith.job.services import LOOPBACK
+from tunesmith.job.services import LOOPBACK, refused
 
 _LOOK_SECONDS = 2.0
 # Tag of each value; events.jsonl and trainer_log.jsonl name them differently.
@@ -134,10 +139,10 @@ def _follow(settings: Mapping[str, Any], base: Path, folder: Path) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def main() -> int:
-    """Serve until the process is ended."""
-    record_file = Path(sys.argv[1])
+def serve(record_file: Path) -> None:
+    """Serve until the process is ended. Raises UsageError without a key."""
     record = read_json(record_file)
+    gate = services.gate(record_file, browser=True)
     settings = record["settings"]
     # Behind the environment's own packages, which must stay as they are.
     sys.path.append(str(settings["packages"]))
@@ -148,11 +153,24 @@ def main() -> int:
 
     from tensorboard import program  # type: ignore[import-not-found]
 
-    served = program.TensorBoard()
+    def server(app: Any, flags: Any) -> Any:
+        return program.create_port_scanning_werkzeug_server(before_wsgi(app, gate), flags)
+
+    served = program.TensorBoard(server_class=server)
     words = ["--logdir", str(folder), "--host", LOOPBACK, "--port", str(record["port"])]
+    # Its quicker reader, where its package has one, has a port of its own that anybody may ask.
+    words += ["--load_fast", "false"]
     served.configure(argv=["tensorboard", *words, "--reload_interval", "2"])
     served.launch()  # in a thread of its own
     _follow(settings, base, folder)
+
+
+def main() -> int:
+    """Serve what the record says."""
+    try:
+        serve(Path(sys.argv[1]))
+    except TunesmithError as error:
+        return refused(error)
     return 0
 
 

@@ -20,7 +20,7 @@ import http.client
 import importlib
 import json
 import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -34,9 +34,11 @@ from typing import Any
 
 from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, write_json, write_text
+from tunesmith.files import read_json, replacing, write_json
+from tunesmith.job import access
 from tunesmith.job.identity import Identity, identify
 from tunesmith.job.listing import find
+from tunesmith.job.process_tree import command_of, descendants, end_tree
 
 LOOPBACK = "127.0.0.1"
 # Module that serves each, and the path that answers 200 when it is up.
@@ -46,8 +48,9 @@ PATHS = {"webui": "/", "api": "/v1/models", "tensorboard": "/"}
 # What the last line of a log begins with when the service itself knows what is wrong.
 REFUSED = "refused: "
 
+# Folder of a service that is the only process of its container, in the folder for such.
+_PASSING = "tunesmith-"
 _TAIL_LINES = 12
-_GRACE_SECONDS = 8.0
 _SHORTEST_WAIT = 0.25
 
 
@@ -70,8 +73,13 @@ class Service:
 
     @property
     def key_file(self) -> Path:
-        """The key that clients must send; only the API has one."""
+        """The key that opens it to programs; ours too, when they ask how it is."""
         return self.folder / f"{self.name}.key"
+
+    @property
+    def tokens(self) -> Path:
+        """Digests of the tokens that open it to a browser, each once."""
+        return self.folder / f"{self.name}.tokens"
 
     @property
     def log_file(self) -> Path:
@@ -95,13 +103,14 @@ class Service:
         return found if found.alive() else None
 
     def key(self) -> str | None:
-        """Return the key, or None when the service has none."""
+        """Return the key, or None when there is none: not started, or by a version without."""
         return self.key_file.read_text(encoding="utf-8") if self.key_file.is_file() else None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Let one client at a time start or stop it; the kernel lets go when that one dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # keys and logs are in it, whoever made the folder
         lock = os.open(self.folder / f".{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -114,8 +123,9 @@ def start(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Start a service in a session of its own, or take the living one, and return `state`.
 
     `asked` has `serves` (what a client must get: a living service that serves something else
-    is refused), `settings` (what its module reads from the record), `key` (API only),
-    `datasets` (entries to merge into dataset_info.json) and `run` (id; null: the newest).
+    is refused), `settings` (what its module reads from the record), `key` (what opens it to
+    programs), `tokens` (each opens it to one browser), `datasets` (entries to merge into
+    dataset_info.json) and `run` (id; null: the newest).
     """
     with service.locked():
         asked = _resolved(asked)
@@ -124,6 +134,7 @@ def start(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
             if record.get("serves") != asked["serves"]:
                 raise UsageError(f"serves {_words(record.get('serves'))}")
             _merge_datasets(asked)
+            _admit(service, asked)
             return state(service) | {"reused": True, "key": service.key()}
         _merge_datasets(asked)
         _spawn(service, asked)
@@ -150,7 +161,10 @@ def state(service: Service) -> dict[str, Any]:
     }
     if owner is None:
         return said | {"state": "ended", "tail": tail(service.log_file)}
-    answered = http_status(int(record["port"]), PATHS[service.name], service.key()) == 200
+    port = int(record["port"])
+    # While it loads, somebody else may have taken the port, and would be shown its key.
+    ours = access.holders(port) == {os.getuid()}
+    answered = ours and http_status(port, PATHS[service.name], service.key()) == 200
     return said | {"state": "ready" if answered else "starting", "training": training(owner.pid)}
 
 
@@ -178,7 +192,7 @@ def stop(service: Service, *, force: bool) -> dict[str, Any]:
             end_tree(owner.pid)
         there = service.record() is not None
         service.record_file.unlink(missing_ok=True)
-        service.key_file.unlink(missing_ok=True)
+        _forget_secrets(service)
         word = "stopped" if owner else "ended" if there else "absent"
         return {"name": service.name, "state": word, "training": busy}
 
@@ -186,7 +200,8 @@ def stop(service: Service, *, force: bool) -> dict[str, Any]:
 def http_status(port: int, path: str, key: str | None = None, timeout: float = 5.0) -> int | None:
     """Return the status of GET http://127.0.0.1:port/path, or None when nothing answers.
 
-    Straight to the port, whatever proxy the environment names.
+    With the key, as without one a service answers nobody. Straight to the port, whatever proxy
+    the environment names.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
@@ -219,62 +234,6 @@ def training(pid: int) -> dict[str, Any] | None:
     return None
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the processes below `pid`, parents before their children."""
-    below: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # ended meanwhile
-        if fields[0] != "Z":
-            below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found = [pid]
-    for one in found:
-        found += below.get(one, [])
-    return found[1:]
-
-
-def command_of(pid: int) -> list[str]:
-    """Return the argv of a process; empty when it is gone."""
-    try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return []
-    return [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
-
-
-def end_tree(pid: int) -> None:
-    """End a process and all below it: asked first, killed after a grace of seconds."""
-    everyone = []
-    for one in (pid, *descendants(pid)):
-        with contextlib.suppress(ProcessLookupError):  # ended meanwhile
-            everyone.append(identify(one))
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for member in everyone:
-            if not _gone(member):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.pid, number)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while time.monotonic() < deadline:
-            if all(_gone(member) for member in everyone):
-                return
-            time.sleep(0.05)
-
-
-def _gone(process: Identity) -> bool:
-    """Whether a process has ended with all its threads.
-
-    When only the first one has, the process is called a zombie, yet its sockets are open.
-    """
-    if process.alive():
-        return False
-    try:
-        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) <= 1
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def tail(log: Path) -> list[str]:
     """Return the last lines of a log that say something."""
     try:
@@ -282,6 +241,24 @@ def tail(log: Path) -> list[str]:
     except FileNotFoundError:
         return []
     return [line.rstrip() for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
+
+
+def gate(record_file: Path, *, browser: bool) -> access.Gate:
+    """Return what stands before the service of a record; `browser`: tokens open it, too.
+
+    Raises UsageError without a key: it would serve anybody who reaches its port.
+    """
+    record = read_json(record_file)
+    name = str(record["name"])
+    service = Service(record_file.parent.parent, name)
+    key = service.key()
+    if not key:
+        raise UsageError(f"{name} was started without a key; `inv {name}` makes one")
+    hint = record.get("hint") or f"`inv {name}` (with `--on` for a host's) tells the way in"
+    names = access.names_of(str(record["listen"]), record.get("allowed") or ())
+    # Where another address than loopback leads there, it is one of a container.
+    remedy = "" if record["listen"] == LOOPBACK else f"; `-e {access.ALLOWED}=NAME` adds one"
+    return access.Gate(names, key, service.tokens if browser else None, hint, remedy)
 
 
 def refused(error: TunesmithError) -> int:
@@ -305,19 +282,31 @@ def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
 def serve_here(name: str, asked: Mapping[str, Any], *, base: Path, listen: str, port: int) -> None:
     """Be a service in this process until it ends: the only one of a container, whose log is ours.
 
-    `asked` is that of `start`. `listen` is the address of its port: what Docker publishes does
-    not reach a container's loopback. Its record lies in a folder of its own: in `base` there
+    `asked` is that of `start`, with `allowed` (further names of its Host) and `hint` (how one
+    gets in). `listen` is the address of its port: what Docker publishes does not reach a
+    container's loopback. Its record lies in a folder of its own: in `base` there
     may be one of a service outside, which goes on. Raises what the service refuses.
     """
     asked = _resolved(asked)
-    with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
+    with tempfile.TemporaryDirectory(prefix=_PASSING) as folder:
         service = Service(Path(folder), name)
         _keep_key(service, asked)
         record = _record(service, asked)
         here = {"base": str(base), "listen": listen, "port": port}
+        here |= {"allowed": list(asked.get("allowed", ())), "hint": asked.get("hint")}
+        here |= {"process": identify().to_json()}
         write_json(service.record_file, record | here)
         os.environ.update(_environment())
         importlib.import_module(f"tunesmith.job.{MODULES[name]}").serve(service.record_file)
+
+
+def served_here(name: str) -> Service | None:
+    """Return the service of this container that `serve_here` is, or None: it does not run."""
+    for file in Path(tempfile.gettempdir()).glob(f"{_PASSING}*/services/{name}.json"):
+        found = Service(file.parent.parent, name)
+        if file.stat().st_uid == os.getuid() and found.process() is not None:
+            return found
+    return None
 
 
 def _record(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,9 +325,24 @@ def _record(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keep_key(service: Service, asked: Mapping[str, Any]) -> None:
+    """Keep the key and the tokens where only the owner reads them: never in argv, environment
+    or record. Those of an earlier start are gone."""
+    _forget_secrets(service)
     if asked.get("key"):
-        write_text(service.key_file, str(asked["key"]))
-        service.key_file.chmod(0o600)
+        with replacing(service.key_file) as part:
+            part.chmod(0o600)  # before there is anything in it
+            part.write_text(str(asked["key"]), encoding="utf-8")
+    _admit(service, asked)
+
+
+def _admit(service: Service, asked: Mapping[str, Any]) -> None:
+    for token in asked.get("tokens") or ():
+        access.admit(service.tokens, str(token))
+
+
+def _forget_secrets(service: Service) -> None:
+    service.key_file.unlink(missing_ok=True)
+    shutil.rmtree(service.tokens, ignore_errors=True)
 
 
 def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
