@@ -23,6 +23,8 @@ from tunesmith.errors import UsageError
 from tunesmith.files import human_bytes, read_json, write_json, write_text
 from tunesmith.hosts import inventory, transfer
 from tunesmith.hub import ModelFolder
+from tunesmith.job import seals
+from tunesmith.job.inputs import PREDICT
 from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import (
@@ -338,6 +340,13 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
                 f"{model.path}; use it on the host: --on {host}",
                 [f"{name}: sha256 {files.get(name)}, the run's base model has {record['sha256']}"],
             )
+    named = [f.name for f in (folder.request_file, folder.config_file) if f.is_file()]
+    with seals.rewriting(folder.path, seals.SETTLED, *named):
+        _let_name(folder, request, model)
+
+
+def _let_name(folder: RunFolder, request: dict[str, Any], model: ModelFolder) -> None:
+    """Let a run's config and request name the base model and the folders of this machine."""
     if folder.config_file.is_file():
         text = folder.config_file.read_text(encoding="utf-8")
         config = yaml.safe_load(text) | {"model_name_or_path": str(model.path)}
@@ -449,7 +458,9 @@ def plan_predict(
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
     inputs = bring(target, place.run.name, values, reports, below="predict/")
-    request = request | {"predict": values}
+    # The record of an earlier prediction's is not of these.
+    recorded = {k: v for k, v in request.get("inputs", {}).items() if k != PREDICT}
+    request = request | {"predict": values, "inputs": recorded}
     return Plan(place, phases, request, None, tuple(owned), inputs=inputs)
 
 

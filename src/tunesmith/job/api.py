@@ -15,7 +15,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
-from tunesmith.job import chat, inference
+from tunesmith.job import chat, inference, integrity
 from tunesmith.job.services import Service, refused
 
 
@@ -38,6 +38,7 @@ def arguments(run: Path, what: str) -> dict[str, Any]:
     )
     _look_for_base(run, what)
     args = chat.model_arguments(options)
+    integrity.check_here(run, what)
     sampling = chat.choose_sampling(options, args)
     return args | {
         "do_sample": sampling.do_sample,

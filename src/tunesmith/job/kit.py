@@ -25,7 +25,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, sha256_of, write_json
-from tunesmith.job import around, mergeable, resources
+from tunesmith.job import around, integrity, mergeable, resources, seals
 from tunesmith.job.mergeable import Mergeable, only_whole
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.stream import Shard
@@ -112,6 +112,7 @@ def make(run_dir: Path) -> None:
     Raises what keeps the run from merging elsewhere.
     """
     request = RunFolder(run_dir).request()
+    integrity.check_here(run_dir, "merge")
     asked = mergeable.read(run_dir, request)
     if reason := asked.why_whole():
         raise only_whole(run_dir, reason)
@@ -202,8 +203,11 @@ def _keep(run_dir: Path, request: Mapping[str, Any], asked: Mergeable, maker: Ma
             "files": files,
         }
         write_json(part / RECORD, record)
+        seals.forget(run_dir, (FOLDER,))
         shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
         part.rename(run_dir / FOLDER)
+        known = {f"{FOLDER}/{name}": file for name, file in files.items()}
+        seals.seal(run_dir, FOLDER, (FOLDER,), known)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

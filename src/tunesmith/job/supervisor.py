@@ -22,7 +22,7 @@ import yaml
 
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
-from tunesmith.job import checkpoints, turns
+from tunesmith.job import checkpoints, integrity, turns
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES, classify_exit
 from tunesmith.job.gpu import Sampler
@@ -280,6 +280,8 @@ class _Supervisor:
             self._run.emit("phase_started", phase=phase, attempt=attempt)
             self._status["phases"][phase] = "running"
             self._write(phase=phase)
+            if (refused := self._compared(phase)) is not None:
+                return refused
             locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
             ended = self._follow(Attempt(self._run, phase, self._environment(), locks))
             outcome = self._judge(ended)
@@ -297,6 +299,29 @@ class _Supervisor:
                 self._pause(self._limits.retry_seconds * 2 ** (restarts - 1))
                 if self._stop_requests:
                     return self._stopped()
+
+    def _compared(self, phase: str) -> Outcome | None:
+        """Compare what the phase reads with seals and record; None when all is as it was."""
+
+        def say(text: str) -> None:
+            self._run.emit("note", phase=phase, text=text)
+
+        def tell(done: int, total: int) -> None:
+            figures = {"done": done // 1_000_000, "total": max(1, total // 1_000_000)}
+            self._run.emit("progress", phase=phase, **figures, unit="MB compared")
+            self._mind_limit()
+            self._write()
+            if self._stop_requests:
+                raise _StopAsked
+
+        try:
+            integrity.check(self._run.path, phase, say, tell)
+        except _StopAsked:
+            return self._stopped()
+        except UsageError as error:
+            self._run.emit("failure", phase=phase, failure="changed", **_words(error))
+            return Outcome("failed", "changed", error.message, error.detail)
+        return None
 
     def _follow(self, attempt: Attempt) -> Ended:
         """Watch a worker until it ends, and keep status.json fresh."""
@@ -452,6 +477,14 @@ class _Supervisor:
         environment["PYTHONUNBUFFERED"] = "1"
         environment["PYTHONNOUSERSITE"] = "1"
         return environment | {k: str(v) for k, v in (self._request.get("env") or {}).items()}
+
+
+class _StopAsked(Exception):
+    """A stop was asked for while files were compared."""
+
+
+def _words(error: UsageError) -> dict[str, Any]:
+    return {"message": error.message, "detail": list(error.detail)}
 
 
 def _hours(seconds: float) -> str:

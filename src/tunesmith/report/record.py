@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tunesmith.files import read_json
+from tunesmith.job import integrity, seals
 from tunesmith.job.rundir import RunFolder, read_events
 
 Row = dict[str, Any]
@@ -69,10 +70,12 @@ FILES = {
 def read_record(run_dir: Path) -> Record:
     """Read a run folder.
 
-    Raises UsageError where run.json is absent; any other file may be absent or damaged.
+    Raises UsageError where run.json is absent, or where answers, measures or proof are not those
+    that were sealed; any other file may be absent or damaged.
     """
     folder = RunFolder(run_dir)
     run = folder.request()
+    seals.check(run_dir, integrity.READS[integrity.REPORT], adopt=False)
     faults: dict[str, str] = {}
 
     def take(name: str, read: Callable[[Path], Any], empty: Any) -> Any:

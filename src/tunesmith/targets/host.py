@@ -24,6 +24,7 @@ from tunesmith.hosts import agent, autostart, layout, models, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
+from tunesmith.job import seals
 from tunesmith.job.pulled import MERGED, OF_MERGED, RECORD, part_of
 from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.plan import Input, Place, Plan
@@ -323,8 +324,12 @@ class HostTarget:
             )
         for stale in _files(staging).keys() - wanted.keys():
             (staging / stale).unlink()
+        if exact:
+            # The host compared them, too; it may be wrong, or not say so.
+            seals.refuse_other(staging, wanted)
         for name in own | kept.keys():
             _link(folder / name, staging / name)
+        seals.keep(folder, staging, own | kept.keys())
         brought = {part_of(name) for name in wanted}
         done = worked_here.worked(folder, staging, had, brought) if worked_in and had else None
         phases = worked_here.put(done, folder, staging, wanted.keys()) if done else []
