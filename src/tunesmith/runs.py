@@ -23,8 +23,7 @@ from tunesmith.errors import UsageError
 from tunesmith.files import human_bytes, read_json, write_json, write_text
 from tunesmith.hosts import inventory, transfer
 from tunesmith.hub import ModelFolder
-from tunesmith.job import seals
-from tunesmith.job.inputs import PREDICT
+from tunesmith.job import inputs, seals
 from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import (
@@ -201,7 +200,7 @@ def plan_training(
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
-    inputs = bring(target, place.run.name, values, reports)
+    brought = bring(target, place.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=asked.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
@@ -238,7 +237,7 @@ def plan_training(
     if "poweroff" in asked.then and "pull" not in asked.then and isinstance(target, HostTarget):
         # With a pull, the one who pulled does it, when everything has arrived.
         request["after"] = {"command": list(target.poweroff_command()), "when": "succeeded"}
-    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), inputs)
+    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), brought)
 
 
 def limits_of(asked: Asked) -> dict[str, Any]:
@@ -270,7 +269,7 @@ def bring(
     They go `below` a folder of the run's inputs. Raises UsageError for a data file outside
     its dataset_dir, where another machine would not find it.
     """
-    inputs: list[Input] = []
+    found: list[Input] = []
     for key in PATH_KEYS:
         path = values.get(key)
         if not isinstance(path, str) or not Path(path).is_absolute():
@@ -281,12 +280,12 @@ def bring(
             continue
         if key == "dataset_dir":
             files = [Path(report.file) for report in reports if _lies_here(report)]
-            inputs += _below(Path(path), [Path(path) / REGISTRY, *files], name)
+            found += _below(Path(path), [Path(path) / REGISTRY, *files], name)
         elif Path(path).is_dir():
-            inputs += _below(Path(path), sorted(Path(path).rglob("*")), name)
+            found += _below(Path(path), sorted(Path(path).rglob("*")), name)
         elif Path(path).is_file():
-            inputs.append(Input(f"{name}/{Path(path).name}", Path(path)))
-    return tuple(inputs)
+            found.append(Input(f"{name}/{Path(path).name}", Path(path)))
+    return tuple(found)
 
 
 def _below(folder: Path, files: Sequence[Path], into: str) -> list[Input]:
@@ -343,6 +342,9 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
     named = [f.name for f in (folder.request_file, folder.config_file) if f.is_file()]
     with seals.rewriting(folder.path, seals.SETTLED, *named):
         _let_name(folder, request, model)
+    # Those it was just compared in; others are read once more before their first use.
+    same = {n: r for n, r in request["model"]["files"].items() if files.get(n) == r["sha256"]}
+    inputs.remember_model(folder.path, {"model": {"path": str(model.path), "files": same}})
 
 
 def _let_name(folder: RunFolder, request: dict[str, Any], model: ModelFolder) -> None:
@@ -457,11 +459,11 @@ def plan_predict(
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
-    inputs = bring(target, place.run.name, values, reports, below="predict/")
+    brought = bring(target, place.run.name, values, reports, below="predict/")
     # The record of an earlier prediction's is not of these.
-    recorded = {k: v for k, v in request.get("inputs", {}).items() if k != PREDICT}
+    recorded = {k: v for k, v in request.get("inputs", {}).items() if k != inputs.PREDICT}
     request = request | {"predict": values, "inputs": recorded}
-    return Plan(place, phases, request, None, tuple(owned), inputs=inputs)
+    return Plan(place, phases, request, None, tuple(owned), inputs=brought)
 
 
 def start_on_run(target: Target, plan: Plan) -> str:

@@ -9,7 +9,7 @@ on this machine) is not read again. Standard library only.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -102,11 +102,19 @@ def check_adapters(
     _compare(run_dir, {p: r for p, r in files.items() if str(p.parent) in folders}, tell)
 
 
-def check_model(run_dir: Path, request: Mapping[str, Any], tell: Tell = unheard) -> None:
-    """Compare the base model with run.json's record of it. Raises UsageError for a change."""
+def check_model(
+    run_dir: Path, request: Mapping[str, Any], tell: Tell = unheard, *, unseen: bool = True
+) -> None:
+    """Compare the base model with run.json's record of it. Raises UsageError for a change.
+
+    Without `unseen`, files whose sha256 was never seen here are left to the phase, which reads
+    all of them and compares.
+    """
     name = str((request.get("model") or {}).get("name"))
     mend = f"`inv model.fetch {name}` mends one that was fetched"
-    _compare(run_dir, _model(request), tell, mend)
+    seen = _stamps(run_dir).keys()
+    files = {p: r for p, r in _model(request).items() if unseen or str(p) in seen}
+    _compare(run_dir, files, tell, mend)
 
 
 def check_stack(run_dir: Path, request: Mapping[str, Any]) -> None:
@@ -276,6 +284,7 @@ def _stamps(run_dir: Path) -> dict[str, Any]:
 
 
 def _remember(run_dir: Path, stamps: Mapping[str, Any]) -> None:
-    # A run folder that is mounted to be read: the next look reads the files again.
-    if stamps and os.access(run_dir, os.W_OK):
-        write_json(run_dir / STAMPS, dict(sorted({**_stamps(run_dir), **stamps}.items())))
+    # A run folder that is mounted to be read, a full disk: the next look reads the files again.
+    if stamps:
+        with contextlib.suppress(OSError):
+            write_json(run_dir / STAMPS, dict(sorted({**_stamps(run_dir), **stamps}.items())))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.errors import UsageError
 from tunesmith.files import human_bytes
 from tunesmith.job import inference, inputs, pulled, seals
 from tunesmith.job.rundir import RunFolder
@@ -44,6 +45,16 @@ def check(run_dir: Path, use: str, say: Say, tell: Tell = seals.unheard) -> None
     `say` hears of what an older version has left without a record, `tell` the bytes read and
     their number where that takes longer than a second.
     """
+    try:
+        _check(run_dir, use, say, tell)
+    except OSError as error:
+        place = error.filename or run_dir
+        raise UsageError(
+            f"{place}: {error.strerror}, so it cannot be compared; mend that"
+        ) from None
+
+
+def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
     folder = RunFolder(run_dir)
     seals.check(run_dir, REQUEST, tell)
     if use == "fetch":
@@ -57,9 +68,9 @@ def check(run_dir: Path, use: str, say: Say, tell: Tell = seals.unheard) -> None
     if use == "predict":
         inputs.check_data(run_dir, request, inputs.PREDICT, tell)
     if use in _ANY_MODEL:
-        inputs.check_model(run_dir, request, tell)
+        inputs.check_model(run_dir, request, tell, unseen=use != "merge")
     if use in ("merge", "proof", ADAPTER):
-        below = inference.tuned_adapters(config, Path(str(config["output_dir"])))[:-1]
+        below = inference.tuned_adapters(config, Path(str(config.get("output_dir"))))[:-1]
         inputs.check_adapters(run_dir, request, below, tell)
     elif use == BASE:
         inputs.check_adapters(run_dir, request, inference.starting_adapters(config), tell)

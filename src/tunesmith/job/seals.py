@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -161,7 +160,6 @@ def check(
     results: Iterable[str],
     tell: Tell = unheard,
     *,
-    cards: bool = False,
     adopt: bool = True,
 ) -> Check:
     """Compare the files of `results` with their seals, each read in full.
@@ -169,7 +167,7 @@ def check(
     Raises UsageError for the first that was changed, is gone or was added, before anything else
     is done. A result that is not there at all is nobody's fault here: who needs it says so.
     One that has no seal is compared with what an older version recorded of it; with `adopt` it
-    is sealed as it is. `cards`: model cards too, which people may write.
+    is sealed as it is. Model cards are passed over: people write them, no program reads them.
     """
     results = tuple(results)
     sealed = {name: record for name, record in read(run_dir).items() if part(name) in results}
@@ -179,8 +177,7 @@ def check(
     unsealed = [name for name in dict.fromkeys(map(part, found)) if name not in kept]
     there = {part(name) for name in found}
     wanted = {n: r for n, r in sealed.items() if part(n) in there or part(n) in REQUEST}
-    if not cards:
-        wanted = {name: record for name, record in wanted.items() if not name.endswith(_CARD)}
+    wanted = {name: record for name, record in wanted.items() if not name.endswith(_CARD)}
     for name in sorted(wanted.keys() - found.keys()):
         raise _changed(run_dir, name, f"missing, expected sha256 {wanted[name]['sha256']}")
     for name in sorted(found.keys() - sealed.keys()):
@@ -230,7 +227,10 @@ def keep(old: Path, new: Path, names: Collection[str]) -> None:
     `names` are the files of `new` that are those of `old`; the others are the host's, with its
     seals.
     """
-    had = {name: record for name, record in read(old).items() if name in names}
+    try:
+        had = {name: record for name, record in read(old).items() if name in names}
+    except UsageError:
+        had = {}  # damaged: the pull that mends it must not fail for it
     stays = {part(name) for name in names} - {*REQUEST, SEALS}
     if not had and not (new / SEALS).is_file():
         return
@@ -347,7 +347,7 @@ def _adopt(run_dir: Path, results: Collection[str], tell: Tell) -> None:
         if name in records and records[name]["sha256"] != digest:
             found_here = records[name]["sha256"]
             raise _changed(run_dir, name, f"expected sha256 {digest}, found {found_here}")
-    if os.access(run_dir, os.W_OK):
+    with contextlib.suppress(OSError):
         seal(run_dir, ADOPTED, results, records)
 
 

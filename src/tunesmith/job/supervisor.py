@@ -270,6 +270,8 @@ class _Supervisor:
         """Run workers until one succeeds, a stop is asked for, or trying again is no use."""
         attempt, restarts, stalls, reached = 0, 0, 0, -1
         while True:
+            if (refused := self._compared(phase)) is not None:
+                return refused
             if phase == "train":
                 step = self._prepare_training()
                 restarts = 0 if step > reached else restarts
@@ -280,8 +282,6 @@ class _Supervisor:
             self._run.emit("phase_started", phase=phase, attempt=attempt)
             self._status["phases"][phase] = "running"
             self._write(phase=phase)
-            if (refused := self._compared(phase)) is not None:
-                return refused
             locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
             ended = self._follow(Attempt(self._run, phase, self._environment(), locks))
             outcome = self._judge(ended)
@@ -302,6 +302,8 @@ class _Supervisor:
 
     def _compared(self, phase: str) -> Outcome | None:
         """Compare what the phase reads with seals and record; None when all is as it was."""
+
+        self._status["phase"] = phase
 
         def say(text: str) -> None:
             self._run.emit("note", phase=phase, text=text)

@@ -75,7 +75,6 @@ def read_record(run_dir: Path) -> Record:
     """
     folder = RunFolder(run_dir)
     run = folder.request()
-    seals.check(run_dir, integrity.READS[integrity.REPORT], adopt=False)
     faults: dict[str, str] = {}
 
     def take(name: str, read: Callable[[Path], Any], empty: Any) -> Any:
@@ -93,6 +92,8 @@ def read_record(run_dir: Path) -> Record:
         return empty
 
     status = take("status.json", lambda _: _read_status(folder), {})
+    if status.get("state") not in ("queued", "running"):  # else they are being written
+        seals.check(run_dir, integrity.READS[integrity.REPORT], adopt=False)
     record = Record(
         run_id=str(run.get("run_id", folder.run_id)),
         run=run,
