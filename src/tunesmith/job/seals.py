@@ -24,6 +24,7 @@ from typing import Any
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
 from tunesmith.job import pulled
+from tunesmith.job.manifest import MANIFEST
 from tunesmith.job.rundir import COPY_FILE, RunFolder, read_events
 
 SEALS = "seals.json"
@@ -80,12 +81,9 @@ def read(run_dir: Path) -> dict[str, dict[str, Any]]:
     if not whole:
         raise UsageError(
             f"{file}: damaged, so no result of run {run_dir.name} can be compared; "
-            + (again(run_dir, SEALS) if _brought(run_dir, SEALS) else _WITHOUT)
+            + again(run_dir, SEALS)
         )
     return files
-
-
-_WITHOUT = "delete it to let the results count as they are now"
 
 
 @contextlib.contextmanager
@@ -173,15 +171,15 @@ def check(
     sealed = {name: record for name, record in read(run_dir).items() if part(name) in results}
     sealed = {name: record for name, record in sealed.items() if _counts(run_dir, name, record)}
     found = _found(run_dir, results)
-    kept = {part(name) for name in sealed}
-    unsealed = [name for name in dict.fromkeys(map(part, found)) if name not in kept]
+    kept = {part(name) for name in (*sealed, *REQUEST)}
+    unsealed = tuple(name for name in dict.fromkeys(map(part, found)) if name not in kept)
     there = {part(name) for name in found}
     wanted = {n: r for n, r in sealed.items() if part(n) in there or part(n) in REQUEST}
     wanted = {name: record for name, record in wanted.items() if not name.endswith(_CARD)}
     for name in sorted(wanted.keys() - found.keys()):
         raise _changed(run_dir, name, f"missing, expected sha256 {wanted[name]['sha256']}")
     for name in sorted(found.keys() - sealed.keys()):
-        if part(name) in kept and not name.endswith(_CARD):
+        if part(name) not in (*unsealed, *REQUEST) and not name.endswith(_CARD):
             raise UsageError(
                 f"{found[name]}: was not there when {sealed_by(sealed, name)} ended and may "
                 f"change what is read; `mv {found[name]} ..` takes it away"
@@ -197,8 +195,8 @@ def check(
             )
     _compare(run_dir, {name: found[name] for name in wanted}, wanted, tell)
     if unsealed and adopt:
-        _adopt(run_dir, [name for name in unsealed if name not in REQUEST], tell)
-    return Check(len(wanted), tuple(name for name in unsealed if name not in REQUEST))
+        _adopt(run_dir, unsealed, tell)
+    return Check(len(wanted), unsealed)
 
 
 def check_files(run_dir: Path, names: Iterable[str]) -> None:
@@ -343,7 +341,7 @@ def _adopt(run_dir: Path, results: Collection[str], tell: Tell) -> None:
     """
     found = _found(run_dir, results)
     records = _records(run_dir, found, {}, tell)
-    for name, digest in _older(run_dir).items():
+    for name, digest in _older(run_dir, results).items():
         if name in records and records[name]["sha256"] != digest:
             found_here = records[name]["sha256"]
             raise _changed(run_dir, name, f"expected sha256 {digest}, found {found_here}")
@@ -351,22 +349,31 @@ def _adopt(run_dir: Path, results: Collection[str], tell: Tell) -> None:
         seal(run_dir, ADOPTED, results, records)
 
 
-def _older(run_dir: Path) -> dict[str, str]:
-    """Return the sha256 that older versions recorded: of the trained and the merged weights,
-    and of what was pulled."""
+def _older(run_dir: Path, results: Collection[str]) -> dict[str, str]:
+    """Return the sha256 that older versions recorded of results: of the trained and the merged
+    weights, and of what was pulled. Raises UsageError for a damaged manifest."""
     known: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         for event in read_events(run_dir / "events.jsonl"):
             if event.get("event") == "summary" and event.get("phase") == "train":
                 known |= {f"output/{n}": r["sha256"] for n, r in event.get("files", {}).items()}
-    with contextlib.suppress(FileNotFoundError):
-        listed = read_json(run_dir / "merged" / "MANIFEST.json")["files"]
-        known |= {f"merged/{name}": record["sha256"] for name, record in listed.items()}
+    if "merged" in results and (run_dir / "merged" / MANIFEST).is_file():
+        known |= _merged(run_dir)
     with contextlib.suppress(FileNotFoundError):
         copied = read_json(run_dir / COPY_FILE)["files"]
         ours = {n: r for n, r in copied.items() if part(n) in (*FOLDERS, *FILES)}
         known |= {name: record["sha256"] for name, record in ours.items()}
     return known
+
+
+def _merged(run_dir: Path) -> dict[str, str]:
+    file = run_dir / "merged" / MANIFEST
+    try:
+        listed = read_json(file)["files"]
+        return {f"merged/{name}": str(record["sha256"]) for name, record in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{file}: damaged ({why}); {again(run_dir, 'merged')}") from None
 
 
 def _brought(run_dir: Path, name: str) -> str | None:
@@ -401,6 +408,8 @@ def again(run_dir: Path, name: str) -> str:
         return f"`inv export --run {run} --format gguf{quantise}` makes it anew"
     if made_by == "export.json":
         return f"`rm {quote(str(run_dir / made_by))}`: the next `inv export` makes it anew"
+    if made_by == SEALS:
+        return f"`rm {quote(str(run_dir / SEALS))}` lets the results count as they are now"
     if made_by == "predict":
         return f"`inv predict --run {run} --config CONFIG` makes it anew"
     return f"put it back as it was, or begin a new run: {new_run(run_dir)}"
