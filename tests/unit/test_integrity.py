@@ -324,18 +324,19 @@ def test_an_environment_of_another_lock_is_refused(
 ) -> None:
     assert inputs.ENVIRONMENT_MARKER == MARKER
     run = top / "runs" / "run"
-    request = read_json(run / "run.json")
-    env = {"TUNESMITH_LOCK": "cu128", "TUNESMITH_LOCK_SHA256": "a" * 64}
-    write_json(run / "run.json", request | {"env": env})
-    seals.seal(run, "create", seals.REQUEST)
     monkeypatch.setattr(inputs.sys, "prefix", str(tmp_path))
-    integrity.check(run, "train", silent)
-    write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "a" * 64})
+    integrity.check(run, "before", silent)
+    assert not (run / seals.ENVIRONMENT).exists()
+    write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "a" * 64, "versions": {}})
+    integrity.check(run, "before", silent)
     integrity.check(run, "train", silent)
     write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "b" * 64})
     with pytest.raises(UsageError, match=r"stack: .* is now of lock cu128 with sha256 bbb"):
         integrity.check(run, "train", silent)
     integrity.check(run, "merge", silent)
+    # One bit, with which it would be the same lock again.
+    write_json(run / seals.ENVIRONMENT, {"flavour": "cu128", "lock_sha256": "b" * 64})
+    refused(lambda: integrity.check(run, "train", silent), run / seals.ENVIRONMENT)
 
 
 def test_the_results_of_an_older_version_are_compared_with_what_it_recorded(top: Path) -> None:

@@ -89,7 +89,7 @@ def _recorded(
     wanted: dict[str, Any], taken: dict[Path, dict[str, Any]], now: Path, final: Path
 ) -> dict[str, Any]:
     """Return the request with the record of its inputs, which get their final name later."""
-    asked, config = (_moved(wanted[key], final, now) for key in ("request", "config"))
+    asked, config = (_moved(wanted.get(key), final, now) for key in ("request", "config"))
     made = inputs.recorded(asked, config, taken)["inputs"]
     return dict(wanted["request"]) | {"inputs": _moved(made, now, final)}
 

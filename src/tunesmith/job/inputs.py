@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
 from tunesmith.job.inference import starting_adapters
-from tunesmith.job.seals import Tell, new_run, sha256_of, unheard
+from tunesmith.job.seals import ENVIRONMENT, Tell, new_run, rewriting, sha256_of, unheard
 
 # The parts of run.json's `inputs`, and what they are inputs of.
 TRAIN, PREDICT = "train", "predict"
@@ -117,20 +117,26 @@ def check_model(
     _compare(run_dir, files, tell, mend)
 
 
-def check_stack(run_dir: Path, request: Mapping[str, Any]) -> None:
-    """Raise UsageError when this environment is of another lock than the run was made with."""
-    env = request.get("env") or {}
-    expected = env.get("TUNESMITH_LOCK_SHA256")
+def check_stack(run_dir: Path, phase: str) -> None:
+    """Raise UsageError when this environment is of another lock than the run began in.
+
+    The first phase of a training records it.
+    """
     try:
         made = read_json(Path(sys.prefix) / ENVIRONMENT_MARKER)
-        found = made["lock_sha256"]
+        found = {key: str(made[key]) for key in ("flavour", "lock_sha256")}
     except (OSError, ValueError, KeyError, TypeError):
         return  # not an environment of ours: nothing says what it is made of
-    if expected is not None and found != expected:
+    if not (run_dir / ENVIRONMENT).is_file():
+        with rewriting(run_dir, phase, ENVIRONMENT):
+            write_json(run_dir / ENVIRONMENT, found)
+    began = read_json(run_dir / ENVIRONMENT)
+    if found != began:
         raise UsageError(
-            f"stack: {sys.prefix} is now of lock {made.get('flavour')} with sha256 {found}, run "
-            f"{run_dir.name} was made with {env.get('TUNESMITH_LOCK')} with sha256 {expected}; "
-            f"bring that environment back, or begin a new run: {new_run(run_dir)}"
+            f"stack: {sys.prefix} is now of lock {found['flavour']} with sha256 "
+            f"{found['lock_sha256']}, run {run_dir.name} began with {began['flavour']} of "
+            f"sha256 {began['lock_sha256']}; bring that environment back, or begin a new run: "
+            f"{new_run(run_dir)}"
         )
 
 

@@ -62,7 +62,7 @@ def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
     request = folder.request()
     config = inference.read_config(run_dir) if folder.config_file.is_file() else {}
     if use in _TRAINING:
-        inputs.check_stack(run_dir, request)
+        inputs.check_stack(run_dir, use)
         if not inputs.check_data(run_dir, request, inputs.TRAIN, tell) and use == "train":
             say(f"{_OLDER}: its data are not compared; {seals.new_run(run_dir)} records them")
     if use == "predict":

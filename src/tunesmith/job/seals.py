@@ -32,11 +32,15 @@ SEALS = "seals.json"
 FOLDERS = ("output", "around", "merged", "predict", "export")
 ANSWERS = ("before.jsonl", "after.jsonl", "evaluation.json")
 FILES = (*ANSWERS, "parity.json", "proof.json", "export.json")
-REQUEST = ("run.json", "config.yaml")
+# The environment that a training began in; of no use elsewhere, so a pull leaves it.
+ENVIRONMENT = ".environment.json"
+REQUEST = ("run.json", "config.yaml", ENVIRONMENT)
 # Who sealed what an older version had left, and the request of a run that was pulled.
 ADOPTED, SETTLED = "older version", "settled"
 _VERSION = 1
 _LOCK = ".seals.lock"
+# A tracker writes them when it likes; they are curves, and nothing is made of them.
+_CURVES = "events.out.tfevents."
 # A model card is written by people; no program reads it.
 _CARD = "README.md"
 _TELL_SECONDS = 1.0
@@ -278,7 +282,7 @@ def _below(folder: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             if not path.name.startswith((".", "checkpoint-", "bad-checkpoint-")):
                 yield from _below(path)
-        elif _plain(path) and not path.name.startswith("."):
+        elif _plain(path) and not path.name.startswith((".", _CURVES)):
             yield path
 
 
