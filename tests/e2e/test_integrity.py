@@ -32,7 +32,7 @@ def test_what_changed_between_stop_and_resume_and_before_a_merge_is_refused(
     shutil.copytree(tiny_model, base)
     shutil.copytree(data, rows)
     words = [f"model_name_or_path={base}", "dataset=rows", f"dataset_dir={rows}", "val_size=0"]
-    words += ["max_steps=150", "save_steps=10", "eval_strategy=no", "--no-evaluate"]
+    words += ["max_steps=100", "save_steps=10", "eval_strategy=no", "--no-evaluate"]
     started = shell.inv("train", "--no-attach", "--run", "r", *words)
     assert started.returncode == 0, started.stdout + started.stderr
     run = RunFolder(shell.home / "runs" / "r")

@@ -287,6 +287,12 @@ def test_a_model_card_may_be_written_but_is_pulled_as_it_was(top: Path) -> None:
     refused(lambda: agent._sealed_manifest(RunFolder(run), ["adapter"]), card)
 
 
+def test_what_a_tracker_adds_to_a_result_is_no_part_of_it(top: Path) -> None:
+    run = top / "runs" / "run"
+    write(run / "output" / "runs" / "Jan14" / "events.out.tfevents.1.host.2.0", "curves")
+    integrity.check(run, "merge", silent)
+
+
 def test_inputs_whose_stamps_are_known_are_not_read(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
