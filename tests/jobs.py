@@ -13,6 +13,7 @@ import yaml
 from overlay import STANDIN, overlaid
 from tunesmith import isolated
 from tunesmith.files import read_json, sha256_of, write_json
+from tunesmith.job import inputs
 from tunesmith.job.rundir import RunFolder, read_events
 
 STEPS = 300
@@ -81,7 +82,7 @@ class Job:
             "limits": {"restarts": 1000, "dump_seconds": 1, **(limits or {})},
             "env": {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
         }
-        write_json(self.folder.request_file, request)
+        write_json(self.folder.request_file, inputs.recorded(request, values | config))
         return self
 
     def call(self, verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:

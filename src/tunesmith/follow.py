@@ -228,7 +228,9 @@ class _Bar:
         if event["event"] == "log" and isinstance(event.get("loss"), float) and "step" in event:
             # By step: after a resume some are told twice.
             self._losses[event["step"]] = event["loss"]
-        if event["event"] == "phase_started" and event["phase"] != self._phase:
+        # What a phase reads is compared before it starts.
+        begins = event["event"] in ("phase_started", "progress")
+        if begins and event["phase"] != self._phase:
             self._phase = event["phase"]
             self._task = self._progress.add_task(event["phase"], total=None, line="")
         elif event["event"] == "progress" and self._task is not None:

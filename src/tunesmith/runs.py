@@ -23,7 +23,7 @@ from tunesmith.errors import UsageError
 from tunesmith.files import human_bytes, write_json, write_text
 from tunesmith.hosts import inventory, transfer
 from tunesmith.hub import ModelFolder
-from tunesmith.job import adopted, inference
+from tunesmith.job import adopted, inference, inputs, seals
 from tunesmith.job.records import needed
 from tunesmith.job.run_id import LONGEST, RunId
 from tunesmith.job.rundir import RunFolder
@@ -203,7 +203,7 @@ def plan_training(
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
-    inputs = bring(target, place.run.name, values, reports)
+    brought = bring(target, place.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=asked.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
@@ -240,7 +240,7 @@ def plan_training(
     if "poweroff" in asked.then and "pull" not in asked.then and isinstance(target, HostTarget):
         # With a pull, the one who pulled does it, when everything has arrived.
         request["after"] = {"command": list(target.poweroff_command()), "when": "succeeded"}
-    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), inputs)
+    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), brought)
 
 
 def limits_of(asked: Asked) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def bring(
     They go `below` a folder of the run's inputs. Raises UsageError for a data file outside
     its dataset_dir, where another machine would not find it.
     """
-    inputs: list[Input] = []
+    found: list[Input] = []
     for key in PATH_KEYS:
         path = values.get(key)
         if not isinstance(path, str) or not Path(path).is_absolute():
@@ -283,12 +283,12 @@ def bring(
             continue
         if key == "dataset_dir":
             files = [Path(report.file) for report in reports if _lies_here(report)]
-            inputs += _below(Path(path), [Path(path) / REGISTRY, *files], name)
+            found += _below(Path(path), [Path(path) / REGISTRY, *files], name)
         elif Path(path).is_dir():
-            inputs += _below(Path(path), sorted(Path(path).rglob("*")), name)
+            found += _below(Path(path), sorted(Path(path).rglob("*")), name)
         elif Path(path).is_file():
-            inputs.append(Input(f"{name}/{Path(path).name}", Path(path)))
-    return tuple(inputs)
+            found.append(Input(f"{name}/{Path(path).name}", Path(path)))
+    return tuple(found)
 
 
 def _below(folder: Path, files: Sequence[Path], into: str) -> list[Input]:
@@ -357,6 +357,18 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
                 f"{model.path}; use it on the host: --on {host}",
                 [f"{file}: sha256 {files.get(file)}, the run's base model has {sha256}"],
             )
+    named = [f.name for f in (folder.request_file, folder.config_file) if f.is_file()]
+    with seals.rewriting(folder.path, seals.SETTLED, *named):
+        _let_name(project, folder, request, model)
+    # Those it was just compared in; others are read once more before their first use.
+    same = {n: r for n, r in request["model"]["files"].items() if files.get(n) == r["sha256"]}
+    inputs.remember_model(folder.path, {"model": {"path": str(model.path), "files": same}})
+
+
+def _let_name(
+    project: Project, folder: RunFolder, request: dict[str, Any], model: ModelFolder
+) -> None:
+    """Let a run's config and request name the base model and the folders of this machine."""
     if folder.config_file.is_file():
         config = folder.config() | {"model_name_or_path": str(model.path)}
         config |= {"output_dir": str(folder.output), "trust_remote_code": False}
@@ -467,9 +479,11 @@ def plan_predict(
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
-    inputs = bring(target, place.run.name, values, reports, below="predict/")
-    request = request | {"predict": values}
-    return Plan(place, phases, request, None, tuple(owned), inputs=inputs)
+    brought = bring(target, place.run.name, values, reports, below="predict/")
+    # The record of an earlier prediction's is not of these.
+    recorded = {k: v for k, v in request.get("inputs", {}).items() if k != inputs.PREDICT}
+    request = request | {"predict": values, "inputs": recorded}
+    return Plan(place, phases, request, None, tuple(owned), inputs=brought)
 
 
 def start_on_run(target: Target, plan: Plan) -> str:

@@ -507,6 +507,7 @@ def test_what_a_pull_brings(agent: Agent, tmp_path: Path) -> None:
     usual = {
         "run.json",
         "config.yaml",
+        "seals.json",
         "before.jsonl",
         "train.log",
         "output/adapter_model.safetensors",
@@ -517,7 +518,8 @@ def test_what_a_pull_brings(agent: Agent, tmp_path: Path) -> None:
     for name in usual & files.keys():
         assert answer["files"][name] == {"size": len(files[name]), "sha256": digest(files[name])}
     merged = agent.ask("manifest", "one", "--what", "merged")["files"]
-    assert merged.keys() == {"run.json", "config.yaml", "before.jsonl", "merged/model.safetensors"}
+    record = {"run.json", "config.yaml", "seals.json", "before.jsonl"}
+    assert merged.keys() == record | {"merged/model.safetensors"}
 
     # The checksums are remembered, until a file changes.
     weights = run.path / "output/adapter_model.safetensors"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.finished_run import flip
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.e2e
@@ -147,6 +148,15 @@ def test_the_main_job(shell: Shell) -> None:
     again = shell.inv("resume")
     assert again.returncode == 2
     assert "nothing to continue" in again.stderr
+
+    merged = folder / "merged" / "model.safetensors"
+    flip(merged, quietly=True)
+    for words in (["export", "--format", "gguf"], ["chat", "--what", "merged", "--prompt", "x"]):
+        refused = shell.inv(*words, "--run", run["run_id"])
+        assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+        assert f"{merged}: changed since it was made: expected sha256 " in refused.stderr
+        assert f"`inv merge --run {run['run_id']}` makes it anew" in refused.stderr
+    assert not (folder / "export").exists()
 
 
 def test_an_example_of_llamafactory_trains_with_overrides(shell: Shell, tmp_path: Path) -> None:

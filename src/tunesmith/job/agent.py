@@ -37,7 +37,7 @@ import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import fsync_folder, human_bytes, sha256_of, write_json, write_text
-from tunesmith.job import disk, gpu, launch, orders, records
+from tunesmith.job import disk, gpu, inputs, launch, orders, records, seals
 from tunesmith.job.listing import find, folders, list_runs
 from tunesmith.job.pulled import PARTS, USUAL, manifest, output_of
 from tunesmith.job.run_id import RunId
@@ -77,12 +77,16 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=f".{run_id}.incoming-", dir=runs) as temporary:
         run = RunFolder(Path(temporary) / "run")
         run.path.mkdir()
-        for name, record in (wanted.get("inputs") or {}).items():
-            _take_input(run.path / "inputs", name, record)
+        taken = {
+            run.path / "inputs" / name: _take_input(run.path / "inputs", name, record)
+            for name, record in (wanted.get("inputs") or {}).items()
+        }
         if wanted.get("config") is not None:
             body = yaml.safe_dump(wanted["config"], allow_unicode=True, sort_keys=True)
             write_text(run.config_file, body)
-        write_json(run.request_file, wanted["request"])
+        request = _recorded(wanted, taken, run.path, final)
+        write_json(run.request_file, request)
+        seals.seal(run.path, "create", seals.REQUEST)
         try:
             # Over a folder with files in it a rename fails: of two creates one succeeds.
             run.path.rename(final)
@@ -91,7 +95,28 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 raise
             raise _exists(run_id) from None
     fsync_folder(runs)
+    inputs.remember(final, request, request["inputs"])
+    inputs.remember_model(final, request)
     return {"run_id": run_id, "path": str(final)}
+
+
+def _recorded(
+    wanted: dict[str, Any], taken: dict[Path, dict[str, Any]], now: Path, final: Path
+) -> dict[str, Any]:
+    """Return the request with the record of its inputs, which get their final name later."""
+    asked, config = (_moved(wanted.get(key), final, now) for key in ("request", "config"))
+    made = inputs.recorded(asked, config, taken)["inputs"]
+    return dict(wanted["request"]) | {"inputs": _moved(made, now, final)}
+
+
+def _moved(value: Any, old: Path, new: Path) -> Any:
+    """Return a value of JSON whose paths below `old` are below `new`."""
+    if isinstance(value, dict):
+        return {_moved(k, old, new): _moved(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    inside = isinstance(value, str) and value.startswith(f"{old}/")
+    return f"{new}{value[len(str(old)) :]}" if inside else value
 
 
 def renew(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +125,14 @@ def renew(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
     run.request()
     lock = acquire(run)
     try:
-        for name, record in (wanted.get("inputs") or {}).items():
-            _take_input(run.path / "inputs", name, record)
-        write_json(run.request_file, wanted["request"])
+        taken = {
+            run.path / "inputs" / name: _take_input(run.path / "inputs", name, record)
+            for name, record in (wanted.get("inputs") or {}).items()
+        }
+        request = inputs.recorded(wanted["request"], None, taken)
+        with seals.rewriting(run.path, "renew", run.request_file.name):
+            write_json(run.request_file, request)
+        inputs.remember(run.path, request, inputs.lacking(wanted["request"], None))
     finally:
         lock.release()
     return {"run_id": run.run_id}
@@ -247,7 +277,7 @@ def _answer(given: argparse.Namespace) -> None:
         "stop": lambda: _launched(launch.stop, run),
         "find": lambda: {"run_id": run.run_id},
         "show": lambda: show(run),
-        "manifest": lambda: manifest(run, given.what.split(","), _tell_hashing),
+        "manifest": lambda: _sealed_manifest(run, given.what.split(",")),
         "remove": lambda: remove(runs, run),
         "afterwards": lambda: afterwards(run, _stdin()),
     }
@@ -282,6 +312,18 @@ def _parser() -> argparse.ArgumentParser:
             known = ",".join(PARTS)
             verb.add_argument("--what", default=",".join(USUAL), help=f"of {known}")
     return parser
+
+
+def _sealed_manifest(run: RunFolder, what: list[str]) -> dict[str, Any]:
+    """Return what a pull brings, once every result in it was compared with its seal.
+
+    A run that is worked on may be between a file and its seal.
+    """
+    sealed = seals.read(run.path)
+    said = manifest(run, what, _tell_hashing, sealed.keys())
+    if not said["busy"]:
+        seals.refuse_other(run.path, said["files"])
+    return said
 
 
 def _launched(do: Callable[..., None], run: RunFolder, *arguments: Any) -> dict[str, Any]:
@@ -319,8 +361,8 @@ def _exists(run_id: str) -> UsageError:
     return UsageError(f"run {run_id} is there already; `inv runs` lists it")
 
 
-def _take_input(folder: Path, name: str, record: dict[str, Any]) -> None:
-    """Link an uploaded file into the run, after its size and sha256 were checked."""
+def _take_input(folder: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Link an uploaded file into the run, after its size and sha256 were checked; return them."""
     target, source = folder / name, Path(record["source"])
     part = target.with_name(f".{target.name}.part")
     if Path(name).is_absolute() or ".." in Path(name).parts or target == folder:
@@ -348,6 +390,7 @@ def _take_input(folder: Path, name: str, record: dict[str, Any]) -> None:
         part.unlink()  # a rename between two names of one file does nothing
     else:
         part.replace(target)
+    return {"size": size, "sha256": sha256}
 
 
 def _sweep(runs: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
-from tunesmith.job import chat, inference, services
+from tunesmith.job import chat, inference, integrity, services
 from tunesmith.job.access import before_asgi
 from tunesmith.job.services import refused
 
@@ -39,6 +39,7 @@ def arguments(run: Path, what: str) -> dict[str, Any]:
     )
     _look_for_base(run, what)
     args = chat.model_arguments(options)
+    integrity.check_here(run, what)
     sampling = chat.choose_sampling(options, args)
     return args | {
         "do_sample": sampling.do_sample,

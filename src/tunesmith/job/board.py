@@ -24,7 +24,7 @@ import yaml
 from tunesmith import modelstore
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_text
-from tunesmith.job import services
+from tunesmith.job import seals, services
 from tunesmith.job.access import before_asgi
 from tunesmith.job.patches.llamafactory import NO_HUB_CODE
 from tunesmith.job.rundir import RunFolder
@@ -59,7 +59,7 @@ def lay_out(
         model = _board_name(str(request["model"]["name"]), names)
         tuning = str(config.get("finetuning_type", "lora"))
         folder = board / "saves" / model.replace(" ", "") / tuning / run.run_id
-        if _show_run(folder, Path(config["output_dir"])):
+        if _as_sealed(run) and _show_run(folder, Path(config["output_dir"])):
             kept.add(folder)
             newest = model
     for marker in board.glob(f"saves/*/*/*/{OURS}"):
@@ -89,6 +89,17 @@ def _finished(runs: Path) -> Iterator[tuple[RunFolder, dict[str, Any], dict[str,
         if run.status()["phases"].get("train") == "succeeded" and run.config_file.is_file():
             config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
             yield run, run.request(), run.settled(config)
+
+
+def _as_sealed(run: RunFolder) -> bool:
+    """Whether a run's result is the one that was sealed; if not, the Board's log says why it is
+    not shown."""
+    try:
+        seals.check(run.path, ("output",), adopt=False)
+    except UsageError as error:
+        print(f"run {run.run_id} is not shown: {error.message}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def _show_run(folder: Path, output: Path) -> bool:

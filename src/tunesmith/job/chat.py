@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
-from tunesmith.job import inference
+from tunesmith.job import inference, integrity
 from tunesmith.job.inference import Loaded, Question, Sampling
 from tunesmith.job.merge import MERGED
 
@@ -135,6 +135,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Loaded, Sampling]:
     # LLaMA-Factory logs to the sys.stdout it finds when it is first imported.
     with contextlib.redirect_stdout(sys.stderr):
         args = model_arguments(options)
+        if options.run is not None:
+            integrity.check_here(options.run, options.what)
         sampling = choose_sampling(options, args)
         return inference.load(inference.codec(args)), sampling
 

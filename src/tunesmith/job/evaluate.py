@@ -18,7 +18,7 @@ from typing import Any
 
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json, write_text
-from tunesmith.job import inference
+from tunesmith.job import inference, seals
 from tunesmith.job.failures import JobError
 from tunesmith.job.held_out import HeldOut, Item, can_say, check_round_trip, load_held_out, texts_of
 from tunesmith.job.inference import Answer, Codec, Loaded, Question, Sampling
@@ -121,9 +121,10 @@ def run(
         | ({"guard": f"{lost} prompts the tokenizer cannot say"} if lost else {}),
     }
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_text(run_dir / f"{phase}.jsonl", lines)
     both = run_dir / "evaluation.json"
-    write_json(both, (read_json(both) if both.is_file() else {}) | {phase: entry})
+    with seals.rewriting(run_dir, phase, f"{phase}.jsonl", both.name):
+        write_text(run_dir / f"{phase}.jsonl", lines)
+        write_json(both, (read_json(both) if both.is_file() else {}) | {phase: entry})
     return entry
 
 

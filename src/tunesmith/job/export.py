@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json, sha256_of, write_json, write_text
-from tunesmith.job import inference, manifest, parity, serving, write_gguf
+from tunesmith.files import human_bytes, read_json, write_json, write_text
+from tunesmith.job import inference, integrity, manifest, parity, seals, serving, write_gguf
 from tunesmith.job.inference import Codec
 from tunesmith.job.merge import MERGED, check_room, parameter_count
 from tunesmith.job.proof_behaviour import UNROUNDED, distance, logits, plain_model
@@ -40,6 +40,7 @@ _OLLAMA = (
 )
 _CONVERTER = "convert_hf_to_gguf.py"  # llama.cpp's, for what is not written here
 _QUANTIZER = "llama-quantize"
+_FOLDER = "export"
 _BROKEN = 1.0  # nat: beyond this mean divergence a quantised model is another model
 _SECONDS = 30  # for a server to answer
 
@@ -83,7 +84,9 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
         raise UsageError(
             f"{merged}: no proven merged model: `inv merge --run {run_dir.name}` makes one"
         )
-    changed = manifest.faults(merged, manifest.listing(merged))
+    # A sealed one is compared with its seals below, and read once.
+    older = not any(seals.part(name) == MERGED for name in seals.read(run_dir))
+    changed = manifest.faults(merged, manifest.listing(merged)) if older else []
     if changed:
         raise UsageError(
             f"{merged}: not the model that was proven ({changed[0]}): "
@@ -94,6 +97,7 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
     if quantise and kind == "vllm-check":
         raise UsageError("--quantise is for gguf and ollama: vLLM serves the merged folder")
     config = inference.read_config(run_dir)
+    integrity.check_here(run_dir, integrity.EXPORT)
     codec = inference.codec(inference.arguments(config))
     if kind == "gguf":
         facts, lines = _gguf(run_dir, merged, codec, config, quantise)
@@ -104,7 +108,8 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
     known = run_dir / "export.json"
     record = read_json(known) if known.is_file() else {}
     name = f"{kind} {facts['quantisation']}" if "quantisation" in facts else kind
-    write_json(known, {**record, name: facts})
+    with seals.rewriting(run_dir, "export", known.name):
+        write_json(known, {**record, name: facts})
     wrong = [line for line in lines if line.startswith("failed")]
     if wrong:
         raise TunesmithError(f"{kind}: {wrong[0]}", lines)
@@ -116,11 +121,13 @@ def _gguf(
 ) -> tuple[dict[str, Any], list[str]]:
     """Write, read back, compare logits."""
     chosen = quantise.lower() or write_gguf.default_quantisation(merged)
-    out = run_dir / "export" / f"{run_dir.name}-{chosen}.gguf"
+    out = run_dir / _FOLDER / f"{run_dir.name}-{chosen}.gguf"
     began = time.monotonic()
     size = 4 * parameter_count(merged)
     out.parent.mkdir(parents=True, exist_ok=True)
     check_room(out.parent, disk=size, memory=size // 4 + 1_000_000_000)
+    written = (f"{_FOLDER}/{out.name}", f"{_FOLDER}/{serving.MODELFILE}")
+    seals.forget(run_dir, written)
     by = _write(merged, out, chosen)
     facts: dict[str, Any] = {"quantisation": chosen, "written_by": by}
     if by == "gguf":
@@ -137,8 +144,9 @@ def _gguf(
     source = f"./{out.name}"
     probes = parity.probes_of(config, codec)[0]
     thought = parity.trained_thought(codec, probes) if probes else ""
-    write_text(out.parent / "Modelfile", serving.modelfile(codec, merged, thought, source))
-    facts |= {"file": f"export/{out.name}", "bytes": out.stat().st_size, "sha256": sha256_of(out)}
+    write_text(out.parent / serving.MODELFILE, serving.modelfile(codec, merged, thought, source))
+    sealed = seals.seal(run_dir, _FOLDER, written)[written[0]]
+    facts |= {"file": written[0], "bytes": sealed["size"], "sha256": sealed["sha256"]}
     facts["seconds"] = round(time.monotonic() - began, 1)
     return facts, [
         f"gguf:   {out} ({human_bytes(facts['bytes'])}, {chosen}, by {by})",

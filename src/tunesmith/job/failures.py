@@ -66,6 +66,11 @@ CLASSES = {
             False,
             "mend what is named above, then `inv resume --run RUN`",
         ),
+        FailureClass(
+            "changed",
+            False,
+            "as it was, `inv resume --run RUN` continues",
+        ),
         FailureClass("data", False, "mend the data set: `inv data.check` names the rows"),
         FailureClass("config", False, "mend the config; the key is named above"),
         FailureClass("code", False, "see train.log; the last lines are shown above"),

@@ -20,6 +20,7 @@ import yaml
 from tunesmith import hub
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import replacing, write_text
+from tunesmith.job import inputs, seals
 from tunesmith.job.failures import JobError
 from tunesmith.job.rundir import RunFolder
 from tunesmith.mirrors import load_mirror
@@ -107,6 +108,14 @@ def _write(run: RunFolder, request: dict[str, Any], model: hub.ModelFolder) -> N
         "revision": model.revision,
         "files": {n: {"size": r.size, "sha256": r.sha256} for n, r in model.files.items()},
     }
+    named = [f.name for f in (run.request_file, run.config_file) if f.exists()]
+    with seals.rewriting(run.path, "fetch", *named):
+        _write_both(run, request, record)
+    inputs.remember_model(run.path, run.request())
+
+
+def _write_both(run: RunFolder, request: dict[str, Any], record: dict[str, Any]) -> None:
+    path = record["path"]
     if run.config_file.exists():
         config = run.config()
         config["model_name_or_path"] = path

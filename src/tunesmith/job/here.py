@@ -17,7 +17,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.files import write_json
-from tunesmith.job import disk, merge
+from tunesmith.job import disk, integrity, merge
 from tunesmith.job.resources import peak_memory
 from tunesmith.job.rundir import RunFolder, acquire, mend_events
 
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
 def _merge(run: RunFolder) -> dict[str, Any]:
     """Merge, with the events and the status that a supervisor would leave."""
     request = run.request()
+    integrity.check_here(run.path, _PHASE)
     mend_events(run.events_file)
     began, state = time.monotonic(), "failed"
     run.emit("run_started", phases=[_PHASE])

@@ -25,7 +25,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of, write_json
-from tunesmith.job import around, mergeable, resources
+from tunesmith.job import around, integrity, mergeable, resources, seals
 from tunesmith.job.adopted import config_of
 from tunesmith.job.allowed import MERGED, part_of_allowed
 from tunesmith.job.mergeable import Mergeable, only_whole
@@ -141,6 +141,7 @@ def make(run_dir: Path) -> None:
     Raises what keeps the run from merging elsewhere.
     """
     request = RunFolder(run_dir).request()
+    integrity.check_here(run_dir, "merge")
     asked = mergeable.read(run_dir, request)
     if reason := asked.why_whole():
         raise only_whole(run_dir, reason)
@@ -231,7 +232,10 @@ def _keep(run_dir: Path, request: Mapping[str, Any], asked: Mergeable, maker: Ma
             "files": files,
         }
         write_json(part / RECORD, record)
+        seals.forget(run_dir, (FOLDER,))
         put_in_place(part, run_dir / FOLDER)
+        known = {f"{FOLDER}/{name}": file for name, file in files.items()}
+        seals.seal(run_dir, FOLDER, (FOLDER,), known)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -34,6 +34,7 @@ from tunesmith.job import (
     parity,
     products,
     resources,
+    seals,
     stream,
 )
 from tunesmith.job.adapter import ADAPTER_WEIGHTS, AdapterFacts
@@ -91,8 +92,12 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
             why = "so that the prompt is the trained one"
             emit("changed", what=correction["file"], to="ours", why=why, **{"from": "exported"})
         step(4)
-        manifest.write(task.part, _made_of(task, prompts, made.arithmetic), made.hashes)
+        of = _made_of(task, prompts, made.arithmetic)
+        files = manifest.write(task.part, of, made.hashes)["files"]
+        seals.forget(run_dir, (MERGED, "proof.json"))
         _put_in_place(task.part, run_dir / MERGED)
+        known = {f"{MERGED}/{name}": record for name, record in files.items()}
+        seals.seal(run_dir, "merge", (MERGED,), known)
     finally:
         shutil.rmtree(task.part, ignore_errors=True)
     step(5)
@@ -226,7 +231,8 @@ def _judged(task: _Task, found: dict[str, Any]) -> dict[str, Any]:
     """Write RUN/parity.json, and stop here if a prompt still differs."""
     accepted = bool(task.request.get("merge", {}).get(ACCEPT))
     found["accepted"] = accepted and not found["passed"]
-    write_json(task.run_dir / "parity.json", found)
+    with seals.rewriting(task.run_dir, "merge", "parity.json"):
+        write_json(task.run_dir / "parity.json", found)
     if not found["passed"] and not accepted:
         faults = parity.faults_of(found)
         raise TunesmithError(

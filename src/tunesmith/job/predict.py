@@ -8,6 +8,9 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.files import read_json
+from tunesmith.job import seals
+
+_FOLDER = "predict"
 
 
 def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
@@ -18,6 +21,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     config: dict[str, Any] = dict(request["predict"])
     output = Path(config["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
+    seals.forget(run_dir, (_FOLDER,))
 
     from llamafactory.train.tuner import run_exp
 
@@ -28,4 +32,5 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     metrics: dict[str, Any] = {}
     for file in results:
         metrics |= read_json(file)
+    seals.seal(run_dir, _FOLDER, (_FOLDER,))
     return {"output": str(output), "metrics": metrics}

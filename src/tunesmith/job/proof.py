@@ -16,7 +16,7 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json
-from tunesmith.job import inference, manifest, parity
+from tunesmith.job import inference, manifest, parity, seals
 from tunesmith.job.adapter import check_fits
 from tunesmith.job.inference import Codec
 from tunesmith.job.merge import MERGED, REFUSED
@@ -84,10 +84,12 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         "files": files,
     }
     if failed:
+        seals.forget(run_dir, (MERGED,))
         _refuse(merged)
     else:
-        manifest.note(merged, "proof", {check.name: check.passed for check in checks})
-    write_json(run_dir / "proof.json", proof)
+        _note(run_dir, merged, checks, files)
+    with seals.rewriting(run_dir, "proof", "proof.json"):
+        write_json(run_dir / "proof.json", proof)
     if failed:
         raise TunesmithError(
             f"merged model refused: {failed[0].name}: {failed[0].detail}; it lies in "
@@ -96,6 +98,14 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         )
     skipped = [check.name for check in checks if check.passed is None]
     return {"passed": True, "checks": len(checks), "skipped": skipped, "seconds": proof["seconds"]}
+
+
+def _note(run_dir: Path, merged: Path, checks: list[Check], files: Mapping[str, Any]) -> None:
+    """Write into the manifest which checks were passed, and seal the model as it was proven."""
+    seals.forget(run_dir, (MERGED,))
+    manifest.note(merged, "proof", {check.name: check.passed for check in checks})
+    known = {f"{MERGED}/{name}": record for name, record in files.items()}
+    seals.seal(run_dir, "proof", (MERGED,), known)
 
 
 def _refuse(merged: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,10 @@ class Item:
 
 
 def manifest(
-    run: RunFolder, what: Iterable[str], tell: Callable[[int, int], None]
+    run: RunFolder,
+    what: Iterable[str],
+    tell: Callable[[int, int], None],
+    read_always: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return {"files": {name: {"size", "sha256"}}, "state", "busy", "left"} of a run.
 
@@ -52,8 +55,9 @@ def manifest(
 
     A file that lies outside the run folder (an `output_dir` of the user's) has its "path"
     too. While a run is `busy` its record and log grow: size and sha256 are those of what
-    was there. `tell` hears the bytes read and their total. Raises UsageError for an unknown
-    part, or for more files than any run has.
+    was there. `tell` hears the bytes read and their total. Files named in `read_always` are
+    read even where their time stamp has not changed. Raises UsageError for an unknown part, or
+    for more files than any run has.
     """
     parts = tuple(what)
     unknown = sorted(set(parts) - set(PARTS))
@@ -70,7 +74,7 @@ def manifest(
             f"{run.path}"
         )
     return {
-        "files": _records(run, items, tell),
+        "files": _records(run, items, tell, read_always),
         "state": state,
         "busy": busy,
         "left": {"count": len(left), "names": left[:_NAMES_TOLD]},
@@ -153,14 +157,21 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _records(
-    run: RunFolder, items: list[Item], tell: Callable[[int, int], None]
+    run: RunFolder,
+    items: list[Item],
+    tell: Callable[[int, int], None],
+    read_always: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
     cache_file = run.path / _CACHE
     known = _known(cache_file)
     stamps = {item.name: stamp for item in items if (stamp := _stamp(item.path))}
     # One that is gone since the folder was listed: a heartbeat, when a phase begins.
     items = [item for item in items if item.name in stamps]
-    fresh = [item for item in items if known.get(item.name, {}).get("stamp") != stamps[item.name]]
+    fresh = [
+        item
+        for item in items
+        if item.name in read_always or known.get(item.name, {}).get("stamp") != stamps[item.name]
+    ]
     total, done, told = sum(stamps[item.name][0] for item in fresh), 0, time.monotonic()
     for item in fresh:
         digest, left = hashlib.sha256(), stamps[item.name][0]

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from tunesmith import isolated
 from tunesmith.errors import UsageError
-from tunesmith.job import checkpoints, disk, turns, workplace
+from tunesmith.job import checkpoints, disk, integrity, turns, workplace
 from tunesmith.job.adjustments import adjusted_config, refusal, step_down
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES
@@ -323,6 +323,9 @@ class _Supervisor:
 
     def _attempt(self, phase: str, attempt: int) -> tuple[int, Ended | None, Outcome]:
         """Run one worker; return the step it began at (-1: none), its end and the outcome."""
+        changed = self._tried(lambda: self._compared(phase))
+        if changed is not None:
+            return -1, None, changed
         step = self._tried(self._prepare_training) if phase == "train" else -1
         if isinstance(step, Outcome):
             return -1, None, step
@@ -377,6 +380,30 @@ class _Supervisor:
         if told:
             self._emit("continued", step=self._status["step"])
         return not self._stop_requests
+
+    def _compared(self, phase: str) -> Outcome | None:
+        """Compare what the phase reads with seals and record; None when all is as it was."""
+        self._status["phase"] = phase
+
+        def say(text: str) -> None:
+            self._emit("note", phase=phase, text=text)
+
+        def tell(done: int, total: int) -> None:
+            figures = {"done": done // 1_000_000, "total": max(1, total // 1_000_000)}
+            self._emit("progress", phase=phase, **figures, unit="MB compared")
+            self._mind_limit()
+            self._write()
+            if self._stop_requests:
+                raise _StopAsked
+
+        try:
+            integrity.check(self._run.path, phase, say, tell)
+        except _StopAsked:
+            return self._stopped()
+        except UsageError as error:
+            self._emit("failure", phase=phase, failure="changed", **_words(error))
+            return Outcome("failed", "changed", error.message, error.detail)
+        return None
 
     def _follow(self, attempt: Attempt) -> Ended:
         """Watch a worker until it ends, and keep status.json fresh."""
@@ -503,6 +530,14 @@ class _Supervisor:
         environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
         environment["PYTHONUNBUFFERED"] = "1"
         return environment | {k: str(v) for k, v in (self._request.get("env") or {}).items()}
+
+
+class _StopAsked(Exception):
+    """A stop was asked for while files were compared."""
+
+
+def _words(error: UsageError) -> dict[str, Any]:
+    return {"message": error.message, "detail": list(error.detail)}
 
 
 def _hours(seconds: float) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import isolated
-from tunesmith.files import read_json, replacing, sha256_of, write_json
-from tunesmith.job import checkpoints, lean, prepared, resources
+from tunesmith.files import read_json, replacing, write_json
+from tunesmith.job import checkpoints, lean, prepared, resources, seals
 from tunesmith.job.journal import Reporter
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.rundir import RunFolder
@@ -197,15 +197,25 @@ def _ended(
     """Make what a merge will need besides the weights, while LLaMA-Factory is loaded here."""
     from tunesmith.job import kit
 
+    sealed = _sealed(folder)
     seconds = kit.after_training(folder.path, request, emit)
-    return {**_result(folder, output), "kit_seconds": seconds}
+    return {**_result(output, sealed), "kit_seconds": seconds}
 
 
-def _result(folder: RunFolder, output: Path) -> dict[str, Any]:
+def _sealed(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Seal the result, in the one process of several that has written it; return the seals."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return {}
+    return seals.seal(folder.path, "train", ("output",))
+
+
+def _result(output: Path, sealed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what training left: result files with size and sha256, and its metrics."""
+    names = [name for name in sealed if name.endswith(".safetensors")]
     files = {
-        file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(output.glob("*.safetensors"))
+        Path(name).name: {key: sealed[name][key] for key in ("size", "sha256")}
+        for name in names
+        if name.count("/") == 1
     }
     metrics_file = output / "train_results.json"
     metrics = read_json(metrics_file) if metrics_file.exists() else {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.job import records
+from tunesmith.job import integrity, records, seals
 from tunesmith.job.rundir import RunFolder, damaged_lines, read_events
 from tunesmith.job.shapes import Check
 from tunesmith.job.stored import DamagedError, parse_json, read_object
@@ -69,7 +69,8 @@ FILES = {
 def read_record(run_dir: Path) -> Record:
     """Read a run folder.
 
-    Raises UsageError where run.json is absent; any other file may be absent or damaged.
+    Raises UsageError where run.json is absent, or where answers, measures or proof are not those
+    that were sealed; any other file may be absent or damaged.
     """
     folder = RunFolder(run_dir)
     run = folder.request()
@@ -92,6 +93,8 @@ def read_record(run_dir: Path) -> Record:
         return empty
 
     status = take("status.json", lambda _: _read_status(folder), {})
+    if status.get("state") not in ("queued", "running"):  # else they are being written
+        seals.check(run_dir, integrity.READS[integrity.REPORT], adopt=False)
     record = Record(
         run_id=str(run.get("run_id", folder.run_id)),
         run=run,

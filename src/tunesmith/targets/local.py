@@ -15,7 +15,7 @@ import yaml
 from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
-from tunesmith.job import adopted, listing
+from tunesmith.job import adopted, inputs, listing, seals
 from tunesmith.job import watch as watching
 from tunesmith.job.run_id import RunId
 from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder
@@ -73,6 +73,9 @@ class LocalTarget:
         folder = RunFolder(Path(plan.place.run))
         if plan.config is not None and "output_dir" in plan.config:
             refuse_foreign_output(Path(str(plan.config["output_dir"])), folder.path)
+        if folder.path.exists():
+            raise UsageError(f"run {folder.run_id} is there already; `inv runs` lists it")
+        request = inputs.recorded(plan.request, plan.config)
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.path.mkdir()
@@ -81,7 +84,10 @@ class LocalTarget:
         if plan.config is not None:
             body = yaml.safe_dump(dict(plan.config), allow_unicode=True, sort_keys=True)
             write_text(folder.config_file, body)
-        write_json(folder.request_file, plan.request)
+        write_json(folder.request_file, request)
+        seals.seal(folder.path, "create", seals.REQUEST)
+        inputs.remember(folder.path, request, request["inputs"])
+        inputs.remember_model(folder.path, request)
 
     def renew(self, plan: Plan) -> None:
         """Give a run the plan's request. Raises UsageError while somebody works on it."""
@@ -93,7 +99,10 @@ class LocalTarget:
                 f"run {run_id} is being worked on; wait for it (`inv attach --run {run_id}`) or "
                 f"end it (`inv stop --run {run_id}`)"
             )
-        write_json(folder.request_file, plan.request)
+        request = inputs.recorded(plan.request, None)
+        with seals.rewriting(folder.path, "renew", folder.request_file.name):
+            write_json(folder.request_file, request)
+        inputs.remember(folder.path, request, inputs.lacking(plan.request, None))
 
     def request(self, run_id: str) -> dict[str, Any]:
         """Return what was asked: run.json."""

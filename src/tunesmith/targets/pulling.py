@@ -22,7 +22,7 @@ from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import fsync_file, human_bytes, sha256_of, write_json
 from tunesmith.hosts import transfer
 from tunesmith.hosts.remote import Remote
-from tunesmith.job import adopted
+from tunesmith.job import adopted, seals
 from tunesmith.job.allowed import (
     MERGED,
     MOST_FILES,
@@ -166,8 +166,12 @@ def bring(
                 "fetches it again",
                 wrong,
             )
+        if exact:
+            # The host compared them, too; it may be wrong, or not say so.
+            seals.refuse_other(staging, wanted)
         for name in own | kept.keys():
             _link(folder / name, staging / name)
+        seals.keep(folder, staging, own | kept.keys())
         try:
             adopted.adopt(staging, run_id, folder)
         except DamagedError as error:
