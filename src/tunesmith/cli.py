@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tunesmith import modelstore, runs
 from tunesmith.config import Config
-from tunesmith.console import console, moving, say
+from tunesmith.console import console, moving, say, write
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json
 from tunesmith.follow import Detached, duration, follow
@@ -27,6 +27,7 @@ from tunesmith.job.pulled import PARTS, USUAL
 from tunesmith.job.rundir import COPY_FILE
 from tunesmith.mirrors import known_mirrors, load_mirror
 from tunesmith.plan import Plan
+from tunesmith.printable import printable
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
 from tunesmith.targets.host import HostTarget
@@ -304,10 +305,9 @@ def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
     try:
         for look in target.watch(target.find(run), log=0):
             if look.lost is not None:
-                sys.stderr.write(f"{look.lost}\n")
+                sys.stderr.write(f"{printable(look.lost)}\n")
                 continue
-            sys.stdout.write(look.log)
-            sys.stdout.flush()
+            write(look.log)
             if not follow and not look.more:
                 return
     except KeyboardInterrupt:

@@ -92,7 +92,7 @@ def image_sbom(root: Path, flavour: str | None, output: str) -> None:
     found = measure.measure(engine.connect(), name)
     text = measure.sbom(found, name)
     if not output:
-        sys.stdout.write(text)
+        write(text)
         return
     path = Path(output).expanduser()
     write_text(path, text)

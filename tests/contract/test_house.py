@@ -29,6 +29,7 @@ SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "a
     "hub_download",
     "hub_process",
     "hub_worker",
+    "printable",
     "wheel_files",
     "wheels",
 }
