@@ -596,7 +596,10 @@ def _work_on(target: Target, plan: Plan) -> dict[str, Any]:
     runs.start_on_run(target, plan)
     _await(target, run_id, offset)
     events, _ = target.events(run_id, offset)
-    return next(e for e in reversed(events) if e["event"] == "summary")
+    for event in reversed(events):
+        if event["event"] == "summary":
+            return event
+    raise TunesmithError(f"run {run_id}: {target.name} says nothing of what the phase made")
 
 
 def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> None:

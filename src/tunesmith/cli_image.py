@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
 from rich.table import Table
 
 from tunesmith import docker_engine as engine
-from tunesmith.console import console, say
+from tunesmith.console import console, say, write
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of, write_text
 from tunesmith.follow import duration

@@ -388,7 +388,7 @@ def plan_merge(
     `accept`: merge although a way to the model puts another prompt before it than the training.
     """
     run_id, request, config = _trained(target, run_id)
-    chosen = dict(request["merge"]) | {"accept_mismatch": accept}
+    chosen = dict(request.get("merge") or {}) | {"accept_mismatch": accept}
     if overrides:
         parsed = parse_overrides(overrides)
         unknown = sorted(set(parsed) - set(MERGE_KEYS))
@@ -422,7 +422,7 @@ def plan_predict(
     if run_id:
         run_id, request, trained = _trained(target, run_id)
         place = target.place(run_id)
-        values, owned = own_keys(config, place, str(trained["model_name_or_path"]), "predict")
+        values, owned = own_keys(config, place, str(trained.get("model_name_or_path")), "predict")
         if "adapter_name_or_path" not in config.overrides:
             was, adapter = values.get("adapter_name_or_path"), str(place.run / "output")
             owned.append(Owned("adapter_name_or_path", adapter, was, "the run's own"))

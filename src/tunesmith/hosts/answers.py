@@ -275,7 +275,7 @@ def parse_json(asked: Asked, text: str, longest: int = 1 << 20) -> Any:
     except (ValueError, RecursionError) as error:
         why = "it nests too deep" if isinstance(error, RecursionError) else str(error)
         said = f"{asked.host}: {asked.what}: not JSON that is read here ({why})"
-        raise TunesmithError(f"{said}: {quoted(text, 60)}") from None
+        raise TunesmithError(f"{said}: {quoted(text, 60)}") from error
 
 
 def _bounded(digits: str) -> int:

@@ -169,22 +169,29 @@ def _converse(
         writer = threading.Thread(target=_feed, args=(process.stdin, sent), daemon=True)
         writer.start()
         try:
-            output = bytearray()
-            for piece in pieces(process.stdout, errors):
-                output += piece
-                if len(output) > most:
-                    raise FloodError(f"more than {human_bytes(most)}")
-                if time.monotonic() > ends:
-                    raise subprocess.TimeoutExpired(argv, timeout)
+            output = _gather(process.stdout, errors, ends, most)
             code = process.wait(max(ends - time.monotonic(), 0.1))
-        except BaseException:
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(argv, timeout) from None
+        finally:
+            # Ctrl-C, a flood, no time left; else it has ended.
             process.kill()
             process.wait()
-            raise
-        finally:
             writer.join(5)
             process.stdout.close()
         return code, output.decode(errors="replace"), last_words(errors)
+
+
+def _gather(stdout: IO[bytes], errors: IO[bytes], ends: float, most: int) -> bytearray:
+    """Return all that comes. Raises FloodError, or TimeoutError at `ends` (monotonic)."""
+    output = bytearray()
+    for piece in pieces(stdout, errors):
+        output += piece
+        if len(output) > most:
+            raise FloodError(f"more than {human_bytes(most)}")
+        if time.monotonic() > ends:
+            raise TimeoutError
+    return output
 
 
 def pieces(stdout: IO[bytes], errors: IO[bytes]) -> Iterator[bytes]:

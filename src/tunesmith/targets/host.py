@@ -38,6 +38,8 @@ _PATIENCE_SECONDS = 1800.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
 # Then a watch is asked for anew: in a container nobody tells the other end that we are gone.
 _TALK_SECONDS = 600.0
+# Bytes of the list of a run's files: 10^5 of them have 15 MB.
+_MOST_MANIFEST = 64 << 20
 # From a power-off to the end of SSH.
 _OFF_SECONDS = 60.0
 
@@ -465,7 +467,9 @@ class HostTarget:
 
     def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
         words = ("--what", ",".join(parts))
-        said = agent.call(self._remote, "manifest", run_id, *words, timeout=3600)
+        said = agent.call(
+            self._remote, "manifest", run_id, *words, timeout=3600, most=_MOST_MANIFEST
+        )
         files = dict(said["files"])
         outside = sorted(record["path"] for record in files.values() if "path" in record)
         if outside:
