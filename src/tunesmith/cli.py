@@ -259,7 +259,7 @@ def remove(root: Path, on: str, run: str, *, dry: bool) -> None:
 def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     """Print every run."""
     project = Project.at(root)
-    names = ["local", *inventory.read(project.inventory)] if on == "all" else on.split(",")
+    names = ["local", *inventory.names(project.inventory)] if on == "all" else on.split(",")
     found = []
     silent = 0
     for name in names:
@@ -598,7 +598,7 @@ def _work_on(target: Target, plan: Plan) -> dict[str, Any]:
     events, _ = target.events(run_id, offset)
     for event in reversed(events):
         if event["event"] == "summary":
-            return event
+            return dict(event)
     raise TunesmithError(f"run {run_id}: {target.name} says nothing of what the phase made")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import shutil
@@ -155,7 +154,8 @@ def _play(
     home = project.home / "provision"
     with _locked_hosts(home, names), _work_folder(home) as work:
         (work / "env").mkdir()
-        _write_private(work / "env" / "extravars", json.dumps(furnish(work)))
+        # As they are: Ansible would template what an extra variable says.
+        _write_private(work / "env" / "extravars", inventories.variables(furnish(work)))
         log = _log_folder(home)
         with play_events.Recorder(names, log, progress, secrets) as recorder:
             code, interrupted = _run(project, playbook, names, work, options, recorder)

@@ -87,26 +87,26 @@ def test_what_jobs_run_in_is_kept_beside_the_address(tmp_path: Path) -> None:
     text = (tmp_path / "hosts.yml").read_text()
     assert text.count("runner: ") == 1
     (tmp_path / "hosts.yml").write_text(text.replace("runner: container", "runner: podman"))
-    with pytest.raises(UsageError, match="podman: it takes conda or container"):
+    with pytest.raises(UsageError, match="`gpu1`: runner: 'podman' is not what"):
         inventory.read(tmp_path)
 
 
 def test_other_hosts_and_unknown_keys_stay(tmp_path: Path) -> None:
     inventory.write(tmp_path, host("gpu1"), ADDRESS)
     yml, config = tmp_path / "hosts.yml", tmp_path / "ssh_config"
-    raw = yaml.safe_load(yml.read_text())
+    raw = inventory.parse(yml.read_text())
     raw["gpu_hosts"]["hosts"]["gpu1"]["my_own"] = 1
     raw["gpu_hosts"]["hosts"]["mine"] = {"ansible_host": "10.0.0.1"}
     raw["gpu_hosts"]["vars"] = {"a": "ä"}
     raw["others"] = {"hosts": {"x": None}}
-    yml.write_text(yaml.safe_dump(raw, allow_unicode=True))
+    yml.write_text(yaml.dump(raw, Dumper=inventory._Dumper, allow_unicode=True))
     text = config.read_text().replace(
         "  ConnectTimeout 15\n", "  ConnectTimeout 15\n  Compression yes\n"
     )
     config.write_text(f"# mine\n{text}\nHost x y\n  Port 7\n\nMatch user z\n  Port 8\n")
     inventory.write(tmp_path, host("gpu2"), ADDRESS)
     inventory.write(tmp_path, host("gpu1", "/usr/bin/python3"), ADDRESS)
-    now = yaml.safe_load(yml.read_text())
+    now = inventory.parse(yml.read_text())
     assert now["gpu_hosts"]["hosts"]["gpu1"]["my_own"] == 1
     assert now["gpu_hosts"]["hosts"]["gpu1"]["ansible_python_interpreter"] == "/usr/bin/python3"
     assert now["gpu_hosts"]["hosts"]["mine"] == {"ansible_host": "10.0.0.1"}
@@ -119,7 +119,7 @@ def test_other_hosts_and_unknown_keys_stay(tmp_path: Path) -> None:
     assert "gpu1" not in config.read_text()
     assert not (tmp_path / "known_hosts/gpu1").exists()
     assert "Match user z\n  Port 8\n" in config.read_text()
-    now = yaml.safe_load(yml.read_text())
+    now = inventory.parse(yml.read_text())
     assert set(now["gpu_hosts"]["hosts"]) == {"gpu2", "mine"}
     assert now["others"] == {"hosts": {"x": None}}
 

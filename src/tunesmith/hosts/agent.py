@@ -18,7 +18,7 @@ from typing import IO, Any
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
 from tunesmith.hosts import reasons, said
-from tunesmith.hosts.answers import Asked, parse_json
+from tunesmith.hosts.answers import Asked, MalformedError, parse_json
 from tunesmith.hosts.layout import FIND_BASE, FIND_ENVIRONMENT, not_provisioned
 from tunesmith.hosts.remote import (
     MOST_OUTPUT,
@@ -159,10 +159,8 @@ def _parse(asked: Asked, line: str) -> dict[str, Any] | None:
         return None
     try:
         value = parse_json(asked, line, _LONGEST)
-    except TunesmithError as error:
-        if isinstance(error.__cause__, json.JSONDecodeError):
-            return None
-        raise
+    except MalformedError:
+        return None
     return value if isinstance(value, dict) else None
 
 

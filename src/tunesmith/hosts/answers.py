@@ -262,8 +262,13 @@ class Record:
         }
 
 
+class MalformedError(TunesmithError):
+    """What should be JSON is none: cut off, or somebody else's words."""
+
+
 def parse_json(asked: Asked, text: str, longest: int = 1 << 20) -> Any:
-    """Return what a host's JSON says. Raises TunesmithError.
+    """Return what a host's JSON says. Raises MalformedError for what is none, TunesmithError for
+    more than is read.
 
     NaN and Infinity are taken: a loss may be one. Whole numbers are bounded, and so is what
     nests.
@@ -272,10 +277,13 @@ def parse_json(asked: Asked, text: str, longest: int = 1 << 20) -> Any:
         raise asked.refused(f"at most {human_bytes(longest)} of JSON", human_bytes(len(text)))
     try:
         return json.loads(text, parse_int=_bounded)
+    except json.JSONDecodeError as error:
+        said = f"{asked.host}: {asked.what}: not JSON ({error}): {quoted(text, 60)}"
+        raise MalformedError(said) from None
     except (ValueError, RecursionError) as error:
         why = "it nests too deep" if isinstance(error, RecursionError) else str(error)
-        said = f"{asked.host}: {asked.what}: not JSON that is read here ({why})"
-        raise TunesmithError(f"{said}: {quoted(text, 60)}") from error
+        said = f"{asked.host}: {asked.what}: JSON that is not read on ({why}): {quoted(text, 60)}"
+        raise TunesmithError(said) from None
 
 
 def _bounded(digits: str) -> int:
@@ -284,12 +292,12 @@ def _bounded(digits: str) -> int:
     return int(digits)
 
 
-def fields(asked: Asked, lines: Iterable[str], shapes: Mapping[str, Shape]) -> dict[str, str]:
+def fields(asked: Asked, lines: Iterable[str], shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return the values of `key=value` lines; a key that is said twice counts once, the last.
 
     Only the known keys are taken. Raises TunesmithError for a value that does not fit.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for line in lines:
         key, equals, value = line.partition("=")
         if equals and key in shapes:
