@@ -10,10 +10,12 @@ from typing import Any
 from tunesmith.doctor.flavours import Gpu, capability_of
 from tunesmith.errors import TunesmithError
 from tunesmith.hosts.answers import (
+    PLACE,
     Asked,
     MalformedError,
     Number,
     OneOf,
+    Place,
     Shape,
     Text,
     Words,
@@ -26,14 +28,14 @@ _BEGIN = "tunesmith_probe=1"
 # allowed: the host could not tell.
 _NUMBER = Number(-(1 << 63), 1 << 63)
 _YES = OneOf(("yes", "no"))
-_PATH = Text(r"-?|/[\w .,+@:=~()/-]*", 1024, "an absolute path")
+_PATH = Place(rf"-?|{PLACE.pattern}")
 _SHAPES: Mapping[str, Shape] = {
     **dict.fromkeys(("epoch", "uid", "cpu.count", "cpu.thousandths"), _NUMBER),
     **dict.fromkeys(("memory.total", "memory.available", "memory.limit", "memory.used"), _NUMBER),
     **dict.fromkeys(("home", "data_disk", "base", "state", "nvidia_smi"), _PATH),
     **dict.fromkeys(("systemd", "writable", "network_turbo"), _YES),
     **dict.fromkeys(("bashrc_seconds", "end"), Text(r"\d{1,9}(\.\d{1,6})?", 16, "seconds")),
-    "environment": Text(r"(whole|half) /[\w .,+@:=~()/-]*", 1024, "whole or half, and a path"),
+    "environment": Place(rf"(whole|half) {PLACE.pattern}", 1040, "whole or half, and a path"),
     "kernel_module": Text(r"\d{1,4}(\.\d{1,4}){0,4}", 25, "a version"),
     "sudo": OneOf(("root", "absent", "yes", "no")),
     "marker": Text(r"[\s\S]*", 1 << 16, "JSON"),

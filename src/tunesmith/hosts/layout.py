@@ -17,6 +17,7 @@ from tunesmith.hosts.answers import (
     Asked,
     Number,
     OneOf,
+    Place,
     Record,
     Shape,
     Text,
@@ -71,8 +72,8 @@ printf 'sudo=%s\\n' "$([ "$(id -u)" -eq 0 ] || printf 'sudo -n')"
 """
 # What each line may say; they are used in paths and commands.
 _FIELDS: Mapping[str, Shape] = {
-    "base": Text(rf"|{PLACE.pattern}", PLACE.longest, PLACE.expected),
-    "environment": Text(rf"|{PLACE.pattern}", PLACE.longest, PLACE.expected),
+    "base": Place(rf"|{PLACE.pattern}"),
+    "environment": Place(rf"|{PLACE.pattern}"),
     "made": Text(r"[^\n]*", 1 << 16, "a line of JSON"),
     "fingerprint": Text(r"[\w =,.:+/~-]*", 2000, "the words of a state's fingerprint"),
     "free": Number(0, 1 << 50),
