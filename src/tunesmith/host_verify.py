@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ from tunesmith.errors import TunesmithError
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
+
+# Address space of the tests, in bytes: they have 0.2 GB.
+_MOST_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Verified:
     def good(self) -> bool:
         """Whether every promise holds."""
         return not self.count("failed")
+
+
+def _bounded() -> None:
+    """Bound the address space of the process to come: testinfra reads whatever a host sends."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
 
 
 def verify(project: Project, name: str) -> Verified:
@@ -73,7 +82,13 @@ def run_suite(project: Project, name: str, *connection: str) -> Verified:
         # Nothing is left beside the tests, which may belong to somebody else.
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
-            argv, cwd=project.root, env=environment, capture_output=True, text=True, check=False
+            argv,
+            cwd=project.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=_bounded,
         )
         lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     promises = tuple(Promise(**json.loads(line)) for line in lines)

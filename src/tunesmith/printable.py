@@ -12,7 +12,7 @@ import re
 
 # Whole sequences first, so that their letters go with them: OSC, DCS, SOS, PM and APC up to
 # their end, CSI, and the short ones. One that does not end loses its first character below.
-_SEQUENCES = re.compile(
+SEQUENCES = re.compile(
     r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]{0,4096}(?:\x07|\x1b\\|\x9c)"
     r"|(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]"
     r"|\x1b[ -/]{0,8}[0-Z\\^-~]"
@@ -20,7 +20,7 @@ _SEQUENCES = re.compile(
 # C0 but for tab and line feed, DEL, C1; marks, embeddings, overrides and isolates of the
 # writing direction; separators that some programs take for a new line; lone surrogates, which
 # no stream can encode.
-_CONTROLS = re.compile(
+CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _ENDS = re.compile(r"\r\n?")
@@ -33,7 +33,7 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return _CONTROLS.sub("", _SEQUENCES.sub("", _ENDS.sub("\n", text)))
+    return CONTROLS.sub("", SEQUENCES.sub("", _ENDS.sub("\n", text)))
 
 
 def one_line(text: str, longest: int = 200) -> str:

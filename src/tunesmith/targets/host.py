@@ -10,7 +10,6 @@ import functools
 import hashlib
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -20,7 +19,7 @@ from typing import Any
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, sha256_of, write_json
 from tunesmith.host_app import app_digest
-from tunesmith.hosts import agent, autostart, layout, models, transfer
+from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
@@ -357,7 +356,7 @@ class HostTarget:
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else ["-T"]
         argv = ["ssh", "-F", str(self._remote.config), *terminal, "-o", "BatchMode=yes"]
         argv += ["-o", "LogLevel=ERROR", self.name, "--", f"/bin/sh -c {shlex.quote(script)}"]
-        return subprocess.run(argv, check=False).returncode
+        return relay.run(argv)
 
     def send_model(self, name: str, folder: Path) -> None:
         """Bring a base model's folder from here into the host's store (hosts.models.send)."""
