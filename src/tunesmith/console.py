@@ -12,10 +12,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.segment import Segment
+from rich.text import Text
 
 from tunesmith.files import human_bytes
 from tunesmith.follow import duration
@@ -30,6 +32,10 @@ _SETTLED_SECONDS = 2.0
 
 class PlainConsole(Console):
     """A console whose texts are texts: its colours and bars are rich's own, nothing else is."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to be drawn, cleaned before rich drops the end of a sequence alone."""
+        return super().render_str(printable(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
