@@ -273,3 +273,59 @@ def test_include_follows_a_link(tmp_path: Path) -> None:
     sshconfig.include(tmp_path / "ssh_config", own)
     assert own.is_symlink()
     assert real.read_text().endswith("Host x\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ansible_python_interpreter", "{{ lookup('pipe', 'touch canary') }}"),
+        ("ansible_python_interpreter", "/usr/bin/python3; touch canary"),
+        ("ansible_python_interpreter", ["/usr/bin/python3"]),
+        ("ansible_python_interpreter", "relative/python"),
+        ("ansible_ssh_common_args", "-o ProxyCommand={{ lookup('pipe', 'touch canary') }}"),
+        ("host_address", "{% for x in y %}"),
+        ("host_address", "root@h:22\x1b]52;c;eA==\x07"),
+        ("host_added", "yesterday\n"),
+        ("runner", "podman"),
+    ],
+)
+def test_a_poisoned_entry_is_refused_by_file_host_and_key(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    inventory.write(tmp_path, host("gpu1"), ADDRESS)
+    inventory.write(tmp_path, host("gpu2"), ADDRESS)
+    file = tmp_path / "hosts.yml"
+    raw = inventory.parse(file.read_text())
+    raw["gpu_hosts"]["hosts"]["gpu1"][key] = value
+    file.write_text(yaml.dump(raw, Dumper=inventory._Dumper, allow_unicode=True))
+    for read in (inventory.read, lambda place: inventory.find(place, "gpu1")):
+        with pytest.raises(UsageError) as told:
+            read(tmp_path)
+        said = told.value.message
+        assert said.startswith(f"{file}: `gpu1`: {key}: ") and "\n" not in said
+        assert "`inv host.remove gpu1`" in said
+    # The others are not hidden by it, and the remedy works.
+    assert inventory.find(tmp_path, "gpu2").python == "/opt/conda/bin/python"
+    assert inventory.names(tmp_path) == ("gpu1", "gpu2")
+    inventory.remove(tmp_path, "gpu1")
+    assert list(inventory.read(tmp_path)) == ["gpu2"]
+
+
+def test_an_inventory_of_before_is_still_read(tmp_path: Path) -> None:
+    inventory.write(tmp_path, host("gpu1"), ADDRESS)
+    file = tmp_path / "hosts.yml"
+    file.write_text(file.read_text().replace("!unsafe ", ""))
+    assert inventory.read(tmp_path)["gpu1"] == host("gpu1")
+
+
+def test_what_is_written_for_ansible_is_no_template(tmp_path: Path) -> None:
+    poisoned = "/x/{{ lookup('pipe', 'touch canary') }}"
+    inventory.write(tmp_path, host("gpu1", poisoned), ADDRESS)
+    found = inventory.parse((tmp_path / "hosts.yml").read_text())["gpu_hosts"]["hosts"]["gpu1"]
+    assert found["ansible_python_interpreter"] == poisoned
+    assert all(isinstance(value, inventory.Unsafe) for value in found.values()), found
+
+
+def test_variables_for_ansible_are_no_templates() -> None:
+    text = inventory.variables({"a": "{{ 1 }}", "b": {"c": ["x", True, 1, None]}})
+    assert text == "a: !unsafe '{{ 1 }}'\nb:\n  c:\n  - !unsafe 'x'\n  - true\n  - 1\n  - null\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from tunesmith import console, follow
 from tunesmith.errors import TunesmithError
@@ -88,7 +88,6 @@ def test_the_one_console_is_such_a_console() -> None:
 
 
 def test_a_said_line_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    console.console.file = sys.stdout
     console.say(f"a{CLIPBOARD}\x1b[2J[red]b")
     console.write(f"log{CLIPBOARD}\r\nmore\n")
     assert capsys.readouterr().out == "a[red]b\nlog\nmore\n"
@@ -128,3 +127,18 @@ def test_a_command_on_a_host_is_shown_through_the_filter(
     assert run(["sh", "-c", script]) == 3
     said = capsys.readouterr()
     assert (said.out, said.err) == ("ab\n", "ef\n")
+
+
+def test_a_drawn_text_is_printable() -> None:
+    made, stream = plain()
+    made.print(Text("a\x1b[2Jb\x1b]0;t"))
+    assert "a" in stream.getvalue() and "\x1b[2J" not in stream.getvalue()
+    assert "\x1b]" not in stream.getvalue()
+
+
+def test_an_answer_in_a_chat_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    from tunesmith.job import chat
+
+    for piece in ("Hello", f" {CLIPBOARD}you", "\x1b", "]0;x\x07", "\n"):
+        chat._write(piece)
+    assert capsys.readouterr().out == "Hello you]0;x\n"
