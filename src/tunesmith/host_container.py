@@ -94,7 +94,11 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
     there = _look(remote)
     chosen = project.stack.flavour(flavour)
     with engine.client(remote) as client:
-        image = _image(client, project, name, docker_engine.tag_of(chosen))
+        with docker_engine.explained(f"{name}: its Docker engine", foreign=True):
+            image = _image(client, project, name, docker_engine.tag_of(chosen))
+            found = _find(client, there.name)
+            found_is = (found.status, found.labels) if found else None
+            gpus = docker_engine.has_nvidia(client)
         variables = dict(project.stack.variables) | {
             "HF_HOME": str(there.hf_home),
             "HF_ENDPOINT": profile.hf_endpoints[0],
@@ -102,13 +106,11 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
         wanted = short_digest([str(image.id), variables, profile.http_proxy])
         if profile.http_proxy:
             variables |= {"http_proxy": profile.http_proxy, "https_proxy": profile.http_proxy}
-        found = _find(client, there.name)
-        if found and found.status == "running" and found.labels.get(_LABEL) == wanted:
+        if found_is and found_is[0] == "running" and found_is[1].get(_LABEL) == wanted:
             tell(f"{name}: in state (container {there.name})")
             return
         if found:
             _refuse_busy(remote, found)
-        gpus = docker_engine.has_nvidia(client)
         if not gpus:
             tell(f"{name}: the Docker engine has no NVIDIA runtime, so the CPU will do the work")
         _write(remote, there, _files(there, image.labels, variables, project, mirror))
@@ -143,7 +145,8 @@ def reset(project: Project, name: str, tell: Tell) -> None:
     remote = Remote(name, project.inventory)
     there = _look(remote)
     with engine.client(remote) as client:
-        found = _find(client, there.name)
+        with docker_engine.explained(f"{name}: its Docker engine", foreign=True):
+            found = _find(client, there.name)
         if found:
             _refuse_busy(remote, found)
             with docker_engine.explained(f"{name}: container {there.name}"):

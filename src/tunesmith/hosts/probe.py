@@ -228,7 +228,10 @@ def _argv(
 
 def _refused(name: str, address: Address, stderr: str) -> str:
     """Name the keys that were tried, and the one that only lacks its passphrase."""
-    accepted = re.search(r"Server accepts key: (.+?) \S+ SHA256:", stderr)
+    # A banner of the host's may say so too: people are told to run what names a plain file.
+    accepted = re.search(
+        r"^debug1: Server accepts key: ([\w ./@+=,~-]+?) \S+ SHA256:", stderr, re.M
+    )
     if accepted:
         return (
             f"{name}: {address.text} takes the key {accepted[1]}, which has a passphrase; "
