@@ -192,9 +192,11 @@ def cases() -> tuple[Case, ...]:
         texts = [json.dumps(text) for text in TEXTS] if is_json else list(TEXTS)
         texts = [f"/data/{text}" for text in texts] if is_path else texts
         payloads = [*(VALUES if is_json else ()), *texts]
-        # Two of each field, others each time: all payloads come at many fields.
-        every = range(len(payloads)) if question == "login" else (5 * i, 5 * i + 13)
-        for j in every:
+        # Others at each field: in the end every payload comes at many of them. Of the answers
+        # with most fields each gets one.
+        many = question in ("agent runs", "agent show", "agent watch")
+        every = range(5 * i, 5 * i + 1) if many else range(5 * i, 5 * i + 26, 13)
+        for j in range(len(payloads)) if question == "login" else every:
             found.append(Case(question, field, build(payloads[j % len(payloads)]), is_path))
     return tuple(found)
 

@@ -7,7 +7,7 @@ no network is needed. FOLDER/plan.json says which question is answered how:
 
     {"question": "layout", "answer": "base=...\\n", "code": 0}
 
-`answer` may be {"flood": "stdout" or "stderr"}: it goes on for ever. {"swap": [old, new]} runs
+`answer` may be {"flood": "stdout" or "stderr"}: it says 1.2 GB. {"swap": [old, new]} runs
 the real command and changes its output. Questions that the plan does not name get a genuine
 answer of ANSWERS; what is none of these runs for real. Every question is noted in
 FOLDER/asked.
@@ -32,6 +32,7 @@ QUESTIONS = {
     "container": 'printf \'%s\\n\' "$base" "$(id -u)"',
     "login": "sys.version_info < (3, 8)",
 }
+_FLOOD = 20_000  # pieces of 60 kB
 DIGEST = "ab" * 32
 STATUS = {
     "run_id": "run-1",
@@ -197,8 +198,9 @@ def answer(folder, command):
     if mark:
         sys.stdout.buffer.write(f"{mark[0]}\n".encode())
     if isinstance(told, dict):
+        # More than anybody should read; not for ever, so that a reader that does fails.
         stream = getattr(sys, told["flood"]).buffer
-        while True:
+        for _ in range(_FLOOD):
             stream.write(b"flood " * 10_000)
     sys.stdout.buffer.write(told.encode("utf-8", "surrogatepass"))
     sys.stdout.buffer.flush()
