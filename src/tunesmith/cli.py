@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tunesmith import isolated, modelstore, runs
 from tunesmith.config import Config
-from tunesmith.console import console, moving, say
+from tunesmith.console import console, moving, say, write
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow
@@ -29,6 +29,7 @@ from tunesmith.job.run_id import RunId
 from tunesmith.job.rundir import RunFolder
 from tunesmith.mirrors import known_mirrors, load_mirror
 from tunesmith.plan import Plan
+from tunesmith.printable import printable
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
 from tunesmith.targets.host import HostTarget
@@ -264,7 +265,7 @@ def remove(root: Path, on: str, run: str, *, dry: bool) -> None:
 def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     """Print every run."""
     project = Project.at(root)
-    names = ["local", *inventory.read(project.inventory)] if on == "all" else on.split(",")
+    names = ["local", *inventory.names(project.inventory)] if on == "all" else on.split(",")
     found = []
     silent = 0
     for name in names:
@@ -314,10 +315,9 @@ def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
     try:
         for look in target.watch(target.find(run), log=0):
             if look.lost is not None:
-                sys.stderr.write(f"{look.lost}\n")
+                sys.stderr.write(f"{printable(look.lost)}\n")
                 continue
-            sys.stdout.write(look.log)
-            sys.stdout.flush()
+            write(look.log)
             if not follow and not look.more:
                 return
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.split import split
 from tunesmith.errors import UsageError
 from tunesmith.plan import absolute_paths
+from tunesmith.printable import printable
 from tunesmith.project import Project
 from tunesmith.runs import tables_here
 
@@ -143,7 +144,9 @@ def preview(
         if console.is_terminal:
             text = Text()
             for piece in row["pieces"]:
-                text.append(piece["text"], style="bold green" if piece["trained"] else "dim")
+                text.append(
+                    printable(piece["text"]), style="bold green" if piece["trained"] else "dim"
+                )
             console.print(text, soft_wrap=True)
         else:
             marked = ("[[{}]]" if piece["trained"] else "{}" for piece in row["pieces"])
@@ -298,7 +301,7 @@ def _bar(what: str) -> Iterator[Any]:
 
         yield tell
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from rich.text import Text
 
-from tunesmith.console import console
+from tunesmith.console import console, write
 from tunesmith.doctor.check import Checked, check
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.project import Project
@@ -32,7 +31,7 @@ def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json
         raise UsageError(f"{on!r}: one host at a time; `inv host.list` shows them")
     checked = check(Project.at(root), on, mirror, flavour or None)
     if as_json:
-        sys.stdout.write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
+        write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
     else:
         for line in lines(checked):
             console.print(line, soft_wrap=True)

@@ -75,11 +75,11 @@ def host_remove(root: Path, name: str, *, dry: bool = False) -> None:
     """Forget a host."""
     project = Project.at(root)
     if dry:
-        host = inventories.find(project.inventory.absolute(), name)
-        say(f"would forget {name} ({host.address}) and its host key")
+        commands.check_known(project, name)
+        say(f"would forget {name} and its host key")
         return
-    host = commands.remove(project, name)
-    say(f"{name} ({host.address}) is forgotten; the host itself was not touched")
+    commands.remove(project, name)
+    say(f"{name} is forgotten; the host itself was not touched")
 
 
 def host_trust(root: Path, name: str, *, expected: str = "", dry: bool = False) -> None:

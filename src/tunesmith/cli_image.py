@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
 from rich.table import Table
 
 from tunesmith import docker_engine as engine
-from tunesmith.console import console, say
+from tunesmith.console import console, say, write
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of, write_text
 from tunesmith.follow import duration
@@ -92,7 +91,7 @@ def image_sbom(root: Path, flavour: str | None, output: str) -> None:
     found = measure.measure(engine.connect(), name)
     text = measure.sbom(found, name)
     if not output:
-        sys.stdout.write(text)
+        write(text)
         return
     path = Path(output).expanduser()
     write_text(path, text)

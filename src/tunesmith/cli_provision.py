@@ -305,7 +305,7 @@ class _Rows:
     def __init__(self, where: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.fields[host]}"),
+            TextColumn("{task.fields[host]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("{task.description}", markup=False),
             console=where,

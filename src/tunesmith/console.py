@@ -1,4 +1,8 @@
-"""The one console that the verbs print to, and how a line is said."""
+"""The one console that the verbs print to, and how a line is said.
+
+Whatever reaches it, as a line, in a table or beside a bar, loses what a terminal would obey
+(tunesmith.printable), and is never read as rich's markup.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from tunesmith.files import human_bytes
 from tunesmith.follow import duration
+from tunesmith.printable import printable
 
 # In a pipe: the time between two lines about what is moved.
 _LINE_SECONDS = 10.0
@@ -21,8 +29,29 @@ _LINE_SECONDS = 10.0
 _RATE_SECONDS = 15.0
 _SETTLED_SECONDS = 2.0
 
+
+class PlainConsole(Console):
+    """A console whose texts are texts: its colours and bars are rich's own, nothing else is."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to be drawn, cleaned before rich drops the end of a sequence alone."""
+        return super().render_str(printable(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield what is drawn, foreign control characters taken out."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=printable(segment.text))
+
+
 # In a pipe nothing knows the width: wide enough that a table's cells stay whole.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+console = PlainConsole(
+    highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160
+)
 
 
 # What the image's entry point says commands begin with there.
@@ -38,16 +67,22 @@ def as_typed(text: str) -> str:
 
 def say(text: str) -> None:
     """Print a line as it is: no markup, no colour, no folding."""
-    console.print(as_typed(text), markup=False, soft_wrap=True)
+    console.print(printable(as_typed(text)), markup=False, soft_wrap=True)
+
+
+def write(text: str) -> None:
+    """Write a piece of foreign text, a log's, as it is but for what a terminal would obey."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def moving(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield moved(done, total), of bytes: a bar on a terminal, in a pipe a line now and then."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=30))
     progress = Progress(
         *columns,
-        TextColumn("{task.fields[line]}"),
+        TextColumn("{task.fields[line]}", markup=False),
         console=console,
         transient=True,
         speed_estimate_period=_RATE_SECONDS,

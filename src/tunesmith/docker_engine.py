@@ -15,6 +15,7 @@ from docker.models.images import Image
 from requests.exceptions import ConnectionError as NoConnection
 
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.printable import one_line
 from tunesmith.stack import Flavour
 
 REPOSITORY = "tunesmith"
@@ -76,10 +77,19 @@ def reason(url: str, said: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn an error of the SDK into a line that begins with `what`."""
+def explained(what: str, *, foreign: bool = False) -> Iterator[None]:
+    """Turn an error of the SDK into a line that begins with `what`.
+
+    `foreign`: the engine is a host's, whose answers may lack what the SDK and we look for; then
+    that is told, too. The block must ask the engine and do nothing else.
+    """
     try:
         yield
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if not foreign:
+            raise
+        said = one_line(f"{type(error).__name__}: {error}")
+        raise TunesmithError(f"{what} answers what no Docker engine does ({said})") from None
     except (DockerException, NoConnection) as error:
         text = getattr(error, "explanation", None) or str(error)
         raise TunesmithError(f"{what}: {_known(' '.join(str(text).split()))}") from None

@@ -1,12 +1,15 @@
 """Errors meant for people: one line first, detail below.
 
 Used by both halves, so this module imports nothing outside the standard library
-and runs on Python 3.10.
+and runs on Python 3.10. What a message quotes of a host, a file or a model cannot command
+the terminal it is printed on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from tunesmith.printable import printable
 
 
 class TunesmithError(Exception):
@@ -20,8 +23,8 @@ class TunesmithError(Exception):
 
     def __init__(self, message: str, detail: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.message = message
-        self.detail = tuple(detail)
+        self.message = printable(message)
+        self.detail = tuple(map(printable, detail))
 
     def render(self) -> str:
         """Return the message and, indented below it, the detail lines."""

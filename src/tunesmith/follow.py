@@ -23,6 +23,7 @@ from rich.progress import (
     TextColumn,
 )
 
+from tunesmith.printable import printable
 from tunesmith.targets.base import Target
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -199,7 +200,7 @@ class _Lines:
             self.say(f"step {step}/{status.get('total_steps')}  {training_line(status)}")
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bar:
@@ -207,10 +208,10 @@ class _Bar:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<8}"),
+            TextColumn("{task.description:<8}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", markup=False),
             console=console,
         )
         self._task: TaskID | None = None
@@ -246,7 +247,7 @@ class _Bar:
             self.say(text)
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
     def status(self, status: dict[str, Any]) -> None:
         if status.get("phase") == "train" == self._phase and self._task is not None:

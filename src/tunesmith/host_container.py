@@ -24,7 +24,8 @@ from tunesmith import docker_engine, isolated
 from tunesmith.environments import MARKER
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.host_app import app_digest
-from tunesmith.hosts import agent, engine
+from tunesmith.hosts import agent, engine, said
+from tunesmith.hosts.answers import DIGEST, PLACE, WORD, Asked, Number, parse_json
 from tunesmith.hosts.layout import DATA_DISKS, FIND_BASE, short_digest
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import ship
@@ -60,6 +61,7 @@ Tell = Callable[[str], None]
 class _There:
     """What a host says: tunesmith's folder, and the user whose jobs the container runs."""
 
+    host: str
     base: PurePosixPath
     user: str
 
@@ -92,7 +94,11 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
     there = _look(remote)
     chosen = project.stack.flavour(flavour)
     with engine.client(remote) as client:
-        image = _image(client, project, name, docker_engine.tag_of(chosen))
+        with docker_engine.explained(f"{name}: its Docker engine", foreign=True):
+            image = _image(client, project, name, docker_engine.tag_of(chosen))
+            found = _find(client, there.name)
+            found_is = (found.status, found.labels) if found else None
+            gpus = docker_engine.has_nvidia(client)
         variables = dict(project.stack.variables) | {
             "HF_HOME": str(there.hf_home),
             "HF_ENDPOINT": profile.hf_endpoints[0],
@@ -100,13 +106,11 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
         wanted = short_digest([str(image.id), variables, profile.http_proxy])
         if profile.http_proxy:
             variables |= {"http_proxy": profile.http_proxy, "https_proxy": profile.http_proxy}
-        found = _find(client, there.name)
-        if found and found.status == "running" and found.labels.get(_LABEL) == wanted:
+        if found_is and found_is[0] == "running" and found_is[1].get(_LABEL) == wanted:
             tell(f"{name}: in state (container {there.name})")
             return
         if found:
             _refuse_busy(remote, found)
-        gpus = docker_engine.has_nvidia(client)
         if not gpus:
             tell(f"{name}: the Docker engine has no NVIDIA runtime, so the CPU will do the work")
         _write(remote, there, _files(there, image.labels, variables, project, mirror))
@@ -141,7 +145,8 @@ def reset(project: Project, name: str, tell: Tell) -> None:
     remote = Remote(name, project.inventory)
     there = _look(remote)
     with engine.client(remote) as client:
-        found = _find(client, there.name)
+        with docker_engine.explained(f"{name}: its Docker engine", foreign=True):
+            found = _find(client, there.name)
         if found:
             _refuse_busy(remote, found)
             with docker_engine.explained(f"{name}: container {there.name}"):
@@ -155,7 +160,11 @@ def reset(project: Project, name: str, tell: Tell) -> None:
 
 def _look(remote: Remote) -> _There:
     lines = remote.run(_LOOK).stdout.splitlines()
-    base, uid, gid, *markers = lines
+    asked = Asked(remote.name, "where tunesmith's folder is")
+    if len(lines) < 3:
+        raise asked.refused("a folder, a user and a group", " ".join(lines))
+    base, markers = PLACE.read(asked, lines[0]), [PLACE.read(asked, line) for line in lines[3:]]
+    uid, gid = (Number(0, (1 << 32) - 1).read(asked, line) for line in lines[1:3])
     foreign = [path for path in markers if f"/envs/{_ENVIRONMENT}/" not in path]
     if foreign:
         raise UsageError(
@@ -163,7 +172,7 @@ def _look(remote: Remote) -> _There:
             f"host.reset --on {remote.name}` removes it, or `inv host.add {remote.name} ... "
             "--runner conda` goes on using it"
         )
-    return _There(PurePosixPath(base), f"{uid}:{gid}")
+    return _There(remote.name, PurePosixPath(base), f"{uid}:{gid}")
 
 
 def _image(client: docker.DockerClient, project: Project, name: str, tag: str) -> Any:
@@ -207,19 +216,22 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
 
 def _trained_in_board(remote: Remote, found: Container) -> str | None:
     """Return the folder of a training that was started in the Board, or None."""
-    base = found.attrs["Config"]["WorkingDir"]
+    asked = Asked(remote.name, f"container {found.name}")
+    config = found.attrs.get("Config")
+    folder = config.get("WorkingDir") if isinstance(config, dict) else None
+    base = PLACE.read(asked.at("WorkingDir"), folder)
     argv = isolated.argv("python", "tunesmith.job.services", "--base", base, "wait", "webui")
     with docker_engine.explained(f"{remote.name}: container {found.name}"):
         code, output = found.exec_run(argv)
     assert isinstance(output, bytes)  # as it was not asked for as a stream
-    lines = output.decode("utf-8", "replace").splitlines()
-    if code != 0:
+    lines = output[-(1 << 20) :].decode("utf-8", "replace").splitlines()
+    if code != 0 or not lines:
         raise TunesmithError(
             f"{remote.name}: container {found.name} does not say whether LLaMA Board trains in "
             f"it (exit code {code}); `docker rm -f {found.name}` there removes it unasked",
             lines[-3:],
         )
-    training = json.loads(lines[-1])["training"]
+    training = said.Service("wait").read(asked, parse_json(asked, lines[-1])).get("training")
     return str(training["folder"]) if training else None
 
 
@@ -231,13 +243,16 @@ def _files(
     mirror: str,
 ) -> dict[str, tuple[str, str]]:
     """Return what lies in the folder: name -> (mode, text). The last one says it is whole."""
+    asked_of_image = Asked(there.host, "its image's labels")
+    flavour = WORD.read(asked_of_image, labels.get(docker_engine.FLAVOUR))
+    lock = DIGEST.read(asked_of_image, labels.get(docker_engine.LOCK))
     name = project.stack.environment_name
     python = f"/opt/tunesmith/envs/{name}/bin/python"
     exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
-    marker = {"flavour": labels[docker_engine.FLAVOUR], "lock_sha256": labels[docker_engine.LOCK]}
+    marker = {"flavour": flavour, "lock_sha256": lock}
     asked = {
         "app": short_digest(app_digest(project.root)),
-        "flavour": labels[docker_engine.FLAVOUR],
+        "flavour": flavour,
         "mirror": mirror,
         "runner": "container",
     }

@@ -9,7 +9,6 @@ about a host that somebody edited by hand.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,11 @@ from pathlib import Path
 from tunesmith.errors import TunesmithError
 from tunesmith.files import human_bytes, sha256_of
 from tunesmith.host_app import app_digest
+from tunesmith.hosts.answers import PLACE, Asked, Each, MalformedError, Record, Text, parse_json
 from tunesmith.hosts.layout import DATA_DISKS, short_digest
 from tunesmith.hosts.remote import Remote
 from tunesmith.mirrors import Mirror
+from tunesmith.printable import one_line
 from tunesmith.project import Project
 from tunesmith.stack import Stack
 
@@ -31,7 +32,16 @@ SCRIPT = Path(__file__).with_name("drift.sh")
 # What cannot be mended piece by piece, and the findings that tell it was changed.
 _MADE_ANEW = {"environment": ("tree:envs/", "python:"), "app": ("tree:app/",)}
 
-_TREE = re.compile(r"^(\d+) files (\d+) bytes (\d+)$")
+_TREE = re.compile(r"^(\d{1,15}) files (\d{1,19}) bytes (\d{1,24})$")
+# What drift.sh writes: it lets no other character through itself.
+_PLAIN = r"[ -~]*"
+_STATE = Record(
+    {
+        "fingerprint": Text(_PLAIN, 4000, "a fingerprint"),
+        "found": Each(Text(_PLAIN, 8000, "a line of drift.sh"), 100_000),
+    }
+)
+_LONGEST = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
         )
         state = read_answer(remote.name, done.stdout, wanted)
         if done.returncode != 0:
-            said = " ".join(done.stderr.split())[-200:]
+            said = one_line(done.stderr[-200:])
             state = replace(state, drift=(*state.drift, f"drift.sh failed there: {said}"))
     except TunesmithError as error:
         state = State(remote.name, None, (), error=error)
@@ -166,21 +176,25 @@ def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
 
 
 def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
-    """Return the state of a host from what `drift.sh --check` printed there."""
+    """Return the state of a host from what `drift.sh --check` printed there.
+
+    Raises TunesmithError for what drift.sh does not print.
+    """
     _, begun, rest = answer.partition("tunesmith-state\n")
     base, _, rest = rest.partition("\n")
     if not begun:
         return State(name, None, ("drift.sh said nothing",))
     if not base:
         return State(name, None, ("never provisioned, or not to the end: no state.json there",))
+    PLACE.read(Asked(name, "its state: base"), base)
     recorded_text, _, now_text = rest.partition("tunesmith-now\n")
     try:
-        now = _found(now_text)[1]
-    except ValueError:
+        now = _found(Asked(name, "its state: now"), now_text)[1]
+    except MalformedError:
         return State(name, base, (f"{base}: drift.sh was cut off before its end",))
     try:
-        asked, was = _found(recorded_text)
-    except ValueError:
+        asked, was = _found(Asked(name, "its state.json"), recorded_text)
+    except MalformedError:
         # What was there is not known, so nothing there can be trusted.
         return State(name, base, (f"{base}/state.json is damaged",), tuple(_MADE_ANEW))
     # What a user added to the environment changes nothing that we installed.
@@ -193,16 +207,21 @@ def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
     return State(name, base, (*_asked_drift(asked, wanted), *found), tuple(distrusted))
 
 
-def _found(text: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Return fingerprint and findings of a state.json. Raises ValueError when it is not one."""
-    raw = json.loads(text)
-    try:
-        parts, lines = raw["fingerprint"].split(","), raw["found"]
-        pairs = [tuple(line.split("=", 1)) for line in lines]
-        asked = dict(tuple(part.split("=", 1)) for part in parts if part)
-        return asked, dict(pairs)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"not a state.json: {error}") from None
+def _found(asked: Asked, text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return fingerprint and findings of a state.json.
+
+    Raises MalformedError for one that is cut off or damaged, TunesmithError for one that
+    drift.sh cannot have written.
+    """
+    raw = parse_json(asked, text, _LONGEST)
+    if not isinstance(raw, dict) or not {"fingerprint", "found"} <= raw.keys():
+        raise MalformedError(f"{asked.host}: {asked.what}: not a state.json")
+    state = _STATE.read(asked, raw)
+    pairs = [line.partition("=") for line in state["found"]]
+    parts = [part.partition("=") for part in state["fingerprint"].split(",") if part]
+    if not all(equals for _, equals, _ in (*pairs, *parts)):
+        raise MalformedError(f"{asked.host}: {asked.what}: not a state.json")
+    return {key: value for key, _, value in parts}, {key: value for key, _, value in pairs}
 
 
 def _asked_drift(was: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ from tunesmith.errors import TunesmithError
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
+
+# Address space of the tests, in bytes: they have 0.2 GB.
+_MOST_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Verified:
         return not self.count("failed")
 
 
+def _bounded() -> None:
+    """Bound the address space of the process to come: testinfra reads whatever a host sends."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+
+
 def verify(project: Project, name: str) -> Verified:
     """Run the state suite over SSH; it changes nothing there.
 
@@ -72,7 +81,15 @@ def run_suite(project: Project, name: str, *connection: str) -> Verified:
             *connection,
             *(f"--state-results={results}", str(project.root / "tests" / "state")),
         ]
-        done = subprocess.run(argv, cwd=project.root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv,
+            cwd=project.root,
+            capture_output=True,
+            text=True,
+            check=False,
+            # macOS knows no such limit.
+            preexec_fn=_bounded if sys.platform == "linux" else None,
+        )
         lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     promises = tuple(Promise(**json.loads(line)) for line in lines)
     verified = Verified(name, promises, time.monotonic() - began)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts import reasons
+from tunesmith.printable import one_line, printable
 
 OUTPUT = "ansible.log"
 EVENTS = "events.jsonl"
@@ -27,10 +28,11 @@ _ENDS: dict[str, StepState] = {
 # A password in an address, and Hugging Face's tokens.
 _PASSWORD = re.compile(r"(://)[^/\s:@\"']+:[^/\s@\"']+@")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # What Ansible says before ssh's own words.
 _BEFORE_SSH = re.compile(r"^.*? (?:over|via) ssh: (?:ssh: )?", re.DOTALL)
 _DETAIL_LINES = 8
+# Characters of a message, and of a line of its detail.
+_LONGEST = 2000
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class Recorder:
 
     def _take(self, event: dict[str, Any]) -> None:
         self.pid = event.get("pid", self.pid)
-        if text := _ESCAPES.sub("", event.get("stdout") or "").replace("\r", "").strip("\n"):
+        stdout = event.get("stdout")
+        if text := printable(stdout if isinstance(stdout, str) else "").strip("\n"):
             text = self.scrubbed(text)
             self._output.write(f"{text}\n")
             self._output.flush()
@@ -152,7 +155,9 @@ class Recorder:
             self._ended(data, _ENDS[event["event"]])
 
     def _ended(self, data: Mapping[str, Any], state: StepState) -> None:
-        result = data.get("res") or {}
+        # A module's answer, which the host makes.
+        result = data.get("res")
+        result = result if isinstance(result, dict) else {}
         if state == "ok" and result.get("changed"):
             state = "changed"
         if state == "failed" and data.get("ignore_errors"):
@@ -213,7 +218,7 @@ class Recorder:
 
 def _task(data: Mapping[str, Any]) -> str:
     role, name = data.get("role"), str(data.get("task") or data.get("task_action") or "?")
-    return f"{role}: {name}" if role else name
+    return one_line(f"{role}: {name}" if role else name)
 
 
 def _message(name: str, failure: _Failure, inventory: Path) -> str:
@@ -232,16 +237,20 @@ def _message(name: str, failure: _Failure, inventory: Path) -> str:
     if text == "Error executing command.":
         command = result.get("cmd", "")
         text = f"{command if isinstance(command, str) else ' '.join(command)}: cannot be started"
-    return " ".join(text.split())
+    return one_line(text, _LONGEST)
 
 
 def _detail(result: Mapping[str, Any]) -> list[str]:
     result = _first_failed(result)
     for key in ("stderr", "module_stderr", "stdout", "module_stdout"):
-        lines = [line.rstrip() for line in str(result.get(key) or "").splitlines()]
-        if lines := list(filter(None, lines)):
+        said = str(result.get(key) or "")[-_DETAIL_LINES * _LONGEST :]
+        if lines := [line for line in map(_line, said.splitlines()) if line]:
             return lines[-_DETAIL_LINES:]
     return []
+
+
+def _line(text: str) -> str:
+    return printable(text[:_LONGEST]).rstrip()
 
 
 def _first_failed(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,6 +18,15 @@ def with_argument(text: str) -> tuple[int, ...]:
     return tuple(pid for pid, command in _commands() if text in command and pid != os.getpid())
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the memory a process has in use; 0 when it is gone, or the system does not tell."""
+    try:
+        pages = (_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def end_all(pids: Iterable[int], *, grace: float) -> None:
     """Ask processes to end, and kill those that are left after `grace` seconds in all.
 

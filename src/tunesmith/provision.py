@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import shutil
@@ -28,16 +27,21 @@ import ansible_runner  # type: ignore[import-untyped]
 
 from tunesmith import play_events
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import human_bytes
 from tunesmith.host_app import app_digest, write_app_archive
 from tunesmith.host_state import SCRIPT, fingerprint, wanted_of
 from tunesmith.hosts import inventory as inventories
 from tunesmith.mirrors import load_mirror, mirror_file
 from tunesmith.play_events import HostResult, Step
-from tunesmith.processes import end_all, with_argument
+from tunesmith.processes import end_all, resident_bytes, with_argument
 from tunesmith.project import Project
 
 # How long ansible-playbook may take to end its workers after Ctrl-C, in seconds.
 _GRACE = 10.0
+# What a process of ansible-playbook may have in use; it needs 60 to 150 MB. It keeps all that a
+# host answers until the task ends, without a limit of its own.
+_MOST_MEMORY = 450_000_000
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,8 @@ def _play(
     home = project.home / "provision"
     with _locked_hosts(home, names), _work_folder(home) as work:
         (work / "env").mkdir()
-        _write_private(work / "env" / "extravars", json.dumps(furnish(work)))
+        # As they are: Ansible would template what an extra variable says.
+        _write_private(work / "env" / "extravars", inventories.variables(furnish(work)))
         log = _log_folder(home)
         with play_events.Recorder(names, log, progress, secrets) as recorder:
             code, interrupted = _run(project, playbook, names, work, options, recorder)
@@ -192,6 +197,12 @@ def _run(
             event_handler=recorder.event,
             cancel_callback=interrupt.must_end_now,
         )
+        if interrupt.flooded:
+            raise TunesmithError(
+                f"{', '.join(names)}: a host sends more than a task can have to say: "
+                f"ansible-playbook grew beyond {human_bytes(_MOST_MEMORY)} and was ended; "
+                "`inv host.check --on NAME` asks each host alone"
+            )
         recorder.check()
         return int(runner.rc), interrupt.asked
 
@@ -223,7 +234,9 @@ class _Interrupt:
         self._recorder = recorder
         self._before: dict[signal.Signals, Any] = {}
         self._deadline: float | None = None
+        self._looked = 0.0
         self.asked = False
+        self.flooded = False
 
     def __enter__(self) -> _Interrupt:
         self._before = {number: signal.signal(number, self._heard) for number in self._SIGNALS}
@@ -238,7 +251,13 @@ class _Interrupt:
         self.asked = True
 
     def must_end_now(self) -> bool:
-        """Pass the wish on, once; after the time of grace say that it was not heard."""
+        """Pass the wish on, once; after the time of grace say that it was not heard.
+
+        At once where a host's output swells the processes that read it.
+        """
+        self.flooded = self.flooded or self._swollen()
+        if self.flooded:
+            return True
         if not self.asked:
             return False
         if self._deadline is None:
@@ -248,6 +267,12 @@ class _Interrupt:
                     os.kill(self._recorder.pid, signal.SIGINT)
                 return False
         return self._recorder.pid is None or time.monotonic() > self._deadline
+
+    def _swollen(self) -> bool:
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return any(resident_bytes(pid) > _MOST_MEMORY for pid in with_argument(self._argument))
 
 
 @contextlib.contextmanager

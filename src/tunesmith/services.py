@@ -17,7 +17,8 @@ from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json
 from tunesmith.host_app import app_digest
-from tunesmith.hosts import layout, transfer
+from tunesmith.hosts import layout, said, transfer
+from tunesmith.hosts.answers import Asked, parse_json
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.services import REFUSED
 from tunesmith.project import Project
@@ -361,22 +362,24 @@ def ended(place: Place, kind: Kind, said: Mapping[str, Any], how: str) -> Tunesm
 
 
 def _answer(place: Place, verb: str, done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    said = _last_object(done.stdout.splitlines())
-    if said is not None and "error" in said:
+    asked = Asked(place.name, f"its answer to `{verb}` of a service")
+    value = _last_object(asked, done.stdout.splitlines())
+    if value is not None and "error" in value:
         kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
-        raise kind(str(said["error"]), [str(line) for line in said.get("detail", ())])
-    if said is None or done.returncode != 0:
+        refusal = said.REFUSAL.read(asked, value)
+        raise kind(refusal["error"], refusal.get("detail", ()))
+    if value is None or done.returncode != 0:
         raise TunesmithError(
             f"{place.name}: asking for `{verb}` failed with exit code {done.returncode}; "
             f"{place.mends} mends the environment",
             done.stderr.splitlines()[-5:],
         )
-    return said
+    return said.Service(verb).read(asked, value)
 
 
-def _last_object(lines: Sequence[str]) -> dict[str, Any] | None:
+def _last_object(asked: Asked, lines: Sequence[str]) -> dict[str, Any] | None:
     for line in reversed(lines):
         if line.startswith("{"):
-            value = json.loads(line)
+            value = parse_json(asked, line)
             return value if isinstance(value, dict) else None
     return None

@@ -19,7 +19,7 @@ from typing import IO
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.hosts import reasons
-from tunesmith.hosts.remote import Remote
+from tunesmith.hosts.remote import Remote, last_words
 
 LOOPBACK = "127.0.0.1"
 # Pauses between attempts to connect again, in seconds; the last one is kept to.
@@ -173,8 +173,7 @@ class Tunnel:
     def _said(self) -> str:
         if self._errors is None:
             return ""
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace")
+        return last_words(self._errors)
 
 
 def _end_with_parent() -> None:

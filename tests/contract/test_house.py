@@ -32,6 +32,7 @@ SHARED = {"errors", "files", "swap", "models", "mirrors", "modelfiles", "modelst
     "hub_process",
     "hub_worker",
     "patching",
+    "printable",
     "wheel_files",
     "wheels",
 }

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
 
 import traps
 from overlay import overlaid
@@ -256,7 +255,7 @@ def test_add_pins_logs_in_and_writes(client: Client, sshd: Sshd) -> None:
     assert added.fingerprint == f"{shown} (ED25519)"
     assert told == [f"root@127.0.0.1:{sshd.port}: host key {shown} (ED25519)"]
     assert (added.known, added.installed, added.notes) == (False, None, ())
-    values = yaml.safe_load((client.inventory / "hosts.yml").read_text())
+    values = inventory.parse((client.inventory / "hosts.yml").read_text())
     host = values["gpu_hosts"]["hosts"]["gpu1"]
     assert host["host_address"] == f"root@127.0.0.1:{sshd.port}"
     assert host["ansible_python_interpreter"] == str(python)

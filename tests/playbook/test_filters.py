@@ -49,6 +49,33 @@ def test_values_may_have_what_separates_them(root: Path) -> None:
     assert (facts["locked"], facts["uid"]) == (["/a b"], 0)
 
 
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("base=/x/{{ lookup('pipe', 'touch canary') }}", "base"),
+        ("conda=/opt/$(touch canary)/conda", "conda"),
+        ("home=/root/../etc", "home"),
+        ("login=relative/.profile", "login"),
+        ("locked=/a`touch canary`", "locked"),
+        ("architecture=x86_64; touch canary", "architecture"),
+        (f"epoch={'9' * 5000}", "epoch"),
+        ("uid=-1", "uid"),
+        ("free_kib=NaN", "free_kib"),
+        ("installed={% raw %}", "installed"),
+        (f"digest={'0' * 64} /x\x1b]52;c;eA==\x07", "digest"),
+        ('marker={"flavour": ' + "[" * 5000 + "]" * 5000 + "}", "marker"),
+        ('marker={"flavour": ' + "9" * 5000 + "}", "marker"),
+    ],
+)
+def test_a_value_that_no_host_has_ends_the_play(root: Path, line: str, key: str) -> None:
+    from ansible.errors import AnsibleFilterError
+
+    with pytest.raises(AnsibleFilterError, match=rf"the host: its probe: {key}: ") as told:
+        plugin(root, "host").host_facts(f"uid=0\n{line}")
+    assert "\n" not in told.value.message
+    assert len(told.value.message) < 400
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null", '"x"', '{"flavour": "cu128"'])
 def test_a_marker_that_is_damaged_counts_as_none(root: Path, text: str) -> None:
     assert plugin(root, "host").host_facts(f"marker={text}")["environment"] == NONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import yaml
@@ -23,7 +24,7 @@ def local_hosts(root: Path, folder: Path, names: tuple[str, ...], **more: object
         assert isinstance(own, dict)
         hosts[name] = {
             "ansible_connection": "local",
-            "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+            "ansible_python_interpreter": sys.executable,
             "ansible_remote_tmp": str(folder / "remote-tmp"),
             "host_address": f"root@{name}.example.com:22",
         } | own

@@ -67,7 +67,7 @@ def test_escapes_come_back_and_control_characters_do_not() -> None:
     facts = parse(
         "tunesmith_probe=1\nos.name=50%25 \x1b[31mred\nnvidia_smi.text=one%0Atwo\nend=0.10\n"
     )
-    assert facts.os_name == "50% ?[31mred"
+    assert facts.os_name == "50% red"
     assert facts.nvidia_smi_text == "one two"
 
 
@@ -78,9 +78,18 @@ def test_lines_that_are_no_gpu_are_words_of_nvidia_smi() -> None:
 
 
 def test_a_mangled_line_is_left_out() -> None:
-    lines = ("disk=/", "disk=a b c d /|/", "mirror=1 hf", "gpu_process=x", "marker=[", "epoch=soon")
+    lines = ("disk=/", "disk=a b c d /|/", "mirror=1 hf", "gpu_process=x", "marker=[")
     facts = parse("\n".join(["tunesmith_probe=1", *lines, "end=0.10\n"]))
     assert (facts.disks, facts.mirrors, facts.gpu_processes, facts.epoch) == ((), (), (), 0)
+
+
+def test_a_number_that_is_none_is_refused_by_host_and_key() -> None:
+    for value in ("soon", "9" * 5000, "1e9", "{{ 1 }}"):
+        with pytest.raises(
+            TunesmithError, match=r"^gpu1: its answer to the probe: epoch: "
+        ) as told:
+            parse(f"tunesmith_probe=1\nepoch={value}\nend=0.10\n", "gpu1")
+        assert len(told.value.message) < 300
 
 
 def test_a_silent_probe_is_unknown_not_zero() -> None:

@@ -87,26 +87,26 @@ def test_what_jobs_run_in_is_kept_beside_the_address(tmp_path: Path) -> None:
     text = (tmp_path / "hosts.yml").read_text()
     assert text.count("runner: ") == 1
     (tmp_path / "hosts.yml").write_text(text.replace("runner: container", "runner: podman"))
-    with pytest.raises(UsageError, match="podman: it takes conda or container"):
+    with pytest.raises(UsageError, match="`gpu1`: runner: 'podman' is not what"):
         inventory.read(tmp_path)
 
 
 def test_other_hosts_and_unknown_keys_stay(tmp_path: Path) -> None:
     inventory.write(tmp_path, host("gpu1"), ADDRESS)
     yml, config = tmp_path / "hosts.yml", tmp_path / "ssh_config"
-    raw = yaml.safe_load(yml.read_text())
+    raw = inventory.parse(yml.read_text())
     raw["gpu_hosts"]["hosts"]["gpu1"]["my_own"] = 1
     raw["gpu_hosts"]["hosts"]["mine"] = {"ansible_host": "10.0.0.1"}
     raw["gpu_hosts"]["vars"] = {"a": "ä"}
     raw["others"] = {"hosts": {"x": None}}
-    yml.write_text(yaml.safe_dump(raw, allow_unicode=True))
+    yml.write_text(yaml.dump(raw, Dumper=inventory._Dumper, allow_unicode=True))
     text = config.read_text().replace(
         "  ConnectTimeout 15\n", "  ConnectTimeout 15\n  Compression yes\n"
     )
     config.write_text(f"# mine\n{text}\nHost x y\n  Port 7\n\nMatch user z\n  Port 8\n")
     inventory.write(tmp_path, host("gpu2"), ADDRESS)
     inventory.write(tmp_path, host("gpu1", "/usr/bin/python3"), ADDRESS)
-    now = yaml.safe_load(yml.read_text())
+    now = inventory.parse(yml.read_text())
     assert now["gpu_hosts"]["hosts"]["gpu1"]["my_own"] == 1
     assert now["gpu_hosts"]["hosts"]["gpu1"]["ansible_python_interpreter"] == "/usr/bin/python3"
     assert now["gpu_hosts"]["hosts"]["mine"] == {"ansible_host": "10.0.0.1"}
@@ -119,7 +119,7 @@ def test_other_hosts_and_unknown_keys_stay(tmp_path: Path) -> None:
     assert "gpu1" not in config.read_text()
     assert not (tmp_path / "known_hosts/gpu1").exists()
     assert "Match user z\n  Port 8\n" in config.read_text()
-    now = yaml.safe_load(yml.read_text())
+    now = inventory.parse(yml.read_text())
     assert set(now["gpu_hosts"]["hosts"]) == {"gpu2", "mine"}
     assert now["others"] == {"hosts": {"x": None}}
 
@@ -273,3 +273,59 @@ def test_include_follows_a_link(tmp_path: Path) -> None:
     sshconfig.include(tmp_path / "ssh_config", own)
     assert own.is_symlink()
     assert real.read_text().endswith("Host x\n")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ansible_python_interpreter", "{{ lookup('pipe', 'touch canary') }}"),
+        ("ansible_python_interpreter", "/usr/bin/python3; touch canary"),
+        ("ansible_python_interpreter", ["/usr/bin/python3"]),
+        ("ansible_python_interpreter", "relative/python"),
+        ("ansible_ssh_common_args", "-o ProxyCommand={{ lookup('pipe', 'touch canary') }}"),
+        ("host_address", "{% for x in y %}"),
+        ("host_address", "root@h:22\x1b]52;c;eA==\x07"),
+        ("host_added", "yesterday\n"),
+        ("runner", "podman"),
+    ],
+)
+def test_a_poisoned_entry_is_refused_by_file_host_and_key(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    inventory.write(tmp_path, host("gpu1"), ADDRESS)
+    inventory.write(tmp_path, host("gpu2"), ADDRESS)
+    file = tmp_path / "hosts.yml"
+    raw = inventory.parse(file.read_text())
+    raw["gpu_hosts"]["hosts"]["gpu1"][key] = value
+    file.write_text(yaml.dump(raw, Dumper=inventory._Dumper, allow_unicode=True))
+    for read in (inventory.read, lambda place: inventory.find(place, "gpu1")):
+        with pytest.raises(UsageError) as told:
+            read(tmp_path)
+        said = told.value.message
+        assert said.startswith(f"{file}: `gpu1`: {key}: ") and "\n" not in said
+        assert "`inv host.remove gpu1`" in said
+    # The others are not hidden by it, and the remedy works.
+    assert inventory.find(tmp_path, "gpu2").python == "/opt/conda/bin/python"
+    assert inventory.names(tmp_path) == ("gpu1", "gpu2")
+    inventory.remove(tmp_path, "gpu1")
+    assert list(inventory.read(tmp_path)) == ["gpu2"]
+
+
+def test_an_inventory_of_before_is_still_read(tmp_path: Path) -> None:
+    inventory.write(tmp_path, host("gpu1"), ADDRESS)
+    file = tmp_path / "hosts.yml"
+    file.write_text(file.read_text().replace("!unsafe ", ""))
+    assert inventory.read(tmp_path)["gpu1"] == host("gpu1")
+
+
+def test_what_is_written_for_ansible_is_no_template(tmp_path: Path) -> None:
+    poisoned = "/x/{{ lookup('pipe', 'touch canary') }}"
+    inventory.write(tmp_path, host("gpu1", poisoned), ADDRESS)
+    found = inventory.parse((tmp_path / "hosts.yml").read_text())["gpu_hosts"]["hosts"]["gpu1"]
+    assert found["ansible_python_interpreter"] == poisoned
+    assert all(isinstance(value, inventory.Unsafe) for value in found.values()), found
+
+
+def test_variables_for_ansible_are_no_templates() -> None:
+    text = inventory.variables({"a": "{{ 1 }}", "b": {"c": ["x", True, 1, None]}})
+    assert text == "a: !unsafe '{{ 1 }}'\nb:\n  c:\n  - !unsafe 'x'\n  - true\n  - 1\n  - null\n"

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from tests.unit.local_hosts import local_hosts
+from tunesmith import provision as provisioning
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.host_app import app_digest
-from tunesmith.play_events import HostResult, Step
+from tunesmith.play_events import HostResult, Recorder, Step
 from tunesmith.processes import with_argument
 from tunesmith.project import Project
 from tunesmith.provision import Asked, Provisioned, provision, reset
@@ -406,3 +407,21 @@ def test_two_commands_do_not_work_on_one_host(root: Path, tmp_path: Path) -> Non
     assert out.splitlines()[-2] == "good"
     assert (tmp_path / "waited").exists()
     assert left_over(project) == []
+
+
+def test_a_process_that_swells_ends_the_play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked between two looks at ansible-playbook: has one of its processes grown?"""
+    grow = "kept = bytearray(80_000_000); print(len(kept), flush=True); input()"
+    argv = [sys.executable, "-ISc", grow, str(tmp_path)]
+    with (
+        Recorder(["gpu1"], tmp_path, nothing, ()) as recorder,
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+    ):
+        assert child.stdout is not None and child.stdout.readline() == b"80000000\n"
+        for limit, ends in ((500_000_000, False), (50_000_000, True)):
+            monkeypatch.setattr(provisioning, "_MOST_MEMORY", limit)
+            interrupt = provisioning._Interrupt(tmp_path, recorder)
+            assert (interrupt.must_end_now(), interrupt.flooded) == (ends, ends)
+        child.kill()

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from support import lacking
 from tunesmith import console
+from tunesmith.errors import TunesmithError
 from tunesmith.hosts import transfer
 
 pytestmark = pytest.mark.unit
@@ -163,3 +164,26 @@ def test_an_rsync_that_cannot_count_moves_files_all_the_same(remote: Any, tmp_pa
     told, said = upload(remote, tmp_path)
     assert told == []
     assert said == []
+
+
+def test_a_file_does_not_outgrow_what_was_agreed(
+    remote: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The far end says a file's size, and then sends more."""
+    there, here = tmp_path / "there", tmp_path / "into"
+    there.mkdir()
+    (there / "a").write_bytes(os.urandom(3_000_000))
+    monkeypatch.setattr(transfer, "_GROWTH", 1_000_000)
+    with pytest.raises(TunesmithError, match="rsync failed with exit code"):
+        transfer.download(remote, str(there), {"a": 1000}, here, lambda _: None)
+    assert all(file.stat().st_size <= 1_001_000 for file in here.iterdir())
+    transfer.download(remote, str(there), {"a": 3_000_000}, here, lambda _: None)
+    assert (here / "a").read_bytes() == (there / "a").read_bytes()
+
+
+def test_a_line_without_an_end_is_not_kept(remote: Any, tmp_path: Path) -> None:
+    told: list[int] = []
+    count = transfer._Count({"a": 10}, lambda done, _total: told.append(done))
+    argv = ["sh", "-c", "head -c 30000000 /dev/zero | tr '\\0' x; printf '\\r 5 50%%\\r'"]
+    assert transfer._run(argv, count, None) == (0, "")
+    assert told == [5]

@@ -5,12 +5,41 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
+
+from tunesmith.errors import TunesmithError
+from tunesmith.hosts.answers import (
+    PLACE,
+    Asked,
+    MalformedError,
+    Number,
+    Place,
+    Shape,
+    Text,
+    Words,
+    parse_json,
+)
+from tunesmith.printable import one_line
+
+_LONGEST = 4 << 20
+
+# Paths of the host's, which its tasks work on, and what else is more than a text for people.
+_OWN_PATH = Place(rf"|{PLACE.pattern}")
+_NAME = Text(r"[\w.+~-]*", 64, "a word")
+_SHAPES: dict[str, Shape] = {
+    **dict.fromkeys(("absent", "base", "conda", "data_disk", "home", "locked", "login"), _OWN_PATH),
+    **dict.fromkeys(("architecture", "glibc", "missing"), _NAME),
+    "busy": Text(r"[0-9 ]*", 100_000, "process ids"),
+    "digest": Text(rf"[0-9a-f]{{64}} {PLACE.pattern}", 2000, "a sha256 and a path"),
+    "installed": Text(r"|[0-9a-f]{64}", 64, "a sha256"),
+    "toolkit": Text(rf"{PLACE.pattern} [0-9.]*", 1100, "a path and a version"),
+}
+_WORDS = Words(4000)
 _LISTS = ("absent", "digest", "gpu", "locked", "missing", "toolkit")
 _NUMBERS = ("epoch", "free_inodes", "free_kib", "inodes", "uid", "used_kib")
 _FLAGS = ("apt", "fresh", "miniforge", "registered", "sudo", "writable")
@@ -23,9 +52,23 @@ _TEXTS = (
 def host_facts(printed: str) -> dict[str, Any]:
     """Return the probe's lines as a mapping in which every key is present.
 
-    A marker that is not JSON counts as none: the environment is then not finished.
+    A marker that is not JSON counts as none: the environment is then not finished. Raises
+    AnsibleFilterError for a value that is not what its key says.
     """
+    try:
+        return _facts(printed)
+    except TunesmithError as error:
+        raise AnsibleFilterError(error.message) from None
+
+
+def _facts(printed: str) -> dict[str, Any]:
+    if len(printed) > _LONGEST:
+        raise TunesmithError(f"the host: its probe says {len(printed)} characters")
     lines = [line.partition("=") for line in printed.splitlines()]
+    for key, _, value in lines:
+        asked = Asked("the host", f"its probe: {one_line(key, 40)}")
+        shape = Number() if key in _NUMBERS and value.strip() else _SHAPES.get(key, _WORDS)
+        shape.read(asked, value.strip())
     one = {key: value.strip() for key, _, value in lines}
     facts: dict[str, Any] = {key: one.get(key, "") for key in _TEXTS}
     facts |= {key: key in one for key in _FLAGS}
@@ -42,18 +85,22 @@ def _split(lines: list[str]) -> list[tuple[str, str, str]]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text else None
 
 
 def _marker(text: str) -> dict[str, str]:
     empty = dict.fromkeys(("flavour", "lock_sha256", "refused", "self_test"), "")
     try:
-        marker = json.loads(text)
-    except ValueError:
+        marker = parse_json(Asked("the host", "its probe: marker"), text)
+    except MalformedError:
         return empty
     if not isinstance(marker, dict):
         return empty
-    return empty | {key: str(marker[key]) for key in empty if key in marker}
+    return empty | {
+        key: _WORDS.read(Asked("the host", f"its marker: {key}"), str(marker[key]))
+        for key in empty
+        if key in marker
+    }
 
 
 def file_sha256(path: str) -> str:

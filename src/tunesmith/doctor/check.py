@@ -70,10 +70,10 @@ def check(project: Project, name: str, mirror: str, requested: str | None = None
     done = remote.run(script, timeout=TIMEOUT)
     ended = time.time()
     try:
-        seen = reading.parse(done.stdout)
+        seen = reading.parse(done.stdout, name)
     except TunesmithError as error:
         said = done.stderr.strip().splitlines()[-3:]
-        raise TunesmithError(f"{name}: {error.message}", (*error.detail, *said)) from None
+        raise TunesmithError(error.message, (*error.detail, *said)) from None
     # The host told its time at some moment between these two.
     now = min(max(float(seen.epoch), began), ended)
     decision = decide(seen, stack, requested)

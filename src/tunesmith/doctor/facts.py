@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.doctor.flavours import Gpu, capability_of
 from tunesmith.errors import TunesmithError
+from tunesmith.hosts.answers import (
+    PLACE,
+    Asked,
+    MalformedError,
+    Number,
+    OneOf,
+    Place,
+    Shape,
+    Text,
+    Words,
+    parse_json,
+)
+from tunesmith.printable import one_line, printable
 
 _BEGIN = "tunesmith_probe=1"
+# What a key may say, where it is more than a text for people. Nothing at all is always
+# allowed: the host could not tell.
+_NUMBER = Number(-(1 << 63), 1 << 63)
+_YES = OneOf(("yes", "no"))
+_PATH = Place(rf"-?|{PLACE.pattern}")
+_SHAPES: Mapping[str, Shape] = {
+    **dict.fromkeys(("epoch", "uid", "cpu.count", "cpu.thousandths"), _NUMBER),
+    **dict.fromkeys(("memory.total", "memory.available", "memory.limit", "memory.used"), _NUMBER),
+    **dict.fromkeys(("home", "data_disk", "base", "state", "nvidia_smi"), _PATH),
+    **dict.fromkeys(("systemd", "writable", "network_turbo"), _YES),
+    **dict.fromkeys(("bashrc_seconds", "end"), Text(r"\d{1,9}(\.\d{1,6})?", 16, "seconds")),
+    "environment": Place(rf"(whole|half) {PLACE.pattern}", 1040, "whole or half, and a path"),
+    "kernel_module": Text(r"\d{1,4}(\.\d{1,4}){0,4}", 25, "a version"),
+    "sudo": OneOf(("root", "absent", "yes", "no")),
+    "marker": Text(r"[\s\S]*", 1 << 16, "JSON"),
+}
+_LONGEST, _LONGEST_MARKER = 2000, 1 << 16
+# A text of any other key, and how often a key may come.
+_WORDS = Words(_LONGEST)
+_OFTEN = 1000
 _ESCAPE = re.compile(r"%(25|0A|0D)")
 _ESCAPES = {"25": "%", "0A": "\n", "0D": "\r"}
-_DRIVER = re.compile(r"^\d+(\.\d+)*$")
+_DRIVER = re.compile(r"^[0-9]{1,5}(\.[0-9]{1,5}){0,4}$")
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
@@ -147,19 +179,19 @@ class Facts:
         return next((disk for disk in self.disks if disk.path == path), None)
 
 
-def parse(text: str) -> Facts:
-    """Read probe.sh's output; what stands before its first line is none of ours.
+def parse(text: str, host: str = "the host") -> Facts:
+    """Read the output of probe.sh on `host`; what stands before its first line is none of ours.
 
-    Raises TunesmithError when the output is not whole.
+    Raises TunesmithError when the output is not whole, or says what no host has.
     """
-    lines = [line.rstrip("\r") for line in text.splitlines()]
+    lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
     if _BEGIN not in lines or not lines[-1].startswith("end="):
-        shown = [_clean(line) for line in lines[-3:]]
-        raise TunesmithError("the host's answer to the probe is cut short; try again", shown)
-    said = _Said(lines[lines.index(_BEGIN) :])
+        shown = [_clean(line[:_LONGEST]) for line in lines[-3:]]
+        raise TunesmithError(f"{host}: its answer to the probe is cut short; try again", shown)
+    said = _Said(host, lines[lines.index(_BEGIN) :])
     gpus, strange = _gpus(said.all("gpu"))
     environment = said.one("environment").partition(" ")
-    marker = _marker(said.one("marker"))
+    marker = _marker(host, said.one("marker"))
     memory_total = _scaled(said.one("memory.total"), _KIB)
     memory_limit = _number(said.one("memory.limit"))
     if memory_limit is not None and memory_total is not None and memory_limit >= memory_total:
@@ -225,15 +257,27 @@ def parse(text: str) -> Facts:
 
 
 class _Said:
-    """The values by key, unescaped, each one line that cannot move a cursor."""
+    """The values by key, unescaped, each one line that cannot move a cursor.
 
-    def __init__(self, lines: Sequence[str]) -> None:
+    Raises TunesmithError for a value that is not what its key says.
+    """
+
+    def __init__(self, host: str, lines: Sequence[str]) -> None:
         self._values: dict[str, list[str]] = {}
         for line in lines:
             key, equals, value = line.partition("=")
             if equals:
-                plain = _ESCAPE.sub(lambda found: _ESCAPES[found[1]], value)
-                self._values.setdefault(key, []).append(_clean(plain.strip()))
+                plain = _ESCAPE.sub(lambda found: _ESCAPES[found[1]], value).strip()
+                self._take(Asked(host, f"its answer to the probe: {one_line(key, 40)}"), key, plain)
+
+    def _take(self, asked: Asked, key: str, plain: str) -> None:
+        if plain:
+            _SHAPES.get(key, _WORDS).read(asked, plain)
+        values = self._values.setdefault(key, [])
+        if len(values) >= _OFTEN:
+            raise asked.refused(f"at most {_OFTEN} of them", f"{_OFTEN + 1}")
+        longest = _LONGEST_MARKER if key == "marker" else _LONGEST
+        values.append(_clean(plain[:longest]))
 
     def one(self, key: str) -> str:
         return self._values.get(key, [""])[0]
@@ -243,25 +287,25 @@ class _Said:
 
 
 def _clean(text: str) -> str:
-    line = text.replace("\n", " ")
+    line = printable(text).replace("\n", " ")
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def _marker(text: str) -> dict[str, Any]:
+def _marker(host: str, text: str) -> dict[str, Any]:
     """Return an environment's finish marker; one that is not JSON says nothing."""
     try:
-        marker = json.loads(text or "{}")
-    except ValueError:
+        marker = parse_json(Asked(host, "its answer to the probe: marker"), text or "{}")
+    except MalformedError:
         return {}
     return marker if isinstance(marker, dict) else {}
 
 
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
+    return int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else None
 
 
 def _decimal(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+    return float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else None
 
 
 def _scaled(text: str, unit: int) -> int | None:
@@ -270,7 +314,7 @@ def _scaled(text: str, unit: int) -> int | None:
 
 
 def _disk(text: str) -> Disk | None:
-    found = re.fullmatch(r"(\d+) (\d+) (\S+) (\S+) (.+)\|(.+)", text)
+    found = re.fullmatch(r"([0-9]{1,19}) ([0-9]{1,19}) (\S+) (\S+) (.+)\|(.+)", text)
     if not found:
         return None
     total, free, inodes, inodes_free, path, mount = found.groups()
@@ -312,7 +356,7 @@ def _tried(lines: Sequence[str]) -> tuple[Tried, ...]:
     """Return what was tried in the order it was asked for; answers come as they come."""
     found = []
     for line in lines:
-        words = re.fullmatch(r"(\d+) (\S+) (\S+) (\S+) ([\d.]+) (.+)", line)
+        words = re.fullmatch(r"([0-9]{1,9}) (\S+) (\S+) (\S+) ([0-9.]{1,19}) (.+)", line)
         if words:
             number, kind, outcome, status, seconds, url = words.groups()
             tried = Tried(kind, url, outcome, _number(status), _decimal(seconds) or 0.0)

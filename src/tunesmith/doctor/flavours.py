@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # What nvidia-smi is asked for; `choose_from_lines` reads the answer.
 SMI_QUERY = ("--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader")
 
-_DRIVER = re.compile(r"^\d+(\.\d+)*$")
-_CAPABILITY = re.compile(r"^\d+\.\d+$")
+_DRIVER = re.compile(r"^[0-9]{1,5}(\.[0-9]{1,5}){0,4}$")
+_CAPABILITY = re.compile(r"^[0-9]{1,3}\.[0-9]{1,3}$")
 _ABSENT = (
     "no devices were found",
     "couldn't communicate with the nvidia driver",

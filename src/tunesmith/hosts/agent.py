@@ -2,26 +2,32 @@
 
 One SSH command a question, over the kept connection; `watch` is one command that goes on
 printing. The agent speaks JSON, one object a line; what start files print beside it is
-passed over.
+passed over. Each answer has a shape (hosts/said.py); one that has not is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import selectors
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.hosts import reasons
+from tunesmith.files import human_bytes
+from tunesmith.hosts import reasons, said
+from tunesmith.hosts.answers import Asked, MalformedError, parse_json
 from tunesmith.hosts.layout import FIND_BASE, FIND_ENVIRONMENT, not_provisioned
-from tunesmith.hosts.remote import SSH_FAILED, Remote
+from tunesmith.hosts.remote import (
+    MOST_OUTPUT,
+    SSH_FAILED,
+    FloodError,
+    Remote,
+    last_words,
+    pieces,
+)
 
 # Exit status of our script when there is nothing to ask.
 _NOT_PROVISIONED = 96
@@ -37,26 +43,36 @@ exec "$environment/bin/python" -I -m tunesmith.job.agent --runs "$base/runs" "$@
 _COMMAND = re.compile(r"(`inv (?:attach|stop|resume|runs|train|logs|merge|predict|chat|rm)\b)")
 # The agent gives a sign of life every 3 s; a host that is silent for so long is out of reach.
 _SILENT_SECONDS = 10.0
+# Characters of one line; a list of 10^5 files of a run is such a line.
+_LONGEST = 64 << 20
 # Why ssh failed, where trying again cannot help.
 _FINAL: tuple[reasons.Kind, ...] = ("wrong_key", "changed", "unpinned", "moved", "unknown")
 
 
 def call(
-    remote: Remote, verb: str, *words: str, stdin: Any = None, timeout: float = 60
+    remote: Remote,
+    verb: str,
+    *words: str,
+    stdin: Any = None,
+    timeout: float = 60,
+    most: int = MOST_OUTPUT,
 ) -> dict[str, Any]:
     """Ask the agent once; return its last line.
 
-    `stdin` is sent as JSON. Raises what the agent refused with, or TunesmithError when the
-    host is out of reach.
+    `stdin` is sent as JSON, `most` is in bytes. Raises what the agent refused with, or
+    TunesmithError when the host is out of reach or its answer is none.
     """
     text = None if stdin is None else json.dumps(stdin, ensure_ascii=False)
-    done = remote.run(_SCRIPT, arguments=(verb, *words), stdin=text, timeout=timeout)
+    done = remote.run(_SCRIPT, arguments=(verb, *words), stdin=text, timeout=timeout, most=most)
     if done.returncode == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
-    lines = [value for line in done.stdout.splitlines() if (value := _parse(line)) is not None]
-    if done.returncode != 0 or not lines:
-        raise _refused(remote, verb, done.returncode, lines, done.stderr)
-    return _addressed(lines[-1], remote.name)
+    asked = Asked(remote.name, f"its answer to `{verb}`")
+    lines = [line for line in done.stdout.split("\n") if line.startswith("{")]
+    # The last one is the answer; before it come signs of life, and what start files print.
+    value = next((v for line in reversed(lines) if (v := _parse(asked, line)) is not None), None)
+    if done.returncode != 0 or value is None:
+        raise _refused(remote, verb, done.returncode, value, done.stderr)
+    return _addressed(said.AGENT[verb].read(asked, value), remote.name)
 
 
 def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Iterator[dict[str, Any]]:
@@ -67,7 +83,8 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
     """
     options = ["-o", "ControlPath=none"] if fresh else []
     argv = remote.argv("/bin/sh", "-c", _SCRIPT, "sh", verb, *words)
-    lines: list[dict[str, Any]] = []
+    asked = Asked(remote.name, f"its answer to `{verb}`")
+    last: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [argv[0], *options, *argv[1:]],
@@ -76,17 +93,18 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
             stderr=errors,
         )
         try:
-            for line in _lines(process, f"{remote.name} was silent for {_SILENT_SECONDS:.0f} s"):
-                if (value := _parse(line)) is not None:
-                    lines = [value]
+            for line in _lines(process, errors, remote.name):
+                if (value := _parse(asked, line)) is not None:
+                    last = value
                     if "error" not in value:
-                        yield _addressed(value, remote.name)
+                        yield _addressed(said.AGENT[verb].read(asked, value), remote.name)
             code = process.wait()
+        except FloodError as flood:
+            raise remote.flooded(flood) from None
         finally:
             process.kill()
             process.wait()
-        errors.seek(0)
-        stderr = errors.read().decode(errors="replace")
+        stderr = last_words(errors)
     if code == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
     if code in (SSH_FAILED, -9):
@@ -94,43 +112,56 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
         # Without a word of ssh the connection was cut: it may be back in a moment.
         if kind in _FINAL and stderr.strip():
             raise remote.failure(stderr)
-        said = reasons.last_line(stderr)
+        word = reasons.last_line(stderr)
         what = "does not answer" if kind in ("off", "blocked", "jump") else "was lost"
-        raise LostError(f"{remote.name} {what} ({said})")
+        raise LostError(f"{remote.name} {what} ({word})")
     if code != 0:
-        raise _refused(remote, verb, code, lines, stderr)
+        raise _refused(remote, verb, code, last, stderr)
 
 
 class LostError(TunesmithError):
     """The host is out of reach for now; what runs there goes on."""
 
 
-def _lines(process: subprocess.Popen[bytes], silent: str) -> Iterator[str]:
-    """Yield whole lines; raise LostError after a long silence."""
+def _lines(process: subprocess.Popen[bytes], errors: IO[bytes], name: str) -> Iterator[str]:
+    """Yield whole lines that may be an answer.
+
+    Raises LostError after a long silence, FloodError for a line without end, and where so much
+    comes without an answer.
+    """
     assert process.stdout is not None
-    pending = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
+    pending = bytearray()
+    heard, idle = time.monotonic(), 0
+    for piece in pieces(process.stdout, errors):
+        if not piece:
+            if time.monotonic() - heard > _SILENT_SECONDS:
+                raise LostError(f"{name} was silent for {_SILENT_SECONDS:.0f} s")
+            continue
         heard = time.monotonic()
-        while True:
-            if not selector.select(timeout=1.0):
-                if time.monotonic() - heard > _SILENT_SECONDS:
-                    raise LostError(silent)
-                continue
-            piece = os.read(process.stdout.fileno(), 1 << 20)
-            if not piece:
-                return
-            heard = time.monotonic()
-            *whole, pending = (pending + piece).split(b"\n")
-            yield from (line.decode(errors="replace") for line in whole)
+        idle += len(piece)
+        pending += piece
+        if b"\n" in piece:
+            *whole, rest = bytes(pending).split(b"\n")
+            pending = bytearray(rest)
+            answers = [line for line in whole if line.startswith(b"{")]
+            idle = len(rest) if answers else idle
+            yield from (line.decode(errors="replace") for line in answers)
+        if idle > MOST_OUTPUT:
+            raise FloodError(f"more than {human_bytes(MOST_OUTPUT)} without an answer in it")
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    if line.startswith("{"):
-        with contextlib.suppress(ValueError):
-            value = json.loads(line)
-            return value if isinstance(value, dict) else None
-    return None
+def _parse(asked: Asked, line: str) -> dict[str, Any] | None:
+    """Return an object that the agent has said; None for a line of somebody else's.
+
+    Raises TunesmithError for one that cannot be read within bounds.
+    """
+    if not line.startswith("{"):
+        return None
+    try:
+        value = parse_json(asked, line, _LONGEST)
+    except MalformedError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def addressed(text: str, name: str) -> str:
@@ -139,20 +170,21 @@ def addressed(text: str, name: str) -> str:
     return _COMMAND.sub(rf"\1 --on {name}", text)
 
 
-def _addressed(said: dict[str, Any], name: str) -> dict[str, Any]:
-    status = said.get("status")
+def _addressed(value: dict[str, Any], name: str) -> dict[str, Any]:
+    status = value.get("status")
     if isinstance(status, dict) and isinstance(status.get("message"), str):
         status["message"] = addressed(status["message"], name)
-    return said
+    return value
 
 
 def _refused(
-    remote: Remote, verb: str, code: int, lines: Sequence[dict[str, Any]], stderr: str
+    remote: Remote, verb: str, code: int, value: dict[str, Any] | None, stderr: str
 ) -> TunesmithError:
-    if lines and "error" in lines[-1]:
+    if value is not None and "error" in value:
+        refusal = said.REFUSAL.read(Asked(remote.name, f"its refusal of `{verb}`"), value)
         kind = UsageError if code == UsageError.exit_code else TunesmithError
-        detail = [addressed(str(line), remote.name) for line in lines[-1].get("detail", ())]
-        return kind(addressed(str(lines[-1]["error"]), remote.name), detail)
+        detail = [addressed(line, remote.name) for line in refusal.get("detail", ())]
+        return kind(addressed(refusal["error"], remote.name), detail)
     if "No module named" in stderr or "invalid choice" in stderr:
         return UsageError(
             f"{remote.name} has an older tunesmith; `inv provision --on {remote.name}` brings "

@@ -114,14 +114,21 @@ def add(
     return Added(host, found.fingerprint, known is not None, installed, tuple(notes))
 
 
-def remove(project: Project, name: str) -> Host:
+def check_known(project: Project, name: str) -> None:
+    """Raise UsageError for a name that is not in the inventory."""
+    inventory = project.inventory.absolute()
+    if name not in inventories.names(inventory):
+        raise inventories.unknown(inventory, name)
+
+
+def remove(project: Project, name: str) -> None:
     """Forget a host: inventory, pinned key, kept connection. The host itself is not touched."""
     inventory = project.inventory.absolute()
-    host = inventories.find(inventory, name)
+    check_known(project, name)
+    # Whatever hosts.yml says of it: this is how one gets rid of a damaged entry.
     _close(inventory, name)
     if inventories.remove(inventory, name):
         sshconfig.exclude(inventories.ssh_config(inventory), sshconfig.user_config())
-    return host
 
 
 def trust(
@@ -235,7 +242,7 @@ def _write(inventory: Path, host: Host, address: Address) -> list[str]:
 def _close(inventory: Path, name: str) -> None:
     """End a kept connection; that there is none is no fault."""
     config = inventories.ssh_config(inventory)
-    if not config.is_file() or name not in inventories.read(inventory):
+    if not config.is_file() or name not in inventories.names(inventory):
         return
     argv = ["ssh", "-F", str(config), "-O", "exit", name]
     try:

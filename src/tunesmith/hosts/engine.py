@@ -16,7 +16,7 @@ from typing import IO
 import docker
 
 from tunesmith import docker_engine
-from tunesmith.hosts.remote import Remote
+from tunesmith.hosts.remote import Remote, last_words
 
 _SOCKET = "/var/run/docker.sock"
 _OPEN_SECONDS = 40.0
@@ -53,6 +53,5 @@ def _wait(ssh: subprocess.Popen[bytes], here: Path, remote: Remote, errors: IO[b
     deadline = time.monotonic() + _OPEN_SECONDS
     while not here.exists():
         if ssh.poll() is not None or time.monotonic() > deadline:
-            errors.seek(0)
-            raise remote.failure(errors.read().decode(errors="replace"))
+            raise remote.failure(last_words(errors))
         time.sleep(0.05)

@@ -11,17 +11,19 @@ import fcntl
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tunesmith.errors import UsageError
+from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import replacing
 from tunesmith.hosts import sshconfig
-from tunesmith.hosts.address import Address
+from tunesmith.hosts.address import Address, parse_jump
+from tunesmith.hosts.answers import PYTHON, Asked, OneOf, Shape, Text
+from tunesmith.printable import quoted
 
 GROUP = "gpu_hosts"
 # What jobs run in: an environment that `inv provision` installs, or a container of the image.
@@ -33,6 +35,57 @@ _HEAD = """\
 # Written by `inv host.add`, `inv host.trust` and `inv host.remove`. Keys and hosts of your
 # own are kept, comments are not. How a host is reached stands in ssh_config.
 """
+# What the file says of a host, as it was written.
+_ADDRESS = Text(r"[\w.@+:\[\]%,/ -]*", 1000, "an address")
+_ADDED = Text(r"[0-9T:+.Z-]*", 40, "a time")
+# Of a host's variables, those that are ours: no template stands in them. Others are the user's.
+_TEMPLATED = ("ansible_ssh_common_args", "host_address", "host_added", "runner")
+_UNTEMPLATED = Text(r"(?s)(?!.*\{[{%#]).*", 8000, "a text without a template")
+
+
+class Unsafe(str):
+    """A text that Ansible takes as it is: `!unsafe` in YAML.
+
+    Without the tag ansible-core templates every text of an inventory, and a template can run a
+    command here.
+    """
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows `!unsafe`, which the user's own variables may have, too."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes `!unsafe`."""
+
+
+def _unsafe_of(loader: _Loader, node: yaml.Node) -> Unsafe:
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.YAMLError(f"!unsafe before what is no text {node.start_mark}")
+    return Unsafe(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("!unsafe", _unsafe_of)
+_Dumper.add_representer(Unsafe, lambda dumper, text: dumper.represent_scalar("!unsafe", str(text)))
+
+
+def parse(text: str) -> Any:
+    """Return what a hosts.yml says. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+
+
+def unsafe(value: Any) -> Any:
+    """Return plain values with every text, keys excepted, as one that Ansible takes as it is."""
+    if isinstance(value, str):
+        return Unsafe(value)
+    if isinstance(value, Mapping):
+        return {key: unsafe(item) for key, item in value.items()}
+    return [unsafe(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def variables(values: Mapping[str, Any]) -> str:
+    """Return variables as YAML for ansible-playbook, none of them a template."""
+    return yaml.dump(unsafe(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
@@ -83,37 +136,84 @@ def pinned(inventory: Path, name: str) -> Path:
 
 
 def read(inventory: Path) -> dict[str, Host]:
-    """Return the hosts by name. Raises UsageError when hosts.yml cannot be used."""
-    config = _text(ssh_config(inventory))
-    blocks = sshconfig.blocks(config)
-    found = {}
-    for name, raw in _hosts_in(_load(inventory), inventory).items():
-        values = raw or {}
-        block = blocks.get(name)
-        if block is None:
-            continue  # a host of the user's own, which is reached in a way of his own
-        found[name] = Host(
-            name=name,
-            address=str(values.get("host_address", "")),
-            added=str(values.get("host_added", "")),
-            python=values.get("ansible_python_interpreter"),
-            jump=sshconfig.address_in(block).jump,
-            keys=tuple(_text(pinned(inventory, name)).splitlines()),
-            runner=check_runner(str(values.get("runner", RUNNERS[0]))),
-        )
-    return found
+    """Return the hosts by name. Raises UsageError when hosts.yml cannot be used, or says of a
+    host what none can be."""
+    known = _known(inventory)
+    return {name: _host(inventory, name, *found) for name, found in known.items()}
+
+
+def names(inventory: Path) -> tuple[str, ...]:
+    """Return the names of the hosts, whatever hosts.yml says of them."""
+    return tuple(_known(inventory))
+
+
+def _known(inventory: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """Return what hosts.yml and ssh_config have of each host that both know.
+
+    One that only hosts.yml has is the user's own, which is reached in a way of his own.
+    """
+    blocks = sshconfig.blocks(_text(ssh_config(inventory)))
+    hosts = _hosts_in(_load(inventory), inventory)
+    return {name: (raw or {}, blocks[name]) for name, raw in hosts.items() if name in blocks}
+
+
+def _host(inventory: Path, name: str, values: Mapping[str, Any], block: str) -> Host:
+    """Return a host. What was once a host's answer is looked at as when it came."""
+
+    def read(key: str, shape: Shape) -> Any:
+        value = values.get(key)
+        try:
+            return None if value is None else shape.read(Asked(name, key), value)
+        except TunesmithError:
+            raise _refused(inventory, name, key, value) from None
+
+    if not _NAME.fullmatch(name):
+        raise _refused(inventory, name, "its name", name)
+    for key, value in values.items():
+        if key in _TEMPLATED and isinstance(value, str) and not isinstance(value, Unsafe):
+            read(key, _UNTEMPLATED)
+    try:
+        jump = sshconfig.address_in(block).jump
+        if jump:
+            parse_jump(jump)
+    except (UsageError, ValueError):
+        raise UsageError(
+            f"{ssh_config(inventory)}: `{name}`: not what `inv host.add` writes; "
+            f"`inv host.remove {name}`, then `inv host.add` again"
+        ) from None
+    return Host(
+        name=name,
+        address=read("host_address", _ADDRESS) or "",
+        added=read("host_added", _ADDED) or "",
+        python=read("ansible_python_interpreter", PYTHON),
+        jump=jump,
+        keys=tuple(_text(pinned(inventory, name)).splitlines()),
+        runner=read("runner", OneOf(RUNNERS)) or RUNNERS[0],
+    )
+
+
+def _refused(inventory: Path, name: str, key: str, value: object) -> UsageError:
+    return UsageError(
+        f"{inventory / 'hosts.yml'}: `{name}`: {key}: {quoted(value)} is not what `inv host.add` "
+        f"writes, and nothing is done with it; `inv host.remove {name}`, then add the host again"
+    )
 
 
 def find(inventory: Path, name: str) -> Host:
-    """Return one host. Raises UsageError that lists the known ones."""
-    hosts = read(inventory)
+    """Return one host. Raises UsageError that lists the known ones, or as `read` does."""
+    hosts = _known(inventory)
     if name not in hosts:
-        known = ", ".join(hosts) or "none yet"
-        raise UsageError(
-            f"no host {name!r} in {inventory}; known are: {known}; "
-            '`inv host.add NAME "ssh ..."` adds one'
-        )
-    return hosts[name]
+        raise unknown(inventory, name)
+    return _host(inventory, name, *hosts[name])
+
+
+def unknown(inventory: Path, name: str) -> UsageError:
+    """Return the error for a name that is not in the inventory; it lists those that are."""
+    known = ", ".join(names(inventory)) or "none yet"
+    return UsageError(
+        f"no host {name!r} in {inventory}; known are: {known}; "
+        '`inv host.add NAME "ssh ..."` adds one'
+    )
 
 
 def address_of(inventory: Path, name: str) -> Address:
@@ -136,16 +236,16 @@ def write(inventory: Path, host: Host, address: Address) -> None:
         hosts = _hosts_in(everything, inventory)
         values = dict(hosts.get(host.name) or {})
         values |= {
-            "ansible_ssh_common_args": f"-F {shlex.quote(str(config))} -o BatchMode=yes",
-            "host_address": host.address,
-            "host_added": host.added,
+            "ansible_ssh_common_args": Unsafe(f"-F {shlex.quote(str(config))} -o BatchMode=yes"),
+            "host_address": Unsafe(host.address),
+            "host_added": Unsafe(host.added),
         }
         values.pop("runner", None)
         if host.runner != RUNNERS[0]:
             values["runner"] = host.runner
         values.pop("ansible_python_interpreter", None)
         if host.python:
-            values["ansible_python_interpreter"] = host.python
+            values["ansible_python_interpreter"] = Unsafe(host.python)
         hosts[host.name] = values
         _dump(inventory, everything)
 
@@ -180,7 +280,7 @@ def _locked(inventory: Path) -> Iterator[None]:
 def _load(inventory: Path) -> dict[str, Any]:
     path = inventory / "hosts.yml"
     try:
-        raw = yaml.safe_load(_text(path))
+        raw = parse(_text(path))
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if raw is None:
@@ -210,7 +310,7 @@ def _hosts_in(everything: dict[str, Any], inventory: Path) -> dict[str, Any]:
 
 
 def _dump(inventory: Path, everything: dict[str, Any]) -> None:
-    text = yaml.safe_dump(everything, sort_keys=False, allow_unicode=True, width=1000)
+    text = yaml.dump(everything, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     _write(inventory / "hosts.yml", _HEAD + text)
 
 

@@ -7,8 +7,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.hosts.answers import (
+    DIGEST,
+    PLACE,
+    WORD,
+    Asked,
+    Number,
+    OneOf,
+    Place,
+    Record,
+    Shape,
+    Text,
+    fields,
+    parse_json,
+)
 from tunesmith.hosts.remote import Remote
 
 # Where rental platforms mount the disk that survives a rebuild, in the order of looking; the
@@ -55,6 +70,18 @@ printf 'free=%s\\n' "$(df -Pk "$base" | awk 'NR == 2 {{ print $4 }}')"
 printf 'sudo=%s\\n' "$([ "$(id -u)" -eq 0 ] || printf 'sudo -n')"
 . "$base/env.sh" && printf 'HF_HOME=%s\\n' "$HF_HOME"
 """
+# What each line may say; they are used in paths and commands.
+_FIELDS: Mapping[str, Shape] = {
+    "base": Place(rf"|{PLACE.pattern}"),
+    "environment": Place(rf"|{PLACE.pattern}"),
+    "made": Text(r"[^\n]*", 1 << 16, "a line of JSON"),
+    "fingerprint": Text(r"[\w =,.:+/~-]*", 2000, "the words of a state's fingerprint"),
+    "free": Number(0, 1 << 50),
+    "mirror": PLACE,
+    "sudo": OneOf(("", "sudo -n")),
+    "HF_HOME": PLACE,
+}
+_MADE = Record({"flavour": WORD, "lock_sha256": DIGEST})
 
 
 @dataclass(frozen=True)
@@ -117,19 +144,21 @@ class Layout:
 def look(remote: Remote) -> Layout:
     """Return where things lie on a host.
 
-    Raises UsageError for a host that was not provisioned to the end.
+    Raises UsageError for a host that was not provisioned to the end, TunesmithError for one
+    that answers what no such host does.
     """
     done = remote.run(_LOOK)
-    found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    asked = Asked(remote.name, "its layout")
+    found = fields(asked, done.stdout.split("\n"), _FIELDS)
     if not found.get("base") or not found.get("environment"):
         raise not_provisioned(remote.name)
-    if done.returncode != 0 or "HF_HOME" not in found:
+    if done.returncode != 0 or _FIELDS.keys() - found.keys() - {"mirror"}:
         raise TunesmithError(
             f"{remote.name}: {found['base']} cannot be read; `inv provision --on {remote.name}` "
             "mends it",
             done.stderr.splitlines()[-3:],
         )
-    return _layout(found)
+    return _layout(asked, found)
 
 
 def short_digest(value: object) -> str:
@@ -142,17 +171,17 @@ def not_provisioned(name: str) -> UsageError:
     return UsageError(f"{name} is not provisioned; `inv provision --on {name}` does it")
 
 
-def _layout(found: Mapping[str, str]) -> Layout:
-    made = json.loads(found["made"])
-    asked = dict(part.split("=", 1) for part in found["fingerprint"].split(",") if "=" in part)
+def _layout(asked: Asked, found: Mapping[str, Any]) -> Layout:
+    made = _MADE.read(asked.at("made"), parse_json(asked.at("made"), found["made"]))
+    parts = found["fingerprint"].split(",")
     return Layout(
         base=PurePosixPath(found["base"]),
         environment=PurePosixPath(found["environment"]),
         hf_home=PurePosixPath(found["HF_HOME"]),
         flavour=str(made["flavour"]),
         lock_sha256=str(made["lock_sha256"]),
-        asked=asked,
-        free_bytes=int(found["free"]) * 1024,
+        asked=dict(part.split("=", 1) for part in parts if "=" in part),
+        free_bytes=found["free"] * 1024,
         mirror=found.get("mirror") or "default",
         sudo=tuple(found["sudo"].split()),
     )

@@ -7,7 +7,6 @@ when every file there has the sha256 it has here.
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +14,15 @@ from pathlib import Path
 from tunesmith import isolated, modelfiles, modelstore
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of
-from tunesmith.hosts import transfer
+from tunesmith.hosts import said, transfer
+from tunesmith.hosts.answers import DIGEST, Asked, Named, Number, Record, Words, parse_json
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
 
 # sha256sum and the copying of a large model on a slow disk.
 _TAKE_SECONDS = 3600.0
+
+_MANIFEST = Record({"files": Named(Words(500), Record({"sha256": DIGEST}))})
 
 Tell = Callable[[str], None]
 
@@ -81,9 +83,10 @@ def _look(
     sent = 0
     for line in remote.run(script).stdout.splitlines():
         if line.isdigit():
-            sent = int(line) * 1024
+            sent = Number(0, 1 << 50).read(Asked(remote.name, "the upload's size"), line) * 1024
         elif line.startswith("{"):
-            files = json.loads(line)["files"]
+            asked = Asked(remote.name, f"the manifest of {name}")
+            files = _MANIFEST.read(asked, parse_json(asked, line))["files"]
             copies.append({file: record["sha256"] for file, record in files.items()})
     return copies, sent
 
@@ -113,10 +116,12 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
     )
     done = remote.run(script, timeout=_TAKE_SECONDS)
     if done.returncode != 0:
-        said = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
         kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
-        raise kind(
-            f"{remote.name}: {said.get('error', 'the model was not accepted there')}",
-            [str(line) for line in said.get("detail", done.stderr.splitlines()[-3:])],
-        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if not lines:
+            told = done.stderr.splitlines()[-3:]
+            raise kind(f"{remote.name}: the model was not accepted there", told)
+        asked = Asked(remote.name, f"its refusal of {name}")
+        refusal = said.REFUSAL.read(asked, parse_json(asked, lines[-1]))
+        raise kind(f"{remote.name}: {refusal['error']}", refusal.get("detail", ()))
     remote.run(f"rm -rf {shlex.quote(upload)}")

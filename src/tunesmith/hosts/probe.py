@@ -6,6 +6,7 @@ Each answer that is not `ok` is one line that says what to do.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import re
 import socket
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunesmith.errors import TunesmithError
 from tunesmith.hosts import reasons
 from tunesmith.hosts.address import Address
-from tunesmith.hosts.remote import execute
+from tunesmith.hosts.answers import PYTHON, Asked, Text
+from tunesmith.hosts.remote import FloodError, execute
 from tunesmith.hosts.sshconfig import render
+from tunesmith.printable import quoted
 
 # Seconds a host has for accepting a connection, and again for SSH's first line.
 PATIENCE = 10.0
@@ -38,6 +42,10 @@ for python in "$HOME/miniconda3/bin/python" /opt/conda/bin/python /root/minicond
     fi
 done 2>/dev/null
 """
+
+
+# A known_hosts line, as ssh itself writes it.
+_KEY = Text(r"[^\s,|]{1,300} [a-z0-9@.-]{1,80} [A-Za-z0-9+/]{40,6000}={0,2}", 6400, "a host key")
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,15 @@ def probe(name: str, address: Address, *, patience: float = PATIENCE) -> Probe:
             done, _ = execute(argv, "exit 0", timeout=3 * patience)
         except subprocess.TimeoutExpired:
             return _not(name, address, "blocked", f"no host key within {3 * patience:g} s")
+        except FloodError as flood:
+            return _not(name, address, "unknown", f"it sends {flood}")
         text = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
         keys = tuple(line for line in text.splitlines() if line.strip())
     if not keys:
         kind = reasons.kind_of(done.stderr, jump=address.jump is not None)
         return _not(name, address, kind, reasons.last_line(done.stderr))
+    asked = Asked(name, "its host key")
+    keys = tuple(_KEY.read(asked, key) for key in keys)
     return Probe("ok", "", fingerprint(keys), keys)
 
 
@@ -100,7 +112,10 @@ def log_in(
     options: Sequence[str] = (),
     ssh_env: Mapping[str, str] | None = None,
 ) -> Login:
-    """Log in to the host with exactly these host keys, once, and find a Python there."""
+    """Log in to the host with exactly these host keys, once, and find a Python there.
+
+    Raises TunesmithError when what the host calls its Python is no plain path.
+    """
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         pinned = Path(folder) / "known_hosts"
         pinned.write_text("".join(f"{line}\n" for line in keys), encoding="utf-8")
@@ -110,8 +125,13 @@ def log_in(
         except subprocess.TimeoutExpired:
             said = f"no end of the login within {_LOGIN_SECONDS:g} s"
             return _login(name, address, "blocked", said)
+        except FloodError as flood:
+            return _login(name, address, "unknown", f"it sends {flood}")
     if began and done.returncode == 0:
-        return Login("ok", "", done.stdout.strip() or None)
+        # Into the inventory, whose texts Ansible obeys.
+        python = done.stdout.strip()
+        asked = Asked(name, "its Python for Ansible")
+        return Login("ok", "", PYTHON.read(asked, python) if python else None)
     if began:
         said = reasons.last_line(done.stderr)
         return _login(name, address, "unknown", f"exit code {done.returncode}: {said}")
@@ -128,11 +148,18 @@ def log_in(
 
 
 def fingerprint(keys: Sequence[str]) -> str:
-    """Return known_hosts lines as ssh-keygen shows them: SHA256:... (ED25519)."""
+    """Return known_hosts lines as ssh-keygen shows them: SHA256:... (ED25519).
+
+    Raises TunesmithError for a line that is none.
+    """
     shown = []
     for line in keys:
-        _, kind, blob = line.split()[:3]
-        digest = base64.b64encode(hashlib.sha256(base64.b64decode(blob)).digest()).decode()
+        try:
+            _, kind, blob = line.split()[:3]
+            key = base64.b64decode(blob, validate=True)
+        except (ValueError, binascii.Error):
+            raise TunesmithError(f"not a host key: {quoted(line)}") from None
+        digest = base64.b64encode(hashlib.sha256(key).digest()).decode()
         short = kind.removeprefix("ssh-").partition("-")[0].upper()
         shown.append(f"SHA256:{digest.rstrip('=')} ({short})")
     return ", ".join(shown)
@@ -201,7 +228,10 @@ def _argv(
 
 def _refused(name: str, address: Address, stderr: str) -> str:
     """Name the keys that were tried, and the one that only lacks its passphrase."""
-    accepted = re.search(r"Server accepts key: (.+?) \S+ SHA256:", stderr)
+    # A banner of the host's may say so too: people are told to run what names a plain file.
+    accepted = re.search(
+        r"^debug1: Server accepts key: ([\w ./@+=,~-]+?) \S+ SHA256:", stderr, re.M
+    )
     if accepted:
         return (
             f"{name}: {address.text} takes the key {accepted[1]}, which has a passphrase; "

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from tunesmith.printable import one_line
+
 Kind = Literal[
     "off", "moved", "blocked", "wrong_key", "changed", "unpinned", "jump", "lost", "unknown"
 ]
@@ -50,8 +52,11 @@ def kind_of(stderr: str, *, jump: bool = False) -> Kind:
 
 
 def last_line(stderr: str) -> str:
-    """Return what ssh said last, without its debugging lines."""
-    lines = [line.strip() for line in stderr.splitlines() if not line.startswith("debug")]
+    """Return what ssh said last, without its debugging lines: printable, and not too long.
+
+    A banner of the host's is among it.
+    """
+    lines = [one_line(line) for line in stderr.splitlines() if not line.startswith("debug")]
     return next((line for line in reversed(lines) if line), "ssh said nothing")
 
 

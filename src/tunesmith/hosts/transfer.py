@@ -7,8 +7,9 @@ is. Whether what arrived is right is not its word: the callers compare sha256.
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -17,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.hosts import reasons
-from tunesmith.hosts.remote import Remote
+from tunesmith.hosts.remote import FloodError, Remote, last_words, pieces
 
 # rsync(1), EXIT VALUES: socket, stream and timeout errors; 255 is ssh's own.
 _CUT = (10, 12, 30, 35, 255)
@@ -30,14 +32,13 @@ _STALLED = 20
 _ATTEMPTS = 20
 # Plain numbers, of all files together; and of those that need not be sent their names.
 _COUNTED = ("--no-human-readable", "--info=progress2,name2")
-_COUNT = re.compile(r"\s*(\d+)\s+\d+%")
+_COUNT = re.compile(r"\s*(\d{1,19})\s+\d{1,3}%")
 _THERE = " is uptodate"
 # Contents only, whatever the other end or somebody's ~/.popt would like.
 _PLAIN = ("--no-links", "--no-devices", "--no-specials", "--no-perms", "--no-owner", "--no-group")
-# `ulimit -f` counts in these; a write beyond it ends rsync (EFBIG, or SIGXFSZ).
-_BLOCK = 512
-_SMALLEST_LIMIT = 1 << 20
-_LIMITED = 'ulimit -f "$1" && shift && exec "$@"'
+_LONGEST_LINE = 8192
+# What a file may have grown by since its size was asked.
+_GROWTH = 256 << 20
 _VERSION = re.compile(r"rsync +version v?(\d+)\.(\d+)")
 
 Tell = Callable[[str], None]
@@ -99,8 +100,8 @@ def download(
         options = ["-tz", "--inplace", "--no-whole-file", *_PLAIN]
         options += ["--from0", f"--files-from={listed.name}"]
         into.mkdir(parents=True, exist_ok=True)
-        count = _Count(sizes, moved)
-        _rsync(remote, [*options, source, f"{into}/"], tell, count, max(sizes.values(), default=0))
+        largest = max(sizes.values(), default=0) + _GROWTH
+        _rsync(remote, [*options, source, f"{into}/"], tell, _Count(sizes, moved), largest)
 
 
 class _Count:
@@ -135,7 +136,11 @@ class _Count:
 
 
 def _rsync(
-    remote: Remote, arguments: list[str], tell: Tell, count: _Count, largest: int | None = None
+    remote: Remote,
+    arguments: list[str],
+    tell: Tell,
+    count: _Count,
+    largest: int | None = None,
 ) -> None:
     """Run rsync until it is through; a cut connection is taken up again.
 
@@ -155,13 +160,12 @@ def _rsync(
     # Only who is to be told how far it is has to know.
     counted = count.options if count.options and counts(_version(program)) else ()
     argv = [program, f"--timeout={_STALLED}", "-e", through, *counted, *arguments]
-    if largest is not None:
-        # Progress and the list of names go to pipes and files of ours, below any such limit.
-        blocks = str(max(largest, _SMALLEST_LIMIT) // _BLOCK + 1)
-        argv = ["/bin/sh", "-c", _LIMITED, "sh", blocks, *argv]
     wait = 1.0
     for attempt in range(1, _ATTEMPTS + 1):
-        code, said = _run(argv, count)
+        try:
+            code, said = _run(argv, count, largest)
+        except FloodError as flood:
+            raise remote.flooded(flood) from None
         if code == 0:
             return
         if code == _NOT_FOUND or "rsync: command not found" in said:
@@ -203,27 +207,44 @@ def counts(version: str) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= (3, 1)
 
 
-def _run(argv: Sequence[str], count: _Count) -> tuple[int, str]:
-    """Run an rsync to its end; return its exit code and what it said to stderr."""
+def _run(argv: Sequence[str], count: _Count, largest: int | None) -> tuple[int, str]:
+    """Run an rsync to its end; return its exit code and what it said to stderr.
+
+    No file that it writes grows beyond `largest` bytes.
+    """
     count.begin()
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            preexec_fn=None if largest is None else functools.partial(_bound, largest),
         ) as process:
             assert process.stdout is not None
             try:
-                for line in _lines(process.stdout.fileno()):
+                for line in _lines(process.stdout, errors):
                     count.hear(line)
             except BaseException:
                 process.kill()  # Ctrl-C, above all
                 raise
-        errors.seek(0)
-        return process.returncode, errors.read().decode(errors="replace").strip()
+        return process.returncode, last_words(errors).strip()
 
 
-def _lines(descriptor: int) -> Iterator[str]:
-    """Yield lines as they come; rsync ends those of its progress with a carriage return."""
+def _bound(largest: int) -> None:
+    """Let this process, before it becomes rsync, write no larger file: setrlimit(2).
+
+    The far end says what it sends; that it is what was agreed is for us to see to.
+    """
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+
+def _lines(stdout: IO[bytes], errors: IO[bytes]) -> Iterator[str]:
+    """Yield lines as they come; rsync ends those of its progress with a carriage return.
+
+    Of a line without an end, which is none of rsync's, the beginning is dropped.
+    """
     rest = b""
-    while piece := os.read(descriptor, 1 << 16):
-        *whole, rest = re.split(rb"[\r\n]", rest + piece)
+    for piece in pieces(stdout, errors):
+        *whole, rest = re.split(rb"[\r\n]", rest[-_LONGEST_LINE:] + piece)
         yield from (line.decode(errors="replace") for line in whole)

@@ -26,7 +26,9 @@ from tunesmith import docker_engine as engine
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, replacing, sha256_of
 from tunesmith.hosts import transfer
+from tunesmith.hosts.answers import PLACE, Asked, Number, Text
 from tunesmith.hosts.remote import Remote
+from tunesmith.printable import one_line
 
 # On fast lines the processor would be the limit, on slow ones the line is: level 1 is a
 # third of the time of level 6 and costs 3 % in size on these layers.
@@ -56,6 +58,8 @@ tar -cf - manifest.json config.json $(sed 's/^[0-9a-f]*  //' sums | grep '\\.tar
 docker image inspect --format '{{.Id}}' "$2"
 """
 _CLEAN = 'cd "$1" && rm -f -- *.tar.gz manifest.json config.json sums && rm -rf .rsync-partial'
+
+_DIGEST = Text(r"sha256:[0-9a-f]{64}", 71, "the digest of an image or layer")
 
 Tell = Callable[[str], None]
 
@@ -124,7 +128,7 @@ class _NotLoaded(TunesmithError):
 def look(remote: Remote) -> Far:
     """Ask a host for its engine. Raises UsageError when it has none that answers."""
     lines = remote.run(_LOOK, timeout=120).stdout.splitlines()
-    first = lines[0] if lines else ""
+    first = one_line(lines[0]) if lines else ""
     if first != "answers":
         if "permission denied" in first.lower():
             raise UsageError(
@@ -137,9 +141,13 @@ def look(remote: Remote) -> Far:
                 f"none: `inv provision --on {remote.name}`"
             )
         raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
-    images = [line.split() for line in lines[3:]]
+    asked = Asked(remote.name, "what its Docker engine has")
+    if len(lines) < 3:
+        raise asked.refused("a folder, its room and images", " ".join(lines))
+    folder, free = PLACE.read(asked, lines[1]), Number(0, 1 << 50).read(asked, lines[2])
+    images = [[_DIGEST.read(asked, word) for word in line.split()] for line in lines[3:]]
     found = tuple((words[0], tuple(words[1:])) for words in images if words)
-    return Far(lines[1], int(lines[2]) * 1024, found)
+    return Far(folder, free * 1024, found)
 
 
 def pack(
@@ -227,7 +235,7 @@ def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, 
         )
     if done.returncode != 0:
         raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", said)
-    found = done.stdout.strip()
+    found = one_line(done.stdout, 80)
     if found != archive.image_id:
         raise TunesmithError(
             f"{remote.name}: {archive.tag} arrived as {found}, but is {archive.image_id} here"

@@ -21,6 +21,7 @@ from tunesmith.files import read_json
 from tunesmith.job import inference, integrity
 from tunesmith.job.inference import Loaded, Question, Sampling
 from tunesmith.job.merge import MERGED
+from tunesmith.printable import printable
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer"
@@ -142,7 +143,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Loaded, Sampling]:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # What a model says, too: it was trained on data, and is somebody else's perhaps.
+    sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 

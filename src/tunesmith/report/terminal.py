@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -34,7 +33,7 @@ def summary_table(run_dir: Path, *, language: str = "en", rows: int = PROMPTS) -
     if hidden > 0:
         figures.append(tell("{hidden} more answers are in report.html").format(hidden=hidden))
     table = Table(
-        caption=escape(" · ".join(figures)),
+        caption=Text(" · ".join(figures)),
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,

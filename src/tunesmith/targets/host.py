@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from tunesmith import isolated, swap
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of
 from tunesmith.host_app import app_digest
-from tunesmith.hosts import agent, autostart, layout, models, transfer
+from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
@@ -37,6 +36,8 @@ _PATIENCE_SECONDS = 1800.0
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
 # Then a watch is asked for anew: in a container nobody tells the other end that we are gone.
 _TALK_SECONDS = 600.0
+# Bytes of the list of a run's files: 10^5 of them have 15 MB.
+_MOST_MANIFEST = 64 << 20
 # From a power-off to the end of SSH.
 _OFF_SECONDS = 60.0
 
@@ -309,7 +310,7 @@ class HostTarget:
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else ["-T"]
         argv = ["ssh", "-F", str(self._remote.config), *terminal, "-o", "BatchMode=yes"]
         argv += ["-o", "LogLevel=ERROR", self.name, "--", f"/bin/sh -c {shlex.quote(script)}"]
-        return subprocess.run(argv, check=False).returncode
+        return relay.run(argv)
 
     def send_model(self, name: str, folder: Path) -> None:
         """Bring a base model's folder from here into the host's store (hosts.models.send)."""
@@ -419,4 +420,6 @@ class HostTarget:
 
     def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, Any]:
         words = ("--what", ",".join(parts))
-        return agent.call(self._remote, "manifest", run_id, *words, timeout=3600)
+        return agent.call(
+            self._remote, "manifest", run_id, *words, timeout=3600, most=_MOST_MANIFEST
+        )
