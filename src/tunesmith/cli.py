@@ -547,15 +547,13 @@ def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) ->
     if dry:
         say(f"would install {environment.flavour.lock} in {environment.path}")
         return
-    if environment.current():
-        say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
-        return
-    size = human_bytes(environment.flavour.size_bytes)
-    say(f"training environment: installing {environment.flavour.name} ({size}) ...")
     began = time.monotonic()
     profile = load_mirror(mirror, project.root / "configs" / "mirrors")
-    versions = environments.install(project.stack, environment, project.root, profile)
-    assert versions is not None
+    project.folder()
+    versions = environments.install(project.stack, environment, project.root, profile, say)
+    if versions is None:
+        say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
+        return
     say(
         f"training environment: {environment.path} (Python {versions['python']}, LLaMA-Factory "
         f"{versions['llamafactory']}, torch {versions['torch']}) in "

@@ -152,7 +152,7 @@ class _Work:
         def waiting(owner: str) -> None:
             self.tell(Progress("wait", f"{self.name}: {owner} is fetching it; waiting"))
 
-        with modelstore.locked(self.store, self.name, waiting):
+        with modelstore.fetching(self.store, self.name, waiting):
             yield
 
     def accepts(self, entry: modelstore.Entry) -> bool:

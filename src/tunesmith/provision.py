@@ -152,7 +152,7 @@ def _play(
 ) -> Provisioned:
     for name in names:
         inventories.find(project.inventory, name)
-    home = project.home / "provision"
+    home = project.folder("provision")
     with _locked_hosts(home, names), _work_folder(home) as work:
         (work / "env").mkdir()
         _write_private(work / "env" / "extravars", json.dumps(furnish(work)))

@@ -146,7 +146,7 @@ def fetch_model(
         models=known_models(project),
         mirror=load_mirror(mirror, project.root / "configs" / "mirrors"),
         hf_home=project.hf_home,
-        store=project.models,
+        store=project.folder("models"),
         convert=convert,
         from_path=from_path,
         allow_pickle=allow_pickle,

@@ -110,7 +110,7 @@ def add(
     host = replace(host, runner=runner or (known.runner if known else host.runner))
     notes += _notes(host, address, inventories.read(inventory))
     _close(inventory, name)
-    notes += _write(inventory, host, address)
+    notes += _write(inventory, host, address, known.keys if known else ())
     return Added(host, found.fingerprint, known is not None, installed, tuple(notes))
 
 
@@ -120,7 +120,10 @@ def remove(project: Project, name: str) -> Host:
     host = inventories.find(inventory, name)
     _close(inventory, name)
     if inventories.remove(inventory, name):
-        sshconfig.exclude(inventories.ssh_config(inventory), sshconfig.user_config())
+        with inventories.locked(inventory):
+            # Unless another command has added one meanwhile.
+            if not inventories.read(inventory):
+                sshconfig.exclude(inventories.ssh_config(inventory), sshconfig.user_config())
     return host
 
 
@@ -144,7 +147,7 @@ def trust(
     login = log_in(name, address, found.keys)
     host = replace(known, keys=found.keys, python=login.python or known.python)
     notes = [] if login.kind == "ok" else [login.text]
-    notes += _write(inventory, host, address)
+    notes += _write(inventory, host, address, known.keys)
     return Trusted(host, before, found.fingerprint, tuple(notes))
 
 
@@ -218,9 +221,9 @@ def _notes(host: Host, address: Address, others: dict[str, Host]) -> list[str]:
     return notes
 
 
-def _write(inventory: Path, host: Host, address: Address) -> list[str]:
+def _write(inventory: Path, host: Host, address: Address, before: tuple[str, ...]) -> list[str]:
     """Write the inventory and the Include; return a note when the Include cannot be."""
-    inventories.write(inventory, host, address)
+    inventories.write(inventory, host, address, before)
     config, own = inventories.ssh_config(inventory), sshconfig.user_config()
     try:
         sshconfig.include(config, own)

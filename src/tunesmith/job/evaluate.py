@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json, write_json, write_text
+from tunesmith.files import locked, read_json, write_json, write_text
 from tunesmith.job import inference
 from tunesmith.job.failures import JobError
 from tunesmith.job.held_out import HeldOut, Item, can_say, check_round_trip, load_held_out, texts_of
@@ -123,7 +123,8 @@ def run(
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text(run_dir / f"{phase}.jsonl", lines)
     both = run_dir / "evaluation.json"
-    write_json(both, (read_json(both) if both.is_file() else {}) | {phase: entry})
+    with locked(both):
+        write_json(both, (read_json(both) if both.is_file() else {}) | {phase: entry})
     return entry
 
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
 from tunesmith.job.identity import Identity, identify
@@ -36,6 +38,8 @@ def start(run_dir: Path, phases: list[str]) -> None:
             stderr=subprocess.STDOUT,
             cwd=run.path,
             start_new_session=True,
+            # What a run makes in its own folder is its owner's alone, as the folder is.
+            umask=0o077 if _keeps_to_itself(run) else -1,
         )
     try:
         identity = identify(process.pid).to_json()
@@ -65,6 +69,15 @@ def stop(run_dir: Path) -> None:
     if owner is None or not owner.alive():
         raise UsageError(f"run {run.run_id} is not running (state: {status['state']})")
     os.kill(owner.pid, signal.SIGTERM)
+
+
+def _keeps_to_itself(run: RunFolder) -> bool:
+    """Whether results lie in the run's folder; elsewhere the user's umask says who sees them."""
+    if not run.config_file.is_file():
+        return True
+    config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    output = config.get("output_dir") if isinstance(config, dict) else None
+    return output is None or Path(str(output)).is_relative_to(run.path)
 
 
 def _supervisor(run: RunFolder) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json, write_json
+from tunesmith.files import locked, read_json, write_json
 from tunesmith.job import checkpoints, turns
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES, classify_exit
@@ -430,7 +430,8 @@ class _Supervisor:
             change = {"disable_gradient_checkpointing": False}
         else:
             return False
-        write_json(self._run.adjustments_file, self._adjustments() | change)
+        with locked(self._run.adjustments_file):
+            write_json(self._run.adjustments_file, self._adjustments() | change)
         for key, value in change.items():
             before = {"from": config.get(key)}
             self._run.emit("changed", what=key, to=value, why="GPU out of memory", **before)

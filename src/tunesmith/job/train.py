@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.files import read_json, replacing, sha256_of, write_json
+from tunesmith.files import locked, read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
 from tunesmith.job.rundir import RunFolder
 
@@ -150,8 +150,9 @@ def keep_batch_of_config() -> None:
 
 def _keep(folder: RunFolder, change: Mapping[str, Any]) -> None:
     """Record changed keys for this run's later attempts."""
-    known = read_json(folder.adjustments_file) if folder.adjustments_file.exists() else {}
-    write_json(folder.adjustments_file, {**known, **change})
+    with locked(folder.adjustments_file):
+        known = read_json(folder.adjustments_file) if folder.adjustments_file.exists() else {}
+        write_json(folder.adjustments_file, {**known, **change})
 
 
 def _finished(config: dict[str, Any]) -> Path | None:

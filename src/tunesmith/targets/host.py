@@ -295,7 +295,7 @@ class HostTarget:
         there = self._manifest(run_id, (*parts, *others))
         here = _files(folder).keys() - {COPY_FILE}
         wanted, kept, own = _divided(there, had, here, asked)
-        staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
+        staging = self._project.folder("incoming") / f"{self.name}-{run_id}"
         staging.mkdir(parents=True, exist_ok=True)
         for name in wanted:
             if _same(folder / name, wanted[name]) and not (staging / name).exists():
