@@ -38,7 +38,7 @@ COMMAND = re.compile(r"^(?:#\s*(?:Run|Override):\s+)?(?:\.venv/bin/)?inv (.+)$")
 MENTION = re.compile(r"\binv ([a-z]+(?:\.[a-z]+)?)\b([^`;]*)")
 # Who may import whom, upward never: a module here may import only those before it.
 LAYERS = (
-    {"stack", "dataset"},
+    {"stack", "dataset", "environment_users"},
     {"environments", "config"},
     {"plan", "presets", "project", "platforms", "host_app", "docker_engine"},
     {"targets", "hosts", "doctor"},

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json, sha256_of, write_json
+from tunesmith.files import human_bytes, private_folder, read_json, sha256_of, write_json
 from tunesmith.host_app import app_digest
 from tunesmith.hosts import agent, autostart, layout, models, transfer
 from tunesmith.hosts.agent import LostError
@@ -295,7 +295,8 @@ class HostTarget:
         there = self._manifest(run_id, (*parts, *others))
         here = _files(folder).keys() - {COPY_FILE}
         wanted, kept, own = _divided(there, had, here, asked)
-        staging = self._project.folder("incoming") / f"{self.name}-{run_id}"
+        private_folder(self._project.home)
+        staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
         staging.mkdir(parents=True, exist_ok=True)
         for name in wanted:
             if _same(folder / name, wanted[name]) and not (staging / name).exists():
