@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tunesmith.bounded import open_plain
+
 # renameat2(2): swap the two names, at once.
 _EXCHANGE = 2
 _AT_FDCWD = -100
@@ -149,8 +151,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read UTF-8 JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read UTF-8 JSON of ours. Raises OSError and ValueError, of deep nesting too."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: lists or objects nested too deep to be read") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -161,13 +167,16 @@ def parse_yaml(text: str) -> Any:
     import yaml  # here: who reads no YAML must not wait for it
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, Loader=loader)  # noqa: S506 - both are safe loaders
+    try:
+        return yaml.load(text, Loader=loader)  # noqa: S506 - both are safe loaders
+    except RecursionError:
+        raise yaml.YAMLError("lists or keys nested too deep to be read") from None
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

@@ -23,7 +23,16 @@ from tunesmith.project import Project
 pytestmark = pytest.mark.contract
 
 # May be imported by both halves; runs on Python 3.10 with what the lock holds.
-SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "archive"} | {
+SHARED = {
+    "errors",
+    "files",
+    "bounded",
+    "models",
+    "mirrors",
+    "modelfiles",
+    "modelstore",
+    "archive",
+} | {
     "bytecode",
     "hub",
     "hub_download",

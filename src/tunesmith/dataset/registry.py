@@ -14,6 +14,7 @@ from dataclasses import replace as altered
 from pathlib import Path
 from typing import Any
 
+from tunesmith.bounded import TooDeepError, kind_fault, parse_json, read_text
 from tunesmith.dataset.check import check_file, unchecked
 from tunesmith.dataset.detect import detect
 from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
@@ -29,7 +30,7 @@ def load_registry(dataset_dir: Path) -> dict[str, Entry]:
     """Read all entries. Raises UsageError naming the file and, for a bad entry, its key."""
     path = dataset_dir / REGISTRY
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; register a data set: "
@@ -37,6 +38,8 @@ def load_registry(dataset_dir: Path) -> dict[str, Entry]:
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; is it the registry of data sets?") from None
     return {key: entry_from_raw(key, raw, path) for key, raw in _parse(text, path).items()}
 
 
@@ -126,6 +129,8 @@ def register(
         raise UsageError(f"--dataset-dir {dataset_dir}: no such folder; `mkdir -p` makes it")
     if formatting not in (None, *FORMATTINGS):
         raise UsageError(f"formatting {formatting} is unknown; it is {' or '.join(FORMATTINGS)}")
+    if file.exists() and not file.is_dir() and (fault := kind_fault(file)):
+        raise UsageError(f"{file}: {fault}, not a file: only files and folders can be registered")
     if file.is_file() and file.suffix not in TYPES:
         raise UsageError(f"{file}: only {', '.join(TYPES)} files can be registered")
     folder, path = dataset_dir.resolve(), file.parent.resolve() / file.name
@@ -203,7 +208,9 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         return value
 
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = parse_json(text, object_pairs_hook=once)
+    except TooDeepError as error:
+        raise UsageError(f"{path}: {error}; mend it") from None
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}; mend it"
