@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from tunesmith import archive, modelfiles, modelstore
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, sha256_of
+from tunesmith.files import exchange, human_bytes, sha256_of
 from tunesmith.hub_download import Progress, Tell, check_room, download
 from tunesmith.hub_process import OFFICIAL, Limits, Order, SourceError
 from tunesmith.mirrors import Mirror, load_mirror
@@ -426,9 +426,13 @@ def _keep(
             return entry.model
     here = ModelFolder(work.name, made, source, revision, files, fetched=True)
     modelstore.record(made, here, revision)
-    if home.exists():
-        shutil.rmtree(home)
-    made.rename(home)
+    if home.exists() and exchange(made, home):
+        shutil.rmtree(made)
+    else:
+        # The first of its name, or a file system that cannot exchange two.
+        if home.exists():
+            shutil.rmtree(home)
+        made.rename(home)
     return dataclasses.replace(here, path=home)
 
 
