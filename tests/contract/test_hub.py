@@ -226,15 +226,13 @@ def test_the_next_endpoint_is_tried_and_the_reasons_are_told(hub: Hub, place: Pl
     assert f"{ill.url}: it has trouble" in place.notes()
 
 
-def test_a_model_that_needs_code_is_refused_before_its_weights_come(
-    hub: Hub, place: Place
-) -> None:
+def test_a_model_that_needs_code_is_refused_before_its_weights_come(hub: Hub, place: Place) -> None:
     config = {"model_type": "own", "architectures": ["X"], "auto_map": {"AutoConfig": "x.Y"}}
     hub.add(NAME, tiny_model(ROWS) | {"config.json": json.dumps(config).encode()})
     # Who waits for the weights waits in vain.
     hub.stall[WEIGHTS] = [1000, 1000, 1000]
     with pytest.raises(TunesmithError, match="it needs code of its author") as caught:
-        place.fetch(hub.mirror(), limits=replace(QUICK, stall=120))
+        place.fetch(hub.mirror())
     assert "model_type 'own'" in "\n".join(caught.value.detail)
     assert not [file for file in place.files() if file.endswith("tunesmith-model.json")]
     # What transformers has itself is loaded by that, whatever its config offers besides.

@@ -148,6 +148,11 @@ def test_json_of_every_kind_says_how_deep_it_is(tmp_path: Path, depth: int) -> N
     assert modelfiles.verify(model) == ()
 
 
+def test_long_json_that_is_nested_too_deep_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="nested 100000 deep"):
+        parse_json("[" * 2_000_000)
+
+
 def test_json_of_ours_that_is_too_deep_is_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deep"):
