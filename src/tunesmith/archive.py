@@ -18,15 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from tunesmith.bounded import kind_fault, open_plain
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes
 
 _PIECE = 1 << 20
 _MAX_NAME = 1024
+# Of a header that says more about a file (a long name): read whole, before anything is judged.
+_MAX_EXTENDED = 64 << 10
+# Of a zip's list of files, which is read whole, too.
+_MAX_DIRECTORY = 16 << 20
 
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, NotImplementedError, OSError, ValueError),
+    # RecursionError: a header that only leads to the next, again and again.
+    *(EOFError, NotImplementedError, OSError, ValueError, RecursionError),
 )
 
 
@@ -51,7 +57,7 @@ class _Entry:
 
 def is_archive(path: Path) -> bool:
     """Tell whether `path` is a tar (plain or compressed) or zip file."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    return path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))
 
 
 def extract(archive: Path, folder: Path, limits: Limits | None = None) -> None:
@@ -63,20 +69,76 @@ def extract(archive: Path, folder: Path, limits: Limits | None = None) -> None:
     """
     limits = limits or Limits()
     try:
+        if fault := kind_fault(archive):
+            raise UsageError(f"{archive}: {fault}, not an archive")
         if zipfile.is_zipfile(archive):
+            _check_directory(archive)
             with zipfile.ZipFile(archive) as opened_zip:
                 _extract(archive, lambda: _zip_entries(opened_zip), folder, limits)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as opened_tar:
+        elif _is_tar(archive):
+            with tarfile.open(archive, tarinfo=_Header) as opened_tar:
                 _extract(archive, lambda: _tar_entries(opened_tar), folder, limits)
         else:
             raise UsageError(f"{archive}: not a .tar, .tar.gz or .zip archive")
+    except _RefusedError as error:
+        raise UsageError(f"{archive}: {error}; nothing was taken") from None
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise TunesmithError(
             f"{archive}: the archive is cut or damaged ({error}); copy it again"
         ) from error
+
+
+class _RefusedError(Exception):
+    """A header that must not be read."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a tar, looked at before tarfile reads what it announces.
+
+    tarfile calls these methods of its own class for what it finds (CPython 3.10 to 3.13);
+    tests/unit/test_caps.py notices a version that does not.
+    """
+
+    def _proc_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED and not 0 <= self.size <= _MAX_EXTENDED:
+            raise _RefusedError(f"a header of {human_bytes(self.size)} says more about a file")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _RefusedError(f"{self.name!r} is sparse")
+        found: tarfile.TarInfo = super()._proc_member(opened)  # type: ignore[misc]
+        return found
+
+    def _sparse(self, *_: object) -> None:
+        raise _RefusedError(f"{self.name!r} is sparse")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
+
+
+_EXTENDED = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+def _is_tar(path: Path) -> bool:
+    """As tarfile.is_tarfile; one whose first header is refused is a tar, too."""
+    try:
+        tarfile.open(path, tarinfo=_Header).close()
+    except _RefusedError:
+        return True
+    except _DAMAGED:
+        return False
+    return True
+
+
+def _check_directory(archive: Path) -> None:
+    """Raise UsageError for a zip whose list of files is too large to be read whole."""
+    with open_plain(archive) as stream:
+        found = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
+    if found and int(found[zipfile._ECD_SIZE]) > _MAX_DIRECTORY:  # type: ignore[attr-defined]
+        size = human_bytes(found[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
+        raise UsageError(f"{archive}: its list of files has {size}; nothing was taken")
 
 
 def _extract(

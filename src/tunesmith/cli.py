@@ -56,7 +56,8 @@ def train(root: Path, on: str, asked: runs.Asked, choices: Choices) -> str | Non
         _host(target).send_model(name, project.find(choices.from_laptop))
     fetched_there = target.fetch_order(name, asked.revision, asked.mirror) is not None
     mirror = asked.mirror or "default"
-    model = None if fetched_there else _model(project, name, mirror, asked.revision)
+    code = bool(config.overrides.get("trust_remote_code"))
+    model = None if fetched_there else _model(project, name, mirror, asked.revision, code=code)
     plan = runs.plan_training(project, target, asked, model)
     _tell_decisions(config, asked, plan)
     run_id = runs.start_training(project, target, plan)
@@ -359,9 +360,11 @@ def predict(
     project = Project.at(root)
     target = _target(project, on)
     model = None
-    name = str(runs.read_config(project, config, overrides).get("model_name_or_path"))
+    values = runs.read_config(project, config, overrides)
+    name = str(values.get("model_name_or_path"))
+    code = bool(values.overrides.get("trust_remote_code"))
     if not dry and run is None and target.fetch_order(name, None, mirror or None) is None:
-        model = _model(project, name, mirror or "default", None)
+        model = _model(project, name, mirror or "default", None, code=code)
     run_id = _usable(project, target, run, dry=dry) if run else None
     plan = runs.plan_predict(project, target, config, overrides, run_id, model, mirror or None)
     if dry:
@@ -557,15 +560,13 @@ def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) ->
     if dry:
         say(f"would install {environment.flavour.lock} in {environment.path}")
         return
-    if environment.current():
-        say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
-        return
-    size = human_bytes(environment.flavour.size_bytes)
-    say(f"training environment: installing {environment.flavour.name} ({size}) ...")
     began = time.monotonic()
     profile = load_mirror(mirror, project.root / "configs" / "mirrors")
-    versions = environments.install(project.stack, environment, project.root, profile)
-    assert versions is not None
+    project.folder()
+    versions = environments.install(project.stack, environment, project.root, profile, say)
+    if versions is None:
+        say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
+        return
     say(
         f"training environment: {environment.path} (Python {versions['python']}, LLaMA-Factory "
         f"{versions['llamafactory']}, torch {versions['torch']}) in "
@@ -573,8 +574,12 @@ def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) ->
     )
 
 
-def _model(project: Project, name: str, mirror: str, revision: str | None) -> ModelFolder:
-    model = runs.fetch_model(project, name, _progress(), mirror=mirror, revision=revision)
+def _model(
+    project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
+) -> ModelFolder:
+    model = runs.fetch_model(
+        project, name, _progress(), mirror=mirror, revision=revision, remote_code=code
+    )
     _tell_model(model)
     return model
 

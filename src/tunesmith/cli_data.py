@@ -192,8 +192,7 @@ def _check_config(project: Project, asked: Asked) -> None:
         if any(report.rows is not None and not report.kept for report in reports):
             _refuse(reports)
     values = _config_values(project, config, asked.mirror)
-    made = project.home / "data"
-    made.mkdir(parents=True, exist_ok=True)
+    made = project.folder("data")
     listing = made / f"{config.stem}.rows.jsonl"
     with _bar("rows encoded") as progress:
         request = {"config": values, "workers": os.cpu_count() or 1, "rows": str(listing)}

@@ -129,7 +129,7 @@ def image_ship(root: Path, on: str, flavour: str | None, *, dry: bool) -> None:
         missing = 0 if far.has(str(image.id)) else len(layers) - far.shared(layers)
         say(f"would send {missing} of {len(layers)} layers of {name} to {on}")
         return
-    ship.ship(client, name, remote, project.home / "image" / on, say)
+    ship.ship(client, name, remote, project.folder("image") / on, say)
 
 
 def image_prune(root: Path, *, everything: bool, dry: bool) -> None:

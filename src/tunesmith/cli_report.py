@@ -22,7 +22,7 @@ def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path
     found = [target.find(name) for name in names]
     folders = [target.results(name) for name in found]
     page = write_comparison(
-        folders, project.home / "comparisons" / f"{'+'.join(found)}.html", language=language
+        folders, project.folder("comparisons") / f"{'+'.join(found)}.html", language=language
     )
     console.print(comparison_table(folders, language=language))
     say(f"comparison: {page}")

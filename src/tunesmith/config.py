@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith.bounded import MOST_OF_YAML, read_text
 from tunesmith.errors import UsageError
 
 # A number that YAML 1.1 (PyYAML) reads as text, because it wants a dot before the e.
@@ -188,17 +189,23 @@ def _wanted(rule: Mapping[str, Any]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, MOST_OF_YAML)
     except FileNotFoundError:
         raise UsageError(f"{file}: no such config; `ls configs/train` shows ours") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not a UTF-8 text file ({type(error).__name__})") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}; name a config") from None
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}; is it a config?") from None
     try:
         # LLaMA-Factory takes JSON too, and JSON is YAML. Only the safe loader: a tag that
         # would build a Python object is an error here.
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{file}: lists or keys nested too deep to be read; mend it") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
     return values

@@ -6,6 +6,7 @@ hand, and both environments are made by the same version of it.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -13,17 +14,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith import bytecode, isolated
+from tunesmith.environment_users import users_of
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json, replacing, write_json
+from tunesmith.files import (
+    fsync_folder,
+    held,
+    human_bytes,
+    read_json,
+    replacing,
+    write_json,
+)
 from tunesmith.job.resources import cpu_count, memory_limit
 from tunesmith.mirrors import Mirror
 from tunesmith.stack import DIGEST_PREFIX, Flavour, Stack
+from tunesmith.swap import exchange
 
 MARKER = ".tunesmith-environment.json"
 
@@ -31,6 +41,13 @@ MARKER = ".tunesmith-environment.json"
 _INSTALL_ROOM = 2.2
 # What a process takes that compiles: some modules of sympy are large.
 _PROCESS_BYTES = 400_000_000
+
+# The verb that ends a process of a module.
+_SERVICES = {
+    "tunesmith.job.board": "webui",
+    "tunesmith.job.api": "api",
+    "tunesmith.job.curves": "tensorboard",
+}
 
 # What a training environment cannot do without; a Python built without one of them fails
 # late and strangely.
@@ -64,21 +81,75 @@ class Environment:
 
 
 def install(
-    stack: Stack, environment: Environment, project: Path, mirror: Mirror
+    stack: Stack,
+    environment: Environment,
+    project: Path,
+    mirror: Mirror,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any] | None:
     """Make the training environment from its hashed lock, with bytecode of what jobs import.
 
-    Returns its versions, or None when it was already current. An environment that was
-    not finished, or is of another lock, is replaced. uv shows its own progress. Raises
-    UsageError when the disk is too small or no Python fits, TunesmithError when uv fails.
+    Returns its versions, or None when it was already current, perhaps by another installation
+    that was waited for (`tell` hears of it). It is built beside and takes its place whole, so
+    that one that is not finished never counts; what killed installations left is deleted. uv
+    shows its own progress. Raises UsageError when the disk is too small, no Python fits, or
+    somebody works with the environment that would be replaced; TunesmithError when uv fails.
     """
-    if environment.current():
+    if environment.current() and not _leftovers(environment):
         return None
-    flavour = environment.flavour
-    _check_room(environment.path, flavour)
-    shutil.rmtree(environment.path, ignore_errors=True)
-    interpreter = find_python(stack.python)
-    _uv(["venv", "--python", interpreter or stack.python, str(environment.path)])
+    environment.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def waiting(owner: str) -> None:
+        tell(f"training environment: {owner} is installing {environment.path.name}; waiting")
+
+    with held(environment.path.with_name(f".{environment.path.name}.lock"), waiting) as lock:
+        for leftover in _leftovers(environment):
+            shutil.rmtree(leftover)
+        if environment.current():
+            return None
+        refuse_while_used(environment)
+        _check_room(environment.path, environment.flavour)
+        size = human_bytes(environment.flavour.size_bytes)
+        tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
+        place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
+        built = Environment(Path(place), environment.flavour)
+        try:
+            versions = _build(stack, built, project, mirror, lock)
+            # Again: that took a while. A process that starts from here on loads the new one.
+            refuse_while_used(environment)
+            _take_place(built.path, environment.path)
+        finally:
+            # What was replaced, or what did not become one.
+            shutil.rmtree(built.path, ignore_errors=True)
+        return versions
+
+
+def refuse_while_used(environment: Environment) -> None:
+    """Raise UsageError naming the run, or the process, that works with an environment."""
+    users = users_of(environment.path) if environment.path.exists() else ()
+    again = f"{environment.path} has to be made again, but"
+    if runs := sorted({user.run for user in users if user.run}):
+        raise UsageError(
+            f"{again} run {runs[0]} works with it; wait for its end (`inv attach --run {runs[0]}`) "
+            f"or end it (`inv stop --run {runs[0]}`), then `inv stack.install`",
+            [f"run {run}" for run in runs],
+        )
+    if users:
+        verb = next((verb for name, verb in _SERVICES.items() if name in users[0].command), None)
+        mend = f"`inv {verb} --stop`" if verb else f"wait for its end, or `kill {users[0].pid}`"
+        raise UsageError(
+            f"{again} process {users[0].pid} works with it; {mend}, then `inv stack.install`",
+            [f"process {user.pid}: {user.command[:200]}" for user in users],
+        )
+
+
+def _build(
+    stack: Stack, environment: Environment, project: Path, mirror: Mirror, lock: int
+) -> dict[str, Any]:
+    """Make an environment that works wherever it is moved to; `lock` is held by uv, too."""
+    interpreter = find_python(stack.python) or stack.python
+    # Relocatable: its programs look for their Python beside themselves.
+    _uv(["venv", "--relocatable", "--python", interpreter, str(environment.path)], inherited=lock)
     _uv(
         [
             *("pip", "install", "--python", str(environment.python)),
@@ -86,9 +157,10 @@ def install(
             *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
             *(f"--no-binary={name}" for name in stack.source_packages),
             *("--build-constraints", str(stack.build_constraints)),
-            *("--requirements", str(flavour.lock)),
+            *("--requirements", str(environment.flavour.lock)),
         ],
         mirror,
+        inherited=lock,
     )
     # tunesmith itself, as on a host: the job half is the one in this folder.
     (environment.packages / "tunesmith.pth").write_text(f"{project / 'src'}\n", encoding="utf-8")
@@ -100,11 +172,34 @@ def install(
             f"{environment.path}: Python and LLaMA-Factory are {found}, stack.yml says "
             f"{(stack.python, stack.llamafactory)}"
         )
+    flavour = environment.flavour
     write_json(
         environment.path / MARKER,
         {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
     )
     return versions
+
+
+def _beside(environment: Environment) -> str:
+    """Return how the names of folders begin in which this environment is built."""
+    return f".{environment.path.name}.building-"
+
+
+def _leftovers(environment: Environment) -> list[Path]:
+    return sorted(environment.path.parent.glob(f"{glob.escape(_beside(environment))}*"))
+
+
+def _take_place(built: Path, path: Path) -> None:
+    """Put a finished environment under its name; what was there lies under the other then."""
+    if not path.exists():
+        built.rename(path)
+    elif not exchange(built, path):
+        # Two steps: one that is killed between them leaves none, and the next makes it again.
+        aside = built.with_name(f"{built.name}.replaced")
+        path.rename(aside)
+        built.rename(path)
+        aside.rename(built)
+    fsync_folder(path.parent)
 
 
 def make_bytecode(environment: Environment, stack: Stack) -> None:
@@ -231,10 +326,13 @@ def _check_room(path: Path, flavour: Flavour) -> None:
         )
 
 
-def _uv(arguments: Sequence[str], mirror: Mirror | None = None) -> None:
+def _uv(
+    arguments: Sequence[str], mirror: Mirror | None = None, *, inherited: int | None = None
+) -> None:
     """Run uv and let it speak for itself, with each index of the mirror until one works.
 
-    Raises TunesmithError when it fails with all of them.
+    It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
+    when it fails with all of them.
     """
     from uv import find_uv_bin  # not in the image, which reads environments and makes none
 
@@ -249,7 +347,12 @@ def _uv(arguments: Sequence[str], mirror: Mirror | None = None) -> None:
     for index in indexes:
         if index:
             environment["UV_DEFAULT_INDEX"] = index
-        done = subprocess.run([find_uv_bin(), *quiet, *arguments], env=environment, check=False)
+        done = subprocess.run(
+            [find_uv_bin(), *quiet, *arguments],
+            env=environment,
+            check=False,
+            pass_fds=() if inherited is None else (inherited,),
+        )
         if done.returncode == 0:
             return
     raise TunesmithError(

@@ -3,13 +3,78 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tunesmith.bounded import open_plain
+
+# renameat2(2): swap the two names, at once.
+# A file system, or a kernel, that cannot: NFS refuses a lock on a folder opened to be read.
+_NO_FOLDER_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one who reads `path`, changes it and writes it again; made for short work.
+
+    `path` itself is replaced by each writer, so the lock is on its folder, which must exist: it
+    leaves nothing there, and holds between users too. Where a folder cannot be locked a file
+    `.NAME.lock` beside `path` is. Not to be taken twice by one process.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_LOCK:
+                raise
+            os.close(descriptor)
+            beside = path.with_name(f".{path.name}.lock")
+            descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(lock: Path, waiting: Callable[[str], None]) -> Iterator[int]:
+    """Hold the lock file `lock` for long work; yield its descriptor.
+
+    `waiting` hears at once who holds it, if somebody does. A child that gets the descriptor
+    holds it too. The kernel lets go of it when the last of them ends, however it ends.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            waiting(owner or "another process")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that only its owner can look into; one that is there is closed to others.
+
+    Returns it. Raises OSError where that cannot be done.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
 
 
 @contextlib.contextmanager
@@ -23,10 +88,11 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     part = Path(name)
     try:
-        # mkstemp makes 0600; a file people share should get what their umask allows.
+        # mkstemp makes 0600; a file people share should get what their umask allows, one in a
+        # folder that is its owner's alone stays so when it is copied out.
         umask = os.umask(0)
         os.umask(umask)
-        part.chmod(0o666 & ~umask)
+        part.chmod((0o666 if path.parent.stat().st_mode & 0o077 else 0o600) & ~umask)
         yield part
         fsync_file(part)
         part.replace(path)
@@ -65,8 +131,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read UTF-8 JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read UTF-8 JSON of ours. Raises OSError and ValueError, of deep nesting too."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: lists or objects nested too deep to be read") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -77,13 +147,16 @@ def parse_yaml(text: str) -> Any:
     import yaml  # here: who reads no YAML must not wait for it
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, Loader=loader)  # noqa: S506 - both are safe loaders
+    try:
+        return yaml.load(text, Loader=loader)  # noqa: S506 - both are safe loaders
+    except RecursionError:
+        raise yaml.YAMLError("lists or keys nested too deep to be read") from None
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

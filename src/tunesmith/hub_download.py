@@ -144,18 +144,42 @@ def _attempt(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remot
         needed = max(0, sum(file.size for file in missing) - _held(order.storage))
         mend = "free space, or set HF_HOME to a folder on a larger disk"
         check_room(order.hf_home, needed, order.name, mend)
+        config = folder / modelfiles.CONFIG
+        if config.exists():
+            _refuse_code(order, config)
         if missing:
+            # What it says is judged before the weights come.
+            missing.sort(key=lambda file: file.name != modelfiles.CONFIG)
             worker.take([file.name for file in missing])
-            _watch(worker, order, endpoint, sum(file.size for file in missing), tell)
+            size = sum(file.size for file in missing)
+            _watch(worker, order, endpoint, size, tell, lambda: _refuse_code(order, config))
         return commit, files
 
 
-def _watch(worker: Worker, order: Order, endpoint: str, total: int, tell: Tell) -> None:
-    """Follow a transfer to its end; end it when no byte has come for `limits.stall` s."""
+def _refuse_code(order: Order, config: Path) -> None:
+    """Raise SourceError for a model that needs code of its author to be loaded."""
+    if not order.remote_code and (fault := modelfiles.foreign_code(config.parent)):
+        raise SourceError("code", fault)
+
+
+def _watch(
+    worker: Worker,
+    order: Order,
+    endpoint: str,
+    total: int,
+    tell: Tell,
+    judge: Callable[[], None],
+) -> None:
+    """Follow a transfer to its end; end it when no byte has come for `limits.stall` s.
+
+    `judge` is called when the config is there, before what follows it.
+    """
     most, since = -1, time.monotonic()
     at_first = _complete(order.storage)
     for event in worker.events():
         done = _complete(order.storage) - at_first + _partial(order.storage)
+        if event and event.get("file") == modelfiles.CONFIG:
+            judge()
         if done > most or event:
             most, since = max(done, most), time.monotonic()
         if time.monotonic() - since > order.limits.stall:

@@ -74,6 +74,7 @@ class Order:
     token: str | None
     allow_pickle: bool
     limits: Limits
+    remote_code: bool = False
 
     @property
     def storage(self) -> Path:

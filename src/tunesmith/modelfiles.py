@@ -9,7 +9,7 @@ are not loaded: the header of a safetensors file says what must follow it
 from __future__ import annotations
 
 import fnmatch
-import json
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.bounded import TooDeepError, kind_fault, open_plain, parse_json, read_bytes
 from tunesmith.errors import UsageError
 from tunesmith.files import sha256_of
 
@@ -46,8 +47,9 @@ _TOKENIZERS = (
     ("vocab.txt",),
 )
 
-# The limit of the safetensors library itself.
-_MAX_HEADER = 100_000_000
+# A quarter of what the safetensors library allows: 200 000 tensors in one file.
+_MAX_HEADER = 25_000_000
+_MOST_DIMENSIONS, _LONGEST_DIMENSION = 16, 1 << 48
 _ITEM_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -117,6 +119,8 @@ def verify(
     """
     if not folder.is_dir():
         return (Problem(str(folder), "is not a folder"),)
+    if strange := _no_files(folder, allow_pickle):
+        return strange
     problems: list[Problem] = []
     for name, record in (expected or {}).items():
         problems += _against_record(folder, name, record, hashes)
@@ -188,6 +192,42 @@ def _against_record(
     if hashes and (found := sha256_of(path)) != record.sha256:
         return (Problem(name, f"expected sha256 {record.sha256}, found {found}"),)
     return ()
+
+
+def foreign_code(folder: Path) -> str:
+    """Return why a base model cannot be loaded without code of its author, "" when it can.
+
+    A model whose kind transformers has itself is loaded by that, whatever its config offers.
+    """
+    value, fault = _json_object(folder / CONFIG)
+    kind = value.get("model_type")
+    if fault or "auto_map" not in value or kind in model_types():
+        return ""
+    return (
+        f"{CONFIG} asks for code of its author (auto_map; model_type {str(kind)[:60]!r} is not one "
+        "of transformers' own), which is not run; choose another base model"
+    )
+
+
+@functools.cache
+def model_types() -> frozenset[str]:
+    """Return the model_types that the stack's transformers has itself (model_types.txt)."""
+    text = Path(__file__).with_name("model_types.txt").read_text(encoding="utf-8")
+    return frozenset(line for line in text.split() if line)
+
+
+def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
+    """Return what has the name of a file that is taken, but is none: nothing may wait for it."""
+    problems = []
+    for name in choose((path.name for path in folder.iterdir()), allow_pickle):
+        try:
+            fault = kind_fault(folder / name)
+        except OSError as error:
+            problems.append(Problem(name, f"cannot be read: {error.strerror}"))
+            continue
+        if fault:
+            problems.append(Problem(name, f"{fault}, not a file"))
+    return tuple(problems)
 
 
 def _config(folder: Path) -> list[Problem]:
@@ -270,21 +310,23 @@ def _index(folder: Path, held: Mapping[str, set[str]], broken: set[str]) -> list
 def _header(file: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], str]:
     """Return ({tensor: (dtype, shape)}, fault or "") after checking the file's extent."""
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         head = stream.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > _MAX_HEADER:
-            return {}, f"is no safetensors file ({size} bytes)"
+            return {}, f"is no safetensors file ({size} bytes, a header of {length})"
         if size < 8 + length:
             return {}, f"is cut: expected at least {8 + length} bytes, found {size}"
         text = stream.read(length)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         entries = {
             str(name): _entry(entry) for name, entry in value.items() if name != "__metadata__"
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return {}, f"has a damaged header ({type(error).__name__}: {error})"
+    if not entries:
+        return {}, "holds no tensor"
     end = 0
     for name, (_, _, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != end:
@@ -300,6 +342,8 @@ def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
     begin, stop = (int(n) for n in entry["data_offsets"])
     bits = _ITEM_BITS.get(dtype)
+    if len(shape) > _MOST_DIMENSIONS or max((0, *shape)) > _LONGEST_DIMENSION:
+        raise ValueError(f"{len(shape)} dimensions, or one that is too long")
     if bits is None:
         raise ValueError(f"unknown dtype {dtype}")
     if min((0, begin, *shape)) < 0 or (stop - begin) * 8 != math.prod(shape) * bits:
@@ -310,9 +354,13 @@ def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
 def _json_object(path: Path) -> tuple[dict[str, Any], str]:
     """Return (the object in the file, fault or "")."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path))
     except FileNotFoundError:
         return {}, "missing"
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except TooDeepError as error:
+        return {}, str(error)
     except ValueError as error:
         return {}, f"is not JSON ({error})"
     return (value, "") if isinstance(value, dict) else ({}, "is not a JSON object")

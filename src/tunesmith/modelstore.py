@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tunesmith.files import read_json, sha256_of, write_json
+from tunesmith.files import held, locked, read_json, sha256_of, write_json
 from tunesmith.modelfiles import FileRecord, Problem
 
 MANIFEST = "tunesmith-model.json"
@@ -96,7 +94,10 @@ def check(entry: Entry, full: bool = False) -> tuple[Problem, ...]:
                 problems.append(Problem(name, fault))
             stamps[name] = status.st_mtime_ns
     if not problems and stamps != dict(entry.stamps):
-        _write(dataclasses.replace(entry, stamps=stamps))
+        with locked(entry.manifest):
+            # One that was written meanwhile knows better.
+            if _read(entry.manifest, entry.model.name) == entry:
+                _write(dataclasses.replace(entry, stamps=stamps))
     return tuple(problems)
 
 
@@ -108,23 +109,13 @@ def record(folder: Path, model: ModelFolder, requested: str | None) -> None:
 
 
 @contextlib.contextmanager
-def locked(store: Path, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
+def fetching(store: Path, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the one lock of a model's fetch; `waiting` hears who holds it, if someone does.
 
     The kernel lets go of it when the process ends, however it ends.
     """
     store.mkdir(parents=True, exist_ok=True)
-    with (store / f".{safe_name(name)}.lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            waiting(lock.read().strip() or "another process")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
+    with held(store / f".{safe_name(name)}.lock", waiting):
         yield
 
 

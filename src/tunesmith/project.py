@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.environments import MARKER, Environment
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json
+from tunesmith.files import private_folder, read_json
 from tunesmith.job import adopted, listing
 from tunesmith.job.stored import DamagedError
 from tunesmith.stack import Stack, load_stack
@@ -32,6 +32,14 @@ class Project:
         """Return the project of a repository root."""
         home = os.environ.get("TUNESMITH_HOME")
         return cls(root, Path(home).expanduser().resolve() if home else root / ".tunesmith")
+
+    def folder(self, *names: str) -> Path:
+        """Return a folder below `home`, made where it is not there.
+
+        `home` is its owner's alone, whatever it was before: data, weights and keys lie in it, and
+        many people may have an account on a lab's machine.
+        """
+        return private_folder(private_folder(self.home).joinpath(*names))
 
     @functools.cached_property
     def stack(self) -> Stack:

@@ -156,7 +156,7 @@ def _play(
 ) -> Provisioned:
     for name in names:
         inventories.find(project.inventory, name)
-    home = project.home / "provision"
+    home = project.folder("provision")
     with _locked_hosts(home, names), _work_folder(home) as work:
         (work / "env").mkdir()
         # As they are: Ansible would template what an extra variable says.

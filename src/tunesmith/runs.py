@@ -136,8 +136,12 @@ def fetch_model(
     revision: str | None = None,
     from_path: Path | None = None,
     allow_pickle: bool = False,
+    remote_code: bool = False,
 ) -> ModelFolder:
-    """Return the verified folder of a base model, fetched if it is not there."""
+    """Return the verified folder of a base model, fetched if it is not there.
+
+    One that needs code of its author is refused first of all, unless `remote_code`.
+    """
     environment = project.environment()
 
     def convert(gguf: Path, folder: Path) -> None:
@@ -149,10 +153,11 @@ def fetch_model(
         models=known_models(project),
         mirror=load_mirror(mirror, project.root / "configs" / "mirrors"),
         hf_home=project.hf_home,
-        store=project.models,
+        store=project.folder("models"),
         convert=convert,
         from_path=from_path,
         allow_pickle=allow_pickle,
+        remote_code=remote_code,
         progress=progress,
     )
 

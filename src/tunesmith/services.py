@@ -181,7 +181,7 @@ class LocalPlace:
                 "makes it"
             )
         self.folders = Folders(
-            project.home,
+            project.folder(),
             project.root / "data",
             project.models,
             project.runs,

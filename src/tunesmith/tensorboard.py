@@ -15,7 +15,7 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from tunesmith.errors import TunesmithError
-from tunesmith.files import sha256_of
+from tunesmith.files import locked, sha256_of
 from tunesmith.mirrors import load_mirror
 from tunesmith.project import Project
 
@@ -36,9 +36,12 @@ def install(project: Project, mirror: str) -> Path:
     For the training environment's Python and platform (stack.yml), whatever this machine is.
     Raises TunesmithError when no index of the mirror has them.
     """
-    folder = project.home / "packages" / folder_name(project)
-    if folder.is_dir():
-        return folder
+    folder = project.folder("packages") / folder_name(project)
+    with locked(folder):
+        return folder if folder.is_dir() else _fetch(project, folder, mirror)
+
+
+def _fetch(project: Project, folder: Path, mirror: str) -> Path:
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
     stack = project.stack
     argv = [find_uv_bin(), "pip", "install", "--quiet", "--target", str(part), "--no-deps"]

@@ -23,7 +23,17 @@ from tunesmith.project import Project
 pytestmark = pytest.mark.contract
 
 # May be imported by both halves; runs on Python 3.10 with what the lock holds.
-SHARED = {"errors", "files", "swap", "models", "mirrors", "modelfiles", "modelstore", "archive"} | {
+SHARED = {
+    "errors",
+    "files",
+    "swap",
+    "bounded",
+    "models",
+    "mirrors",
+    "modelfiles",
+    "modelstore",
+    "archive",
+} | {
     "bytecode",
     "isolated",
     "hub",
@@ -42,7 +52,7 @@ COMMAND = re.compile(r"^(?:#\s*(?:Run|Override):\s+)?(?:\.venv/bin/)?inv (.+)$")
 MENTION = re.compile(r"\binv ([a-z]+(?:\.[a-z]+)?)\b([^`;]*)")
 # Who may import whom, upward never: a module here may import only those before it.
 LAYERS = (
-    {"stack", "dataset"},
+    {"stack", "dataset", "environment_users"},
     {"environments", "config"},
     {"plan", "presets", "project", "platforms", "host_app", "docker_engine"},
     {"targets", "hosts", "doctor"},

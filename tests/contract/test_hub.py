@@ -226,6 +226,22 @@ def test_the_next_endpoint_is_tried_and_the_reasons_are_told(hub: Hub, place: Pl
     assert f"{ill.url}: it has trouble" in place.notes()
 
 
+def test_a_model_that_needs_code_is_refused_before_its_weights_come(hub: Hub, place: Place) -> None:
+    config = {"model_type": "own", "architectures": ["X"], "auto_map": {"AutoConfig": "x.Y"}}
+    hub.add(NAME, tiny_model(ROWS) | {"config.json": json.dumps(config).encode()})
+    # Who waits for the weights waits in vain.
+    hub.stall[WEIGHTS] = [1000, 1000, 1000]
+    with pytest.raises(TunesmithError, match="it needs code of its author") as caught:
+        place.fetch(hub.mirror())
+    assert "model_type 'own'" in "\n".join(caught.value.detail)
+    assert not [file for file in place.files() if file.endswith("tunesmith-model.json")]
+    # What transformers has itself is loaded by that, whatever its config offers besides.
+    config["model_type"] = "llama"
+    hub.stall.clear()
+    hub.add("org/other", tiny_model(ROWS) | {"config.json": json.dumps(config).encode()})
+    assert place.fetch(hub.mirror(), "org/other").fetched
+
+
 def test_pickles_are_refused_unless_asked_for(hub: Hub, place: Place) -> None:
     files = {k: v for k, v in tiny_model().items() if k != WEIGHTS}
     hub.add(NAME, files | {"pytorch_model.bin": b"weights", "model.py": b"code"})

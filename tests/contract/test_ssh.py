@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import pwd
 import shutil
@@ -684,6 +685,33 @@ def test_the_password_comes_from_stdin_where_there_is_no_terminal(
     assert done.returncode == 0, done
     assert f"installed {client.key}.pub on gpu1" in done.stdout
     assert "canary" not in done.stdout + done.stderr
+
+
+def test_hosts_added_at_once_are_all_there(client: Client, sshd: Sshd) -> None:
+    """Of connections that come at once sshd drops some unheard (MaxStartups): they try again."""
+    sshd.authorize(client.key)
+    names = [f"gpu{number}" for number in range(int(os.environ.get("TUNESMITH_TEST_HOSTS", "14")))]
+    processes = multiprocessing.get_context("fork")
+    told: multiprocessing.Queue[str] = processes.Queue()
+
+    def add(name: str) -> None:
+        try:
+            commands.add(client.project, name, sshd.line, identity=client.key)
+            told.put("")
+        except BaseException as error:
+            told.put(f"{name}: {error!r}")
+            raise
+
+    adding = [processes.Process(target=add, args=(name,)) for name in names]
+    for process in adding:
+        process.start()
+    said = [told.get(timeout=600) for _ in names]
+    for process in adding:
+        process.join(60)
+    assert [line for line in said if line] == []
+    assert set(inventory.read(client.inventory)) == set(names)
+    lines = (client.home / ".ssh" / "config").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("Include ")]) == 1
 
 
 def test_a_jump_host_keeps_its_own_settings(

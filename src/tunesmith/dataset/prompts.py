@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith.bounded import MOST_OF_YAML, read_text
 from tunesmith.errors import UsageError
 
 
@@ -32,11 +33,14 @@ _KEYS = tuple(field.name for field in fields(Prompt))
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
     """Read a prompts file. Raises UsageError naming the file and the number of each bad entry."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.safe_load(read_text(path, MOST_OF_YAML))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; correct the name") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, ValueError) else "nested too deep to be read"
+        raise UsageError(f"{path}: {why}; is it a file of prompts?") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tunesmith.bounded import LONGEST_ROW, kind_fault, open_plain
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
+from tunesmith.files import human_bytes
 
 # LLaMA-Factory's FILEEXT2TYPE (extras/constants.py).
 TYPES = {
@@ -83,13 +85,16 @@ class Reader:
             # The order is LLaMA-Factory's: as the folder gives them, hidden files included.
             folder = self.path.is_dir()
             files = list(self.path.iterdir()) if folder else [self.path]
+            if not folder and (fault := kind_fault(self.path)):
+                self._unread(f"{fault}, not a file", "put the rows into a file")
+                return
             if folder and not self._sound_folder(files):
                 return
             self._total = sum(file.stat().st_size for file in files)
             if TYPES.get(files[0].suffix, "json") == "json":
                 for file in files:
                     self._digest.update(file.name.encode() if folder else b"")
-                    with file.open("rb") as stream:
+                    with open_plain(file) as stream:
                         yield from self._json(file, stream, file.name if folder else None)
             else:
                 yield from self._table(files)
@@ -100,6 +105,8 @@ class Reader:
             self._unread("no such file", f"correct the name, or put the file there{there}")
         except OSError as error:
             self._unread(f"cannot be read: {error.strerror}", "mend its path or permissions")
+        except _LongLineError as error:
+            self._unread(error.told, error.fix, error.file)
 
     def _unread(self, message: str, fix: str, file: str | None = None) -> None:
         self.readable = False
@@ -114,6 +121,9 @@ class Reader:
         kinds = {TYPES.get(file.suffix) for file in files if file.is_file()} - {None}
         common = next(iter(kinds)) if len(kinds) == 1 else first
         for file in sorted(files):
+            if not file.is_dir() and (fault := kind_fault(file)):
+                self._unread(f"{fault}, not a file", "take it out of the folder", file.name)
+                continue
             kind = TYPES.get(file.suffix) if file.is_file() else None
             if kind is None or len(kinds) > 1:
                 what = (
@@ -137,7 +147,7 @@ class Reader:
         whole = len(data) < BATCH_BYTES
         # A list may be one line of any length.
         if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            data += stream.readline()
+            data += _rest_of_line(stream, name, 0, data)
         self._take(data)
         decoder = _Decoder(shlex.quote(str(file)))
         text = decoder.decode(data, final=whole)
@@ -201,7 +211,7 @@ class Reader:
                 scan.forget()
             self._batch += 1
             lines += data.count(b"\n")
-            data = self._take(_batch_of(stream))
+            data = self._take(_batch_of(stream, name, lines))
             text = decoder.decode(data, final=len(data) < BATCH_BYTES)
 
     def _note(self, scan: Scan, name: str | None, decoder: _Decoder) -> None:
@@ -249,8 +259,16 @@ class Reader:
         """Take the bytes of a table; those of text must be UTF-8."""
         decoder = _Decoder(shlex.quote(str(file)))
         text = TYPES.get(file.suffix) in ("csv", "text")
-        with file.open("rb") as stream:
+        line, length = 0, 0
+        with open_plain(file) as stream:
             while data := self._take(stream.read(_MORE_BYTES)):
+                if text:
+                    # Of the line that this piece ends in; one that ends in it had not begun long.
+                    last = data.rfind(b"\n")
+                    length = length + len(data) if last < 0 else len(data) - last - 1
+                    line += data.count(b"\n")
+                    if length > LONGEST_ROW:
+                        raise _LongLineError(line + 1, name)
                 if text and not decoder.failed:
                     decoder.decode(data, final=False)
         if text and not decoder.failed:
@@ -304,9 +322,27 @@ class _Decoder:
         return text
 
 
-def _batch_of(stream: BinaryIO) -> bytes:
+class _LongLineError(Exception):
+    """A line of data that is longer than LONGEST_ROW: reading goes no further."""
+
+    def __init__(self, line: int, file: str | None) -> None:
+        super().__init__(line)
+        self.told = f"line {line} is longer than {human_bytes(LONGEST_ROW)}"
+        self.fix = "is it data? one row, or one document, has to be shorter: split it"
+        self.file = file
+
+
+def _batch_of(stream: BinaryIO, name: str | None, lines: int) -> bytes:
     data = stream.read(BATCH_BYTES)
-    return data + stream.readline() if data else data
+    return data + _rest_of_line(stream, name, lines, data) if data else data
+
+
+def _rest_of_line(stream: BinaryIO, name: str | None, lines: int, before: bytes) -> bytes:
+    """Return what follows `before` to the end of its line, the first of all being `lines` + 1."""
+    rest = stream.readline(LONGEST_ROW)
+    if len(rest) < LONGEST_ROW or rest.endswith(b"\n"):
+        return rest
+    raise _LongLineError(lines + before.count(b"\n") + 1, name)
 
 
 def _byte_order_mark(listed: bool, file: Path, name: str | None) -> Finding:

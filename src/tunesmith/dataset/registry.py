@@ -14,13 +14,14 @@ from dataclasses import replace as altered
 from pathlib import Path
 from typing import Any
 
+from tunesmith.bounded import TooDeepError, kind_fault, parse_json, read_text
 from tunesmith.dataset.check import check_file, unchecked
 from tunesmith.dataset.detect import detect
 from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
 from tunesmith.dataset.reading import TYPES, Progress, Reader, Tables, values_of
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.errors import UsageError
-from tunesmith.files import write_text
+from tunesmith.files import locked, write_text
 
 REGISTRY = "dataset_info.json"
 
@@ -29,7 +30,7 @@ def load_registry(dataset_dir: Path) -> dict[str, Entry]:
     """Read all entries. Raises UsageError naming the file and, for a bad entry, its key."""
     path = dataset_dir / REGISTRY
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}; register a data set: "
@@ -37,6 +38,8 @@ def load_registry(dataset_dir: Path) -> dict[str, Entry]:
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}; is it the registry of data sets?") from None
     return {key: entry_from_raw(key, raw, path) for key, raw in _parse(text, path).items()}
 
 
@@ -122,19 +125,28 @@ def register(
     nothing written, for a file with faults and for a key that names another file.
     """
     check_key(key)
+    if not dataset_dir.is_dir():
+        raise UsageError(f"--dataset-dir {dataset_dir}: no such folder; `mkdir -p` makes it")
     if formatting not in (None, *FORMATTINGS):
         raise UsageError(f"formatting {formatting} is unknown; it is {' or '.join(FORMATTINGS)}")
+    if file.exists() and not file.is_dir() and (fault := kind_fault(file)):
+        raise UsageError(f"{file}: {fault}, not a file: only files and folders can be registered")
     if file.is_file() and file.suffix not in TYPES:
         raise UsageError(f"{file}: only {', '.join(TYPES)} files can be registered")
     folder, path = dataset_dir.resolve(), file.parent.resolve() / file.name
-    known = load_registry(dataset_dir) if (dataset_dir / REGISTRY).exists() else {}
-    there = known.get(key)
-    if there is not None and not replace:
-        if there.remote or there.path(folder).resolve() != path.resolve():
+
+    def registered() -> Entry | None:
+        """Return what the key stands for, unless it is to be replaced; refuse another file."""
+        known = load_registry(dataset_dir) if (dataset_dir / REGISTRY).exists() else {}
+        there = None if replace else known.get(key)
+        if there and (there.remote or there.path(folder).resolve() != path.resolve()):
             raise UsageError(
                 f"key {key} is registered already for {there.remote or there.file_name}, "
                 f"not for {file}; choose another --key, or add --replace"
             )
+        return there
+
+    if there := registered():
         check_file(file, there, tables=tables).raise_if_bad()
         return there
     entry = detect(
@@ -144,7 +156,11 @@ def register(
     if report.rows is None:
         raise UsageError(f"{file}: {report.findings[0].message}; `inv stack.install` makes it")
     report.raise_if_bad()
-    write_entries(dataset_dir, {key: entry})
+    with locked(dataset_dir / REGISTRY):
+        # Another command may have taken the key while the file was read.
+        if there := registered():
+            return there
+        _write(dataset_dir / REGISTRY, {key: entry.to_raw()})
     return entry
 
 
@@ -156,7 +172,8 @@ def check_key(key: str) -> None:
 
 def write_entries(dataset_dir: Path, entries: dict[str, Entry]) -> None:
     """Put entries into the registry at once; the others and the file's style stay."""
-    _write(dataset_dir / REGISTRY, {key: entry.to_raw() for key, entry in entries.items()})
+    with locked(dataset_dir / REGISTRY):
+        _write(dataset_dir / REGISTRY, {key: entry.to_raw() for key, entry in entries.items()})
 
 
 def _name_in(folder: Path, path: Path) -> str:
@@ -191,7 +208,9 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         return value
 
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = parse_json(text, object_pairs_hook=once)
+    except TooDeepError as error:
+        raise UsageError(f"{path}: {error}; mend it") from None
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}; mend it"

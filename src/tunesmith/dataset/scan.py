@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.bounded import DEEPEST, LONGEST_ROW, depth_at
 from tunesmith.dataset.report import Finding
 from tunesmith.dataset.syntax import excerpt, explain, kind_of
+from tunesmith.files import human_bytes
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 # Strings are skipped whole. JSON allows no line break in one, so a string that is not
 # closed misleads the search on its own line only.
 _STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"?|,(?=[ \t\r\n]*[\]}])')
 _LOOK_AHEAD = 1 << 20  # characters that should follow the place of reading
-_LONGEST_ROW = 64 << 20  # characters after which a row is not waited for any longer
+_TOO_LONG = f"a row of more than {human_bytes(LONGEST_ROW)}"
 _REFILL = 8 << 20  # characters in the window after more was read
 _BATCH = 2000  # rows handed on at once
 
@@ -234,14 +236,21 @@ class Scan:
                     number, row_before = number - 1, False
                     position = self._refill(position)
                     continue
-                at, message, fix = explain(self.text, position, error)
+                if isinstance(error, RecursionError) or len(self.text) - position < LONGEST_ROW:
+                    at, message, fix = explain(self.text, position, error)
+                else:
+                    at, message, fix = position, _TOO_LONG, "is it data? split the row"
                 self._fault(at, message, fix, number)
                 following = self._next_row(position)
                 if following is None:
                     return
                 position, row_before, comma_before = following, False, False
                 continue
-            yield number, position, value
+            if (depth := depth_at(self.text, position, end)) > DEEPEST:
+                told = f"lists or objects nested {depth} deep, at most {DEEPEST} are read"
+                self._fault(position, told, "flatten the value", number)
+            else:
+                yield number, position, value
             position, row_before, comma_before = end, True, False
 
     def _cut_off(self, error: json.JSONDecodeError | RecursionError, position: int) -> bool:
@@ -249,7 +258,7 @@ class Scan:
         if self._more is None or isinstance(error, RecursionError):
             return False
         near_end = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated")
-        return near_end and len(self.text) - position < _LONGEST_ROW
+        return near_end and len(self.text) - position < LONGEST_ROW
 
     def _next_row(self, position: int) -> int | None:
         """Return where the row after the broken one starts, or None with a note.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunesmith.bounded import DEEPEST, depth_at
+
 _LOOKALIKES = {"“": '"', "”": '"', "‘": '"', "’": '"', "，": ",", "：": ":", "｛": "{", "｝": "}"}
 _PYTHON_WORDS = {"None": "null", "True": "true", "False": "false"}
 
@@ -49,7 +51,9 @@ def explain(
 ) -> tuple[int, str, str]:
     """Return (offset, message, fix) for a value that begins at `start` and cannot be read."""
     if isinstance(error, RecursionError):
-        return start, "lists or objects nested too deeply", "flatten the value"
+        depth = depth_at(text, start)
+        told = f"lists or objects nested {depth} deep, at most {DEEPEST} are read"
+        return start, told, "flatten the value"
     at, char = error.pos, text[error.pos : error.pos + 1]
     found = excerpt(text, at)
     if error.msg.startswith("Unterminated string"):

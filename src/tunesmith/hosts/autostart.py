@@ -16,6 +16,8 @@ from tunesmith.platforms import load_platforms, platform_of
 # $1 base, $2 interpreter, $3 the platform's file, $4 install, renew or remove.
 _SCRIPT = """
 script=$1/autostart.sh
+# The platform's file is read, changed and written again: by one of us at a time.
+exec 9>"$1/.autostart.lock" && flock 9 || exit 1
 [ "$4" != renew ] || [ -f "$script" ] || exit 0
 if [ -f "$3" ]; then
     others=$(sed '/^# BEGIN tunesmith$/,/^# END tunesmith$/d' "$3") || exit 1

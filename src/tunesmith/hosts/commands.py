@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
+import random
+import re
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from tunesmith.errors import TunesmithError
+from tunesmith.files import held
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts import keys as own_keys
 from tunesmith.hosts import sshconfig
@@ -16,6 +23,10 @@ from tunesmith.hosts.address import Address, parse_address, resolve
 from tunesmith.hosts.inventory import Host
 from tunesmith.hosts.probe import Login, Probe, blobs, fingerprint, log_in, probe
 from tunesmith.project import Project
+
+_DROPPED = re.compile(r"[Cc]onnection (reset|closed)|closed the connection|MaxStartups")
+_PATIENCE_SECONDS = 6.0
+_Answer = TypeVar("_Answer", Login, Probe)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ def add(
     address = address_of(text, identity)
     inventory = project.inventory.absolute()
     known = inventories.read(inventory).get(name)
-    found = _probed(name, address)
+    with _alone(project, address):
+        found = _probed(name, address)
     tell(f"{address.text}: host key {found.fingerprint}")
     _expect(name, found, expected)
     if known and blobs(known.keys).isdisjoint(blobs(found.keys)):
@@ -95,7 +107,8 @@ def add(
             "first if it takes its place, or choose another name",
             [f"known:     {fingerprint(known.keys)}", f"this host: {found.fingerprint}"],
         )
-    login = log_in(name, address, found.keys)
+    with _alone(project, address):
+        login = _patiently(lambda: log_in(name, address, found.keys))
     installed = None
     notes: list[str] = []
     if login.kind == "wrong_key" and install_key and ask is not None:
@@ -110,7 +123,7 @@ def add(
     host = replace(host, runner=runner or (known.runner if known else host.runner))
     notes += _notes(host, address, inventories.read(inventory))
     _close(inventory, name)
-    notes += _write(inventory, host, address)
+    notes += _write(inventory, host, address, known.keys if known else ())
     return Added(host, found.fingerprint, known is not None, installed, tuple(notes))
 
 
@@ -128,7 +141,10 @@ def remove(project: Project, name: str) -> None:
     # Whatever hosts.yml says of it: this is how one gets rid of a damaged entry.
     _close(inventory, name)
     if inventories.remove(inventory, name):
-        sshconfig.exclude(inventories.ssh_config(inventory), sshconfig.user_config())
+        with inventories.locked(inventory):
+            # Unless another command has added one meanwhile.
+            if not inventories.names(inventory):
+                sshconfig.exclude(inventories.ssh_config(inventory), sshconfig.user_config())
 
 
 def trust(
@@ -151,7 +167,7 @@ def trust(
     login = log_in(name, address, found.keys)
     host = replace(known, keys=found.keys, python=login.python or known.python)
     notes = [] if login.kind == "ok" else [login.text]
-    notes += _write(inventory, host, address)
+    notes += _write(inventory, host, address, known.keys)
     return Trusted(host, before, found.fingerprint, tuple(notes))
 
 
@@ -161,8 +177,29 @@ def listed(project: Project) -> tuple[Host, ...]:
     return tuple(hosts[name] for name in sorted(hosts))
 
 
+@contextlib.contextmanager
+def _alone(project: Project, address: Address) -> Iterator[None]:
+    """Let one command of this clone connect to an address at a time: sshd drops some of those
+    that come at once."""
+    place = hashlib.sha256(f"{address.host}:{address.port}".encode()).hexdigest()[:16]
+    with held(project.folder("locks") / place, lambda _: None):
+        yield
+
+
+def _patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """Ask again while the host drops the connection unheard, as a busy sshd does (MaxStartups)."""
+    ends = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        answer = ask()
+        dropped = answer.kind == "moved" and _DROPPED.search(answer.text)
+        if not dropped or time.monotonic() > ends:
+            return answer
+        # Not all of those that were dropped at the same moment again.
+        time.sleep(random.uniform(0.3, 2.5))  # noqa: S311 - no secret
+
+
 def _probed(name: str, address: Address) -> Probe:
-    found = probe(name, address)
+    found = _patiently(lambda: probe(name, address))
     if found.kind != "ok":
         raise TunesmithError(found.text)
     return found
@@ -225,9 +262,9 @@ def _notes(host: Host, address: Address, others: dict[str, Host]) -> list[str]:
     return notes
 
 
-def _write(inventory: Path, host: Host, address: Address) -> list[str]:
+def _write(inventory: Path, host: Host, address: Address, before: tuple[str, ...]) -> list[str]:
     """Write the inventory and the Include; return a note when the Include cannot be."""
-    inventories.write(inventory, host, address)
+    inventories.write(inventory, host, address, before)
     config, own = inventories.ssh_config(inventory), sshconfig.user_config()
     try:
         sshconfig.include(config, own)

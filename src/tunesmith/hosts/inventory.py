@@ -26,6 +26,7 @@ from tunesmith.hosts.answers import PYTHON, Asked, OneOf, Shape, Text
 from tunesmith.printable import quoted
 
 GROUP = "gpu_hosts"
+_ABSENT = object()
 # What jobs run in: an environment that `inv provision` installs, or a container of the image.
 RUNNERS = ("conda", "container")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
@@ -221,9 +222,21 @@ def address_of(inventory: Path, name: str) -> Address:
     return sshconfig.address_in(sshconfig.blocks(_text(ssh_config(inventory)))[name])
 
 
-def write(inventory: Path, host: Host, address: Address) -> None:
-    """Add a host or replace it; other hosts and unknown keys stay as they are."""
-    with _locked(inventory):
+def write(
+    inventory: Path, host: Host, address: Address, before: tuple[str, ...] | None = None
+) -> None:
+    """Add a host or replace it; other hosts and unknown keys stay as they are.
+
+    `before` are the keys pinned for it when the caller looked (none: it was not there). Raises
+    UsageError when another command has added, changed or removed it since.
+    """
+    with locked(inventory):
+        there = read(inventory).get(host.name)
+        if before is not None and (there.keys if there else ()) != before:
+            done = "written" if there else "removed"
+            raise UsageError(
+                f"{host.name}: another command has {done} it meanwhile; `inv host.list` shows them"
+            )
         known_hosts = pinned(inventory, host.name)
         known_hosts.parent.mkdir(mode=0o700, exist_ok=True)
         _write(known_hosts, "".join(f"{line}\n" for line in host.keys))
@@ -251,10 +264,14 @@ def write(inventory: Path, host: Host, address: Address) -> None:
 
 
 def remove(inventory: Path, name: str) -> bool:
-    """Forget a host and its keys; True when it was the last one."""
-    with _locked(inventory):
+    """Forget a host and its keys; True when it was the last one.
+
+    Raises UsageError when another command has removed it.
+    """
+    with locked(inventory):
         everything = _load(inventory)
-        del _hosts_in(everything, inventory)[name]
+        if _hosts_in(everything, inventory).pop(name, _ABSENT) is _ABSENT:
+            raise UsageError(f"{name}: another command has removed it; `inv host.list` shows all")
         _dump(inventory, everything)
         config = ssh_config(inventory)
         blocks = sshconfig.blocks(_text(config))
@@ -265,8 +282,8 @@ def remove(inventory: Path, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(inventory: Path) -> Iterator[None]:
-    """One writer at a time."""
+def locked(inventory: Path) -> Iterator[None]:
+    """One writer at a time of the inventory. Not to be taken twice."""
     inventory.mkdir(parents=True, exist_ok=True)
     inventory.chmod(0o700)
     lock = os.open(inventory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.files import locked
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.probe import Login, log_in
 
@@ -54,7 +55,7 @@ def own_key(identity: Path | None) -> OwnKey:
     if identity is None:
         found = [folder / name for name in _NAMES if (folder / name).is_file()]
         if not found:
-            return _make(folder / _NAMES[0])
+            return _made(folder / _NAMES[0])
         identity = found[0]
     return OwnKey(identity, _public(identity))
 
@@ -113,8 +114,14 @@ def install(name: str, address: Address, keys: Sequence[str], own: OwnKey, passw
     return done
 
 
-def _make(path: Path) -> OwnKey:
+def _made(path: Path) -> OwnKey:
+    """Return a key that was made here, or by another command just now."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(path):
+        return OwnKey(path, _public(path)) if path.exists() else _make(path)
+
+
+def _make(path: Path) -> OwnKey:
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "tunesmith", "-f", str(path)]
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

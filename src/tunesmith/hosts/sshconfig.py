@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.errors import UsageError
-from tunesmith.files import replacing
+from tunesmith.files import locked, replacing
 from tunesmith.hosts.address import Address, parse_jump
 from tunesmith.hosts.reasons import ALIAS_PREFIX
 
@@ -110,10 +110,11 @@ def include(config: Path, own: Path) -> bool:
     own.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # A link (people keep such files in a repository) stays a link.
     own = own.resolve()
-    text = own.read_text(encoding="utf-8") if own.exists() else ""
-    if text.partition("\n")[0] == line:
-        return False
-    _rewrite(own, f"{line}\n{_without(text, line)}")
+    with locked(own):
+        text = own.read_text(encoding="utf-8") if own.exists() else ""
+        if text.partition("\n")[0] == line:
+            return False
+        _rewrite(own, f"{line}\n{_without(text, line)}")
     return True
 
 
@@ -121,10 +122,13 @@ def exclude(config: Path, own: Path) -> bool:
     """Take the line of `include` out again; True when it was there."""
     own = own.resolve()
     line = _include_line(config)
-    text = own.read_text(encoding="utf-8") if own.exists() else ""
-    if line not in text.splitlines():
+    if not own.exists():
         return False
-    _rewrite(own, _without(text, line))
+    with locked(own):
+        text = own.read_text(encoding="utf-8") if own.exists() else ""
+        if line not in text.splitlines():
+            return False
+        _rewrite(own, _without(text, line))
     return True
 
 

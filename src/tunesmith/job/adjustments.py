@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import write_json
+from tunesmith.files import locked, write_json
 from tunesmith.job import disk
 from tunesmith.job.rundir import RunFolder
 
@@ -36,7 +36,8 @@ def step_down(run: RunFolder, emit: Callable[..., None]) -> bool:
         change = {"disable_gradient_checkpointing": False}
     else:
         return False
-    write_json(run.adjustments_file, run.adjustments() | change)
+    with locked(run.adjustments_file):
+        write_json(run.adjustments_file, run.adjustments() | change)
     for key, value in change.items():
         before = {"from": config.get(key)}
         emit("changed", what=key, to=value, why="GPU out of memory", **before)

@@ -36,10 +36,11 @@ from typing import Any, NoReturn
 import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import fsync_folder, human_bytes, sha256_of, write_json, write_text
+from tunesmith.files import fsync_folder, human_bytes, locked, sha256_of, write_json, write_text
 from tunesmith.job import disk, gpu, inputs, launch, orders, records, seals
 from tunesmith.job.listing import find, folders, list_runs
 from tunesmith.job.pulled import PARTS, USUAL, manifest, output_of
+from tunesmith.job.removal import take_away
 from tunesmith.job.run_id import RunId
 from tunesmith.job.rundir import RunFolder, acquire
 from tunesmith.job.shapes import Check, anything, count, each, fields, items, maybe, text
@@ -71,7 +72,8 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     _checked(wanted)
     final = runs / run_id
     runs.mkdir(parents=True, exist_ok=True)
-    _sweep(runs)
+    with locked(runs / run_id):
+        _sweep(runs)
     if final.exists():
         raise _exists(run_id)
     with tempfile.TemporaryDirectory(prefix=f".{run_id}.incoming-", dir=runs) as temporary:
@@ -147,21 +149,14 @@ def show(run: RunFolder) -> dict[str, Any]:
 def remove(runs: Path, run: RunFolder) -> dict[str, Any]:
     """Delete a run nobody works in. Returns {"freed": bytes} and, under "left", a folder
     of results that lies elsewhere. Raises UsageError when somebody works in it."""
-    lock = acquire(run)
-    try:
-        output = output_of(run)
-        freed = sum(
-            path.stat().st_size
-            for path in run.path.rglob("*")
-            # An input that is still in the folder of uploads frees nothing.
-            if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
-        )
-        doomed = runs / f".{run.run_id}.removed-{os.getpid()}"
-        run.path.rename(doomed)
-    finally:
-        lock.release()
-    shutil.rmtree(doomed)
-    _sweep(runs)
+    output = output_of(run)
+    doomed = runs / f".{run.run_id}.removed-{os.getpid()}"
+    freed = take_away(run, doomed)
+    with locked(doomed):
+        # Another remove may have swept it up meanwhile.
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        _sweep(runs)
     outside = not output.is_relative_to(run.path) and output.is_dir()
     return {"freed": freed} | ({"left": str(output)} if outside else {})
 

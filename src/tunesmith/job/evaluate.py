@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json, write_json, write_text
+from tunesmith.files import locked, read_json, write_json, write_text
 from tunesmith.job import inference, seals
 from tunesmith.job.failures import JobError
 from tunesmith.job.held_out import HeldOut, Item, can_say, check_round_trip, load_held_out, texts_of
@@ -122,7 +122,7 @@ def run(
     }
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     both = run_dir / "evaluation.json"
-    with seals.rewriting(run_dir, phase, f"{phase}.jsonl", both.name):
+    with locked(both), seals.rewriting(run_dir, phase, f"{phase}.jsonl", both.name):
         write_text(run_dir / f"{phase}.jsonl", lines)
         write_json(both, (read_json(both) if both.is_file() else {}) | {phase: entry})
     return entry

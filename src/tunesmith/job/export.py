@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json, write_json, write_text
+from tunesmith.files import human_bytes, locked, read_json, write_json, write_text
 from tunesmith.job import inference, integrity, manifest, parity, seals, serving, write_gguf
 from tunesmith.job.inference import Codec
 from tunesmith.job.merge import MERGED, check_room, parameter_count
@@ -106,9 +106,9 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
     else:
         facts, lines = _vllm(config, codec, merged, server)
     known = run_dir / "export.json"
-    record = read_json(known) if known.is_file() else {}
     name = f"{kind} {facts['quantisation']}" if "quantisation" in facts else kind
-    with seals.rewriting(run_dir, "export", known.name):
+    with locked(known), seals.rewriting(run_dir, "export", known.name):
+        record = read_json(known) if known.is_file() else {}
         write_json(known, {**record, name: facts})
     wrong = [line for line in lines if line.startswith("failed")]
     if wrong:

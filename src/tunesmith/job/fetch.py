@@ -42,12 +42,23 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         raise UsageError(f"run {run_dir.name}: its request does not say what to fetch")
     if "HF_HOME" not in os.environ:
         raise UsageError(f"run {run_dir.name}: HF_HOME is not set; base models go there")
-    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit)
+    code = _trusts_code(RunFolder(run_dir), request)
+    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit, remote_code=code)
     _write(RunFolder(run_dir), request, model)
     return {"path": str(model.path), "source": model.source, "fetched": model.fetched}
 
 
-def _fetch(asked: dict[str, Any], hf_home: Path, emit: Callable[..., None]) -> hub.ModelFolder:
+def _trusts_code(run: RunFolder, request: dict[str, Any]) -> bool:
+    """Return whether the run was asked to run code of its base model's author."""
+    config = request.get("predict")
+    if not isinstance(config, dict) and run.config_file.exists():
+        config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+    return bool((config or {}).get("trust_remote_code"))
+
+
+def _fetch(
+    asked: dict[str, Any], hf_home: Path, emit: Callable[..., None], *, remote_code: bool
+) -> hub.ModelFolder:
     if programs := asked.get("programs"):
         # Where a host keeps uv, which proves wheels.
         os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -62,6 +73,7 @@ def _fetch(asked: dict[str, Any], hf_home: Path, emit: Callable[..., None]) -> h
             store=Path(asked["store"]),
             convert=functools.partial(hub.convert_with, Path(sys.executable)),
             allow_pickle=bool(asked.get("allow_pickle")),
+            remote_code=remote_code,
             progress=_Teller(emit),
         )
     except hub.NoSourceError as error:

@@ -14,6 +14,7 @@ from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.job import disk
 from tunesmith.job.identity import Identity, identify
+from tunesmith.job.pulled import output_of
 from tunesmith.job.rundir import RunFolder
 
 _START_SECONDS = 30.0
@@ -39,6 +40,8 @@ def start(run_dir: Path, phases: list[str]) -> None:
             cwd=isolated.NOWHERE,
             env=isolated.variables(os.environ),
             start_new_session=True,
+            # What a run makes in its own folder is its owner's alone, as the folder is.
+            umask=0o077 if _keeps_to_itself(run) else -1,
         )
     try:
         identity = identify(process.pid).to_json()
@@ -87,6 +90,11 @@ def stop(run_dir: Path) -> None:
     if owner is None or not owner.alive():
         raise UsageError(f"run {run.run_id} is not running (state: {status['state']})")
     os.kill(owner.pid, signal.SIGTERM)
+
+
+def _keeps_to_itself(run: RunFolder) -> bool:
+    """Whether results lie in the run's folder; elsewhere the user's umask says who sees them."""
+    return output_of(run).is_relative_to(run.path)
 
 
 def _supervisor(run: RunFolder) -> Any:

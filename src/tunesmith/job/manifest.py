@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.files import read_json, sha256_of, write_json
+from tunesmith.files import locked, read_json, sha256_of, write_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -25,7 +25,8 @@ def write(
 
 def note(folder: Path, key: str, value: Any) -> None:
     """Add one fact to a manifest; files and hashes stay."""
-    write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), key: value})
+    with locked(folder / MANIFEST):
+        write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), key: value})
 
 
 def listing(folder: Path, hashes: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.files import read_json, write_json
+from tunesmith.files import locked, read_json, write_json
 from tunesmith.job import disk, records
 from tunesmith.job.identity import Identity, identify
 from tunesmith.job.records import DAMAGED_LINE, STATES
@@ -302,6 +302,12 @@ def claim_output(run: RunFolder, output: Path) -> None:
     training into it could delete or mix up somebody's result.
     """
     owner_file = output / OWNER_FILE
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        _claim(run, output, owner_file)
+
+
+def _claim(run: RunFolder, output: Path, owner_file: Path) -> None:
     if output.is_dir():
         try:
             owner = read_json(owner_file)

@@ -34,7 +34,7 @@ from typing import Any
 
 from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, replacing, write_json
+from tunesmith.files import locked, read_json, replacing, write_json
 from tunesmith.job import access
 from tunesmith.job.identity import Identity, identify
 from tunesmith.job.listing import find
@@ -391,14 +391,16 @@ def _merge_datasets(asked: Mapping[str, Any]) -> None:
     if not entries:
         return
     file = Path(asked["settings"]["data"]) / "dataset_info.json"
-    try:
-        known = read_json(file) if file.exists() else {}
-    except ValueError as error:
-        raise UsageError(f"{file}: not JSON ({error}); mend or remove it there") from None
-    if not isinstance(known, dict):
-        raise UsageError(f"{file}: expected data sets by name, found {type(known).__name__}")
-    if {**known, **entries} != known:
-        write_json(file, {**known, **entries})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with locked(file):
+        try:
+            known = read_json(file) if file.exists() else {}
+        except ValueError as error:
+            raise UsageError(f"{file}: not JSON ({error}); mend or remove it there") from None
+        if not isinstance(known, dict):
+            raise UsageError(f"{file}: expected data sets by name, found {type(known).__name__}")
+        if {**known, **entries} != known:
+            write_json(file, {**known, **entries})
 
 
 def _words(serves: Mapping[str, Any] | None) -> str:

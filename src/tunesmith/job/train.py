@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import isolated
-from tunesmith.files import read_json, replacing, write_json
+from tunesmith.files import locked, read_json, replacing, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources, seals
 from tunesmith.job.journal import Reporter
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
@@ -103,7 +103,8 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
 
 def _keep(folder: RunFolder, change: Mapping[str, Any]) -> None:
     """Record changed keys for this run's later attempts."""
-    write_json(folder.adjustments_file, {**folder.adjustments(), **change})
+    with locked(folder.adjustments_file):
+        write_json(folder.adjustments_file, {**folder.adjustments(), **change})
 
 
 def _finished(config: dict[str, Any]) -> Path | None:

@@ -171,8 +171,8 @@ class ContainerTarget(LocalTarget):
     def _folders(self) -> dict[Path, bool]:
         """Return this machine's folders that every container sees: folder -> may write."""
         own = {self._project.home: True, self._project.hf_home: True}
-        for folder in own:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._project.folder()
+        self._project.hf_home.mkdir(parents=True, exist_ok=True)
         return own
 
     def _mounts(self, run_id: str) -> list[Mount]:

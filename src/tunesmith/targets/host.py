@@ -17,7 +17,7 @@ from typing import Any
 
 from tunesmith import isolated, swap
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, sha256_of
+from tunesmith.files import human_bytes, private_folder, sha256_of
 from tunesmith.host_app import app_digest
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
@@ -284,6 +284,7 @@ class HostTarget:
         exact: bool,
         worked_in: bool = False,
     ) -> None:
+        private_folder(self._project.home)
         there = str(self.layout.runs / run_id)
         host = pulling.Host(self.name, self._remote, there, self._tell, self._bar)
         pulling.bring(

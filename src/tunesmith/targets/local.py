@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -13,12 +14,14 @@ from typing import Any
 import yaml
 
 from tunesmith import isolated
+from tunesmith.environments import Environment
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
-from tunesmith.job import adopted, inputs, listing, seals
+from tunesmith.job import adopted, inputs, launch, listing, seals
 from tunesmith.job import watch as watching
+from tunesmith.job.removal import delete_all, take_away
 from tunesmith.job.run_id import RunId
-from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder
+from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder, acquire
 from tunesmith.plan import Place, Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Look
@@ -32,7 +35,12 @@ class LocalTarget:
 
     def __init__(self, project: Project, flavour: str | None = None) -> None:
         self._project = project
-        self._environment = project.environment(flavour)
+        self._flavour = flavour
+
+    @functools.cached_property
+    def _environment(self) -> Environment:
+        # Not before a job is started: to look at runs and to end one, none is needed.
+        return self._project.environment(self._flavour)
 
     def place(self, run_id: str) -> Place:
         """Return where a run of this id lives, or would live."""
@@ -76,9 +84,9 @@ class LocalTarget:
         if folder.path.exists():
             raise UsageError(f"run {folder.run_id} is there already; `inv runs` lists it")
         request = inputs.recorded(plan.request, plan.config)
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        self._project.folder("runs")
         try:
-            folder.path.mkdir()
+            folder.path.mkdir(mode=0o700)
         except FileExistsError:
             raise UsageError(f"run {folder.run_id} is there already; `inv runs` lists it") from None
         if plan.config is not None:
@@ -93,16 +101,14 @@ class LocalTarget:
         """Give a run the plan's request. Raises UsageError while somebody works on it."""
         run_id = plan.run_id
         folder = self._folder(run_id)
-        if folder.busy():
-            # The lock would refuse it too, but only after the request was rewritten.
-            raise UsageError(
-                f"run {run_id} is being worked on; wait for it (`inv attach --run {run_id}`) or "
-                f"end it (`inv stop --run {run_id}`)"
-            )
-        request = inputs.recorded(plan.request, None)
-        with seals.rewriting(folder.path, "renew", folder.request_file.name):
-            write_json(folder.request_file, request)
-        inputs.remember(folder.path, request, inputs.lacking(plan.request, None))
+        lock = acquire(folder)
+        try:
+            request = inputs.recorded(plan.request, None)
+            with seals.rewriting(folder.path, "renew", folder.request_file.name):
+                write_json(folder.request_file, request)
+            inputs.remember(folder.path, request, inputs.lacking(plan.request, None))
+        finally:
+            lock.release()
 
     def request(self, run_id: str) -> dict[str, Any]:
         """Return what was asked: run.json."""
@@ -123,9 +129,7 @@ class LocalTarget:
 
     def stop(self, run_id: str) -> None:
         """Ask a run for a checkpoint and an end."""
-        done = self._job("stop", run_id)
-        if done.returncode != 0:
-            raise UsageError(done.stderr.strip())
+        launch.stop(self._folder(run_id).path)
 
     def status(self, run_id: str) -> dict[str, Any]:
         """Return the status as status.json has it."""
@@ -162,17 +166,10 @@ class LocalTarget:
 
     def remove(self, run_id: str) -> int:
         """Delete a run; return the bytes that became free. Refuses one that is worked on."""
-        folder = self._folder(run_id)
-        if folder.busy():
-            raise UsageError(f"run {run_id} is being worked on; `inv stop --run {run_id}` ends it")
-        size = sum(p.stat().st_size for p in folder.path.rglob("*") if p.is_file())
-        # Out of sight first: a deletion that is cut short leaves no half a run behind, and the
-        # next one sweeps up.
-        doomed = self._project.home / "removed"
-        doomed.mkdir(exist_ok=True)
-        folder.path.rename(doomed / run_id)
-        shutil.rmtree(doomed)
-        return size
+        deleted = self._project.folder("deleted")
+        freed = take_away(self._folder(run_id), deleted / f"{run_id}.{os.getpid()}")
+        delete_all(deleted)
+        return freed
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half in the user's terminal; return its exit code."""
