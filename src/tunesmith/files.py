@@ -15,7 +15,6 @@ from typing import Any
 
 from tunesmith.bounded import open_plain
 
-# renameat2(2): swap the two names, at once.
 # A file system, or a kernel, that cannot: NFS refuses a lock on a folder opened to be read.
 _NO_FOLDER_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES)
 
