@@ -5,16 +5,21 @@ Imports are inside the tasks: `inv --list` must not wait for what it does not sh
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from invoke import Collection, Context
 
-sys.path.insert(0, str(Path(__file__).parent / "src"))
+sys.path.insert(0, str(Path(__file__).absolute().parent / "src"))
 
+from tunesmith import isolated
 from tunesmith.words import accept_words, door, refuse_with_two
 
-ROOT = Path(__file__).parent
+# Programs are called by name: none is looked for in the folder that somebody stands in.
+os.environ["PATH"] = isolated.programs(os.environ.get("PATH", os.defpath))
+
+ROOT = Path(__file__).absolute().parent
 ON = "where: local (default) or a host"
 HOSTS = "host, or several as in gpu1,gpu2"
 RUN = "run id (default: the newest run)"

@@ -10,11 +10,11 @@ APT_MIRRORS='' PYPI_INDEXES=''
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONFIG_FILE=/dev/null
 
 # Debian and Ubuntu keep ensurepip in a package of its own.
-if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+if ! "$python" -I -c 'import ensurepip' 2>/dev/null; then
     # shellcheck disable=SC2086 # addresses hold no spaces
     sh "$packages" "$python-venv" $APT_MIRRORS
 fi
-"$python" -m venv /uv
+"$python" -I -m venv /uv
 sed -n '/^uv==/,/[^\\]$/p' /control.txt >/tmp/uv.txt
 for index in ${PYPI_INDEXES:-https://pypi.org/simple}; do
     /uv/bin/pip install --quiet --no-cache-dir --require-hashes --no-deps \

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from hubserver import Hub
+from tunesmith import isolated
 from tunesmith.job.rundir import RunFolder, read_events
 
 
@@ -29,8 +30,7 @@ class Agent:
         self.configs = configs
 
     def argv(self, *words: str) -> list[str]:
-        module = [str(self.python), "-m", "tunesmith.job.agent"]
-        return [*module, "--runs", str(self.runs), *words]
+        return isolated.argv(self.python, "tunesmith.job.agent", "--runs", str(self.runs), *words)
 
     def ask(self, *words: str, stdin: Any = None, code: int = 0) -> dict[str, Any]:
         """Return the last line of the answer; the exit code must be `code`."""

@@ -10,13 +10,16 @@ from typing import Any
 
 import yaml
 
+from overlay import STANDIN, overlaid
+from tunesmith import isolated
 from tunesmith.files import read_json, sha256_of, write_json
 from tunesmith.job.rundir import RunFolder, read_events
 
 STEPS = 300
 SAVE_STEPS = 5
 
-TINY = Path(__file__).parent / "standins" / "tiny_llama.py"
+STANDINS = Path(__file__).resolve().parent / "standins"
+TINY = STANDINS / "tiny_llama.py"
 
 
 class Job:
@@ -34,9 +37,13 @@ class Job:
         limits: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         preset: str = "none",
+        standin: Path | None = None,
         **config: Any,
     ) -> Job:
         self.folder.path.mkdir(parents=True)
+        if standin is not None:
+            self.python = overlaid(self.python, self.folder.path.parent.parent / "environment")
+            env = {**(env or {}), STANDIN: str(standin)}
         values: dict[str, Any] = {
             "model_name_or_path": str(model),
             "stage": "sft",
@@ -78,7 +85,7 @@ class Job:
         return self
 
     def call(self, verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        argv = [self.python, "-m", "tunesmith.job", verb, self.folder.path]
+        argv = isolated.argv(self.python, "tunesmith.job", verb, str(self.folder.path))
         return subprocess.run(argv, check=check, capture_output=True, text=True)
 
     def state(self) -> str:

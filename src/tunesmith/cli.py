@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tunesmith import modelstore, runs
+from tunesmith import isolated, modelstore, runs
 from tunesmith.config import Config
 from tunesmith.console import console, moving, say
 from tunesmith.errors import TunesmithError, UsageError
@@ -239,8 +239,11 @@ def _merge_here(project: Project, run_id: str, mirror: str) -> None:
         _work_on(target, runs.plan_merge(project, target, run_id, ()))
     else:
         say("no training environment here: NumPy does the sums, and no proof is made")
-        argv = [sys.executable, "-m", "tunesmith.job.here", str(project.run_folder(run_id))]
-        if code := subprocess.run(argv, check=False, stdout=subprocess.DEVNULL).returncode:
+        run = project.run_folder(run_id).absolute()
+        argv = isolated.argv(sys.executable, "tunesmith.job.here", str(run))
+        if code := subprocess.run(
+            argv, cwd=isolated.NOWHERE, check=False, stdout=subprocess.DEVNULL
+        ).returncode:
             raise SystemExit(code)
     say(f"merged model: {project.run_folder(run_id) / 'merged'}")
 
@@ -387,7 +390,7 @@ def chat(
     arguments += ["--greedy"] if greedy else []
     arguments += ["--max-new-tokens", str(max_new_tokens)] if max_new_tokens else []
     if dry:
-        say(f"python -m tunesmith.job.chat {' '.join(arguments)}")
+        say(f"python -I -m tunesmith.job.chat {' '.join(arguments)}")
         return
     code = target.interact("tunesmith.job.chat", arguments)
     if code:

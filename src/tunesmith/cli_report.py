@@ -42,7 +42,7 @@ def export(
     arguments += ["--quantise", quantise] if quantise else []
     arguments += ["--server", server] if server else []
     if dry:
-        say(f"python -m tunesmith.job.export {' '.join(arguments)}")
+        say(f"python -I -m tunesmith.job.export {' '.join(arguments)}")
         return
     code = target.interact("tunesmith.job.export", arguments)
     if code:

@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tunesmith import failure_pages
+from tunesmith import failure_pages, isolated
 from tunesmith import stack as stacks
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, write_text
@@ -44,8 +44,8 @@ def render(project: Project) -> dict[Path, str]:
     environment = project.environment()
     if not environment.current():
         raise UsageError(f"{environment.path}: not installed; `inv stack.install` makes it")
-    argv = [str(environment.python), "-m", "tunesmith.job.schema"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    argv = isolated.argv(environment.python, "tunesmith.job.schema")
+    done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise TunesmithError(
             "the config schema could not be rendered", done.stderr.splitlines()[-8:]

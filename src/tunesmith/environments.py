@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith import bytecode
+from tunesmith import bytecode, isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, replacing, write_json
 from tunesmith.job.resources import cpu_count, memory_limit
@@ -119,7 +119,7 @@ def make_bytecode(environment: Environment, stack: Stack) -> None:
 
 def probe(environment: Environment) -> dict[str, Any]:
     """Return the versions the environment reports about itself (imports torch there)."""
-    argv = [str(environment.python), "-m", "tunesmith.job.environment"]
+    argv = isolated.argv(environment.python, "tunesmith.job.environment")
     mend = "the environment does not work; delete it and run `inv stack.install`"
     versions: dict[str, Any] = json.loads(_output(environment, argv, mend))
     return versions
@@ -127,7 +127,7 @@ def probe(environment: Environment) -> dict[str, Any]:
 
 def _output(environment: Environment, argv: list[str], mend: str) -> str:
     """Return what a command of the environment prints; TunesmithError with `mend` if it fails."""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         detail = done.stderr.strip().splitlines()[-8:]
         raise TunesmithError(f"{environment.path}: {mend}", detail)
@@ -145,7 +145,7 @@ def find_python(version: str) -> str | None:
     for candidate in candidates:
         try:
             done = subprocess.run(
-                [candidate, "-c", _PROBE], capture_output=True, text=True, check=False
+                isolated.code(candidate, _PROBE), capture_output=True, text=True, check=False
             )
         except OSError:
             continue  # not there, or not a program

@@ -20,7 +20,7 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from tunesmith import docker_engine
+from tunesmith import docker_engine, isolated
 from tunesmith.environments import MARKER
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.host_app import app_digest
@@ -208,7 +208,7 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
 def _trained_in_board(remote: Remote, found: Container) -> str | None:
     """Return the folder of a training that was started in the Board, or None."""
     base = found.attrs["Config"]["WorkingDir"]
-    argv = ["python", "-I", "-m", "tunesmith.job.services", "--base", base, "wait", "webui"]
+    argv = isolated.argv("python", "tunesmith.job.services", "--base", base, "wait", "webui")
     with docker_engine.explained(f"{remote.name}: container {found.name}"):
         code, output = found.exec_run(argv)
     assert isinstance(output, bytes)  # as it was not asked for as a stream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts.remote import Remote
@@ -66,15 +66,13 @@ def run_suite(project: Project, name: str, *connection: str) -> Verified:
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch) / "results.jsonl"
         argv = [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quiet"),
+            # -B: nothing is left beside the tests, which may belong to somebody else.
+            *isolated.argv(sys.executable, "pytest", options=("-B",)),
+            *("-p", "no:cacheprovider", "--quiet"),
             *connection,
             *(f"--state-results={results}", str(project.root / "tests" / "state")),
         ]
-        # Nothing is left beside the tests, which may belong to somebody else.
-        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            argv, cwd=project.root, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(argv, cwd=project.root, capture_output=True, text=True, check=False)
         lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     promises = tuple(Promise(**json.loads(line)) for line in lines)
     verified = Verified(name, promises, time.monotonic() - began)

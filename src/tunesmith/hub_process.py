@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from tunesmith import isolated
 from tunesmith.errors import UsageError
 from tunesmith.mirrors import Mirror
 from tunesmith.modelfiles import FileRecord
@@ -127,7 +128,8 @@ class Worker:
         self._said: queue.Queue[str | None] = queue.Queue()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tunesmith.hub_worker"],
+            isolated.argv(sys.executable, "tunesmith.hub_worker", options=("-X", "utf8")),
+            cwd=isolated.NOWHERE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -140,7 +142,7 @@ class Worker:
                 "endpoint": endpoint,
                 "name": order.name,
                 "revision": order.revision,
-                "cache": str(order.hf_home / "hub"),
+                "cache": str(order.hf_home.absolute() / "hub"),
                 "timeout": order.limits.listing / 2,
                 # Not in the environment, where a child of a child would find it.
                 "token": order.token,
@@ -238,7 +240,7 @@ def _environment(order: Order, endpoint: str) -> dict[str, str]:
     }
     seconds = str(max(1, int(min(30, order.limits.stall / 2))))
     kept |= {
-        "HF_HOME": str(order.hf_home),
+        "HF_HOME": str(order.hf_home.absolute()),
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -248,9 +250,6 @@ def _environment(order: Order, endpoint: str) -> dict[str, str]:
         "HF_HUB_ETAG_TIMEOUT": seconds,
         # requests would send a password of ~/.netrc to an endpoint it knows.
         "NETRC": os.devnull,
-        # Found however tunesmith itself was found.
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-        "PYTHONUTF8": "1",
     }
     return kept | network_environment(order.mirror)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith import isolated
 from tunesmith.config import Config
 from tunesmith.files import human_bytes
 
@@ -78,8 +79,8 @@ class Plan:
     @property
     def argv(self) -> tuple[str, ...]:
         """The command that starts the job on its target."""
-        module = (str(self.place.python), "-m", "tunesmith.job")
-        return (*module, "start", str(self.place.run), *self.phases)
+        words = ("start", str(self.place.run), *self.phases)
+        return tuple(isolated.argv(self.place.python, "tunesmith.job", *words))
 
     def render(self) -> str:
         """Return the plan as a person reads it."""
@@ -121,6 +122,8 @@ def own_keys(
     own("model_name_or_path", model_path, "the verified folder")
     if "output_dir" not in config.overrides:
         own("output_dir", str(place.run / output), "a run keeps everything in its own folder")
+    elif values.get("output_dir"):
+        own("output_dir", str(place.run / str(values["output_dir"])), "below the run's folder")
     for key in ("overwrite_output_dir", "resume_from_checkpoint"):
         if values.pop(key, None) is not None:
             why = "decided at each start: continue from the newest sealed checkpoint"

@@ -55,7 +55,7 @@ class Project:
     def hf_home(self) -> Path:
         """Cache of huggingface_hub: the user's HF_HOME, or our own."""
         own = os.environ.get("HF_HOME")
-        return Path(own).expanduser() if own else self.home / "huggingface"
+        return Path(own).expanduser().absolute() if own else self.home / "huggingface"
 
     def environment(self, flavour: str | None = None) -> Environment:
         """Return the local training environment of a flavour, installed or not.

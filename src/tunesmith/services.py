@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json
 from tunesmith.host_app import app_digest
@@ -119,8 +120,8 @@ class HostPlace:
     def ask(self, verb: str, *words: str, body: Any = None, timeout: float = 60) -> dict[str, Any]:
         """Ask tunesmith.job.services there, by one SSH command."""
         script = '. "$1" && cd "$2" || exit 1\nshift 2\nexec "$@"\n'
-        argv = [str(self._layout.python), "-m", "tunesmith.job.services"]
-        argv += ["--base", str(self._layout.base), verb, *words]
+        words = ("--base", str(self._layout.base), verb, *words)
+        argv = isolated.argv(self._layout.python, "tunesmith.job.services", *words)
         done = self._remote.run(
             script,
             arguments=[str(self._layout.variables), str(self._layout.base), *argv],
@@ -182,8 +183,8 @@ class LocalPlace:
 
     def ask(self, verb: str, *words: str, body: Any = None, timeout: float = 60) -> dict[str, Any]:
         """Ask tunesmith.job.services here."""
-        argv = [str(self._environment.python), "-m", "tunesmith.job.services"]
-        argv += ["--base", str(self._project.home), verb, *words]
+        words = ("--base", str(self._project.home), verb, *words)
+        argv = isolated.argv(self._environment.python, "tunesmith.job.services", *words)
         variables = {"HF_HOME": str(self._project.hf_home), **self._project.stack.variables}
         try:
             done = subprocess.run(

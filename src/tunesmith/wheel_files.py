@@ -1,6 +1,6 @@
 """Downloads wheels so that what has come of one is never fetched again, whatever ends this.
 
-    python wheel_files.py FOLDER PYLOCK
+    python -I wheel_files.py FOLDER PYLOCK
 
 PYLOCK is what `uv pip compile --format pylock.toml` writes. A wheel grows as a file of its own
 and goes on where it ended, also after a SIGKILL. When it is whole, FOLDER/PACKAGE/index.html

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError
 from tunesmith.hub_process import SourceError, network_environment, scrub
 from tunesmith.mirrors import Mirror
@@ -63,7 +64,13 @@ def convert_with(python: Path, gguf: Path, folder: Path) -> None:
     # The weights come from a file: nothing has to be asked of a hub.
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [str(python), "-m", "tunesmith.job.convert_gguf", str(gguf), str(folder)],
+        isolated.argv(
+            python.absolute(),
+            "tunesmith.job.convert_gguf",
+            str(gguf.absolute()),
+            str(folder.absolute()),
+        ),
+        cwd=isolated.NOWHERE,
         env=environment,
         capture_output=True,
         text=True,

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.contract
 # May be imported by both halves; runs on Python 3.10 with what the lock holds.
 SHARED = {"errors", "files", "models", "mirrors", "modelfiles", "modelstore", "archive"} | {
     "bytecode",
+    "isolated",
     "hub",
     "hub_download",
     "hub_process",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import Job
+from jobs import STANDINS, Job
 from tunesmith import bytecode
 from tunesmith.files import write_json
 from tunesmith.project import Project
@@ -21,8 +21,15 @@ def test_no_job_imports_what_is_left_uncompiled(
 ) -> None:
     """Python keeps bytecode elsewhere here: there it makes that of each module it imports."""
     elsewhere = tmp_path / "bytecode"
-    variables = {"PYTHONPYCACHEPREFIX": str(elsewhere), "PYTHONDONTWRITEBYTECODE": ""}
-    job.make(tiny_model, data, env=variables, max_steps=6, preset="fast", val_size=0.2)
+    job.make(
+        tiny_model,
+        data,
+        env={"STANDIN_BYTECODE": str(elsewhere)},
+        standin=STANDINS / "bytecode_elsewhere.py",
+        max_steps=6,
+        preset="fast",
+        val_size=0.2,
+    )
     request = job.folder.request() | {
         "phases": ["before", "train", "after", "merge", "proof"],
         "prompts": [{"prompt": "Who are you?"}],
@@ -32,6 +39,7 @@ def test_no_job_imports_what_is_left_uncompiled(
     job.call("start")
     job.wait_for_end("succeeded")
     cli = job.python.with_name("llamafactory-cli")
+    variables = {"PYTHONPYCACHEPREFIX": str(elsewhere), "PYTHONDONTWRITEBYTECODE": ""}
     subprocess.run([cli, "version"], env={**os.environ, **variables}, check=True)
 
     packages = project.environment().packages

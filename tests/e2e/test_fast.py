@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import Job
+from jobs import STANDINS, Job
 from tunesmith.files import write_json
 from tunesmith.job.resources import multiplies_bf16
 
@@ -176,7 +176,7 @@ def test_rows_that_see_one_another_are_noticed(job: Job, tiny_model: Path, data:
         tiny_model,
         data,
         preset="fast",
-        env={"PYTHONPATH": str(Path(__file__).parent.parent / "standins" / "leaking_mask")},
+        standin=STANDINS / "leaking_mask.py",
         **WHOLE,
     )
     job.call("start")
@@ -189,8 +189,7 @@ def test_rows_that_see_one_another_are_noticed(job: Job, tiny_model: Path, data:
 def test_a_micro_batch_that_memory_does_not_hold_is_lowered(
     job: Job, padded: Job, tiny_model: Path, data: Path
 ) -> None:
-    standin = Path(__file__).parent.parent / "standins" / "little_memory"
-    job.make(tiny_model, data, preset="fast", env={"PYTHONPATH": str(standin)}, **WHOLE)
+    job.make(tiny_model, data, preset="fast", standin=STANDINS / "little_memory.py", **WHOLE)
     job.call("start")
     job.wait_for_end("succeeded")
     (told,) = job.events("changed")

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from agents import Agent
-from jobs import SAVE_STEPS, STEPS, Job
+from jobs import SAVE_STEPS, STANDINS, STEPS, Job
 from support import lacking
 from tunesmith.files import read_json
 from tunesmith.job import checkpoints
@@ -28,7 +28,7 @@ from tunesmith.job.rundir import OWNER_FILE, claim_output, read_events
 
 pytestmark = pytest.mark.e2e
 
-STANDINS = Path(__file__).resolve().parent.parent / "standins"
+GPU_MEMORY = STANDINS / "gpu_memory.py"
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +234,14 @@ def test_nan_stops_at_once_and_says_what_to_change(job: Job, tiny_model: Path, d
 def test_gpu_oom_steps_down_with_the_same_effective_batch(
     job: Job, undisturbed: Job, tiny_model: Path, data: Path
 ) -> None:
-    env = {"PYTHONPATH": str(STANDINS / "gpu_memory"), "STANDIN_GPU_ROWS": "1"}
-    job.make(tiny_model, data, env=env, max_steps=6, disable_gradient_checkpointing=True)
+    job.make(
+        tiny_model,
+        data,
+        env={"STANDIN_GPU_ROWS": "1"},
+        standin=GPU_MEMORY,
+        max_steps=6,
+        disable_gradient_checkpointing=True,
+    )
     assert job.call("run", check=False).returncode == 0, job.log_tail()
     assert read_json(job.folder.adjustments_file) == {
         "per_device_train_batch_size": 1,
@@ -253,11 +259,11 @@ def test_gpu_oom_steps_down_with_the_same_effective_batch(
 
 
 def test_gpu_oom_that_nothing_mends_is_reported(job: Job, tiny_model: Path, data: Path) -> None:
-    env = {"PYTHONPATH": str(STANDINS / "gpu_memory"), "STANDIN_GPU_ROWS": "-1"}
     job.make(
         tiny_model,
         data,
-        env=env,
+        env={"STANDIN_GPU_ROWS": "-1"},
+        standin=GPU_MEMORY,
         per_device_train_batch_size=1,
         disable_gradient_checkpointing=True,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json
 
@@ -21,7 +22,7 @@ def run_job(
     request: Mapping[str, Any],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the result of `python -m MODULE REQUEST RESULT`; `progress` gets (done, total).
+    """Return the result of MODULE on REQUEST and RESULT; `progress` gets (done, total).
 
     Raises UsageError for what the module refuses, TunesmithError when it fails, with the end
     of what it wrote.
@@ -30,12 +31,18 @@ def run_job(
         asked, result = Path(scratch) / "request.json", Path(scratch) / "result.json"
         log = Path(scratch) / "log"
         write_json(asked, dict(request))
-        argv = [str(python), "-m", module, str(asked), str(result)]
+        argv = isolated.argv(python, module, str(asked), str(result))
         variables = {**os.environ, **environment, "HF_HUB_OFFLINE": "1"}
         with (
             log.open("wb") as complaints,
             subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=complaints, env=variables, text=True
+                argv,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                # What a library leaves in its current folder goes with the rest.
+                cwd=scratch,
+                env=variables,
+                text=True,
             ) as process,
         ):
             assert process.stdout is not None

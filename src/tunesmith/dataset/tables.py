@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tunesmith import isolated
 from tunesmith.dataset.reading import Tables
 from tunesmith.errors import TunesmithError
 
@@ -44,9 +45,14 @@ def tables_of(python: Path, environment: Mapping[str, str]) -> Tables:
 def _spool(
     python: Path, environment: Mapping[str, str], files: Sequence[Path], spool: IO[bytes]
 ) -> None:
-    argv = [str(python), "-m", "tunesmith.job.rows", *map(str, files)]
+    paths = [str(file.absolute()) for file in files]
     done = subprocess.run(
-        argv, stdout=spool, stderr=subprocess.PIPE, env={**os.environ, **environment}, check=False
+        isolated.argv(python, "tunesmith.job.rows", *paths),
+        stdout=spool,
+        stderr=subprocess.PIPE,
+        cwd=isolated.NOWHERE,
+        env={**os.environ, **environment},
+        check=False,
     )
     if done.returncode != 0:
         told = done.stderr.decode("utf-8", "replace").strip().splitlines()

@@ -31,7 +31,7 @@ _SCRIPT = f"""{FIND_BASE}
 [ -n "$environment" ] || exit {_NOT_PROVISIONED}
 . "$base/env.sh" || exit 1
 mkdir -p "$base/runs" && cd "$base" || exit 1
-exec "$environment/bin/python" -m tunesmith.job.agent --runs "$base/runs" "$@"
+exec "$environment/bin/python" -I -m tunesmith.job.agent --runs "$base/runs" "$@"
 """
 # Commands about runs, in what a host says.
 _COMMAND = re.compile(r"(`inv (?:attach|stop|resume|runs|train|logs|merge|predict|chat|rm)\b)")

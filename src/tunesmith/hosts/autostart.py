@@ -32,7 +32,7 @@ cat >"$script.part" <<END
 : "\\${HOME:=/root}"
 export HOME
 date
-cd "$1" && . ./env.sh && exec "$2" -m tunesmith.job.agent --runs "$1/runs" resume-all
+cd "$1" && . ./env.sh && exec "$2" -I -m tunesmith.job.agent --runs "$1/runs" resume-all
 END
 chmod 0755 "$script.part" && mv "$script.part" "$script" || exit 1
 cat >>"$3" <<END

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tunesmith import modelfiles, modelstore
+from tunesmith import isolated, modelfiles, modelstore
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of
 from tunesmith.hosts import transfer
@@ -109,7 +109,7 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
     words += ["--mirror", layout.mirror, "--from", upload]
     script = (
         f". {shlex.quote(str(layout.variables))}\n"
-        f"exec {shlex.quote(str(layout.python))} -m tunesmith.hub {shlex.join(words)}"
+        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.hub', *words))}"
     )
     done = remote.run(script, timeout=_TAKE_SECONDS)
     if done.returncode != 0:

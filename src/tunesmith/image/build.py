@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith import __version__
+from tunesmith import __version__, isolated
 from tunesmith import docker_engine as engine
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, sha256_of
@@ -223,8 +223,9 @@ def _check_room(folder: str, plan: ImagePlan, built: bool) -> None:
 
 def _on_path(program: str) -> Iterator[str]:
     seen = set()
-    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        path = shutil.which(program, path=folder or ".")
+    path_variable = isolated.programs(os.environ.get("PATH", os.defpath))
+    for folder in path_variable.split(os.pathsep):
+        path = shutil.which(program, path=folder)
         if path and (real := os.path.realpath(path)) not in seen:
             seen.add(real)
             yield path

@@ -12,6 +12,7 @@ from typing import Any
 import docker
 
 from tunesmith import docker_engine as engine
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError
 
 _PROBE = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
@@ -49,7 +50,7 @@ class Measured:
 def measure(client: docker.DockerClient, name: str) -> Measured:
     """Ask an image what it holds. Raises UsageError when it is not there."""
     image = engine.find_image(client, name)
-    said = json.loads(engine.run_in(client, name, ["python", "-I", "-c", _PROBE]))
+    said = json.loads(engine.run_in(client, name, isolated.code("python", _PROBE)))
     return Measured(
         image_id=str(image.id),
         labels=dict(image.labels),
@@ -65,7 +66,7 @@ def measure(client: docker.DockerClient, name: str) -> Measured:
 
 def sizes(client: docker.DockerClient, name: str) -> dict[str, int]:
     """Return the bytes of each folder of site-packages, largest first."""
-    argv = ["python", "-I", "-c", _PROBE, "sizes"]
+    argv = isolated.code("python", _PROBE, "sizes")
     said: dict[str, int] = json.loads(engine.run_in(client, name, argv))
     return dict(sorted(said.items(), key=lambda item: -item[1]))
 

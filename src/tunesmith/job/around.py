@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.job import inference
 from tunesmith.job.failures import JobError
@@ -110,8 +111,10 @@ def begin(
 ) -> Iterator[Around]:
     """Start the process; at the block's end it is gone. Its output goes to `log`, or as ours."""
     reading, writing = os.pipe()
-    argv = [sys.executable, "-m", "tunesmith.job.around"]
-    argv += [str(run_dir), str(part), str(writing), str(os.getpid())]
+    words = (str(run_dir.absolute()), str(part.absolute()), str(writing), str(os.getpid()))
+    argv = isolated.argv(
+        sys.executable, "tunesmith.job.around", *words, options=isolated.UNBUFFERED
+    )
     with os.fdopen(reading, "r", encoding="utf-8") as pipe:
         try:
             process = subprocess.Popen(

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith import isolated
 from tunesmith.files import read_json
 from tunesmith.job import resources
 from tunesmith.job.identity import identify
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.worker import SUPERVISOR_PID
 
+_WORKER = "tunesmith.job.worker"
 _LOG_TAIL_BYTES = 16_384
 
 
@@ -35,18 +37,25 @@ class Attempt:
     """A running worker. Its stdout and stderr are appended to train.log."""
 
     def __init__(
-        self, run: RunFolder, phase: str, environment: dict[str, str], locks: Sequence[int]
+        self,
+        run: RunFolder,
+        phase: str,
+        environment: dict[str, str],
+        locks: Sequence[int],
+        workplace: Path,
     ) -> None:
         self._run = run
         self._log_offset = run.log_file.stat().st_size if run.log_file.exists() else 0
         self._oom_kills = resources.oom_kills()
         with run.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tunesmith.job.worker", str(run.path), phase],
+                isolated.argv(
+                    sys.executable, _WORKER, str(run.path), phase, options=isolated.UNBUFFERED
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=run.path,
+                cwd=workplace,
                 env={**environment, SUPERVISOR_PID: str(os.getpid())},
                 # Its own session and group: Ctrl-C in a terminal reaches only the supervisor,
                 # and a signal to the group reaches the worker's children too.

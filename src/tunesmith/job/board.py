@@ -84,7 +84,7 @@ def _finished(runs: Path) -> Iterator[tuple[RunFolder, dict[str, Any], dict[str,
         run = RunFolder(file.parent)
         if run.status()["phases"].get("train") == "succeeded" and run.config_file.is_file():
             config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-            yield run, run.request(), config
+            yield run, run.request(), run.settled(config)
 
 
 def _show_run(folder: Path, output: Path) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
+from tunesmith.job.rundir import RunFolder
 
 # ModelArguments keys of the train config that must not follow into inference: other
 # engines, training-only kernels, and train_from_scratch, which would draw random weights.
@@ -134,7 +135,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"{run_dir}: not a run folder (no config.yaml): `inv runs` lists the runs")
     config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return config
+    return RunFolder(run_dir).settled(config)
 
 
 def starting_adapters(config: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
 from tunesmith.job.identity import Identity, identify
@@ -30,11 +31,12 @@ def start(run_dir: Path, phases: list[str]) -> None:
     with run.log_file.open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "tunesmith.job", "run", str(run.path), *phases],
+            isolated.argv(sys.executable, "tunesmith.job", "run", str(run.path), *phases),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            cwd=run.path,
+            cwd=isolated.NOWHERE,
+            env=isolated.variables(os.environ),
             start_new_session=True,
         )
     try:

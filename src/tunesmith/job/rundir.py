@@ -83,6 +83,13 @@ class RunFolder:
         """LLaMA-Factory's output_dir."""
         return self.path / "output"
 
+    def settled(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a config with `output_dir` as an absolute path: a relative one is below RUN,
+        whatever the current folder of a process is."""
+        if config.get("output_dir"):
+            return config | {"output_dir": str(self.path.absolute() / str(config["output_dir"]))}
+        return config
+
     def request(self) -> dict[str, Any]:
         """Return run.json. Raises UsageError when the folder is not a run."""
         try:

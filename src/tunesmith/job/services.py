@@ -32,6 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
 from tunesmith.job import agent
@@ -346,7 +347,9 @@ def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
     # Before its process: that reads the port from it.
     write_json(service.record_file, record)
     module = f"tunesmith.job.{MODULES[service.name]}"
-    argv = [sys.executable, "-m", module, str(service.record_file)]
+    argv = isolated.argv(
+        sys.executable, module, str(service.record_file), options=isolated.UNBUFFERED
+    )
     with service.log_file.open("wb") as log:
         process = subprocess.Popen(
             argv,
@@ -364,9 +367,10 @@ def _environment() -> dict[str, str]:
     """Return the environment of a service: nothing sent home, no proxy before loopback, and
     the programs of its own environment first (the Board starts llamafactory-cli from PATH)."""
     bare = f"localhost,{LOOPBACK}"
+    variables = isolated.variables(os.environ)
     return {
-        **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        **variables,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]]),
         "PYTHONUNBUFFERED": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_SHARE": "0",

@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
+from tunesmith import isolated
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json, write_json
-from tunesmith.job import checkpoints, turns
+from tunesmith.job import checkpoints, turns, workplace
 from tunesmith.job.attempt import Attempt, Ended
 from tunesmith.job.failures import CLASSES, classify_exit
 from tunesmith.job.gpu import Sampler
@@ -70,8 +71,9 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
     lock = acquire(run)
     try:
         mend_events(run.events_file)
-        supervisor = _Supervisor(run, request, lock)
-        code = supervisor.run(phases or supervisor.unfinished())
+        with workplace.of(run) as place:
+            supervisor = _Supervisor(run, request, lock, place)
+            code = supervisor.run(phases or supervisor.unfinished())
     finally:
         lock.release()
     supervisor.afterwards()
@@ -79,8 +81,9 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
 
 
 class _Supervisor:
-    def __init__(self, run: RunFolder, request: dict[str, Any], lock: RunLock) -> None:
+    def __init__(self, run: RunFolder, request: dict[str, Any], lock: RunLock, place: Path) -> None:
         self._run = run
+        self._place = place
         self._request = request
         self._lock = lock
         self._limits = Limits.from_request(request)
@@ -281,7 +284,8 @@ class _Supervisor:
             self._status["phases"][phase] = "running"
             self._write(phase=phase)
             locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
-            ended = self._follow(Attempt(self._run, phase, self._environment(), locks))
+            variables = self._environment()
+            ended = self._follow(Attempt(self._run, phase, variables, locks, self._place))
             outcome = self._judge(ended)
             if outcome.failure is None or self._stop_requests:
                 return outcome
@@ -395,7 +399,7 @@ class _Supervisor:
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(self._run.config_file.read_text(encoding="utf-8"))
-        return config | self._adjustments()
+        return self._run.settled(config | self._adjustments())
 
     def _adjustments(self) -> dict[str, Any]:
         file = self._run.adjustments_file
@@ -439,18 +443,14 @@ class _Supervisor:
     def _environment(self) -> dict[str, str]:
         """Return the worker's environment: ours, the stack's variables, the env's programs.
 
-        PYTHONPATH and user site-packages are left out unless the request names them:
-        packages of the machine's image must not leak into the locked environment.
+        PYTHONPATH and user site-packages are left out unless the request names them, and then
+        they are for what a worker starts: itself it takes code from its environment alone.
         """
-        environment = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
-        }
+        environment = isolated.variables(os.environ)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         programs = str(Path(sys.executable).parent)
-        environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', os.defpath)}"
+        environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
         environment["PYTHONUNBUFFERED"] = "1"
-        environment["PYTHONNOUSERSITE"] = "1"
         return environment | {k: str(v) for k, v in (self._request.get("env") or {}).items()}
 
 

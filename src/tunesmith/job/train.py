@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith import isolated
 from tunesmith.files import read_json, replacing, sha256_of, write_json
 from tunesmith.job import checkpoints, lean, prepared, resources
 from tunesmith.job.rundir import RunFolder
@@ -90,6 +91,7 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
     if folder.adjustments_file.exists():
         config |= read_json(folder.adjustments_file)
+    config = folder.settled(config)
     if config.get("do_train"):
         sealed = [
             (step, path)
@@ -194,9 +196,13 @@ def process_count() -> int:
 
 def _exec_torchrun(run_dir: Path, processes: int) -> None:
     """Become torchrun: one worker a process, and the same pid for the supervisor."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    argv += ["--nproc-per-node", str(processes)]
-    argv += ["-m", "tunesmith.job.worker", str(run_dir), "train"]
+    rank = isolated.argv(
+        sys.executable, "tunesmith.job.worker", str(run_dir), "train", options=isolated.UNBUFFERED
+    )
+    words = ("--standalone", "--nproc-per-node", str(processes), "--no-python", *rank)
+    argv = isolated.argv(
+        sys.executable, "torch.distributed.run", *words, options=isolated.UNBUFFERED
+    )
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
 
 

@@ -22,6 +22,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
 from tunesmith import docker_engine as engine
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json
 from tunesmith.host_app import app_digest
@@ -123,7 +124,7 @@ class ContainerTarget(LocalTarget):
                 name=f"tunesmith-{run_id}",
                 labels={RUN_LABEL: run_id, HOME_LABEL: str(self._project.home)},
                 user=f"{os.getuid()}:{os.getgid()}",
-                working_dir=str(folder.path),
+                working_dir=isolated.NOWHERE,
                 environment=dict(self.place(run_id).env) | network(),
                 mounts=self._mounts(run_id),
                 shm_size=SHM_SIZE,
@@ -163,7 +164,8 @@ class ContainerTarget(LocalTarget):
             argv += ["--env", f"{key}={value}"]
         for folder, writable in self._folders().items():
             argv += ["--volume", f"{folder}:{folder}" + ("" if writable else ":ro")]
-        argv += ["--entrypoint", "python", self._image, "-I", "-m", module, *arguments]
+        python, *rest = isolated.argv("python", module, *arguments)
+        argv += ["--entrypoint", python, self._image, *rest]
         environment = os.environ | {"DOCKER_HOST": engine.address()}
         return subprocess.run(argv, env=environment, check=False).returncode
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import human_bytes, read_json, sha256_of, write_json
 from tunesmith.host_app import app_digest
@@ -349,7 +350,7 @@ class HostTarget:
         """Run a module of the job half there, in the user's terminal; return its exit code."""
         place = self.place("-")
         command = ["env", *(f"{key}={value}" for key, value in place.env.items())]
-        command += [str(place.python), "-m", module, *arguments]
+        command += isolated.argv(place.python, module, *arguments)
         base = shlex.quote(str(self.layout.base))
         script = f"cd {base} && . ./{self.layout.variables.name} && exec {shlex.join(command)}"
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else ["-T"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tunesmith import isolated
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
 from tunesmith.job import watch as watching
@@ -164,14 +165,16 @@ class LocalTarget:
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half in the user's terminal; return its exit code."""
-        argv = [str(self._environment.python), "-m", module, *arguments]
-        return subprocess.run(argv, env=self._variables(), check=False).returncode
+        argv = isolated.argv(self._environment.python, module, *arguments)
+        return subprocess.run(
+            argv, cwd=isolated.NOWHERE, env=self._variables(), check=False
+        ).returncode
 
     def _folder(self, run_id: str) -> RunFolder:
         return RunFolder(self._project.run_folder(run_id))
 
     def _variables(self) -> dict[str, str]:
-        return {**os.environ, **self.place("-").env}
+        return isolated.variables(os.environ) | dict(self.place("-").env)
 
     def _job(self, verb: str, run_id: str, *phases: str) -> subprocess.CompletedProcess[str]:
         if not self._environment.current():
@@ -179,10 +182,15 @@ class LocalTarget:
                 f"{self._environment.path}: no finished training environment; `inv stack.install` "
                 "makes it"
             )
-        argv = [str(self._environment.python), "-m", "tunesmith.job", verb]
-        argv += [str(self._folder(run_id).path), *phases]
-        variables = self._variables()
-        return subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
+        words = (verb, str(self._folder(run_id).path), *phases)
+        return subprocess.run(
+            isolated.argv(self._environment.python, "tunesmith.job", *words),
+            cwd=isolated.NOWHERE,
+            env=self._variables(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def refuse_foreign_output(output: Path, run: Path) -> None:

@@ -46,7 +46,7 @@ get_uv() { # INDEX
         rm -rf "$uv" "$uv".part
         # Its line of the lock, to the first that does not go on, with its hashes.
         sed -n '/^uv==/,/[^\\]$/p' "$cache/control.txt" >"$cache/uv.txt"
-        "$python" -m pip install --quiet --no-cache-dir --target "$uv.part" --require-hashes \
+        "$python" -I -m pip install --quiet --no-cache-dir --target "$uv.part" --require-hashes \
             --no-deps --only-binary :all: --index-url "$1" --requirement "$cache/uv.txt" &&
             mv "$uv.part" "$uv"
     ) 7>"$base/.uv.lock"
@@ -88,7 +88,7 @@ bring() { # INDEX PART: prints the packages of PART.$$.txt, each when it is whol
             "$cache/$2.$$.txt" >/dev/null && mv "$asked" "$files" || return 1
     fi
     # The next index may be better.
-    "$python" "$cache/wheel_files.py" "$wheels" "$files" || { rm -f "$files" && false; }
+    "$python" -I "$cache/wheel_files.py" "$wheels" "$files" || { rm -f "$files" && false; }
 }
 
 fetch() { # INDEX...: the large ones; where it fails, the installation tries again itself

@@ -1,6 +1,6 @@
 """Stand-in for a GPU that runs out of memory, on machines that have none.
 
-Put on PYTHONPATH of a worker. A training step with more rows than STANDIN_GPU_ROWS
+Run at the start of a worker (overlay.py). A training step with more rows than STANDIN_GPU_ROWS
 raises what PyTorch raises on a real GPU, with its words; with gradient checkpointing on,
 one more row fits. Everything else is the real trainer.
 """
