@@ -18,7 +18,7 @@ if os.environ.get("{STANDIN}"):
 
 
 def overlaid(python: Path, folder: Path) -> Path:
-    """Return the interpreter of an environment in `folder` that has all the packages of `python`'s."""
+    """Return the interpreter of an environment in `folder` that has all the packages of another."""
     real = python.absolute().parent.parent
     (packages,) = real.glob("lib/python3*/site-packages")
     own = folder / packages.relative_to(real)

@@ -32,7 +32,7 @@ _FIND_PYTHON = """
 for python in "$HOME/miniconda3/bin/python" /opt/conda/bin/python /root/miniconda3/bin/python \\
     "$HOME/miniforge3/bin/python" /root/miniforge3/bin/python \\
     "$(command -v python3)" "$(command -v python)"; do
-    if [ -x "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))'; then
+    if [ -x "$python" ] && "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 8))'; then
         printf '%s\\n' "$python"
         exit 0
     fi

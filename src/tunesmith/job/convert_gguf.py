@@ -251,7 +251,7 @@ def _write(path: Path, value: Mapping[str, Any], end: str = "\n") -> None:
 def main(argv: Sequence[str]) -> int:
     """Convert; return the exit code."""
     if len(argv) != 2:
-        sys.stderr.write("usage: python -m tunesmith.job.convert_gguf SRC.gguf FOLDER\n")
+        sys.stderr.write("usage: python -I -m tunesmith.job.convert_gguf SRC.gguf FOLDER\n")
         return 2
     try:
         convert(Path(argv[0]).absolute(), Path(argv[1]).absolute())
