@@ -100,7 +100,7 @@ def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) ->
         ("pull", USUAL),
         "settle",
         "default",
-        ["-m", "tunesmith.job.here", str(tmp_path / "run")],
+        ["-I", "-m", "tunesmith.job.here", str(tmp_path / "run")],
     ]
 
 
