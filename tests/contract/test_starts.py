@@ -24,21 +24,26 @@ pytestmark = pytest.mark.contract
 _START = re.compile(
     r"""python[\w.]*(?:\s*\}\})?["']?\)?,?[ ]+["']?(?P<option>-[a-zA-Z]*)["']?(?=[ ,\]\n]|$)"""
 )
+# In a shell script: a program whose name is a variable.
+_VARIABLE = re.compile(r'"\$\{?\w+\}?" (?P<option>-[cm]?)(?= )')
 # Asks for a version, or is an option of another program that takes an interpreter.
 _HARMLESS = {"-V", "-I"}
+_TEXTS = (".sh", ".yml", ".yaml", ".j2", ".py")
 _SHELLS = {"sh", "/bin/sh", "bash"}
 
 
 def options(text: str) -> list[str]:
     """Return the options that interpreters are started with in a script, but the harmless ones."""
-    return [found[0] for found in _START.finditer(text) if found["option"] not in _HARMLESS]
+    found = [*_START.finditer(text), *_VARIABLE.finditer(text)]
+    return [start[0] for start in found if start["option"] not in _HARMLESS]
 
 
 def scripts(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield shell scripts, roles, playbooks and the Dockerfile, without their comments."""
-    for folder in ("ansible", "docker"):
+    for folder in ("ansible", "docker", "src/tunesmith"):
         for file in sorted((root / folder).rglob("*")):
-            if file.suffix in (".sh", ".yml", ".yaml", ".j2", ".py") or file.name == "Dockerfile":
+            kinds = (".sh", ".yml", ".yaml") if folder.startswith("src") else _TEXTS
+            if file.suffix in kinds or file.name == "Dockerfile":
                 lines = file.read_text(encoding="utf-8").splitlines()
                 yield file, "\n".join(x for x in lines if not x.lstrip().startswith("#"))
 
@@ -87,6 +92,8 @@ def test_the_search_finds_what_it_is_for() -> None:
         '"$python" -m venv /uv',
         'ENTRYPOINT ["tini", "--", "python", "-m", "tunesmith.entrypoint"]',
         '"$python" -S -I x.py',
+        'limited 3 "$path" -c "import sys"',
+        '"$2" - "$1" <<END',
     ):
         assert options(line), line
     for line in (

@@ -118,7 +118,7 @@ def test_rendered_plan_shows_command_environment_config_and_decisions() -> None:
     values, owned = own_keys(config(trust_remote_code=True), PLACE, "/models/m")
     plan = Plan(PLACE, ("train",), {}, values, tuple(owned), {"x": 2_000_000_000}, ("a note",))
     shown = plan.render()
-    assert "command  /env/bin/python -m tunesmith.job start '/runs/r 1' train" in shown
+    assert "command  /env/bin/python -I -m tunesmith.job start '/runs/r 1' train" in shown
     assert "  A=1" in shown
     assert "  model_name_or_path: /models/m" in shown
     assert "trust_remote_code: False (was True)" in shown

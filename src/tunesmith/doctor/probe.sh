@@ -309,7 +309,7 @@ programs() {
         path=$(command -v "$name" 2>/dev/null) || continue
         case $known in *" $path "*) continue ;; esac
         known="$known$path "
-        version=$(limited 3 "$path" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' \
+        version=$(limited 3 "$path" -I -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' \
             2>/dev/null) && say python "$version $path"
     done
 }
@@ -392,7 +392,7 @@ with_wget() {
 }
 
 with_python() {
-    answer=$(limited 6 "$2" - "$1" 2>/dev/null <<'END'
+    answer=$(limited 6 "$2" -I - "$1" 2>/dev/null <<'END'
 import socket, ssl, sys
 from urllib import error, request
 try:
