@@ -184,3 +184,26 @@ def test_a_hosts_agent_takes_no_code_from_homes_and_runs(tmp_path: Path) -> None
     )
     assert traps.sprung(mark) == ""
     assert (done.returncode, done.stdout) == (0, '{"runs": []}\n'), done.stderr
+
+
+def test_inv_calls_no_program_of_the_folder_it_is_given_in(root: Path, tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "run"
+    traps.lay(folder, mark)
+    # Invoke looks for a tasks.py where it is called: that is its way to find a clone.
+    (folder / "tasks.py").unlink()
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); import tasks; print(os.environ['PATH'])"
+    )
+    done = subprocess.run(
+        isolated.code(sys.executable, code, str(root)),
+        cwd=folder,
+        env={**os.environ, "PATH": f":.:bin:{os.environ['PATH']}:"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(Path(one).is_absolute() for one in done.stdout.strip().split(os.pathsep))
+    argv = [Path(sys.executable).with_name("inv"), "--search-root", str(root), "runs"]
+    variables = {"PATH": f":.:{os.environ['PATH']}", "TUNESMITH_HOME": str(tmp_path / "home")}
+    subprocess.run(argv, cwd=folder, env=os.environ | variables, capture_output=True, check=True)
+    assert traps.sprung(mark) == ""
