@@ -169,9 +169,8 @@ def test_a_hubs_worker_takes_nothing_from_where_the_user_stands(
         monkeypatch.setenv(name, value)
     mirror = load_mirror("default", root / "configs" / "mirrors")
     order = Order("a/b", "main", {}, mirror, Path("hf"), None, False, Limits())
-    with (
-        Worker(order, "http://127.0.0.1:9") as worker,
-        pytest.raises(SourceError, match="connection was cut"),
-    ):
-        worker.await_listing(60)
+    with Worker(order, "http://127.0.0.1:9") as worker:
+        assert Path(f"/proc/{worker.pid}/cwd").readlink() == Path(isolated.NOWHERE)
+        with pytest.raises(SourceError, match="connection was cut"):
+            worker.await_listing(60)
     assert traps.sprung(mark) == ""
