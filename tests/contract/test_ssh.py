@@ -25,9 +25,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import traps
+from overlay import overlaid
 from support import lacking
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.hosts import commands, inventory, probe
+from tunesmith.hosts import agent, commands, inventory, probe
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 
@@ -723,3 +725,17 @@ def test_a_jump_host_keeps_its_own_settings(
         f"commands.trust(Project.at(Path({str(root)!r})), 'gpu1')"
     )
     assert "is off" in done.stderr, done
+
+
+def test_a_hosts_agent_takes_no_code_from_where_ssh_lands(gpu1: Remote, sshd: Sshd) -> None:
+    """A login lands in the home folder, and the agent works in tunesmith's: both hold traps."""
+    mark, base = sshd.folder / "mark", sshd.home / "tunesmith"
+    for folder in (sshd.home, base, base / "runs" / "r1"):
+        traps.lay(folder, mark)
+    (base / "state.json").write_text("{}")
+    (base / "env.sh").write_text(f"export PYTHONPATH=:{sshd.home}\n")
+    environment = base / "envs" / "one"
+    overlaid(Path(sys.executable), environment)
+    (environment / ".tunesmith-environment.json").write_text("{}")
+    assert agent.call(gpu1, "runs") == {"runs": []}
+    assert traps.sprung(mark) == ""

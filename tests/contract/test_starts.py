@@ -127,6 +127,21 @@ def test_our_code_starts_python_by_one_function(root: Path) -> None:
     assert started >= 20
 
 
+def test_no_model_folder_brings_code(root: Path) -> None:
+    """Unless told, transformers asks on a terminal whether it may run a folder's own code."""
+    loads = 0
+    for file in (root / "src/tunesmith").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr == "from_pretrained" and ast.unparse(node.func.value) != "PeftModel":
+                # None: `**options`, which the caller has made.
+                told = {keyword.arg for keyword in node.keywords}
+                assert told & {"trust_remote_code", None}, f"{file}:{node.lineno}"
+                loads += 1
+    assert loads >= 5
+
+
 def modules(root: Path) -> list[str]:
     """Return our modules that are programs."""
     src = root / "src"

@@ -203,14 +203,16 @@ def prove(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # A BOS put before the text shows here too.
     back = tokenizer.decode(tokenizer.encode(SAMPLE))
     if back != SAMPLE:
         raise TunesmithError(
             f"{folder.name}: the tokenizer does not give back its text: {back!r} for {SAMPLE!r}"
         )
-    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, torch_dtype=torch.float32, trust_remote_code=False
+    )
     inputs = torch.tensor([tokenizer.encode(SENTENCE)])
     with torch.no_grad():
         loss = float(model(input_ids=inputs, labels=inputs).loss)
@@ -227,7 +229,7 @@ def _write_weights(gguf: Path, folder: Path, vocabulary: Vocabulary) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, torch_dtype=torch.bfloat16
+        gguf.parent, gguf_file=gguf.name, torch_dtype=torch.bfloat16, trust_remote_code=False
     )
     model.generation_config.eos_token_id = vocabulary.tokens.index(vocabulary.eos)
     model.generation_config.pad_token_id = vocabulary.tokens.index(vocabulary.padding)

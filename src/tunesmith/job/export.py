@@ -203,7 +203,11 @@ def _compare_logits(merged: Path, file: Path, codec: Codec, chosen: str) -> dict
     right = logits(model, sequences)
     del model
     model = AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, torch_dtype=torch.float32, local_files_only=True
+        str(file.parent),
+        gguf_file=file.name,
+        torch_dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     found = distance(right, logits(model.eval(), sequences))
     exact = chosen == write_gguf.default_quantisation(merged) or chosen == "f32"

@@ -222,7 +222,9 @@ def compare(
     """Compare all ways on all probes, and the ends of answers."""
     from transformers import AutoTokenizer
 
-    exported = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    exported = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
     ways = _ways(codec, folder, exported)
     found = _Found(notes=list(notes))
     for probe in probes:

@@ -79,7 +79,7 @@ def tokenizer_check(base: Path, merged: Path, asked: Sequence[tuple[Question, st
     from transformers import AutoTokenizer
 
     ours, theirs = (
-        AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         for folder in (merged, base)
     )
     texts = [text for question, after in asked for text in _texts(question, after)]
