@@ -33,6 +33,7 @@ from benchmarks.harness import (
     plain_env,
 )
 from benchmarks.random_model import LARGE, SMALL, Shape, write_adapter, write_base
+from tunesmith import isolated
 from tunesmith.files import sha256_of
 from tunesmith.job import kit, pulled
 from tunesmith.job.merge import parameter_count
@@ -247,7 +248,7 @@ class _Bench:
     @property
     def phase_argv(self) -> list[str | Path]:
         """The command of the phase."""
-        return [self.python, "-m", "tunesmith.job.worker", self.run, "merge"]
+        return [*isolated.argv(self.python, "tunesmith.job.worker", str(self.run), "merge")]
 
     def held(self) -> int:
         """Return the most bytes that all processes of a phase held together (their PSS)."""
@@ -440,8 +441,8 @@ def _bytes(bench: _Bench, say: Callable[[str], None]) -> Result:
     log = bench.work / "log"
     items = pulled.items_of(RunFolder(bench.run))
     brought = sum(item.path.stat().st_size for item in items if item.part in ("adapter", "record"))
-    env = plain_env(PYTHONPATH=str(ROOT / "src"))
-    found = measure([sys.executable, "-m", "tunesmith.job.here", bench.run], log, env=env)
+    argv = isolated.argv(sys.executable, "tunesmith.job.here", str(bench.run))
+    found = measure(argv, log, env=plain_env())
     merged = bench.run / "merged"
     whole = sum(file.stat().st_size for file in merged.iterdir())
     same = sha256_of(merged / WEIGHTS) == bench.sha256

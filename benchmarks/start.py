@@ -34,6 +34,7 @@ from benchmarks.harness import (
     middle,
     plain_env,
 )
+from tunesmith import isolated
 from tunesmith.files import sha256_of, write_json
 from tunesmith.job.rundir import RunFolder
 from tunesmith.project import Project
@@ -128,7 +129,7 @@ class _Bench:
         data = [{"key": "rows", "rows": ROWS}]
         request = {"run_id": run.run_id, "phases": ["train"], "data": data, "limits": {}}
         write_json(run.request_file, request | {"env": {}})
-        argv = [self._python, "-m", "tunesmith.job", "run", run.path, "train"]
+        argv = isolated.argv(self._python, "tunesmith.job", "run", str(run.path), "train")
         return self._first_batch(argv, run.events_file, b'"event": "log"', run.output)
 
     def theirs(self, number: int, env: Mapping[str, str] | None = None) -> Measured:
