@@ -90,6 +90,7 @@ def a_line(path: Path, begin: bytes, size: int = 200_000_000) -> Path:
         ("rows.csv", b"instruction,output\na,b\nc,d\n", "line 4 is longer than"),
         ("rows.txt", b"one\n", "line 2 is longer than"),
     ],
+    ids=["lines", "list", "csv", "txt"],
 )
 def test_a_line_without_an_end_is_refused(
     tmp_path: Path, name: str, begin: bytes, told: str
