@@ -287,6 +287,16 @@ def test_a_model_card_may_be_written_but_is_pulled_as_it_was(top: Path) -> None:
     refused(lambda: agent._sealed_manifest(RunFolder(run), ["adapter"]), card)
 
 
+def test_seals_are_whole_or_none(top: Path) -> None:
+    """One digit of a seal that this use does not look at: who knows what else is another."""
+    file = top / "runs" / "run" / seals.SEALS
+    digest = read_json(file)["files"]["predict/predict_results.json"]["sha256"]
+    other = ("0" if digest[0] != "0" else "1") + digest[1:]
+    write(file, file.read_text().replace(digest, other))
+    told = refused(lambda: integrity.check(file.parent, "merge", silent), file)
+    assert f"`rm {file}` lets the results count as they are now" in told
+
+
 def test_what_a_tracker_adds_to_a_result_is_no_part_of_it(top: Path) -> None:
     run = top / "runs" / "run"
     write(run / "output" / "runs" / "Jan14" / "events.out.tfevents.1.host.2.0", "curves")

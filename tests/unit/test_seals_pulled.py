@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 import pytest
 
 from tests.unit.finished_run import flip, write
@@ -82,3 +86,24 @@ def test_damaged_seals_are_mended_by_a_pull(sealed: Host) -> None:
         seals.check(folder, ("output",))
     sealed.pull("r", ["adapter"])
     seals.check(folder, ("output",))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"proof.json": {}},
+        {"proof.json": {"size": "1", "sha256": "a" * 64, "phase": "proof"}},
+        {"proof.json": {"size": 1, "sha256": "a\u001b]52;" + "a" * 58, "phase": "proof"}},
+        {"proof.json": {"size": 1, "sha256": "a" * 64, "phase": "\u001b[2J"}},
+        {"output/\u001b[2J": {"size": 1, "sha256": "a" * 64, "phase": "train"}},
+        {"proof.json": ["size"]},
+        ["proof.json"],
+    ],
+)
+def test_seals_of_a_host_that_are_none_are_refused(sealed: Host, files: Any) -> None:
+    folder = sealed.pull("r", ["adapter"])
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    write(folder / seals.SEALS, json.dumps({"version": 1, "sha256": digest, "files": files}))
+    with pytest.raises(UsageError, match=r"seals\.json: damaged") as caught:
+        seals.check(folder, ("proof.json", "output"))
+    assert caught.value.message.isprintable()

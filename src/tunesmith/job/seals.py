@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ REQUEST = ("run.json", "config.yaml", ENVIRONMENT)
 # Who sealed what an older version had left, and the request of a run that was pulled.
 ADOPTED, SETTLED = "older version", "settled"
 _VERSION = 1
+_SHA256, _PHASE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[a-z ]{1,32}")
 _LOCK = ".seals.lock"
 # A tracker writes them when it likes; they are curves, and nothing is made of them.
 _CURVES = "events.out.tfevents."
@@ -77,10 +79,10 @@ def read(run_dir: Path) -> dict[str, dict[str, Any]]:
                 f"{file}: made by a newer version of tunesmith (format {value['version']}); "
                 "update this one"
             )
-        whole = value["sha256"] == _digest(files)
+        whole = value["sha256"] == _digest(files) and all(map(_well_formed, files.items()))
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UsageError(
@@ -102,6 +104,17 @@ def _changing(run_dir: Path) -> Iterator[dict[str, dict[str, Any]]]:
             ordered = dict(sorted(files.items()))
             value = {"version": _VERSION, "sha256": _digest(ordered), "files": ordered}
             write_json(run_dir / SEALS, value)
+
+
+def _well_formed(item: tuple[str, Any]) -> bool:
+    """Whether a seal is one: with a pulled run it comes from a host, and is shown in messages."""
+    name, record = item
+    return (
+        name.isprintable()
+        and isinstance(record["size"], int)
+        and _SHA256.fullmatch(record["sha256"]) is not None
+        and _PHASE.fullmatch(record["phase"]) is not None
+    )
 
 
 def _digest(files: Mapping[str, Record]) -> str:
