@@ -154,7 +154,7 @@ def test_the_last_events_come_before_the_last_status(full: Disk) -> None:
     book.emit("run_ended", pad="x" * 100_000)
     book.status({"state": "failed"})
     assert book.last_words(0, lambda: False)
-    assert names(run)[0] == "run_ended"
+    assert names(run) == ["note", "run_ended"]
     assert read_json(run.status_file) == {"state": "failed"}
 
 
@@ -302,8 +302,13 @@ def test_a_command_needs_no_log(run: RunFolder, tmp_path: Path) -> None:
     assert told == ["after_command_ended"]
 
 
-def test_an_old_heartbeat_is_no_news(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts.sys, "executable", "/bin/cat")
+def test_an_old_heartbeat_is_no_news(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker_file = tmp_path / "worker"
+    worker_file.write_text("#!/bin/sh\nexec sleep 60\n")
+    worker_file.chmod(0o755)
+    monkeypatch.setattr(attempts.sys, "executable", str(worker_file))
     beat = {"step": 3, "total_steps": 9, "step_seconds": 1.0, "paused": False, "time": 1.0}
     write_json(run.heartbeat_file, beat)
     worker = Attempt(run, "fetch", dict(os.environ), [])

@@ -14,7 +14,6 @@ from typing import Any
 
 from tunesmith import isolated
 from tunesmith.job import disk, records, resources
-from tunesmith.job.identity import identify
 from tunesmith.job.rundir import RunFolder
 from tunesmith.job.stored import DamagedError, read_object
 from tunesmith.job.worker import SUPERVISOR_PID
@@ -64,7 +63,6 @@ class Attempt:
                 # The worker keeps the locks of run and turn if the supervisor is killed.
                 pass_fds=tuple(locks),
             )
-        self.identity = identify(self._process.pid)
         self._last_sign = time.monotonic()
         self._last_step: int | None = None
         self._first: tuple[float, int] | None = None

@@ -19,6 +19,7 @@ from tunesmith.job.rundir import RunFolder, event_line
 # Events that wait at most: hours of steps, a few megabytes. The oldest go first.
 BOUND = 20_000
 _STATUS_SECONDS = 1.0
+_LAST = b'"event": "run_ended"'
 _POLL_SECONDS = 0.2
 
 
@@ -65,14 +66,12 @@ class Journal:
         try:
             self._flush_events()
             self._flush_status()
+            if self._since is not None and self._status is None:
+                self._tell_trouble()
         except OSError as error:
             self._note(error)
             return False
-        if self._events or self._status is not None:
-            return False
-        if self._since is not None:
-            self._tell_trouble(time.monotonic() - self._since)
-        return True
+        return not self._events and self._status is None
 
     def last_words(self, seconds: float, stop: Callable[[], bool]) -> bool:
         """Write what waits, on a full disk into the reserve's room; return whether all was.
@@ -106,6 +105,8 @@ class Journal:
 
     def _flush_events(self) -> None:
         while self._events:
+            if self._since is not None and _LAST in self._events[0]:
+                self._tell_trouble()  # nothing comes after the end
             disk.append(self._run.events_file, self._events[0])
             self._events.popleft()
 
@@ -127,13 +128,15 @@ class Journal:
         if self._since is None:
             self._since = time.monotonic()
 
-    def _tell_trouble(self, seconds: float) -> None:
+    def _tell_trouble(self) -> None:
+        """Tell of the time without a disk, which is over if it takes this."""
         assert self.trouble is not None
-        why = self.trouble.strerror or str(self.trouble)
+        assert self._since is not None
+        why, seconds = self.trouble.strerror or str(self.trouble), time.monotonic() - self._since
         text = f"the run's disk took nothing for {seconds:.0f} s ({why}); what happened meanwhile "
         text += f"was kept in memory, but for {self._lost} events" if self._lost else "was kept"
+        disk.append(self._run.events_file, event_line("note", {"text": text}))
         self.trouble, self._since, self._lost = None, None, 0
-        self.emit("note", text=text)
 
 
 class Reporter:
