@@ -66,12 +66,13 @@ def held(lock: Path, waiting: Callable[[str], None]) -> Iterator[int]:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder that only its owner can look into; one that is there is closed to others.
+    """Make a folder that only its owner can look into; one of ours that is open is closed.
 
-    Returns it. Raises OSError where that cannot be done.
+    Returns it. One that belongs to somebody else (a volume of a container) stays as it is.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_mode & 0o077:
+    there = folder.stat()
+    if there.st_mode & 0o077 and os.geteuid() in (0, there.st_uid):
         folder.chmod(0o700)
     return folder
 

@@ -123,7 +123,7 @@ ERRORS = [
     Case("comment", f"[\n{GOOD},\n// more\n{OTHER}]", 2, 3, "a comment", "delete it"),
     Case("Python None", '[{"input": None}]', 1, 1, "None is Python", "write null"),
     Case("text after the list", f"[{GOOD}]\n[{OTHER}]", None, 2, "after the end", "delete it"),
-    Case("nested too deeply", "[" + "[" * 100_000, 1, 1, "nested too deeply", "flatten"),
+    Case("nested too deeply", "[" + "[" * 100_000, 1, 1, "nested 100000 deep", "flatten"),
     Case("NaN", listed(GOOD, '{"instruction": "", "output": NaN}'), 2, 3, "NaN cannot", "null"),
     Case("Infinity", listed(row(n=float("-inf"))), 1, 2, "-Infinity cannot", "null"),
     Case(
