@@ -18,18 +18,21 @@ from tunesmith import modelstore, runs
 from tunesmith.config import Config
 from tunesmith.console import console, moving, say
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json
+from tunesmith.files import human_bytes
 from tunesmith.follow import Detached, duration, follow
 from tunesmith.hosts import inventory
 from tunesmith.hosts.remote import SSH_FAILED
 from tunesmith.hub import ModelFolder, Progress
 from tunesmith.job.pulled import PARTS, USUAL
-from tunesmith.job.rundir import COPY_FILE
+from tunesmith.job.records import needed
+from tunesmith.job.run_id import RunId
+from tunesmith.job.rundir import RunFolder
 from tunesmith.mirrors import known_mirrors, load_mirror
 from tunesmith.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.base import Target
 from tunesmith.targets.host import HostTarget
+from tunesmith.targets.local import LocalTarget
 
 
 def train(root: Path, on: str, asked: runs.Asked, choices: Choices) -> str | None:
@@ -102,7 +105,7 @@ def resume(
         if started:
             _finish(project, target, started[0])
             return
-    run_id = target.find(run)
+    run_id = _usable(project, target, run, dry=dry)
     status = target.status(run_id)
     left = [phase for phase, state in status["phases"].items() if state != "succeeded"]
     if status["state"] == "succeeded":
@@ -145,7 +148,7 @@ def attach(root: Path, on: str, run: str | None) -> None:
     project = Project.at(root)
     target = _target(project, on)
     # The newest has to be asked for; a name is believed, so that its state shows at once.
-    _finish(project, target, run or target.find(None))
+    _finish(project, target, RunId(run) if run else target.find(None))
 
 
 def stop(root: Path, on: str, run: str | None) -> None:
@@ -198,7 +201,7 @@ def pull(
     if dry:
         say(f"would pull {', '.join(parts)} of run {run_id} from {target.name}")
         if merge_here:
-            name = str(target.request(run_id)["model"]["name"])
+            name = str(needed(target.request(run_id), run_id, "model", "name"))
             say(f"would merge its adapter with {_base_model(project, name, mirror or 'default')}")
         return
     if merge_here:
@@ -287,6 +290,10 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
         loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
         table.add_row(run["run_id"], run["on"], state, step, loss, _phases(run["phases"]))
     console.print(table)
+    for run in found:
+        if run["failure"] == "damaged":
+            on = "" if run["on"] == "local" else f" on {run['on']}"
+            say(f"run {run['run_id']}{on}: {run['message']}")
     if silent:
         raise TunesmithError(f"{silent} of {len(names)} targets did not answer; see above")
 
@@ -596,30 +603,44 @@ def _work_on(target: Target, plan: Plan) -> dict[str, Any]:
     runs.start_on_run(target, plan)
     _await(target, run_id, offset)
     events, _ = target.events(run_id, offset)
-    return next(e for e in reversed(events) if e["event"] == "summary")
+    summaries = (event for event in reversed(events) if event["event"] == "summary")
+    told: dict[str, Any] | None = next(summaries, None)
+    if told is None:
+        raise TunesmithError(
+            f"run {run_id}: its last phase has left no summary in events.jsonl; see "
+            f"`inv logs{_on(target)} --run {run_id}`"
+        )
+    return told
 
 
 def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> None:
     """Follow a run; when it has succeeded, write its report and do what was asked to follow."""
     _await(target, run_id, offset)
     request = target.request(run_id)
-    then = request.get("then") or []
-    folder = target.results(run_id)
-    if "pull" in then:
-        folder = _pull(_host(target), run_id, PARTS)
-    if (folder / "config.yaml").is_file():
-        from tunesmith.report.page import write_report
-
-        say(f"report: {write_report(folder)}")
+    then = [word for word in request.get("then") or [] if word in runs.THEN]
+    if "pull" in then and isinstance(target, HostTarget):
+        _pull(target, run_id, PARTS)
+    else:
+        _write_report(target.results(run_id))
     if isinstance(target, HostTarget):
         _leave(target, run_id, then)
 
 
 def _pull(target: HostTarget, run_id: str, parts: tuple[str, ...]) -> Path:
     folder = target.pull(run_id, parts)
-    size = sum(record["size"] for record in read_json(folder / COPY_FILE)["files"].values())
+    size = sum(record["size"] for record in RunFolder(folder).copied()["files"].values())
     say(f"pulled: {folder} ({human_bytes(size)}, every file as on {target.name})")
+    if "report" in parts:
+        # Of the data that came: the host's own page stays there.
+        _write_report(folder)
     return folder
+
+
+def _write_report(folder: Path) -> None:
+    if (folder / "config.yaml").is_file():
+        from tunesmith.report.page import write_report
+
+        say(f"report: {write_report(folder)}")
 
 
 def _leave(target: HostTarget, run_id: str, then: list[str]) -> None:
@@ -678,7 +699,7 @@ def _target(project: Project, on: str) -> Target:
 def _usable(project: Project, target: Target, run: str | None, *, dry: bool) -> str:
     """Return the id of a run to work with; one pulled from a host gets its base model here."""
     run_id = target.find(run)
-    if target.name == "local" and not dry:
+    if isinstance(target, LocalTarget) and not dry:
         runs.settle(project, run_id, lambda name: _model(project, name, "default", None))
     return run_id
 

@@ -86,8 +86,9 @@ def training_line(status: dict[str, Any]) -> str:
     if status.get("eta_seconds") is not None:
         parts.append(f"ETA {duration(status['eta_seconds'])}")
     parts += [gpu_line(gpu) for gpu in status.get("gpu") or ()]
-    if status.get("price") and status.get("worked_seconds"):
-        parts.append(f"cost {status['worked_seconds'] / 3600 * status['price']:.2f}")
+    price = status.get("price")
+    if price and isinstance(price, int | float) and status.get("worked_seconds"):
+        parts.append(f"cost {status['worked_seconds'] / 3600 * price:.2f}")
     return "  ".join(parts)
 
 
@@ -109,28 +110,35 @@ def curve(losses: Sequence[float], width: int = 20) -> str:
 def gpu_line(gpu: dict[str, Any]) -> str:
     """Return a GPU's memory in use and its utilisation, as far as the driver tells them."""
     parts = ["GPU"]
-    if gpu["memory_used"] is not None and gpu["memory_total"] is not None:
-        parts.append(f"{gpu['memory_used'] / 2**30:.1f}/{gpu['memory_total'] / 2**30:.0f} GiB")
-    if gpu["utilisation"] is not None:
-        parts.append(f"{gpu['utilisation']:.0f}%")
+    used, total, busy = (gpu.get(k) for k in ("memory_used", "memory_total", "utilisation"))
+    if used is not None and total is not None:
+        parts.append(f"{used / 2**30:.1f}/{total / 2**30:.0f} GiB")
+    if busy is not None:
+        parts.append(f"{busy:.0f}%")
     return " ".join(parts)
 
 
 def told(event: dict[str, Any]) -> str | None:
     """Return an event in words; None for one that the bar or the lines show themselves."""
     words: dict[str, Callable[[], str]] = {
+        "damaged_line": lambda: (
+            f"events.jsonl: the line at byte {event.get('byte')} is damaged and left out: "
+            f"{event.get('why')}"
+        ),
         "phase_started": lambda: _started(event),
         "phase_ended": lambda: (
-            f"{event['phase']}: {event['state']} after {duration(event['seconds'])}"
+            f"{event['phase']}: {event['state']} after {duration(event.get('seconds', 0))}"
         ),
-        "resumed": lambda: f"resumed at step {event['step']}/{event['total_steps']}",
+        "resumed": lambda: f"resumed at step {event['step']}/{event.get('total_steps')}",
         "discarded": lambda: f"set {event['checkpoint']} aside: {event['why']}",
-        "changed": lambda: f"{event['what']}: {event['from']} -> {event['to']} ({event['why']})",
-        "paused": lambda: f"paused: {event['why']}",
+        "changed": lambda: (
+            f"{event['what']}: {event.get('from')} -> {event.get('to')} ({event.get('why')})"
+        ),
+        "paused": lambda: f"paused: {event.get('why')}",
         "continued": lambda: "continued",
         "failure": lambda: f"{event['failure']}: {event['message']}",
         "restarting": lambda: f"starting {event['phase']} again after: {event['why']}",
-        "eval": lambda: f"step {event['step']}: held-out loss {event['loss']:.4f}",
+        "eval": lambda: f"step {event['step']}: held-out loss {_figure(event['loss'])}",
         "note": lambda: str(event["text"]),
         "queued": lambda: f"queued behind {', '.join(event['ahead'])}",
         "limit": lambda: f"{event['what']} reached: stopping after a checkpoint",
@@ -140,9 +148,13 @@ def told(event: dict[str, Any]) -> str | None:
     return words[event["event"]]() if event["event"] in words else None
 
 
+def _figure(loss: float | None) -> str:
+    return "not a number" if loss is None else f"{loss:.4f}"
+
+
 def _after(event: dict[str, Any]) -> str:
     if event["code"] is None:
-        return f"not done: {event['why']}"
+        return f"not done: {event.get('why')}"
     return "done" if event["code"] == 0 else f"it failed with exit code {event['code']}"
 
 
@@ -156,7 +168,8 @@ def _started(event: dict[str, Any]) -> str:
         "proof": "proving the merged model",
         "predict": "predicting",
     }
-    again = f" (attempt {event['attempt']})" if event["attempt"] > 1 else ""
+    attempt = event.get("attempt", 1)
+    again = f" (attempt {attempt})" if attempt > 1 else ""
     return f"{names.get(event['phase'], event['phase'])}{again}"
 
 
@@ -212,7 +225,7 @@ class _Bar:
         self._progress.stop()
 
     def event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "log" and isinstance(event.get("loss"), float):
+        if event["event"] == "log" and isinstance(event.get("loss"), float) and "step" in event:
             # By step: after a resume some are told twice.
             self._losses[event["step"]] = event["loss"]
         if event["event"] == "phase_started" and event["phase"] != self._phase:
@@ -222,7 +235,7 @@ class _Bar:
             done, total = event["done"], event["total"]
             self._progress.update(self._task, completed=done, total=total, line=event["unit"])
         elif event["event"] == "phase_ended" and self._task is not None:
-            line = f"{event['state']} after {duration(event['seconds'])}"
+            line = f"{event['state']} after {duration(event.get('seconds', 0))}"
             task = next(t for t in self._progress.tasks if t.id == self._task)
             total = task.total or task.completed or 1
             done = total if event["state"] == "succeeded" else task.completed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from tunesmith.environments import MARKER, Environment
 from tunesmith.errors import UsageError
 from tunesmith.files import read_json
+from tunesmith.job import adopted, listing
+from tunesmith.job.stored import DamagedError
 from tunesmith.stack import Stack, load_stack
 
 
@@ -81,15 +84,9 @@ class Project:
     def run_folder(self, run_id: str | None) -> Path:
         """Return the folder of a run, by default the newest one's.
 
-        Raises UsageError when there is none of this name.
+        Raises UsageError when there is none of this name, or when it is no run id.
         """
-        folders = sorted(p for p in self.runs.glob("*") if (p / "run.json").is_file())
-        if not folders:
-            raise UsageError(f"no runs in {self.runs}; `inv train` makes one")
-        if run_id is None:
-            return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
-        for folder in folders:
-            if folder.name == run_id:
-                return folder
-        shown = ", ".join(folder.name for folder in folders[-5:])
-        raise UsageError(f"no run {run_id!r}; the newest are {shown} (`inv runs` lists all)")
+        run = listing.find(self.runs, run_id)
+        with contextlib.suppress(DamagedError):  # whoever reads the file says so
+            adopted.ensure(run)
+        return run.path

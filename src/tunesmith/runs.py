@@ -20,10 +20,13 @@ from tunesmith.dataset.registry import REGISTRY, check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
 from tunesmith.errors import UsageError
-from tunesmith.files import human_bytes, read_json, write_json, write_text
+from tunesmith.files import human_bytes, write_json, write_text
 from tunesmith.hosts import inventory, transfer
 from tunesmith.hub import ModelFolder
-from tunesmith.job.rundir import COPY_FILE, RunFolder
+from tunesmith.job import adopted, inference
+from tunesmith.job.records import needed
+from tunesmith.job.run_id import LONGEST, RunId
+from tunesmith.job.rundir import RunFolder
 from tunesmith.mirrors import load_mirror
 from tunesmith.plan import (
     EVALUATION,
@@ -188,11 +191,12 @@ def plan_training(
     model's name in the config. Raises UsageError for a fault in config, data, prompts or
     options.
     """
+    run_id = None if asked.run_id is None else RunId(asked.run_id)
     written = read_config(project, asked.config, asked.overrides)
     preset = presets.preset_of(written.file, asked.preset)
     config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(asked.prompts)) if asked.prompts else ()
-    place = target.place(asked.run_id or new_run_id(config.stem))
+    place = target.place(run_id or new_run_id(config.stem))
     name = str(config.get("model_name_or_path"))
     values, owned = own_keys(config, place, str(model.path) if model else name)
     owned += [Owned(key, config.get(key), was, why) for key, (was, why) in changed.items()]
@@ -319,33 +323,47 @@ def start_training(project: Project, target: Target, plan: Plan) -> str:
 def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -> None:
     """Let a run that was pulled from a host be used here: its base model is the one here.
 
-    `fetch` returns a base model by its name. A run that was made here is left alone.
+    `fetch` returns a base model by its name; so are the variables. A run that was made here is
+    left alone. Raises UsageError where the base model is not the run's, or not known.
     """
     folder = RunFolder(project.run_folder(run_id))
     if not folder.is_copy:
         return
+    adopted.ensure(folder)
     request = folder.request()
-    there = str(request["model"]["path"])
-    if Path(there).is_dir():
+    path = needed(request, run_id, "model").get("path")
+    if path and Path(path).is_dir():
         return
-    host = read_json(folder.path / COPY_FILE)["from"]
-    model = fetch(str(request["model"]["name"]))
-    files = {name: record.sha256 for name, record in model.files.items()}
-    for name, record in request["model"]["files"].items():
-        if name.endswith(".safetensors") and files.get(name) != record["sha256"]:
+    host = folder.copied()["from"]
+    name = needed(request, run_id, "model", "name")
+    weights = {
+        file: record["sha256"]
+        for file, record in needed(request, run_id, "model", "files").items()
+        if file.endswith(".safetensors")
+    }
+    below = inference.tuned_adapters(adopted.foreign_config(folder), folder.output)[:-1]
+    if not name or not weights or below:
+        what = "other adapters of its own" if below else "a base model of its own"
+        raise UsageError(
+            f"run {run_id} was trained on {host} with {what}, which is not known here; use it "
+            f"there: --on {host}"
+        )
+    model = fetch(str(name))
+    files = {file: record.sha256 for file, record in model.files.items()}
+    for file, sha256 in weights.items():
+        if files.get(file) != sha256:
             raise UsageError(
                 f"run {run_id} was trained on other weights of {model.name} than those in "
                 f"{model.path}; use it on the host: --on {host}",
-                [f"{name}: sha256 {files.get(name)}, the run's base model has {record['sha256']}"],
+                [f"{file}: sha256 {files.get(file)}, the run's base model has {sha256}"],
             )
     if folder.config_file.is_file():
-        text = folder.config_file.read_text(encoding="utf-8")
-        config = yaml.safe_load(text) | {"model_name_or_path": str(model.path)}
-        config["output_dir"] = str(folder.output)
+        config = folder.config() | {"model_name_or_path": str(model.path)}
+        config |= {"output_dir": str(folder.output), "trust_remote_code": False}
         write_text(folder.config_file, yaml.safe_dump(config, allow_unicode=True, sort_keys=True))
-    write_json(
-        folder.request_file, request | {"model": request["model"] | {"path": str(model.path)}}
-    )
+    variables = LocalTarget(project).variables() | {"HF_HUB_OFFLINE": "1"}
+    own = {"model": request["model"] | {"path": str(model.path)}, "env": variables}
+    write_json(folder.request_file, request | own)
 
 
 def tables_here(project: Project) -> Tables | None:
@@ -388,7 +406,7 @@ def plan_merge(
     `accept`: merge although a way to the model puts another prompt before it than the training.
     """
     run_id, request, config = _trained(target, run_id)
-    chosen = dict(request["merge"]) | {"accept_mismatch": accept}
+    chosen = dict(needed(request, run_id, "merge")) | {"accept_mismatch": accept}
     if overrides:
         parsed = parse_overrides(overrides)
         unknown = sorted(set(parsed) - set(MERGE_KEYS))
@@ -399,7 +417,7 @@ def plan_merge(
         chosen |= parsed
     weights = sum(
         record["size"]
-        for name, record in request["model"]["files"].items()
+        for name, record in needed(request, run_id, "model", "files").items()
         if name.endswith(".safetensors")
     )
     needs = {"the merged model": weights, "reserve": 200_000_000}
@@ -422,7 +440,8 @@ def plan_predict(
     if run_id:
         run_id, request, trained = _trained(target, run_id)
         place = target.place(run_id)
-        values, owned = own_keys(config, place, str(trained["model_name_or_path"]), "predict")
+        base = str(needed_key(target, run_id, trained, "model_name_or_path"))
+        values, owned = own_keys(config, place, base, "predict")
         if "adapter_name_or_path" not in config.overrides:
             was, adapter = values.get("adapter_name_or_path"), str(place.run / "output")
             owned.append(Owned("adapter_name_or_path", adapter, was, "the run's own"))
@@ -502,8 +521,9 @@ def check_room(target: Target, needs: Mapping[str, int]) -> None:
 
 def new_run_id(stem: str) -> str:
     """Return an id that sorts by time and says what ran."""
+    when = time.strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "run"
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    return RunId(f"{when}-{name}"[:LONGEST])
 
 
 def _request(
@@ -544,6 +564,15 @@ def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
     """The base model is here and verified: nothing may be fetched behind our back, unless a
     data set lives on a hub."""
     return {"HF_HUB_OFFLINE": "1"} if all(map(_lies_here, reports)) else {}
+
+
+def needed_key(target: Target, run_id: str, config: Mapping[str, Any], key: str) -> Any:
+    """Return what a run's config says. Raises UsageError where it says nothing."""
+    if not config.get(key):
+        raise UsageError(
+            f"run {run_id} on {target.name}: its config.yaml has no {key}; write it there again"
+        )
+    return config[key]
 
 
 def check_trained(target: Target, run_id: str) -> None:

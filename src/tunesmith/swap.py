@@ -39,13 +39,13 @@ def put_in_place(fresh: Path, final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     recover(final.parent)
     if not final.exists():
-        os.rename(fresh, final)
+        fresh.rename(final)
     elif exchange(fresh, final):
         fsync_folder(final.parent)
         # Under its name it would be taken for something to go on with.
         old = _hidden(final, _OLD)
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(fresh, old)
+        fresh.rename(old)
         shutil.rmtree(old)
     else:
         _by_journal(fresh, final)
@@ -63,7 +63,7 @@ def recover(folder: Path) -> None:
             # The journal was written when `fresh` was whole.
             candidates = [path for path in (fresh, old) if path.exists()]
             if candidates and not final.exists():
-                os.rename(candidates[0], final)
+                candidates[0].rename(final)
                 fsync_folder(folder)
             journal.unlink()
             if final.exists():
@@ -99,8 +99,8 @@ def _by_journal(fresh: Path, final: Path) -> None:
         journal, old = _hidden(final, _JOURNAL), _hidden(final, _OLD)
         shutil.rmtree(old, ignore_errors=True)
         write_json(journal, {"fresh": str(fresh)})
-        os.rename(final, old)
-        os.rename(fresh, final)
+        final.rename(old)
+        fresh.rename(final)
         fsync_folder(final.parent)
         journal.unlink()
         shutil.rmtree(old)
@@ -112,10 +112,10 @@ def _hidden(final: Path, suffix: str) -> Path:
 
 def _journals(folder: Path) -> list[Path]:
     try:
-        names = [name for name in os.listdir(folder) if name.endswith(_JOURNAL)]
+        found = [path for path in folder.iterdir() if path.name.endswith(_JOURNAL)]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [folder / name for name in sorted(names) if name.startswith(".")]
+    return sorted(path for path in found if path.name.startswith("."))
 
 
 @contextlib.contextmanager

@@ -508,7 +508,6 @@ def test_what_a_pull_brings(agent: Agent, tmp_path: Path) -> None:
         "config.yaml",
         "before.jsonl",
         "train.log",
-        "report.html",
         "output/adapter_model.safetensors",
         "predict/generated_predictions.jsonl",
     }

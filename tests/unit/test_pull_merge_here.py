@@ -13,7 +13,7 @@ import pytest
 
 from tunesmith import cli, modelstore, runs
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import write_json
+from tunesmith.files import read_json, write_json
 from tunesmith.job import here, kit
 from tunesmith.job.pulled import USUAL, items_of
 from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire, read_events
@@ -210,7 +210,7 @@ def test_a_merge_by_numpy_that_is_refused_is_told_in_the_events_alone(tmp_path: 
     assert here.main([str(tmp_path)]) == UsageError.exit_code
     ended = [(e["event"], e.get("state")) for e in read_events(run.events_file)]
     assert ended[-2:] == [("phase_ended", "failed"), ("run_ended", "failed")]
-    assert run.status() == status
+    assert read_json(run.status_file) == status
 
 
 def test_what_numpy_merged_is_merged_and_not_proven(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 def other_run(folder: Path, name: str, **config: Any) -> Path:
     """Another run: its own id, a better held-out loss, more forgetting, other parameters."""
-    run = build_run(folder)
+    run = build_run(folder).rename(folder / name)
     request = json.loads((run / "run.json").read_text(encoding="utf-8")) | {"run_id": name}
     (run / "run.json").write_text(json.dumps(request), encoding="utf-8")
     values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) | config

@@ -22,6 +22,7 @@ from tunesmith.job.rundir import (
     RunFolder,
     acquire,
     claim_output,
+    damaged_lines,
     mend_events,
     read_events,
 )
@@ -115,13 +116,31 @@ def test_torn_last_event_is_left_out_then_mended(run: RunFolder) -> None:
     assert [event["step"] for event in read_events(run.events_file)] == [1, 2]
 
 
-def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(run: RunFolder) -> None:
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"not json", "not JSON at byte 0"),
+        (b"[]", "not a JSON object"),
+        (b'{"event": 3}', "event is 3, text expected"),
+        (b'{"event": "phase_ended", "phase": "train"}', "state is missing"),
+        (b'{"event": "queued", "ahead": [1]}', "ahead[0] is"),
+        (b"\xff", "not UTF-8 at byte 0"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_line_is_told_with_its_place_and_hides_no_other(
+    run: RunFolder, line: bytes, why: str
+) -> None:
     run.emit("log", step=1)
     size = run.events_file.stat().st_size
     with run.events_file.open("ab") as stream:
-        stream.write(b"not json\n")
-    with pytest.raises(ValueError, match=f"byte {size}"):
-        read_events(run.events_file)
+        stream.write(line + b"\n")
+    run.emit("log", step=2)
+    assert [event["step"] for event in read_events(run.events_file)] == [1, 2]
+    (told,) = damaged_lines(run.events_file)
+    assert told.startswith(f"the line at byte {size} is damaged: ")
+    assert why in told
+    assert [event["event"] for event in EventTail(run.events_file).new()][1] == "damaged_line"
 
 
 def test_tail_reads_each_event_once(run: RunFolder) -> None:

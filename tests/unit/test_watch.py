@@ -71,7 +71,7 @@ def test_nothing_new_is_no_more(run: RunFolder) -> None:
     line = look(run, 0, 0)
     assert (len(line.events), line.more) == (1, False)
     assert look(run, line.events_offset, 0).to_json() == {
-        "status": {"run_id": "run", "state": "succeeded", "failure": None},
+        "status": run.status(),
         "events": [],
         "events_offset": line.events_offset,
         "log": "",

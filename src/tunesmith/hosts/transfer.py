@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -31,6 +32,12 @@ _ATTEMPTS = 20
 _COUNTED = ("--no-human-readable", "--info=progress2,name2")
 _COUNT = re.compile(r"\s*(\d+)\s+\d+%")
 _THERE = " is uptodate"
+# Contents only, whatever the other end or somebody's ~/.popt would like.
+_PLAIN = ("--no-links", "--no-devices", "--no-specials", "--no-perms", "--no-owner", "--no-group")
+# `ulimit -f` counts in these; a write beyond it ends rsync (EFBIG, or SIGXFSZ).
+_BLOCK = 512
+_SMALLEST_LIMIT = 1 << 20
+_LIMITED = 'ulimit -f "$1" && shift && exec "$@"'
 _VERSION = re.compile(r"rsync +version v?(\d+)\.(\d+)")
 
 Tell = Callable[[str], None]
@@ -81,16 +88,19 @@ def download(
 ) -> None:
     """Bring files below a folder of the host under the same names below `into`.
 
-    `sizes` has their names, with the bytes of each. Half a file stays where it is and is gone on
+    `sizes` has their names, with the bytes of each; a file that grows beyond the largest of them
+    ends it with TunesmithError. Half a file stays where it is and is gone on
     with, so `into` must be a folder for incomplete things.
     """
     with tempfile.NamedTemporaryFile("w", prefix="tunesmith-names-", suffix=".txt") as listed:
-        listed.write("".join(f"{name}\n" for name in sizes))
+        listed.write("".join(f"{name}\0" for name in sizes))
         listed.flush()
         source = f"{remote.name}:{shlex.quote(folder)}/"
-        options = ["-tz", "--inplace", "--no-whole-file", f"--files-from={listed.name}"]
+        options = ["-tz", "--inplace", "--no-whole-file", *_PLAIN]
+        options += ["--from0", f"--files-from={listed.name}"]
         into.mkdir(parents=True, exist_ok=True)
-        _rsync(remote, [*options, source, f"{into}/"], tell, _Count(sizes, moved))
+        count = _Count(sizes, moved)
+        _rsync(remote, [*options, source, f"{into}/"], tell, count, max(sizes.values(), default=0))
 
 
 class _Count:
@@ -124,10 +134,13 @@ class _Count:
             self._moved(self._most, self._total)
 
 
-def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> None:
+def _rsync(
+    remote: Remote, arguments: list[str], tell: Tell, count: _Count, largest: int | None = None
+) -> None:
     """Run rsync until it is through; a cut connection is taken up again.
 
-    Raises UsageError when there is no rsync, here or there; TunesmithError when it fails.
+    It may write no file of more than `largest` bytes. Raises UsageError when there is no rsync,
+    here or there; TunesmithError when it fails.
     """
     program = shutil.which("rsync")
     if program is None:
@@ -142,6 +155,10 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> N
     # Only who is to be told how far it is has to know.
     counted = count.options if count.options and counts(_version(program)) else ()
     argv = [program, f"--timeout={_STALLED}", "-e", through, *counted, *arguments]
+    if largest is not None:
+        # Progress and the list of names go to pipes and files of ours, below any such limit.
+        blocks = str(max(largest, _SMALLEST_LIMIT) // _BLOCK + 1)
+        argv = ["/bin/sh", "-c", _LIMITED, "sh", blocks, *argv]
     wait = 1.0
     for attempt in range(1, _ATTEMPTS + 1):
         code, said = _run(argv, count)
@@ -150,6 +167,10 @@ def _rsync(remote: Remote, arguments: list[str], tell: Tell, count: _Count) -> N
         if code == _NOT_FOUND or "rsync: command not found" in said:
             raise UsageError(
                 f"{remote.name} has no rsync; `inv provision --on {remote.name}` installs it"
+            )
+        if largest is not None and (code == -signal.SIGXFSZ or "File too large" in said):
+            raise TunesmithError(
+                f"{remote.name} sent a file of more bytes than it had told; nothing of it is used"
             )
         if code not in _CUT:
             break

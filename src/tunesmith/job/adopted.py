@@ -25,222 +25,47 @@ from tunesmith.job.stored import DamagedError, read_mapping, read_object
 
 # Keys of LLaMA-Factory's config (0.9.3) that are figures and names of the training itself. Not
 # among them: paths, addresses, keys of services, other models, programs, and trust_remote_code.
-CONFIG_KEYS = frozenset(
-    [
-        "adafactor",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "add_special_tokens",
-        "add_tokens",
-        "additional_target",
-        "apollo_layerwise",
-        "apollo_proj",
-        "apollo_proj_type",
-        "apollo_rank",
-        "apollo_scale",
-        "apollo_scale_front",
-        "apollo_scale_type",
-        "apollo_target",
-        "apollo_update_interval",
-        "audio_sampling_rate",
-        "auto_find_batch_size",
-        "average_tokens_across_devices",
-        "badam_mask_mode",
-        "badam_mode",
-        "badam_start_block",
-        "badam_switch_interval",
-        "badam_switch_mode",
-        "badam_update_ratio",
-        "badam_verbose",
-        "batch_eval_metrics",
-        "bf16",
-        "bf16_full_eval",
-        "buffer_size",
-        "compute_accuracy",
-        "create_new_adapter",
-        "crop_to_patches",
-        "cutoff_len",
-        "data_seed",
-        "data_shared_file_system",
-        "dataloader_drop_last",
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "dataset",
-        "ddp_broadcast_buffers",
-        "ddp_bucket_cap_mb",
-        "ddp_find_unused_parameters",
-        "ddp_timeout",
-        "default_system",
-        "disable_gradient_checkpointing",
-        "disable_shuffling",
-        "disable_tqdm",
-        "do_eval",
-        "do_predict",
-        "do_sample",
-        "do_train",
-        "double_quantization",
-        "dpo_label_smoothing",
-        "early_stopping_steps",
-        "enable_liger_kernel",
-        "enable_thinking",
-        "eval_accumulation_steps",
-        "eval_dataset",
-        "eval_delay",
-        "eval_do_concat_batches",
-        "eval_num_beams",
-        "eval_on_each_dataset",
-        "eval_on_start",
-        "eval_steps",
-        "eval_strategy",
-        "finetuning_type",
-        "flash_attn",
-        "fp16",
-        "fp16_full_eval",
-        "freeze_extra_modules",
-        "freeze_language_model",
-        "freeze_multi_modal_projector",
-        "freeze_trainable_layers",
-        "freeze_trainable_modules",
-        "freeze_vision_tower",
-        "full_determinism",
-        "galore_layerwise",
-        "galore_proj_type",
-        "galore_rank",
-        "galore_scale",
-        "galore_target",
-        "galore_update_interval",
-        "generation_max_length",
-        "generation_num_beams",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "greater_is_better",
-        "group_by_length",
-        "ignore_data_skip",
-        "ignore_pad_token_for_loss",
-        "image_do_pan_and_scan",
-        "image_max_pixels",
-        "image_min_pixels",
-        "include_effective_tokens_per_second",
-        "include_inputs_for_metrics",
-        "include_num_input_tokens_seen",
-        "include_tokens_per_second",
-        "infer_dtype",
-        "interleave_probs",
-        "kto_chosen_weight",
-        "kto_rejected_weight",
-        "label_smoothing_factor",
-        "ld_alpha",
-        "learning_rate",
-        "length_penalty",
-        "load_best_model_at_end",
-        "log_level",
-        "logging_first_step",
-        "logging_nan_inf_filter",
-        "logging_steps",
-        "logging_strategy",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_rank",
-        "lora_target",
-        "loraplus_lr_embedding",
-        "loraplus_lr_ratio",
-        "low_cpu_mem_usage",
-        "lr_scheduler_type",
-        "mask_history",
-        "max_grad_norm",
-        "max_length",
-        "max_new_tokens",
-        "max_samples",
-        "max_steps",
-        "metric_for_best_model",
-        "mix_strategy",
-        "mixture_of_depths",
-        "moe_aux_loss_coef",
-        "neat_packing",
-        "neftune_noise_alpha",
-        "num_beams",
-        "num_train_epochs",
-        "optim",
-        "packing",
-        "per_device_eval_batch_size",
-        "per_device_train_batch_size",
-        "pissa_convert",
-        "pissa_init",
-        "pissa_iter",
-        "plot_loss",
-        "ppo_buffer_size",
-        "ppo_epochs",
-        "ppo_score_norm",
-        "ppo_target",
-        "ppo_whiten_rewards",
-        "predict_with_generate",
-        "prediction_loss_only",
-        "pref_beta",
-        "pref_ftx",
-        "pref_loss",
-        "preprocessing_batch_size",
-        "preprocessing_num_workers",
-        "print_param_status",
-        "pure_bf16",
-        "quantization_bit",
-        "quantization_method",
-        "quantization_type",
-        "remove_unused_columns",
-        "repetition_penalty",
-        "resize_vocab",
-        "rope_scaling",
-        "save_only_model",
-        "save_safetensors",
-        "save_steps",
-        "save_strategy",
-        "save_total_limit",
-        "seed",
-        "shift_attn",
-        "simpo_gamma",
-        "skip_special_tokens",
-        "sortish_sampler",
-        "split_special_tokens",
-        "stage",
-        "streaming",
-        "template",
-        "temperature",
-        "tf32",
-        "tool_format",
-        "top_k",
-        "top_p",
-        "torch_empty_cache_steps",
-        "train_from_scratch",
-        "train_on_prompt",
-        "upcast_layernorm",
-        "upcast_lmhead_output",
-        "use_adam_mini",
-        "use_apollo",
-        "use_audio_in_video",
-        "use_badam",
-        "use_cache",
-        "use_dora",
-        "use_fast_tokenizer",
-        "use_galore",
-        "use_liger_kernel",
-        "use_llama_pro",
-        "use_muon",
-        "use_reentrant_gc",
-        "use_rslora",
-        "use_unsloth",
-        "use_unsloth_gc",
-        "val_size",
-        "video_fps",
-        "video_max_pixels",
-        "video_maxlen",
-        "video_min_pixels",
-        "warmup_ratio",
-        "warmup_steps",
-        "weight_decay",
-    ]
-)
+_KEYS = """
+adafactor adam_beta1 adam_beta2 adam_epsilon add_special_tokens add_tokens additional_target
+apollo_layerwise apollo_proj apollo_proj_type apollo_rank apollo_scale apollo_scale_front
+apollo_scale_type apollo_target apollo_update_interval audio_sampling_rate auto_find_batch_size
+average_tokens_across_devices badam_mask_mode badam_mode badam_start_block badam_switch_interval
+badam_switch_mode badam_update_ratio badam_verbose batch_eval_metrics bf16 bf16_full_eval
+buffer_size compute_accuracy create_new_adapter crop_to_patches cutoff_len data_seed
+data_shared_file_system dataloader_drop_last dataloader_num_workers dataloader_persistent_workers
+dataloader_pin_memory dataloader_prefetch_factor dataset ddp_broadcast_buffers ddp_bucket_cap_mb
+ddp_find_unused_parameters ddp_timeout default_system disable_gradient_checkpointing
+disable_shuffling disable_tqdm do_eval do_predict do_sample do_train double_quantization
+dpo_label_smoothing early_stopping_steps enable_liger_kernel enable_thinking
+eval_accumulation_steps eval_dataset eval_delay eval_do_concat_batches eval_num_beams
+eval_on_each_dataset eval_on_start eval_steps eval_strategy finetuning_type flash_attn fp16
+fp16_full_eval freeze_extra_modules freeze_language_model freeze_multi_modal_projector
+freeze_trainable_layers freeze_trainable_modules freeze_vision_tower full_determinism
+galore_layerwise galore_proj_type galore_rank galore_scale galore_target galore_update_interval
+generation_max_length generation_num_beams gradient_accumulation_steps gradient_checkpointing
+greater_is_better group_by_length ignore_data_skip ignore_pad_token_for_loss image_do_pan_and_scan
+image_max_pixels image_min_pixels include_effective_tokens_per_second include_inputs_for_metrics
+include_num_input_tokens_seen include_tokens_per_second infer_dtype interleave_probs
+kto_chosen_weight kto_rejected_weight label_smoothing_factor ld_alpha learning_rate length_penalty
+load_best_model_at_end log_level logging_first_step logging_nan_inf_filter logging_steps
+logging_strategy lora_alpha lora_dropout lora_rank lora_target loraplus_lr_embedding
+loraplus_lr_ratio low_cpu_mem_usage lr_scheduler_type mask_history max_grad_norm max_length
+max_new_tokens max_samples max_steps metric_for_best_model mix_strategy mixture_of_depths
+moe_aux_loss_coef neat_packing neftune_noise_alpha num_beams num_train_epochs optim packing
+per_device_eval_batch_size per_device_train_batch_size pissa_convert pissa_init pissa_iter
+plot_loss ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards
+predict_with_generate prediction_loss_only pref_beta pref_ftx pref_loss preprocessing_batch_size
+preprocessing_num_workers print_param_status pure_bf16 quantization_bit quantization_method
+quantization_type remove_unused_columns repetition_penalty resize_vocab rope_scaling
+save_only_model save_safetensors save_steps save_strategy save_total_limit seed shift_attn
+simpo_gamma skip_special_tokens sortish_sampler split_special_tokens stage streaming template
+temperature tf32 tool_format top_k top_p torch_empty_cache_steps train_from_scratch
+train_on_prompt upcast_layernorm upcast_lmhead_output use_adam_mini use_apollo use_audio_in_video
+use_badam use_cache use_dora use_fast_tokenizer use_galore use_liger_kernel use_llama_pro use_muon
+use_reentrant_gc use_rslora use_unsloth use_unsloth_gc val_size video_fps video_max_pixels
+video_maxlen video_min_pixels warmup_ratio warmup_steps weight_decay
+"""
+CONFIG_KEYS = frozenset(_KEYS.split())
 # Free text: the words that stand before every conversation.
 _WORDS = ("default_system",)
 _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|[a-z][a-z0-9+.-]*://")

@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.job.run_id import RunId, is_run_id
 from tunesmith.job.rundir import RunFolder
+from tunesmith.swap import recover
 
 # What shows that a folder is a run, though one of them may be gone.
 _MARKS = ("run.json", "status.json", "events.jsonl")
@@ -28,14 +29,15 @@ def folders(runs: Path) -> list[Path]:
 def find(runs: Path, run_id: str | None) -> RunFolder:
     """Return a run, by default the newest. Raises UsageError naming the newest ones."""
     wanted = None if run_id is None else RunId(run_id)
+    recover(runs)
     found = folders(runs)
     if not found:
         raise UsageError(f"no runs in {runs}; `inv train` makes one")
     if wanted is None:
-        return RunFolder(max(found, key=_asked_at))
-    for folder in found:
-        if folder.name == wanted:
-            return RunFolder(folder)
+        wanted = RunId(max(found, key=_asked_at).name)
+    if runs / wanted in found:
+        recover(runs / wanted)
+        return RunFolder(runs / wanted)
     shown = ", ".join(folder.name for folder in found[-5:])
     raise UsageError(f"no run {run_id!r}; the newest are {shown} (`inv runs` lists all)")
 
@@ -45,6 +47,7 @@ def list_runs(runs: Path) -> list[dict[str, Any]]:
 
     One whose files cannot be read is listed as failed, class `damaged`.
     """
+    recover(runs)
     found = []
     for folder in folders(runs):
         run = RunFolder(folder)

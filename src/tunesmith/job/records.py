@@ -76,8 +76,7 @@ REQUEST = fields(
 )
 
 _GPU = fields(
-    {"memory_used": maybe(finite), "memory_total": maybe(finite), "utilisation": maybe(finite)},
-    ("memory_used", "memory_total", "utilisation"),
+    {"memory_used": maybe(finite), "memory_total": maybe(finite), "utilisation": maybe(finite)}
 )
 
 STATUS = fields(
@@ -107,6 +106,68 @@ STATUS = fields(
         "ahead": items(text),
     },
     ("state",),
+)
+
+_SHARE = fields({"met": count, "of": count}, ("met", "of"))
+_SET = fields(
+    {"exact": maybe(_SHARE), "of": count}
+    | dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4"), maybe(number))
+)
+_MEASURED = fields(
+    {
+        "loss": maybe(number),
+        "perplexity": maybe(number),
+        "seconds": maybe(finite),
+        "tokens": maybe(count),
+        "rows": maybe(count),
+        "expected": maybe(_SHARE),
+        "guard": maybe(
+            fields({"loss": maybe(number), "perplexity": maybe(number), "expected": maybe(_SHARE)})
+        ),
+        "scores": maybe(each(maybe(_SET))),
+        "omitted": maybe(each(text)),
+        "generation": maybe(each(anything)),
+    }
+)
+EVALUATION = fields({"before": maybe(_MEASURED), "after": maybe(_MEASURED)})
+PROOF = fields(
+    {
+        "passed": flag,
+        "checks": items(
+            fields(
+                {"name": text, "passed": maybe(flag), "detail": text, "figures": each(anything)},
+                ("name", "passed", "detail"),
+            )
+        ),
+        "files": _FILES,
+        "seconds": finite,
+        "tolerance": each(anything),
+    }
+)
+PARITY = fields(
+    {
+        "passed": flag,
+        "accepted": flag,
+        "differences": items(
+            fields({"way": text, "probe": text}, ("way", "probe", "found", "expected", "at"))
+        ),
+        "corrected": items(fields({"file": text}, ("file",))),
+        "notes": items(text),
+        "ends": items(anything),
+        "before": items(anything),
+    }
+)
+VERSIONS: Check = each(anything)
+ANSWER = fields(
+    {
+        "prompt": text,
+        "answer": text,
+        "reference": maybe(text),
+        "expect": maybe(text),
+        "set": text,
+        "met": maybe(flag),
+        "finished": maybe(flag),
+    }
 )
 
 COPY = fields({"from": text, "files": _FILES}, ("from", "files"))

@@ -186,7 +186,7 @@ class RunFolder:
         try:
             status = read_object(self.status_file, records.STATUS, remedy)
         except FileNotFoundError:
-            return fresh | {"message": ""}, None
+            return fresh | {"failure": None, "message": ""}, None
         except DamagedError as error:
             told = records.status_from(read_events(self.events_file), self.run_id)
             return told | {"failure": "damaged", "message": error.message}, error.why

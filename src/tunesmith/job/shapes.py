@@ -139,12 +139,17 @@ def fields(known: Mapping[str, Check], needed: Collection[str] = ()) -> Check:
     return checked
 
 
+def _name(value: Any) -> str:
+    names = {list: "a list", dict: "an object", int: "a number out of range"}
+    return names.get(type(value), type(value).__name__)
+
+
 def _below(at: str, key: str) -> str:
     key = key if key.isidentifier() else ascii(key)[:60]
     return f"{at}.{key}" if at else key
 
 
 def _expected(wanted: str, value: Any, at: str) -> str:
-    plain = value is None or isinstance(value, (bool, float, str))
-    found = ascii(value)[:40] if plain else type(value).__name__
+    plain = value is None or isinstance(value, (bool, float, str)) or _small(value)
+    found = ascii(value)[:40] if plain and not isinstance(value, (list, dict)) else _name(value)
     return f"{at or 'the content'} is {found}, {wanted} expected"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tunesmith.files import read_json
-from tunesmith.job.rundir import RunFolder, read_events
+from tunesmith.job import records
+from tunesmith.job.rundir import RunFolder, damaged_lines, read_events
+from tunesmith.job.shapes import Check
+from tunesmith.job.stored import DamagedError, parse_json, read_object
 
 Row = dict[str, Any]
 
@@ -80,7 +80,9 @@ def read_record(run_dir: Path) -> Record:
             value = read(run_dir / name)
         except FileNotFoundError:
             why = NOT_THERE
-        except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        except DamagedError as error:
+            why = f"damaged: {error.why}"
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             why = "damaged: " + " ".join(str(error).split())[:200]
         else:
             if isinstance(value, type(empty)):
@@ -93,17 +95,22 @@ def read_record(run_dir: Path) -> Record:
     record = Record(
         run_id=str(run.get("run_id", folder.run_id)),
         run=run,
-        config=take("config.yaml", _read_yaml, {}),
+        config=take("config.yaml", lambda _: folder.config(), {}),
         status=status,
-        events=tuple(take("events.jsonl", _read_lines, [])),
-        before=tuple(take("before.jsonl", _read_lines, [])),
-        after=tuple(take("after.jsonl", _read_lines, [])),
-        evaluation=take("evaluation.json", read_json, {}),
-        proof=take("proof.json", read_json, {}),
-        parity=take("parity.json", read_json, {}),
-        versions=take("versions.json", read_json, {}),
+        events=tuple(take("events.jsonl", _read_events, [])),
+        before=tuple(take("before.jsonl", _read_answers, [])),
+        after=tuple(take("after.jsonl", _read_answers, [])),
+        evaluation=take("evaluation.json", _reader(records.EVALUATION), {}),
+        proof=take("proof.json", _reader(records.PROOF), {}),
+        parity=take("parity.json", _reader(records.PARITY), {}),
+        versions=take("versions.json", _reader(records.VERSIONS), {}),
         missing=(),
     )
+    if status.get("failure") == "damaged":
+        faults["status.json"] = "damaged: " + str(status["message"]).partition("damaged: ")[2]
+    if lines := damaged_lines(folder.events_file):
+        # The others are shown.
+        faults["events.jsonl"] = f"damaged: {lines[0]}"
     missing = [_missing(name, why, run, status, record.run_id) for name, why in faults.items()]
     return replace(record, missing=tuple(missing))
 
@@ -166,11 +173,28 @@ def _read_status(folder: RunFolder) -> Row:
     return folder.status()
 
 
-def _read_lines(path: Path) -> list[Row]:
+def _reader(check: Check) -> Callable[[Path], Row]:
+    return lambda path: read_object(path, check, "")
+
+
+def _read_events(path: Path) -> list[Row]:
     if not path.exists():
         raise FileNotFoundError(path)
     return read_events(path)
 
 
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def _read_answers(path: Path) -> list[Row]:
+    """Return the rows of a file of answers. Raises ValueError naming a line that is none."""
+    rows = []
+    # What stands behind the last line's end was being written.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if not line.strip(b"\0 \r"):
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if fault := records.ANSWER(row, f"line {number}"):
+            raise ValueError(fault)
+        rows.append(row)
+    return rows

@@ -23,7 +23,6 @@ from docker.types import DeviceRequest, Mount
 
 from tunesmith import docker_engine as engine
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json
 from tunesmith.host_app import app_digest
 from tunesmith.plan import PATH_KEYS, Place, Plan
 from tunesmith.project import Project
@@ -159,7 +158,7 @@ class ContainerTarget(LocalTarget):
         argv += ["--read-only", "--tmpfs", "/tmp:mode=1777", "--cap-drop", "ALL"]  # noqa: S108
         argv += ["--security-opt", "no-new-privileges"]
         argv += ["--gpus", "all"] if engine.has_nvidia(self._client) else []
-        for key, value in self.place("-").env.items():
+        for key, value in self.variables().items():
             argv += ["--env", f"{key}={value}"]
         for folder, writable in self._folders().items():
             argv += ["--volume", f"{folder}:{folder}" + ("" if writable else ":ro")]
@@ -182,8 +181,10 @@ class ContainerTarget(LocalTarget):
             for folder, writable in input_folders(values).items():
                 wanted[folder] = wanted.get(folder, False) or writable
         for found in request.get("data", []):
-            if found["rows"] is not None:
-                wanted.setdefault(Path(found["file"]).parent, False)
+            file = Path(found.get("file") or "")
+            # Of a pulled run there is only a name.
+            if found.get("rows") is not None and file.is_absolute():
+                wanted.setdefault(file.parent, False)
         mounts = [
             Mount(str(folder), str(folder), type="bind", read_only=not writable)
             for folder, writable in without_nested(wanted).items()
@@ -207,7 +208,7 @@ class ContainerTarget(LocalTarget):
                 kind = UsageError if code == UsageError.exit_code else TunesmithError
                 raise kind(first, detail[-8:])
             if folder.busy() and folder.status_file.exists():
-                owner = read_json(folder.status_file).get("supervisor", {})
+                owner = folder.last_status().get("supervisor") or {}
                 if owner.get("hostname") == str(container.id)[:12]:
                     return
             time.sleep(0.1)

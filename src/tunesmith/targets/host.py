@@ -9,29 +9,28 @@ from __future__ import annotations
 import functools
 import hashlib
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tunesmith import swap
 from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, read_json, sha256_of, write_json
+from tunesmith.files import human_bytes, sha256_of
 from tunesmith.host_app import app_digest
 from tunesmith.hosts import agent, autostart, layout, models, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.pulled import MERGED, OF_MERGED, RECORD, part_of
+from tunesmith.job.run_id import RunId
 from tunesmith.job.rundir import COPY_FILE, RunFolder
 from tunesmith.plan import Input, Place, Plan
 from tunesmith.platforms import Platform, load_platforms, platform_of
 from tunesmith.project import Project
-from tunesmith.targets import worked_here
+from tunesmith.targets import pulling
 from tunesmith.targets.base import ACTIVE, Look
-from tunesmith.targets.worked_here import PHASES_OF
 
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
@@ -82,16 +81,16 @@ class HostTarget:
 
     def place(self, run_id: str) -> Place:
         """Return where a run of this id lives, or would live."""
-        lock = {
+        return Place(self.layout.runs / RunId(run_id), self.layout.python, self._variables())
+
+    def _variables(self) -> dict[str, str]:
+        """Return the variables of jobs there."""
+        return {
+            **self._project.stack.variables,
+            "HF_HOME": str(self.layout.hf_home),
             "TUNESMITH_LOCK": self.layout.flavour,
             "TUNESMITH_LOCK_SHA256": self.layout.lock_sha256,
         }
-        variables = {
-            **self._project.stack.variables,
-            "HF_HOME": str(self.layout.hf_home),
-            **lock,
-        }
-        return Place(self.layout.runs / run_id, self.layout.python, variables)
 
     def seen(self, run_id: str, name: str, path: Path) -> str:
         """Return where the input of a config key lies there, or where a cache would."""
@@ -129,8 +128,8 @@ class HostTarget:
 
     def find(self, run_id: str | None) -> str:
         """Return the id of a run that exists, by default the newest one's."""
-        words = [run_id] if run_id else []
-        return str(agent.call(self._remote, "find", *words)["run_id"])
+        words = [RunId(run_id)] if run_id else []
+        return RunId(agent.call(self._remote, "find", *words)["run_id"])
 
     def exists(self, run_id: str) -> bool:
         """Return whether there is such a run."""
@@ -239,7 +238,7 @@ class HostTarget:
 
         Of a run that is worked on, what is written just now is taken as it came.
         """
-        folder = self._project.home / "hosts" / self.name / run_id
+        folder = self._project.home / "hosts" / self.name / RunId(run_id)
         over = self.status(run_id)["state"] not in ACTIVE
         self._bring(run_id, ("report", "log"), folder, exact=over)
         return folder
@@ -260,7 +259,8 @@ class HostTarget:
 
         Here too: a merge of an earlier pull goes on when its client is gone.
         """
-        folder = self._project.runs / run_id
+        folder = self._project.runs / RunId(run_id)
+        swap.recover(folder.parent)
         if folder.exists() and not (folder / COPY_FILE).is_file():
             raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
         if RunFolder(folder).busy():
@@ -283,63 +283,18 @@ class HostTarget:
         exact: bool,
         worked_in: bool = False,
     ) -> None:
-        """Make `folder` a copy of parts of a run: every sha256 is the host's, or none is new.
-
-        What was cut off is gone on with. Other parts that were brought before stay as they are,
-        and so do files that were made here (a report) and, in a folder that is `worked_in`, the
-        record of it. Unless `exact`, a file that changes meanwhile is taken as it came.
-        """
-        had = read_json(folder / COPY_FILE)["files"] if (folder / COPY_FILE).is_file() else {}
-        asked = {RECORD, *parts}
-        others = sorted({part_of(name) for name in had} - asked)
-        there = self._manifest(run_id, (*parts, *others))
-        here = _files(folder).keys() - {COPY_FILE}
-        wanted, kept, own = _divided(there, had, here, asked)
-        staging = self._project.home / "incoming" / f"{self.name}-{run_id}"
-        staging.mkdir(parents=True, exist_ok=True)
-        for name in wanted:
-            if _same(folder / name, wanted[name]) and not (staging / name).exists():
-                _link(folder / name, staging / name)
-        missing = [name for name in wanted if not _same(staging / name, wanted[name])]
-        for name in missing:
-            if (staging / name).exists() and (staging / name).stat().st_nlink > 1:
-                # rsync will write into the file: not into one that `folder` shares.
-                (staging / name).unlink()
-        if missing:
-            total = sum(wanted[name]["size"] for name in missing)
-            self._tell(f"pulling {len(missing)} files ({human_bytes(total)}) from {self.name}")
-            source = str(self.layout.runs / run_id)
-            sizes = {name: int(wanted[name]["size"]) for name in missing}
-            with self._bar("pulling") as moved:
-                transfer.download(self._remote, source, sizes, staging, self._tell, moved)
-        wrong = [name for name in missing if not _same(staging / name, wanted[name])]
-        if wrong and exact:
-            for name in wrong:
-                (staging / name).unlink(missing_ok=True)
-            raise TunesmithError(
-                f"run {run_id}: {wrong[0]} has changed while it was fetched; the same command "
-                "fetches it again",
-                wrong,
-            )
-        for stale in _files(staging).keys() - wanted.keys():
-            (staging / stale).unlink()
-        for name in own | kept.keys():
-            _link(folder / name, staging / name)
-        brought = {part_of(name) for name in wanted}
-        done = worked_here.worked(folder, staging, had, brought) if worked_in and had else None
-        phases = worked_here.put(done, folder, staging, wanted.keys()) if done else []
-        write_json(staging / COPY_FILE, {"from": self.name, "files": kept | wanted})
-        self._swap(staging, folder)
-        if phases:
-            self._tell(f"{', '.join(phases)}: done here, stays")
-        for part in sorted(PHASES_OF.keys() & brought & set(map(part_of, here - had.keys()))):
-            self._tell(f"{part}: {self.name}'s has taken the place of what was made here")
-        for part in others:
-            if _of(part, there) not in ({}, _of(part, kept)):
-                self._tell(
-                    f"{part}: stays as it was pulled before, {self.name} has another now: "
-                    f"`inv pull --on {self.name} --run {run_id} --what {part}` brings it"
-                )
+        there = str(self.layout.runs / run_id)
+        host = pulling.Host(self.name, self._remote, there, self._tell, self._bar)
+        pulling.bring(
+            host,
+            lambda wanted: self._manifest(run_id, wanted),
+            run_id,
+            parts,
+            folder,
+            self._project.home,
+            exact=exact,
+            worked_in=worked_in,
+        )
 
     def remove(self, run_id: str) -> int:
         """Delete a run; return the bytes that became free. Refuses one that is worked on."""
@@ -347,9 +302,8 @@ class HostTarget:
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half there, in the user's terminal; return its exit code."""
-        place = self.place("-")
-        command = ["env", *(f"{key}={value}" for key, value in place.env.items())]
-        command += [str(place.python), "-m", module, *arguments]
+        command = ["env", *(f"{key}={value}" for key, value in self._variables().items())]
+        command += [str(self.layout.python), "-m", module, *arguments]
         base = shlex.quote(str(self.layout.base))
         script = f"cd {base} && . ./{self.layout.variables.name} && exec {shlex.join(command)}"
         terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else ["-T"]
@@ -463,75 +417,6 @@ class HostTarget:
             }
         agent.call(self._remote, verb, *words, stdin=order, timeout=600)
 
-    def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, Any]:
         words = ("--what", ",".join(parts))
-        said = agent.call(self._remote, "manifest", run_id, *words, timeout=3600)
-        files = dict(said["files"])
-        outside = sorted(record["path"] for record in files.values() if "path" in record)
-        if outside:
-            raise UsageError(
-                f"run {run_id}: its output_dir lies outside the run's folder and is not pulled; "
-                f"copy it by hand: scp -r {self.name}:{Path(outside[0]).parent} ."
-            )
-        # What a host names must stay below our folder.
-        for name in files:
-            if name.startswith("/") or ".." in Path(name).parts or name == COPY_FILE:
-                raise TunesmithError(f"{self.name}: run {run_id} names a file {name!r}")
-        return files
-
-    def _swap(self, staging: Path, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            doomed = self._project.home / "removed"
-            shutil.rmtree(doomed, ignore_errors=True)
-            doomed.mkdir()
-            folder.rename(doomed / folder.name)
-            staging.rename(folder)
-            shutil.rmtree(doomed)
-        else:
-            staging.rename(folder)
-
-
-def _same(path: Path, record: Mapping[str, Any]) -> bool:
-    return (
-        path.is_file()
-        and path.stat().st_size == record["size"]
-        and sha256_of(path) == record["sha256"]
-    )
-
-
-def _divided(
-    there: Mapping[str, Any], had: Mapping[str, Any], here: Set[str], asked: Set[str]
-) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
-    """Return what of a run is to be brought, what stays of an earlier pull, and what was made here.
-
-    `there` and `had` are the host's files now and at the last pull; `asked` are parts.
-    """
-    wanted = {name: there[name] for name in there if part_of(name) in asked}
-    kept = {name: had[name] for name in had.keys() & here if part_of(name) not in asked}
-    own = {name for name in here if name not in had}
-    merged_here = MERGED in map(part_of, own)
-    # The host's replaces what was made here: never a mixture of both.
-    replaced = PHASES_OF.keys() & set(map(part_of, wanted))
-    own = {name for name in own if part_of(name) not in replaced}
-    # A merged model has its own proof or none, not that of the other.
-    if merged_here and MERGED in replaced:
-        own -= set(OF_MERGED)
-    elif merged_here:
-        wanted = {name: wanted[name] for name in wanted if name not in OF_MERGED}
-    return wanted, kept, own - wanted.keys()
-
-
-def _of(part: str, files: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: record for name, record in files.items() if part_of(name) == part}
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the files below a folder by their relative names."""
-    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-
-
-def _link(file: Path, name: Path) -> None:
-    """Give a file a second name: nothing here writes into a file that is there."""
-    name.parent.mkdir(parents=True, exist_ok=True)
-    name.hardlink_to(file)
+        return agent.call(self._remote, "manifest", run_id, *words, timeout=3600)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,7 +14,9 @@ import yaml
 
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.files import read_json, write_json, write_text
+from tunesmith.job import adopted, listing
 from tunesmith.job import watch as watching
+from tunesmith.job.run_id import RunId
 from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder
 from tunesmith.plan import Place, Plan
 from tunesmith.project import Project
@@ -33,10 +35,13 @@ class LocalTarget:
 
     def place(self, run_id: str) -> Place:
         """Return where a run of this id lives, or would live."""
+        return Place(self._project.runs / RunId(run_id), self._environment.python, self.variables())
+
+    def variables(self) -> dict[str, str]:
+        """Return the variables of jobs here."""
         flavour = self._environment.flavour
         lock = {"TUNESMITH_LOCK": flavour.name, "TUNESMITH_LOCK_SHA256": flavour.lock_sha256}
-        variables = {**self._project.stack.variables, "HF_HOME": str(self._project.hf_home), **lock}
-        return Place(self._project.runs / run_id, self._environment.python, variables)
+        return {**self._project.stack.variables, "HF_HOME": str(self._project.hf_home), **lock}
 
     def seen(self, _run_id: str, _name: str, path: Path) -> str:
         """Return the path as it is."""
@@ -56,11 +61,11 @@ class LocalTarget:
 
     def find(self, run_id: str | None) -> str:
         """Return the id of a run that exists, by default the newest one's."""
-        return self._project.run_folder(run_id).name
+        return RunId(self._project.run_folder(run_id).name)
 
     def exists(self, run_id: str) -> bool:
         """Return whether there is such a run."""
-        return (self._project.runs / run_id / "run.json").is_file()
+        return (self._project.runs / RunId(run_id) / "run.json").is_file()
 
     def create(self, plan: Plan) -> None:
         """Make the plan's run folder with its request and config; it must not exist yet."""
@@ -95,8 +100,8 @@ class LocalTarget:
 
     def config(self, run_id: str) -> dict[str, Any]:
         """Return the config of the training; empty when the run has none."""
-        file = self._folder(run_id).config_file
-        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        run = self._folder(run_id)
+        return run.config() if run.config_file.exists() else {}
 
     def start(self, run_id: str, phases: Sequence[str]) -> None:
         """Start phases of a run, detached; return when it is under way."""
@@ -136,13 +141,10 @@ class LocalTarget:
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the status of every run, oldest first."""
-        found = []
-        for file in self._project.runs.glob("*/run.json"):
-            request = json.loads(file.read_text(encoding="utf-8"))
-            status = RunFolder(file.parent).status()
-            shown = {"created": request["created"], "title": request["title"], "on": self.name}
-            found.append(status | shown | {"path": str(file.parent)})
-        return sorted(found, key=lambda run: (run["created"], run["run_id"]))
+        for folder in listing.folders(self._project.runs):
+            with contextlib.suppress(TunesmithError):  # damaged: the list shows it
+                adopted.ensure(RunFolder(folder))
+        return [run | {"on": self.name} for run in listing.list_runs(self._project.runs)]
 
     def results(self, run_id: str) -> Path:
         """Return the run's folder."""
@@ -171,7 +173,7 @@ class LocalTarget:
         return RunFolder(self._project.run_folder(run_id))
 
     def _variables(self) -> dict[str, str]:
-        return {**os.environ, **self.place("-").env}
+        return {**os.environ, **self.variables()}
 
     def _job(self, verb: str, run_id: str, *phases: str) -> subprocess.CompletedProcess[str]:
         if not self._environment.current():
