@@ -64,7 +64,7 @@ _LARGEST = (
 # What lies in a run folder as a rule and is not for others: our own pages (each machine makes
 # them of the data), marks, locks and the trainer's pickle. Left without a word.
 _STAYS = re.compile(
-    r"(?:.*/)?(?:\..*|.*\.lock|.*\.html|.*\.png|.*\.svg|training_args\.bin|events\.out\.tfevents.*)"
+    r"(?:.*/)?(?:\..*|.*\.lock|.*\.html|.*\.png|.*\.svg|report\.md|training_args\.bin|events\.out\.tfevents.*)"
 )
 
 
