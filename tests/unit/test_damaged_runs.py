@@ -145,8 +145,8 @@ def contents(file: Path) -> Iterator[tuple[str, bytes]]:
     yield "a number", b"7\n"
     yield "no UTF-8", b"\xff\xfe" + whole
     yield "zeros", b"\0" * 4096
-    yield "deep", b"[" * 200_000
-    yield "deep objects", b'{"a":' * 50_000
+    yield "deep", b"[" * 5_000
+    yield "deep objects", b'{"a":' * 5_000
     yield "tabs", b"\t- : [\n"
 
 
@@ -218,8 +218,7 @@ def test_a_report_of_values_of_other_types(runs: Path, name: str) -> None:
     """One line and no page, or a page; never a traceback."""
     file = runs / RUN_ID / name
     text = file.read_text()
-    lines = [json.loads(line) for line in text.splitlines()] if name.endswith("l") else []
-    lines = [] if name == "config.yaml" else lines
+    lines = [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else []
     value = lines[-1] if lines else yaml.safe_load(text)
     if name == "events.jsonl":
         value = next(event for event in lines if event["event"] == "log")

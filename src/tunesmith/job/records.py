@@ -218,7 +218,15 @@ _EVENTS: dict[str, Check] = {
     ),
     "restarting": fields(_EVENT | {"phase": text, "why": text}, ("phase", "why")),
     "eval": fields(_EVENT | {"step": whole, "loss": maybe(number)}, ("step", "loss")),
-    "log": fields(_EVENT | {"step": whole, "total_steps": maybe(whole)}),
+    # NaN may be written as text.
+    "log": fields(
+        _EVENT
+        | {"step": whole, "total_steps": maybe(whole)}
+        | dict.fromkeys(
+            ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch"),
+            maybe(either(number, text)),
+        )
+    ),
     "progress": fields(
         _EVENT | {"done": finite, "total": finite, "unit": text}, ("done", "total", "unit")
     ),
