@@ -224,3 +224,10 @@ def test_a_bad_adapter_config_is_refused(tmp_path: Path, text: str | None, reaso
     config.unlink() if text is None else config.write_text(text)
     with pytest.raises(UsageError, match=f"adapter_config.json: .*{reason}"):
         check_fits(make_base(tmp_path / "base"), adapter)
+
+
+@pytest.mark.parametrize("key", ["auto_mapping", "megatron_config"])
+def test_an_adapter_that_names_modules_is_refused(tmp_path: Path, key: str) -> None:
+    adapter = make_adapter(tmp_path / "adapter", **{key: {"parent_library": "antigravity"}})
+    with pytest.raises(UsageError, match=f"{key} is set, which names code"):
+        check_fits(make_base(tmp_path / "base"), adapter)

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,13 +146,22 @@ def test_code_links_pipes_and_odd_names_stay_there(host: Host, tmp_path: Path) -
     secret.write_text("secret")
     (host.there / "output/link.json").symlink_to(secret)
     (host.there / "proof.json").symlink_to(secret)
-    os.mkfifo(host.there / "output/pipe.json")
-    os.mkfifo(host.there / "events2.jsonl")
     folder = host.pull("r", PARTS)
     assert tree(folder) == OURS
     (left,) = (line for line in host.told if line.startswith("left on gpu1"))
     assert left.isprintable()
     assert "and 1" in left  # more of them than are named
+
+
+def test_a_host_lists_plain_files_only(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    for name in ("output/link.json", "proof.json", "merged/far.json"):
+        (host.there / name).symlink_to(tmp_path / "secret")
+    answer = manifest(RunFolder(host.there), PARTS, lambda *_: None)
+    assert not [name for name in answer["files"] if (host.there / name).is_symlink()]
+    # A pipe would be read for ever.
+    os.mkfifo(host.there / "output/pipe.json")
+    assert manifest(RunFolder(host.there), PARTS, lambda *_: None)["left"]["count"] == 4
 
 
 def test_a_list_that_names_them_changes_nothing(host: Host) -> None:
@@ -362,6 +372,8 @@ def test_the_config_keeps_figures_and_names(
 def test_no_command_of_a_host_follows_a_merge_here(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    done = {"fetch": "succeeded", "train": "succeeded"}
+    host.write("status.json", json.dumps({"state": "failed", "phases": done}))
     run = pulled(host, tmp_path)
     monkeypatch.setattr(supervisor._Supervisor, "_run_phase", lambda *_: Outcome("succeeded"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -377,8 +389,18 @@ def test_no_command_of_a_host_follows_a_merge_here(
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_process_that_a_host_names_is_not_signalled(host: Host) -> None:
-    status = {"state": "running", "phases": {}, "supervisor": identify().to_json()}
+@pytest.fixture
+def bystander() -> Iterator[int]:
+    """A process of this machine."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_a_process_that_a_host_names_is_not_signalled(host: Host, bystander: int) -> None:
+    named = identify(bystander).to_json()
+    status = {"state": "running", "phases": {}, "supervisor": named}
     host.write("status.json", json.dumps(status))
     run = RunFolder(host.pull("r", PARTS))
     assert "supervisor" not in read_json(run.status_file)
