@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -155,7 +156,8 @@ def test_whatever_a_file_holds_the_rest_works(
     root: Path, runs: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = runs / RUN_ID / name
-    for kind, content in contents(file):
+    few = 6 if name in ("heartbeat.json", "adjustments.json", "pulled.json") else None
+    for kind, content in itertools.islice(contents(file), few):
         whole = file.read_bytes()
         file.write_bytes(content)
         if name == "events.jsonl":
@@ -196,10 +198,9 @@ def test_a_key_that_is_missing_or_of_another_type(
     whole = read_json(file)
     for number, key in enumerate(whole):
         changes: list[tuple[str, Any]] = [(f"no {key}", {k: whole[k] for k in whole if k != key})]
-        # Two of the wrong ones a key, all of them over the keys.
-        for at in (number, number + 5):
-            wrong = WRONG[at % len(WRONG)]
-            changes.append((f"{key} {wrong!r:.20}", whole | {key: wrong}))
+        # One of the wrong ones a key, all of them over the keys.
+        wrong = WRONG[number % len(WRONG)]
+        changes.append((f"{key} {wrong!r:.20}", whole | {key: wrong}))
         for damage, value in changes:
             file.write_text(json.dumps(value))
             assert listed(root, capsys)[GOOD]["state"] == "succeeded", damage

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith import cli, entrypoint, runs
+from tunesmith.console import COMMAND
 from tunesmith.errors import UsageError
 from tunesmith.files import write_json
 from tunesmith.hosts import agent as asked_of
@@ -117,6 +118,7 @@ def test_a_run_json_belongs_to_its_folder(tmp_path: Path) -> None:
 def test_the_image_refuses_it_too(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     write_json(home / "runs/one/run.json", {"run_id": "one"})
     assert entrypoint.main(["logs", "--run", "../../esc"]) == UsageError.exit_code
     assert "run id '../../esc'" in capsys.readouterr().err

@@ -413,6 +413,7 @@ def _two_digits(value: float) -> float:
 def _float(value: Any) -> float | None:
     """A number of the config; YAML reads 1e-4 as a string, LLaMA-Factory as a number."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
