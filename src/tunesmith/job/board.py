@@ -11,6 +11,7 @@ that is turned off here, so the code of a model folder never runs because somebo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -83,8 +84,11 @@ def _finished(runs: Path) -> Iterator[tuple[RunFolder, dict[str, Any], dict[str,
     for file in sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime):
         run = RunFolder(file.parent)
         if run.status()["phases"].get("train") == "succeeded" and run.config_file.is_file():
-            config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-            yield run, run.request(), config
+            # One that is damaged has no place among those to talk to; `inv runs` tells of it.
+            with contextlib.suppress(UsageError):
+                request, config = run.request(), run.config()
+                if (request.get("model") or {}).get("name"):
+                    yield run, request, config
 
 
 def _show_run(folder: Path, output: Path) -> bool:
