@@ -87,7 +87,7 @@ def _finished(runs: Path) -> Iterator[tuple[RunFolder, dict[str, Any], dict[str,
             # One that is damaged has no place among those to talk to; `inv runs` tells of it.
             with contextlib.suppress(UsageError):
                 request, config = run.request(), run.config()
-                if (request.get("model") or {}).get("name"):
+                if (request.get("model") or {}).get("name") and config.get("output_dir"):
                     yield run, request, config
 
 
