@@ -119,7 +119,8 @@ def folders(name, base, adapter, dtype, shard=None):
             off += int((value != two[key]).sum())
             # A rounding error is as large as the sums that were rounded, not as their result.
             step = torch.finfo(value.dtype).eps * float(value.abs().max())
-            steps = max(steps, float((value.double() - two[key].double()).abs().max()) / step)
+            apart_by = float((value.double() - two[key].double()).abs().max())
+            steps = max(steps, apart_by / step if apart_by else 0)
     found[name] = {"theirs": sums[theirs], "ours": sums[ours], "way": way.name,
                    "converts": way.convert is not None,
                    "guess": guess == shards,
