@@ -61,7 +61,12 @@ def test_the_data_disks_are_those_of_the_fast_path(roles: Path) -> None:
 
 
 def test_lint_has_no_exceptions(root: Path) -> None:
-    assert read(root / ".ansible-lint") == {"profile": "production", "offline": True}
+    assert read(root / ".ansible-lint") == {
+        "profile": "production",
+        "offline": True,
+        # No playbook, role or task: rows that quote lines of code.
+        "exclude_paths": ["tests/guards/"],
+    }
     assert not (root / ".ansible-lint-ignore").exists()
     for file in (root / "ansible").rglob("*.yml"):
         assert not re.search(r"#\s*noqa", file.read_text(encoding="utf-8")), file

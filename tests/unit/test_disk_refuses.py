@@ -151,7 +151,7 @@ def test_the_last_events_come_before_the_last_status(full: Disk) -> None:
     book = Journal(run)
     book.open()
     full.fill()
-    book.emit("run_ended", pad="x" * 100_000)
+    book.emit("run_ended", state="failed", failure=None, pad="x" * 100_000)
     book.status({"state": "failed"})
     assert book.last_words(0, lambda: False)
     assert names(run) == ["note", "run_ended"]
@@ -311,7 +311,7 @@ def test_an_old_heartbeat_is_no_news(
     monkeypatch.setattr(attempts.sys, "executable", str(worker_file))
     beat = {"step": 3, "total_steps": 9, "step_seconds": 1.0, "paused": False, "time": 1.0}
     write_json(run.heartbeat_file, beat)
-    worker = Attempt(run, "fetch", dict(os.environ), [])
+    worker = Attempt(run, "fetch", dict(os.environ), [], tmp_path)
     worker.poll()
     worker.hear(beat | {"step": 4, "time": 2.0})
     time.sleep(0.1)

@@ -271,7 +271,11 @@ def test_a_file_behind_a_link_is_not_followed(host: Host, tmp_path: Path) -> Non
     assert not (host._project.runs / "r").exists()
 
 
-def test_a_host_that_sends_more_than_it_told_is_cut_off(host: Host) -> None:
+def test_a_host_that_sends_more_than_it_told_is_cut_off(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_GROWTH", 1_000_000)
+
     def lie(answer: dict[str, Any]) -> dict[str, Any]:
         host.write("train.log", b"x" * 8_000_000)
         return answer

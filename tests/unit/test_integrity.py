@@ -27,6 +27,7 @@ from tunesmith.job import (
     seals,
     supervisor,
 )
+from tunesmith.job.journal import Journal
 from tunesmith.job.rundir import COPY_FILE, PHASES, RunFolder, acquire, read_events
 from tunesmith.report.compare import compare
 from tunesmith.report.record import read_record
@@ -138,10 +139,14 @@ def test_every_phase_is_among_them() -> None:
 )
 def test_one_bit_of_what_is_shown_or_sent_is_refused(top: Path, verb: str, reads: set[str]) -> None:
     run = top / "runs" / "run"
-    shutil.copytree(run, top / "runs" / "other")
+    other = RunFolder(top / "runs" / "other")
+    shutil.copytree(run, other.path)
+    # One of its own name, as every run is.
+    with seals.rewriting(other.path, "create", other.request_file.name):
+        write_json(other.request_file, read_json(other.request_file) | {"run_id": "other"})
     do: dict[str, Callable[[], object]] = {
         "report": lambda: read_record(run),
-        "compare": lambda: compare([top / "runs" / "other", run]),
+        "compare": lambda: compare([other.path, run]),
         "pull": lambda: agent._sealed_manifest(RunFolder(run), list(agent.PARTS)),
     }
     try:
@@ -154,7 +159,7 @@ def test_one_bit_of_what_is_shown_or_sent_is_refused(top: Path, verb: str, reads
             file.write_bytes(content)
             do[verb]()
     finally:
-        shutil.rmtree(top / "runs" / "other")
+        shutil.rmtree(other.path)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +255,7 @@ def test_a_stop_while_files_are_compared_is_a_stop(
     monkeypatch.setattr(integrity, "check", long)
     lock = acquire(run)
     try:
-        made = supervisor._Supervisor(run, run.request(), lock)
+        made = supervisor._Supervisor(run, run.request(), lock, Journal(run), run.path)
         outcome = made._compared("merge")
     finally:
         lock.release()

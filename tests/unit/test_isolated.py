@@ -17,6 +17,7 @@ from tunesmith import isolated
 from tunesmith.files import write_json
 from tunesmith.hub_process import Limits, Order, SourceError, Worker
 from tunesmith.job import attempt, launch, supervisor, train
+from tunesmith.job.journal import Journal
 from tunesmith.job.rundir import RunFolder
 from tunesmith.mirrors import load_mirror
 
@@ -100,7 +101,7 @@ def test_a_worker_stands_outside_of_the_run(trap: Path, mark: Path, tmp_path: Pa
     place = tmp_path / "place"
     place.mkdir()
     made = attempt.Attempt(run, "fetch", hostile(trap), [], place)
-    standing = Path(f"/proc/{made.identity.pid}/cwd").readlink()
+    standing = Path(f"/proc/{made._process.pid}/cwd").readlink()
     while made.poll() is None:
         time.sleep(0.05)
     assert standing == place
@@ -154,7 +155,8 @@ def test_a_workers_environment_names_no_foreign_code(
     for name, value in hostile(trap).items():
         monkeypatch.setenv(name, value)
     lock = SimpleNamespace(owner=SimpleNamespace(to_json=dict))
-    made = supervisor._Supervisor(RunFolder(trap), {"phases": []}, lock, trap)  # type: ignore[arg-type]
+    run = RunFolder(trap)
+    made = supervisor._Supervisor(run, {"phases": []}, lock, Journal(run), trap)  # type: ignore[arg-type]
     found = made._environment()
     assert "PYTHONPATH" not in found
     assert found["PATH"].split(":")[0] == str(Path(sys.executable).parent)

@@ -17,7 +17,7 @@ def take_away(run: RunFolder, place: Path) -> int:
     UsageError when somebody works in the run, or another command has taken it away.
     """
     with locked(run.path):
-        if not run.request_file.is_file():
+        if not run.path.is_dir():
             raise UsageError(f"run {run.run_id} is gone: another command has deleted it")
         lock = acquire(run)
         try:

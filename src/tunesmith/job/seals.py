@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -95,7 +96,7 @@ def read(run_dir: Path) -> dict[str, dict[str, Any]]:
 @contextlib.contextmanager
 def _changing(run_dir: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """Yield the seals to be changed, and write them; one process at a time."""
-    with (run_dir / _LOCK).open("wb") as lock:
+    with open(run_dir / _LOCK, "wb", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         files = read(run_dir)
         before = json.dumps(files, sort_keys=True)
@@ -115,6 +116,10 @@ def _well_formed(item: tuple[str, Any]) -> bool:
         and _SHA256.fullmatch(record["sha256"]) is not None
         and _PHASE.fullmatch(record["phase"]) is not None
     )
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def _digest(files: Mapping[str, Record]) -> str:
