@@ -13,9 +13,9 @@ from invoke import Collection, Context
 
 sys.path.insert(0, str(Path(__file__).absolute().parent / "src"))
 
-from tunesmith import isolated
-from tunesmith.patching import install
-from tunesmith.words import BARE_WORDS, MISUSE_IS_TWO, door
+from tunesmith.cli.command import BARE_WORDS, MISUSE_IS_TWO, door
+from tunesmith.core import isolated
+from tunesmith.core.patching import install
 
 # Programs are called by name: none is looked for in the folder that somebody stands in.
 os.environ["PATH"] = isolated.programs(os.environ.get("PATH", os.defpath))
@@ -72,9 +72,10 @@ def train(
 
     Progress is shown until the end; Ctrl-C leaves the run alone and returns.
     """
-    from tunesmith import cli, runs
+    from tunesmith.cli import run as cli_run
+    from tunesmith.plan import build
 
-    asked = runs.Asked(
+    asked = build.Asked(
         Path(config),
         tuple(overrides or ()),
         Path(prompts) if prompts else None,
@@ -83,14 +84,14 @@ def train(
         revision or None,
         mirror or None,
         queue,
-        runs.words_of(then),
-        runs.number_of("price", price.removesuffix("/h")),
-        runs.number_of("max-hours", max_hours),
-        runs.number_of("max-cost", max_cost),
+        build.words_of(then),
+        build.number_of("price", price.removesuffix("/h")),
+        build.number_of("max-hours", max_hours),
+        build.number_of("max-cost", max_cost),
         preset or None,
     )
-    choices = cli.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
-    cli.train(ROOT, on, asked, choices)
+    choices = cli_run.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
+    cli_run.train(ROOT, on, asked, choices)
 
 
 @door(
@@ -105,26 +106,29 @@ def resume(
     c: Context, run: str = "", on: str = "local", mirror: str = "", max_hours: str = ""
 ) -> None:
     """Continue a stopped or failed run."""
-    from tunesmith import cli, runs
+    from tunesmith.cli import run as cli_run
+    from tunesmith.plan import build
 
-    hours = runs.number_of("max-hours", max_hours)
-    cli.resume(ROOT, on, run or None, mirror=mirror or None, max_hours=hours, dry=c.config.run.dry)
+    hours = build.number_of("max-hours", max_hours)
+    cli_run.resume(
+        ROOT, on, run or None, mirror=mirror or None, max_hours=hours, dry=c.config.run.dry
+    )
 
 
 @door(help={"run": RUN, "on": ON})
 def attach(_c: Context, run: str = "", on: str = "local") -> None:
     """Follow a run; Ctrl-C leaves it running."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.attach(ROOT, on, run or None)
+    cli_run.attach(ROOT, on, run or None)
 
 
 @door(help={"run": RUN, "on": ON})
 def stop(_c: Context, run: str = "", on: str = "local") -> None:
     """Stop a run after a checkpoint."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.stop(ROOT, on, run or None)
+    cli_run.stop(ROOT, on, run or None)
 
 
 @door(
@@ -145,34 +149,34 @@ def pull(
     mirror: str = "",
 ) -> None:
     """Bring a run from a host, complete or not at all."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
     dry = c.config.run.dry
-    cli.pull(ROOT, on, run or None, what, merge_here=merge_here, mirror=mirror, dry=dry)
+    cli_run.pull(ROOT, on, run or None, what, merge_here=merge_here, mirror=mirror, dry=dry)
 
 
 @door(name="rm", help={"run": "run id", "on": ON})
 def remove(c: Context, run: str, on: str = "local") -> None:
     """Delete a run and all it made."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.remove(ROOT, on, run, dry=c.config.run.dry)
+    cli_run.remove(ROOT, on, run, dry=c.config.run.dry)
 
 
 @door(help={"json": "one JSON list on stdout", "on": f"{ON}, several (gpu1,gpu2), or all"})
 def runs(_c: Context, json: bool = False, on: str = "local") -> None:
     """List runs with state, step and result."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.list_runs(ROOT, on, as_json=json)
+    cli_run.list_runs(ROOT, on, as_json=json)
 
 
 @door(help={"run": RUN, "on": ON, "follow": "go on until the run ends"})
 def logs(_c: Context, run: str = "", on: str = "local", follow: bool = False) -> None:
     """Print the log of a run."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.logs(ROOT, on, run or None, follow=follow)
+    cli_run.logs(ROOT, on, run or None, follow=follow)
 
 
 @door(
@@ -191,10 +195,10 @@ def merge(
     overrides: list[str] | None = None,
 ) -> None:
     """Merge a run's adapter and prove the result."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
     words = tuple(overrides or ())
-    cli.merge(ROOT, on, run or None, words, accept=accept_mismatch, dry=c.config.run.dry)
+    cli_run.merge(ROOT, on, run or None, words, accept=accept_mismatch, dry=c.config.run.dry)
 
 
 @door(
@@ -215,7 +219,7 @@ def export(
     server: str = "",
 ) -> None:
     """Take a merged model to Ollama, llama.cpp or vLLM."""
-    from tunesmith import cli_report
+    from tunesmith.cli import report as cli_report
 
     cli_report.export(
         ROOT, on, run or None, format, quantise=quantise, server=server, dry=c.config.run.dry
@@ -240,10 +244,10 @@ def predict(
     overrides: list[str] | None = None,
 ) -> None:
     """Answer a data set and score the answers."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
     words = tuple(overrides or ())
-    cli.predict(ROOT, on, Path(config), run or None, words, mirror=mirror, dry=c.config.run.dry)
+    cli_run.predict(ROOT, on, Path(config), run or None, words, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(
@@ -268,9 +272,9 @@ def chat(
     on: str = "local",
 ) -> None:
     """Talk to a run's model in the terminal."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.chat(
+    cli_run.chat(
         ROOT,
         on,
         run or None,
@@ -301,14 +305,15 @@ def report(
     compared: list[str] | None = None,
 ) -> None:
     """Write a run's report, or compare several runs."""
-    from tunesmith import cli, cli_report
+    from tunesmith.cli import report as cli_report
+    from tunesmith.cli import run as cli_run
 
     if compare or compared:
         cli_report.compare(
             ROOT, on, [*([run] if run else []), *(compared or [])], language=language
         )
         return
-    cli.report(ROOT, on, run or None, language=language)
+    cli_run.report(ROOT, on, run or None, language=language)
 
 
 @door(
@@ -335,7 +340,7 @@ def provision(
     full: bool = False,
 ) -> None:
     """Make hosts that answer SSH training machines."""
-    from tunesmith import cli_provision
+    from tunesmith.cli import provision as cli_provision
 
     cli_provision.provision(
         ROOT,
@@ -363,9 +368,9 @@ def webui(
     c: Context, on: str = "local", port: int = 0, open: bool = True, stop: bool = False
 ) -> None:
     """Open LLaMA Board, through a tunnel if on a host."""
-    from tunesmith import cli_services
+    from tunesmith.cli import service as cli_service
 
-    cli_services.webui(ROOT, on, port=port, browser=open, stop=stop, dry=c.config.run.dry)
+    cli_service.webui(ROOT, on, port=port, browser=open, stop=stop, dry=c.config.run.dry)
 
 
 @door(
@@ -388,9 +393,9 @@ def api(
     stop: bool = False,
 ) -> None:
     """Serve a run's model as OpenAI's API does, with a key."""
-    from tunesmith import cli_services
+    from tunesmith.cli import service as cli_service
 
-    cli_services.api(
+    cli_service.api(
         ROOT,
         on,
         run or None,
@@ -422,9 +427,9 @@ def tensorboard(
     stop: bool = False,
 ) -> None:
     """Show the curves of runs in TensorBoard."""
-    from tunesmith import cli_services
+    from tunesmith.cli import service as cli_service
 
-    cli_services.tensorboard(
+    cli_service.tensorboard(
         ROOT,
         on,
         run or None,
@@ -439,17 +444,17 @@ def tensorboard(
 @door(help={"port": "port of the host", "on": "host", "local": LOCAL_PORT})
 def tunnel(c: Context, port: str, on: str, local: int = 0) -> None:
     """Bring a port of a host to this machine."""
-    from tunesmith import cli_services
+    from tunesmith.cli import service as cli_service
 
-    cli_services.tunnel(ROOT, on, port, local=local, dry=c.config.run.dry)
+    cli_service.tunnel(ROOT, on, port, local=local, dry=c.config.run.dry)
 
 
 @door(help={"mirror": MIRROR})
 def demo(c: Context, mirror: str = "default") -> None:
     """Do the whole path with a small model, no GPU."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.demo(ROOT, mirror=mirror, dry=c.config.run.dry)
+    cli_run.demo(ROOT, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(
@@ -479,7 +484,7 @@ def data_check(
     overrides: list[str] | None = None,
 ) -> None:
     """Check data sets row by row; change nothing."""
-    from tunesmith import cli_data
+    from tunesmith.cli import data as cli_data
 
     words = tuple(overrides or ())
     cli_data.check(
@@ -501,7 +506,7 @@ def data_register(
     c: Context, file: str, key: str, dataset_dir: str = "data", replace: bool = False
 ) -> None:
     """Check a data file and add it to dataset_info.json."""
-    from tunesmith import cli_data
+    from tunesmith.cli import data as cli_data
 
     cli_data.register(ROOT, file, key, dataset_dir, replace=replace, dry=c.config.run.dry)
 
@@ -525,7 +530,7 @@ def data_split(
     replace: bool = False,
 ) -> None:
     """Split off validation rows; alike ones stay together."""
-    from tunesmith import cli_data
+    from tunesmith.cli import data as cli_data
 
     cli_data.split_data(
         ROOT, dataset, dataset_dir, share=share, seed=seed, replace=replace, dry=c.config.run.dry
@@ -551,7 +556,7 @@ def data_preview(
     overrides: list[str] | None = None,
 ) -> None:
     """Show rows as the model sees them, trained parts marked."""
-    from tunesmith import cli_data
+    from tunesmith.cli import data as cli_data
 
     words = tuple(overrides or ())
     cli_data.preview(ROOT, config, words, rows=rows, first=first, mirror=mirror)
@@ -576,9 +581,9 @@ def model_fetch(
     allow_pickle: bool = False,
 ) -> None:
     """Fetch and verify a base model."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.fetch_model(
+    cli_run.fetch_model(
         ROOT,
         name,
         revision=revision or None,
@@ -592,49 +597,49 @@ def model_fetch(
 @door(name="list")
 def model_list(_c: Context) -> None:
     """List the known base models."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.list_models(ROOT)
+    cli_run.list_models(ROOT)
 
 
 @door(name="show")
 def stack_show(_c: Context) -> None:
     """Print the pins and variables in force."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.show_stack(ROOT)
+    cli_run.show_stack(ROOT)
 
 
 @door(name="lock", help={"mirror": MIRROR})
 def stack_lock(c: Context, mirror: str = "default") -> None:
     """Resolve stack.yml into hashed locks."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.lock_stack(ROOT, mirror=mirror, dry=c.config.run.dry)
+    cli_run.lock_stack(ROOT, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(name="render")
 def stack_render(c: Context) -> None:
     """Rewrite every file derived from the stack."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.render_stack(ROOT, dry=c.config.run.dry)
+    cli_run.render_stack(ROOT, dry=c.config.run.dry)
 
 
 @door(name="check")
 def stack_check(_c: Context) -> None:
     """Check locks and derived files for drift."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.check_stack(ROOT)
+    cli_run.check_stack(ROOT)
 
 
 @door(name="install", help={"flavour": "cu128 (default) or cu126", "mirror": MIRROR})
 def stack_install(c: Context, flavour: str = "", mirror: str = "default") -> None:
     """Install the training environment here."""
-    from tunesmith import cli
+    from tunesmith.cli import run as cli_run
 
-    cli.install_stack(ROOT, flavour or None, mirror=mirror, dry=c.config.run.dry)
+    cli_run.install_stack(ROOT, flavour or None, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(
@@ -658,9 +663,9 @@ def host_add(
     runner: str = "",
 ) -> None:
     """Add a host: probe it, pin its key, log in."""
-    from tunesmith import cli_hosts
+    from tunesmith.cli import host as cli_host
 
-    cli_hosts.host_add(
+    cli_host.host_add(
         ROOT,
         name,
         address,
@@ -675,17 +680,17 @@ def host_add(
 @door(name="list")
 def host_list(_c: Context) -> None:
     """List the known hosts."""
-    from tunesmith import cli_hosts
+    from tunesmith.cli import host as cli_host
 
-    cli_hosts.host_list(ROOT)
+    cli_host.host_list(ROOT)
 
 
 @door(name="remove", help={"name": "host"})
 def host_remove(c: Context, name: str) -> None:
     """Forget a host; the host itself is not touched."""
-    from tunesmith import cli_hosts
+    from tunesmith.cli import host as cli_host
 
-    cli_hosts.host_remove(ROOT, name, dry=c.config.run.dry)
+    cli_host.host_remove(ROOT, name, dry=c.config.run.dry)
 
 
 @door(
@@ -697,17 +702,17 @@ def host_remove(c: Context, name: str) -> None:
 )
 def host_trust(c: Context, name: str, fingerprint: str = "") -> None:
     """Pin the key a rebuilt host has now."""
-    from tunesmith import cli_hosts
+    from tunesmith.cli import host as cli_host
 
-    cli_hosts.host_trust(ROOT, name, expected=fingerprint, dry=c.config.run.dry)
+    cli_host.host_trust(ROOT, name, expected=fingerprint, dry=c.config.run.dry)
 
 
 @door(name="autostart", help={"on": "host", "off": "do not, any more"})
 def host_autostart(c: Context, on: str, off: bool = False) -> None:
     """Let a host resume its runs when it starts."""
-    from tunesmith import cli_hosts
+    from tunesmith.cli import host as cli_host
 
-    cli_hosts.host_autostart(ROOT, on, off=off, dry=c.config.run.dry)
+    cli_host.host_autostart(ROOT, on, off=off, dry=c.config.run.dry)
 
 
 @door(
@@ -718,15 +723,15 @@ def host_check(
     _c: Context, on: str, mirror: str = "default", flavour: str = "", json: bool = False
 ) -> None:
     """Check a host before anything is paid for."""
-    from tunesmith import cli_doctor
+    from tunesmith.cli import host_check as cli_host_check
 
-    cli_doctor.host_check(ROOT, on, mirror=mirror, flavour=flavour or None, as_json=json)
+    cli_host_check.host_check(ROOT, on, mirror=mirror, flavour=flavour or None, as_json=json)
 
 
 @door(name="verify", help={"on": HOSTS})
 def host_verify(_c: Context, on: str) -> None:
     """Test that a host is as provisioning leaves it."""
-    from tunesmith import cli_provision
+    from tunesmith.cli import provision as cli_provision
 
     cli_provision.host_verify(ROOT, on)
 
@@ -734,7 +739,7 @@ def host_verify(_c: Context, on: str) -> None:
 @door(name="reset", help={"on": HOSTS})
 def host_reset(c: Context, on: str) -> None:
     """Remove what we installed; data and runs stay."""
-    from tunesmith import cli_provision
+    from tunesmith.cli import provision as cli_provision
 
     cli_provision.host_reset(ROOT, on, dry=c.config.run.dry)
 
@@ -752,7 +757,7 @@ def image_build(
     c: Context, flavour: str = "", mirror: str = "default", base: str = "", toolkit: bool = False
 ) -> None:
     """Build the image of a flavour."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_build(
         ROOT,
@@ -767,7 +772,7 @@ def image_build(
 @door(name="verify", help={"flavour": FLAVOUR})
 def image_verify(_c: Context, flavour: str = "") -> None:
     """Test that an image is as it should be."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_verify(ROOT, flavour or None)
 
@@ -775,7 +780,7 @@ def image_verify(_c: Context, flavour: str = "") -> None:
 @door(name="tags", help={"flavour": FLAVOUR})
 def image_tags(_c: Context, flavour: str = "") -> None:
     """Print an image's tags, measured from it."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_tags(ROOT, flavour or None)
 
@@ -783,7 +788,7 @@ def image_tags(_c: Context, flavour: str = "") -> None:
 @door(name="sizes", help={"flavour": FLAVOUR})
 def image_sizes(_c: Context, flavour: str = "") -> None:
     """Print the largest parts of an image."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_sizes(ROOT, flavour or None)
 
@@ -791,7 +796,7 @@ def image_sizes(_c: Context, flavour: str = "") -> None:
 @door(name="sbom", help={"flavour": FLAVOUR, "output": "file (default: stdout)"})
 def image_sbom(_c: Context, flavour: str = "", output: str = "") -> None:
     """Write what an image holds, as CycloneDX."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_sbom(ROOT, flavour or None, output)
 
@@ -799,7 +804,7 @@ def image_sbom(_c: Context, flavour: str = "", output: str = "") -> None:
 @door(name="push", help={"to": "registry and repository", "flavour": FLAVOUR})
 def image_push(c: Context, to: str, flavour: str = "") -> None:
     """Push an image to a registry."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_push(ROOT, flavour or None, to, dry=c.config.run.dry)
 
@@ -807,7 +812,7 @@ def image_push(c: Context, to: str, flavour: str = "") -> None:
 @door(name="ship", help={"on": "host with Docker", "flavour": FLAVOUR})
 def image_ship(c: Context, on: str, flavour: str = "") -> None:
     """Bring an image to a host over SSH."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_ship(ROOT, on, flavour or None, dry=c.config.run.dry)
 
@@ -815,7 +820,7 @@ def image_ship(c: Context, on: str, flavour: str = "") -> None:
 @door(name="prune", help={"everything": "also those that still have a name"})
 def image_prune(c: Context, everything: bool = False) -> None:
     """Remove replaced images and the build cache."""
-    from tunesmith import cli_image
+    from tunesmith.cli import image as cli_image
 
     cli_image.image_prune(ROOT, everything=everything, dry=c.config.run.dry)
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks import render
 from benchmarks.harness import ROOT, CommandFailed, Result
-from tunesmith.files import write_json
-from tunesmith.job.resources import cpu_count, memory_limit
+from tunesmith.core.files import write_json
+from tunesmith.job.system.resources import cpu_count, memory_limit
 from tunesmith.project import Project
 
 RESULTS = ROOT / "benchmarks" / "results.json"

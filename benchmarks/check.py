@@ -25,8 +25,8 @@ from benchmarks.harness import (
     middle,
     plain_env,
 )
-from tunesmith import runs
-from tunesmith.job.resources import cpu_count
+from tunesmith.job.system.resources import cpu_count
+from tunesmith.plan import build
 from tunesmith.project import Project
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -149,7 +149,7 @@ class _Bench:
         project = Project.at(ROOT)
         self._work, self._log = work, work / "log"
         self._python = project.environment().python
-        self._model = runs.fetch_model(project, MODEL, lambda _: None).path
+        self._model = build.fetch_model(project, MODEL, lambda _: None).path
 
     def make(self, count: int) -> Path:
         """Make a file of so many rows, in a folder of its own."""

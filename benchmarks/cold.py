@@ -47,7 +47,7 @@ from replica.engine import NEEDS, NoEngine, start_engine
 from replica.network import Traffic, gateway, kill_work, lead_here, shape, traffic
 from replica.replica import Options, Replica, mirror_content, running, sweep
 from replica_fixtures import HostProject, clone
-from tunesmith.files import human_bytes
+from tunesmith.core.files import human_bytes
 from tunesmith.project import Project
 
 # Not the hub's own name: the weights here come from a GGUF, and those of that name are pinned.

@@ -56,7 +56,7 @@ from replica.build import Images
 from replica.network import shape, traffic
 from replica.replica import Options, Replica, running
 from replica_fixtures import HostProject
-from tunesmith.files import sha256_of
+from tunesmith.core.files import sha256_of
 
 BAR = 3.0
 TO_HOST, FROM_HOST = "1gbit", "100mbit"

@@ -35,9 +35,9 @@ from benchmarks.install import PROBE
 from image.base import build_base
 from replica.build import BUNDLE
 from replica.engine import NEEDS, NoEngine, start_engine
-from tunesmith import docker_engine
+from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.image import engine as image_engine
 from tunesmith.image.build import builder, plan_build
-from tunesmith.mirrors import Mirror, load_mirror
 from tunesmith.project import Project
 
 SPARE = 350_000_000  # bytes beside the lock's own
@@ -77,7 +77,7 @@ def run(work: Path, say: Say) -> list[Result]:
 def _measured(work: Path, say: Say) -> list[Result]:
     subprocess.run(["git", "clone", "--quiet", ROOT, work / "clone"], check=True)
     project = Project.at(work / "clone")
-    client = docker_engine.connect()
+    client = image_engine.connect()
     mirror = load_mirror(str(_mirror(work)), project.root / "configs" / "mirrors")
     base = os.environ.get("BASE_IMAGE") or build_base()
     ours = _Ours(project, client, work, base)
@@ -96,7 +96,7 @@ class _Ours:
     """The image of a clone, built by the user's own command."""
 
     def __init__(self, project: Project, client: Any, work: Path, base: str) -> None:
-        self.name = docker_engine.tag_of(project.stack.flavour())
+        self.name = image_engine.tag_of(project.stack.flavour())
         self._client, self._log, self._root = client, work / "ours.log", project.root
         inv = Path(sys.executable).with_name("inv")
         self._argv: list[str | Path] = [inv, "image.build", "--mirror", work / "here.yml"]
@@ -153,7 +153,7 @@ class _Other:
         self._argv.append(str(context))
 
     def _env(self) -> dict[str, str]:
-        return {**os.environ, **self._tool.env, "DOCKER_HOST": docker_engine.address()}
+        return {**os.environ, **self._tool.env, "DOCKER_HOST": image_engine.address()}
 
     def build(self) -> Measured:
         return measure(self._argv, self._log, env=self._env())
@@ -317,7 +317,7 @@ def _append(file: Path, turn: int) -> None:
 
 def _ends_with(client: Any, name: str, file: str, turn: int) -> bool:
     code = f"print(open({file!r}).read())"
-    text = docker_engine.run_in(client, name, ["python", "-I", "-c", code])
+    text = image_engine.run_in(client, name, ["python", "-I", "-c", code])
     return text.rstrip().endswith(f"# change {turn}")
 
 
@@ -325,7 +325,7 @@ def _same_versions(client: Any, name: str) -> None:
     """Raise CommandFailed unless what the reference has is in ours, in the same version."""
     argv = ["python", "-I", "-c", PROBE]
     ours, theirs = (
-        json.loads(docker_engine.run_in(client, image, argv)) for image in (name, REFERENCE)
+        json.loads(image_engine.run_in(client, image, argv)) for image in (name, REFERENCE)
     )
     wrong = {
         package: version

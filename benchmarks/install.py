@@ -31,9 +31,9 @@ from benchmarks.harness import (
     middle,
     plain_env,
 )
-from tunesmith.environments import find_python
-from tunesmith.files import human_bytes
+from tunesmith.core.files import human_bytes
 from tunesmith.project import Project
+from tunesmith.stack.environment import find_python
 
 ROOM = 30_000_000_000  # bytes: wheels, uv's cache (the environment is links into it), pip's own
 BAR = 5.0

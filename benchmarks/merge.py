@@ -33,46 +33,50 @@ from benchmarks.harness import (
     plain_env,
 )
 from benchmarks.random_model import LARGE, SMALL, Shape, write_adapter, write_base
-from tunesmith import isolated
-from tunesmith.files import sha256_of
-from tunesmith.job import kit, pulled
-from tunesmith.job.merge import parameter_count
-from tunesmith.job.rundir import RunFolder
-from tunesmith.job.tensors import stored_below
+from tunesmith.core import isolated
+from tunesmith.core.files import sha256_of
+from tunesmith.job.merge import bundle
+from tunesmith.job.merge.phase import parameter_count
+from tunesmith.job.merge.tensors import stored_below
+from tunesmith.job.run import manifest as run_manifest
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.project import Project
 
 WEIGHTS = "model.safetensors"
 DEMO = "HuggingFaceTB--SmolLM2-135M-Instruct@*"
 ROOM = 36_000_000_000  # bytes free for the 7B comparison: base, result and what the disk keeps
-# The weights alone, as job/merge.py calls it.
+# The weights alone, as job/merge/phase.py calls it.
 OURS = """
 import sys
 from pathlib import Path
-from tunesmith.job import hands, products, stream
-from tunesmith.job.adapter import check_fits
+from tunesmith.job.merge import matmul, pool, streaming
+from tunesmith.job.merge.adapter import check_fits
 base, adapter, out = map(Path, sys.argv[1:])
-shards = stream.guessed(base, "BF16", float(999))
+shards = streaming.guessed(base, "BF16", float(999))
 out.mkdir()
-stream.merge(base, check_fits(base, adapter), shards, out, products.best(), hands.fitting())
+streaming.merge(base, check_fits(base, adapter), shards, out, matmul.best(), pool.fitting())
 """
 INNER = (
-    "python -c 'stream.merge(base, check_fits(base, adapter), shards, out, products.best(), "
-    "hands.fitting())'"
+    "python -c 'streaming.merge(base, check_fits(base, adapter), shards, out, matmul.best(), "
+    "pool.fitting())'"
 )
 # What the end of a training does, in a process that has loaded what a training loads.
 KIT = """
 import json, resource, sys, time
 from pathlib import Path
-from tunesmith.job import kit, lean, resources
-from tunesmith.job.rundir import RunFolder
-lean.trim()
-with lean.only("sft", scores=False):
+from tunesmith.job.merge import bundle
+from tunesmith.job.patches import imports
+from tunesmith.job.system import resources
+from tunesmith.job.run.folder import RunFolder
+imports.trim()
+with imports.only("sft", scores=False):
     from llamafactory.train import tuner
-import tunesmith.job.callbacks
+import tunesmith.job.training.callback
 run = RunFolder(Path(sys.argv[1]))
 made = []
 def make():
-    made.append(kit.after_training(run.path, run.request(), lambda *_, **told: sys.exit(str(told))))
+    tell = lambda *_, **told: sys.exit(str(told))
+    made.append(bundle.after_training(run.path, run.request(), tell))
 before = time.process_time()
 grown = resources.growth_during(make)
 cpu = time.process_time() - before
@@ -81,11 +85,11 @@ Path(sys.argv[2]).write_text(json.dumps({"wall": made[0], "cpu": cpu, "bytes": g
 HASH = """
 import sys
 from pathlib import Path
-from tunesmith.files import sha256_of
+from tunesmith.core.files import sha256_of
 [sha256_of(Path(file)) for file in sys.argv[1:]]
 """
 EXPORT = "llamafactory-cli export export.yaml  # infer_dtype: bfloat16, export_device: cpu"
-PHASE = "python -m tunesmith.job.worker RUN merge"
+PHASE = "python -m tunesmith.job.supervisor.worker RUN merge"
 
 
 def run(work: Path, say: Callable[[str], None]) -> list[Result]:
@@ -239,16 +243,18 @@ class _Bench:
     def phase_alone(self, _turn: int) -> Measured:
         """Ours, where the training made no kit: LLaMA-Factory is started beside the merge."""
         aside = self.work / "around"
-        (self.run / kit.FOLDER).rename(aside)
+        (self.run / bundle.FOLDER).rename(aside)
         try:
             return self._timed(self.phase_argv, self.run / "merged")
         finally:
-            aside.rename(self.run / kit.FOLDER)
+            aside.rename(self.run / bundle.FOLDER)
 
     @property
     def phase_argv(self) -> list[str | Path]:
         """The command of the phase."""
-        return [*isolated.argv(self.python, "tunesmith.job.worker", str(self.run), "merge")]
+        return [
+            *isolated.argv(self.python, "tunesmith.job.supervisor.worker", str(self.run), "merge")
+        ]
 
     def held(self) -> int:
         """Return the most bytes that all processes of a phase held together (their PSS)."""
@@ -439,9 +445,9 @@ def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
 def _bytes(bench: _Bench, say: Callable[[str], None]) -> Result:
     """Bring back the adapter and merge at the destination, without PyTorch."""
     log = bench.work / "log"
-    items = pulled.items_of(RunFolder(bench.run))
+    items = run_manifest.items_of(RunFolder(bench.run))
     brought = sum(item.path.stat().st_size for item in items if item.part in ("adapter", "record"))
-    argv = isolated.argv(sys.executable, "tunesmith.job.here", str(bench.run))
+    argv = isolated.argv(sys.executable, "tunesmith.job.merge.offline", str(bench.run))
     found = measure(argv, log, env=plain_env())
     merged = bench.run / "merged"
     whole = sum(file.stat().st_size for file in merged.iterdir())

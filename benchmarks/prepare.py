@@ -24,7 +24,7 @@ from benchmarks.harness import (
     middle,
     plain_env,
 )
-from tunesmith import runs
+from tunesmith.plan import build
 from tunesmith.project import Project
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -44,7 +44,7 @@ import llamafactory.data.loader as loader
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
-from tunesmith.job import prepared, train
+from tunesmith.job.training import dataset_cache, phase as training_phase
 
 def prepare(config):
     model, data, training, _, _ = get_train_args(config)
@@ -55,8 +55,8 @@ def prepare(config):
 prepare(dict(config))  # what is imported and read only once is not what is measured
 began = time.monotonic()
 if side == "ours":
-    train.fit(config, {"data": [{"rows": rows}]}, lambda *_, **__: None)
-    prepared.hasten(config)
+    training_phase.fit(config, {"data": [{"rows": rows}]}, lambda *_, **__: None)
+    dataset_cache.hasten(config)
 decided = time.monotonic() - began
 work = prepare(config)
 began = time.monotonic()
@@ -163,7 +163,7 @@ def _again(
 
 _COMMANDS = {
     "ours": "get_dataset() of LLaMA-Factory on the config as the train phase fits it "
-    "(tunesmith.job.train.fit, prepared.hasten); PROBE in benchmarks/prepare.py",
+    "(tunesmith.job.training.phase.fit, dataset_cache.hasten); PROBE in benchmarks/prepare.py",
     "other": "the same with preprocessing_num_workers=16 overwrite_cache=true",
 }
 
@@ -173,7 +173,7 @@ class _Bench:
         project = Project.at(ROOT)
         self._work = work
         self._python = project.environment().python
-        self._model = runs.fetch_model(project, MODEL, lambda _: None).path
+        self._model = build.fetch_model(project, MODEL, lambda _: None).path
         self._digests: dict[Path, set[str]] = {}
         self.workers: dict[tuple[str, int], int] = {}
         self._rows: dict[Path, int] = {}

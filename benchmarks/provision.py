@@ -463,8 +463,8 @@ def _stock_playbook(project: HostProject, folder: Path) -> Path:
 LOOK = """
 import json, sys
 from pathlib import Path
-from tunesmith.host_state import check_states, wanted_of
-from tunesmith.mirrors import load_mirror
+from tunesmith.provision.drift import check_states, wanted_of
+from tunesmith.core.mirrors import load_mirror
 from tunesmith.project import Project
 
 root, name, mirror, flavour = sys.argv[1:]

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tunesmith.job.tensors import Tensor, beginning
+from tunesmith.job.merge.tensors import Tensor, beginning
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK = 8

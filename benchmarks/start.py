@@ -34,9 +34,9 @@ from benchmarks.harness import (
     middle,
     plain_env,
 )
-from tunesmith import isolated
-from tunesmith.files import sha256_of, write_json
-from tunesmith.job.rundir import RunFolder
+from tunesmith.core import isolated
+from tunesmith.core.files import sha256_of, write_json
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.project import Project
 
 STEPS = 5

@@ -28,7 +28,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.harness import ROOT, CommandFailed, Result
-from tunesmith.job.resources import multiplies_bf16
+from tunesmith.job.system.resources import multiplies_bf16
 
 EXAMPLE: Mapping[str, Any] = {
     "stage": "sft",
@@ -55,7 +55,8 @@ EXAMPLE: Mapping[str, Any] = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
-# What `--preset fast` makes of it (presets.py), and the job runner on a GPU (job/train.py).
+# What `--preset fast` makes of it (plan/presets.py), and the job runner on a GPU
+# (job/training/phase.py).
 FAST: Mapping[str, Any] = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -347,7 +348,7 @@ def main(tokenizer: Path, work: Path) -> None:
 
     import torch
 
-    from tunesmith.job.resources import cpu_count
+    from tunesmith.job.system.resources import cpu_count
 
     results = gpu(tokenizer, work)
     names = ("torch", "transformers", "peft", "llamafactory")

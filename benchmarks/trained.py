@@ -99,9 +99,11 @@ def train(variant: dict[str, Any]) -> dict[str, Any]:
     clock = Clock(int(variant["warmup"]), bool(variant.get("count")))
     told: list[Any] = []
     if variant.get("fast"):
-        from tunesmith.job import fast
+        from tunesmith.job.training import fast_trainer
 
-        fast.use(variant["config"], lambda *words, **more: told.append([*words, more]), told.append)
+        fast_trainer.use(
+            variant["config"], lambda *words, **more: told.append([*words, more]), told.append
+        )
     began = time.monotonic()
     run_exp(dict(variant["config"]), callbacks=[clock])
     seconds = clock.ended - clock.began

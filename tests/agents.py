@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 
 from hubserver import Hub
-from tunesmith import isolated
-from tunesmith.job.rundir import RunFolder, read_events
+from tunesmith.core import isolated
+from tunesmith.job.run.folder import RunFolder, read_events
 
 
 class Agent:
-    """Asks `python -m tunesmith.job.agent` about the runs of one folder."""
+    """Asks `python -m tunesmith.job.supervisor.agent` about the runs of one folder."""
 
     def __init__(self, python: Path, home: Path, configs: Path) -> None:
         self.python = python
@@ -30,7 +30,9 @@ class Agent:
         self.configs = configs
 
     def argv(self, *words: str) -> list[str]:
-        return isolated.argv(self.python, "tunesmith.job.agent", "--runs", str(self.runs), *words)
+        return isolated.argv(
+            self.python, "tunesmith.job.supervisor.agent", "--runs", str(self.runs), *words
+        )
 
     def ask(self, *words: str, stdin: Any = None, code: int = 0) -> dict[str, Any]:
         """Return the last line of the answer; the exit code must be `code`."""

@@ -50,6 +50,6 @@ def base_model(project: Project, training_python: Path) -> Path:
     """Folder of the base model the e2e tests train: SmolLM2-135M-Instruct, verified."""
     if named := os.environ.get("TUNESMITH_TEST_MODEL"):
         return Path(named)
-    from tunesmith import runs  # here, so that a unit test does not wait for the hub client
+    from tunesmith.plan import build  # here, so that a unit test does not wait for the hub client
 
-    return runs.fetch_model(project, "HuggingFaceTB/SmolLM2-135M-Instruct", lambda _: None).path
+    return build.fetch_model(project, "HuggingFaceTB/SmolLM2-135M-Instruct", lambda _: None).path

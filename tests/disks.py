@@ -15,8 +15,8 @@ from typing import Any
 
 import tunesmith
 from support import lacking
-from tunesmith.files import write_json
-from tunesmith.job.rundir import RunFolder, read_events
+from tunesmith.core.files import write_json
+from tunesmith.job.run.folder import RunFolder, read_events
 
 STANDINS = Path(__file__).parent / "standins"
 # Told only where a test hangs.

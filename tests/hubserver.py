@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tunesmith.mirrors import Mirror
+from tunesmith.core.mirrors import Mirror
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from overlay import STANDIN, overlaid
-from tunesmith import isolated
-from tunesmith.files import read_json, sha256_of, write_json
-from tunesmith.job import inputs
-from tunesmith.job.rundir import RunFolder, read_events
+from tunesmith.core import isolated
+from tunesmith.core.files import read_json, sha256_of, write_json
+from tunesmith.job.run import inputs
+from tunesmith.job.run.folder import RunFolder, read_events
 
 STEPS = 300
 SAVE_STEPS = 5

@@ -1,7 +1,7 @@
 """A training environment with one thing in it replaced by a stand-in.
 
-Processes of ours take code from their environment alone (tunesmith.isolated), so a stand-in has
-to be in one: this is an environment made of links into the real one, whose `sitecustomize` runs
+Processes of ours take code from their environment alone (tunesmith.core.isolated), so a stand-in
+has to be in one: this is an environment made of links into the real one, whose `sitecustomize` runs
 the file that the variable STANDIN names.
 """
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from tunesmith.patching import (
+import tunesmith
+from tunesmith.core.patching import (
     Patch,
     PrivateName,
     check_version,
@@ -57,3 +59,8 @@ def check_private(private: PrivateName) -> None:
     check_version(f"{private.place}: {private.name}", private.versions)
     place = value_of(private.place)
     assert hasattr(place, private.name) or private.name in names_in(place), private
+    for reader in private.readers:
+        file = Path(tunesmith.__file__).parent / f"{reader.replace('.', '/')}.py"
+        text = file.read_text(encoding="utf-8")
+        # run_sft and its like are named by their stage.
+        assert private.name in text or private.name.startswith("run_"), (private.name, reader)

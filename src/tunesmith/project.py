@@ -8,12 +8,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.environments import MARKER, Environment
-from tunesmith.errors import UsageError
-from tunesmith.files import private_folder, read_json
-from tunesmith.job import adopted, listing
-from tunesmith.job.stored import DamagedError
-from tunesmith.stack import Stack, load_stack
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import private_folder, read_json
+from tunesmith.job.run import foreign, listing
+from tunesmith.job.run.stored import DamagedError
+from tunesmith.stack.definition import Stack, load_stack
+from tunesmith.stack.environment import MARKER, Environment
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ class Project:
         """
         run = listing.find(self.runs, run_id)
         with contextlib.suppress(DamagedError):  # whoever reads the file says so
-            adopted.ensure(run)
+            foreign.ensure(run)
         return run.path

@@ -22,8 +22,8 @@ import yaml
 
 from agents import Agent, digest
 from hubserver import COMMIT, Hub, tiny_model
-from tunesmith.files import read_json, write_json
-from tunesmith.job.rundir import read_events
+from tunesmith.core.files import read_json, write_json
+from tunesmith.job.run.folder import read_events
 
 pytestmark = pytest.mark.contract
 
@@ -160,9 +160,10 @@ def test_what_is_refused_is_json_too(agent: Agent) -> None:
 
 
 def test_an_answer_is_quick_and_loads_nothing_heavy(agent: Agent) -> None:
-    code = "import sys, tunesmith.job.agent, tunesmith.job.supervisor; print(*sys.modules)"
+    modules = "tunesmith.job.supervisor.agent, tunesmith.job.supervisor.supervisor"
+    code = f"import sys, {modules}; print(*sys.modules)"
     said = subprocess.run([agent.python, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "rich", "huggingface_hub", "transformers", "tunesmith.hub"}
+    heavy = {"torch", "rich", "huggingface_hub", "transformers", "tunesmith.basemodel.fetch"}
     assert not heavy & set(said.stdout.split())
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(5):

@@ -18,7 +18,7 @@ import pytest
 
 from agents import Agent
 from disks import Disk, Steps
-from tunesmith.files import read_json
+from tunesmith.core.files import read_json
 
 pytestmark = pytest.mark.contract
 

@@ -19,14 +19,14 @@ import pytest
 
 from standins import tiny_environment
 from support import lacking
-from tunesmith import environments
-from tunesmith.environment_users import users_of
-from tunesmith.environments import MARKER
-from tunesmith.errors import UsageError
-from tunesmith.files import read_json
-from tunesmith.mirrors import load_mirror
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import read_json
+from tunesmith.core.mirrors import load_mirror
+from tunesmith.core.swap import exchange
 from tunesmith.project import Project
-from tunesmith.swap import exchange
+from tunesmith.stack import environment as stack_environment
+from tunesmith.stack.environment import MARKER
+from tunesmith.stack.environment_users import users_of
 
 pytestmark = pytest.mark.contract
 
@@ -38,7 +38,7 @@ _HANG_SECONDS = 180.0
 @pytest.fixture(autouse=True)
 def tiny(tmp_path: Path, project: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for environments, and an index that has their packages."""
-    python = environments.find_python(project.stack.python)
+    python = stack_environment.find_python(project.stack.python)
     if python is None:
         lacking(f"no Python {project.stack.python}", "pyenv or conda brings it")
     monkeypatch.setenv("TUNESMITH_PYTHON", python)
@@ -51,7 +51,7 @@ def install(
 ) -> dict[str, Any] | None:
     stack, environment, _ = tiny_environment.environment(folder, Project.at(root).stack, build)
     mirror = load_mirror("default", root / "configs" / "mirrors")
-    return environments.install(stack, environment, root, mirror, tell)
+    return stack_environment.install(stack, environment, root, mirror, tell)
 
 
 def install_and_tell(folder: Path, root: Path, build: int, said: Any) -> None:

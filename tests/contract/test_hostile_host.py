@@ -23,18 +23,19 @@ import pytest
 from rich.console import Console
 
 from tests.standins import hostile_host as hostile
-from tunesmith import host_container, host_state, services
+from tunesmith.cli.follow import follow
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.printable import printable
 from tunesmith.doctor.check import check
-from tunesmith.errors import TunesmithError
-from tunesmith.follow import follow
 from tunesmith.hosts import agent, inventory, layout, models
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.inventory import Host
 from tunesmith.hosts.probe import log_in
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import ship
-from tunesmith.printable import printable
 from tunesmith.project import Project
+from tunesmith.provision import container, drift
+from tunesmith.services import service
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.contract
@@ -241,7 +242,7 @@ def answers(folder: Path, question: str | None, answer: Any) -> None:
 
 
 def states(project: Project) -> Any:
-    state = host_state.check_states(project, ["gpu1"], {"app": "1", "flavour": "auto"})[0]
+    state = drift.check_states(project, ["gpu1"], {"app": "1", "flavour": "auto"})[0]
     if state.error:
         raise state.error
     return state
@@ -260,12 +261,12 @@ ASKS: dict[str, Ask] = {
     "probe": lambda project: check(project, "gpu1", "default"),
     "layout": there,
     "state": states,
-    "services": lambda project: services.HostPlace(project, "gpu1", ending=True).ask(
+    "services": lambda project: service.HostPlace(project, "gpu1", ending=True).ask(
         "start", "api", body={}
     ),
     "models": lambda project: models._look(remote(project), there(project), "org/tiny", "/u"),
     "engine": lambda project: ship.look(remote(project)),
-    "container": lambda project: host_container._look(remote(project)),
+    "container": lambda project: container._look(remote(project)),
     **{
         f"agent {verb}": lambda project, v=verb: agent.call(remote(project), v, "run-1")
         for verb in hostile.AGENT

@@ -12,12 +12,14 @@ import pytest
 
 from tests.contract.test_ssh import Client, Sshd, client, short, started
 from tests.standins import hostile_host as hostile
-from tunesmith import cli, provision, runs
+from tunesmith.cli import run as cli_run
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.printable import printable
 from tunesmith.doctor.check import check
-from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.hosts import commands, inventory
-from tunesmith.play_events import Step
-from tunesmith.printable import printable
+from tunesmith.plan import build
+from tunesmith.provision import playbook
+from tunesmith.provision.events import Step
 
 pytestmark = pytest.mark.contract
 
@@ -112,10 +114,13 @@ def test_check(client: Client, known: Liar, canary: Path) -> None:
 
 
 def test_train(client: Client, known: Liar, root: Path, canary: Path) -> None:
-    asked = runs.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"))
+    asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"))
     for key in ("base", "HF_HOME", "free"):
         known.lies("layout", hostile.lines_of({**hostile.LAYOUT, key: f"/{jinja(canary)}"}))
-        refused(lambda: cli.train(root, "gpu1", asked, cli.Choices()), f"gpu1: its layout: {key}")
+        refused(
+            lambda: cli_run.train(root, "gpu1", asked, cli_run.Choices()),
+            f"gpu1: its layout: {key}",
+        )
 
 
 def test_attach(client: Client, known: Liar, root: Path, canary: Path) -> None:
@@ -124,7 +129,7 @@ def test_attach(client: Client, known: Liar, root: Path, canary: Path) -> None:
         ("events", [{"event": "eval", "step": "x"}]),
     ):
         known.lies("agent watch", json.dumps(hostile.WATCH | {key: value}) + "\n")
-        refused(lambda: cli.attach(root, "gpu1", "run-1"), "gpu1: its answer to `watch`", key)
+        refused(lambda: cli_run.attach(root, "gpu1", "run-1"), "gpu1: its answer to `watch`", key)
 
 
 def test_logs_reach_the_terminal_printable(
@@ -132,7 +137,7 @@ def test_logs_reach_the_terminal_printable(
 ) -> None:
     log = "step 1\r\n\x1b]52;c;eA==\x07\x1b[2Jloss 2\x07\n"
     known.lies("agent watch", json.dumps(hostile.WATCH | {"log": log}) + "\n")
-    cli.logs(root, "gpu1", "run-1", follow=False)
+    cli_run.logs(root, "gpu1", "run-1", follow=False)
     assert capsys.readouterr().out == "step 1\nloss 2\n"
 
 
@@ -145,7 +150,7 @@ def test_pull(client: Client, known: Liar, root: Path, canary: Path) -> None:
     )
     for files in manifests:
         known.lies("agent manifest", json.dumps({"files": files}) + "\n")
-        refused(lambda: cli.pull(root, "gpu1", "run-1", ""), "gpu1: ")
+        refused(lambda: cli_run.pull(root, "gpu1", "run-1", ""), "gpu1: ")
     assert not (client.project.runs / "run-1").exists()
 
 
@@ -160,7 +165,7 @@ def test_provision_reads_a_poisoned_inventory_as_text(
         host = dict(values["gpu_hosts"]["hosts"]["gpu1"]) | {key: jinja(canary)}
         file.write_text(json.dumps({"gpu_hosts": {"hosts": {"gpu1": host}}}))
         with pytest.raises(UsageError) as told:
-            provision.provision(client.project, ["gpu1"], provision.Asked(), lambda _: None)
+            playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None)
         said = told.value.message
         assert all(word in said for word in (str(file), "`gpu1`", key, "inv host.remove gpu1")), (
             said
@@ -177,7 +182,7 @@ def test_provision_takes_a_poisoned_answer_as_text(
     payload = rf"\nbase=/x/{jinja(canary)}"
     known.lies("any", {"swap": [r"\\nbase=[^\\]*", payload]})
     steps: list[Step] = []
-    done = provision.provision(client.project, ["gpu1"], provision.Asked(), steps.append)
+    done = playbook.provision(client.project, ["gpu1"], playbook.Asked(), steps.append)
     (host,) = done.hosts
     assert host.name == "gpu1" and host.message is not None
     assert "its probe: base: expected an absolute path" in host.message, host
@@ -200,7 +205,7 @@ def test_a_variable_of_ours_is_no_template(client: Client, known: Liar, canary: 
     raw = inventory.parse(file.read_text())
     raw["gpu_hosts"]["hosts"]["gpu1"]["mine"] = inventory.Unsafe(jinja(canary))
     inventory._dump(client.inventory, raw)
-    provision.provision(client.project, ["gpu1"], provision.Asked(), lambda _: None, playbook=play)
+    playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None, playbook=play)
     log = next((client.project.home / "provision").glob("*/ansible.log")).read_text()
     # YAML doubles the quotes.
     assert log.count(f"touch {canary}") >= 3
@@ -209,10 +214,10 @@ def test_a_variable_of_ours_is_no_template(client: Client, known: Liar, canary: 
 def test_a_flood_ends_the_play(
     client: Client, known: Liar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provision, "_MOST_MEMORY", 180_000_000)
+    monkeypatch.setattr(playbook, "_MOST_MEMORY", 180_000_000)
     known.lies("any", {"flood": "stdout"})
     said = refused(
-        lambda: provision.provision(client.project, ["gpu1"], provision.Asked(), lambda _: None),
+        lambda: playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None),
         *("gpu1: ", "sends more than a task can have to say"),
     )
     assert "inv host.check --on" in said

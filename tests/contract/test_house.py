@@ -17,53 +17,43 @@ import yaml
 from invoke import Program
 from invoke.parser import Parser, ParserContext
 
-from tunesmith.config import load_config
+from tunesmith.plan.config import load_config
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.contract
 
-# May be imported by both halves; runs on Python 3.10 with what the lock holds.
-SHARED = {
-    "errors",
-    "files",
-    "swap",
-    "bounded",
-    "models",
-    "mirrors",
-    "modelfiles",
-    "modelstore",
-    "archive",
-} | {
-    "bytecode",
-    "isolated",
-    "hub",
-    "hub_download",
-    "hub_patches",
-    "hub_process",
-    "hub_worker",
-    "patching",
-    "printable",
-    "wheel_files",
-    "wheels",
-}
 # A line of a page's code block or of a config's head that starts with inv.
 COMMAND = re.compile(r"^(?:#\s*(?:Run|Override):\s+)?(?:\.venv/bin/)?inv (.+)$")
 # A command inside a message, as far as its line goes.
 MENTION = re.compile(r"\binv ([a-z]+(?:\.[a-z]+)?)\b([^`;]*)")
-# Who may import whom, upward never: a module here may import only those before it.
-LAYERS = (
-    {"stack", "dataset", "environment_users"},
-    {"environments", "config"},
-    {"plan", "presets", "project", "platforms", "host_app", "docker_engine"},
-    {"targets", "hosts", "doctor"},
-    {"follow", "report", "derived", "runs", "host_state", "host_verify"}
-    | {"host_container"}
-    | {"failure_pages", "play_events", "processes", "provision", "image"}
-    | {"services", "tensorboard", "tunnel"},
-    {"words", "console", "cli", "cli_data", "cli_doctor", "cli_hosts", "cli_provision"}
-    | {"cli_report", "cli_services"}
-    | {"cli_image", "entrypoint"},
+
+
+# Who may import whom: a room only from rooms on the lines above its own, so there is no circle.
+ROOMS = (
+    {"core"},
+    {"basemodel", "dataset"},
+    {"job"},
+    {"stack", "report"},
+    {"project"},
+    {"plan", "hosts"},
+    {"doctor", "image", "services", "maintain"},
+    {"targets", "provision"},
+    {"cli"},
 )
+# The same within job/, which imports nothing else but what both halves may.
+JOB_ROOMS = (
+    {"system", "patches"},
+    {"run"},
+    {"inference"},
+    {"prompts", "data"},
+    {"merge", "evaluation", "supervisor"},
+    {"training", "proof", "services"},
+    {"export"},
+    {"__main__"},
+)
+SHARED = {"core", "basemodel"}
+# Copied to a host and run there by its path, before there is anything of ours: they import none.
+ALONE = ("stack/bytecode.py", "stack/wheel_download.py")
 
 
 def imports_of(file: Path) -> set[str]:
@@ -73,39 +63,63 @@ def imports_of(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names if node.module == "tunesmith" else {node.module}
+            # A module of a package, or a name of a module: either way its room is among these.
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name for name in found if name.startswith("tunesmith.")}
 
 
-def room(module: str) -> str:
-    return module.split(".")[1]
+def room(module: str, top: str = "tunesmith") -> str:
+    """Return the room below `top` that a dotted name lies in."""
+    return module.removeprefix(f"{top}.").split(".")[0]
 
 
-def test_job_half_imports_nothing_of_the_control_half(root: Path) -> None:
-    allowed = {"job", *SHARED}
-    for file in (root / "src/tunesmith/job").rglob("*.py"):
-        upward = {name for name in imports_of(file) if room(name) not in allowed}
-        assert not upward, f"{file} imports {upward}"
+def upward(folder: Path, top: str, floors: tuple[set[str], ...]) -> list[str]:
+    """Return the imports below a folder that do not lead to a lower floor or stay in the room."""
+    height = {name: floor for floor, names in enumerate(floors) for name in names}
+    found = []
+    for file in sorted(folder.rglob("*.py")):
+        own = file.relative_to(folder).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for module in imports_of(file):
+            there = room(module, top)
+            if module.startswith(f"{top}.") and there in height and there != own:
+                found += [f"{file} imports {module}"] if height[there] >= height[own] else []
+    return found
 
 
-def test_shared_half_imports_only_itself(root: Path) -> None:
-    for name in SHARED:
-        file = root / f"src/tunesmith/{name}.py"
-        upward = {m for m in imports_of(file) if room(m) not in SHARED}
-        assert not upward, f"{file} imports {upward}"
+def test_every_room_has_its_place_and_says_what_belongs_in_it(root: Path) -> None:
+    for folder, floors, beside in (
+        (root / "src/tunesmith", ROOMS, {"__init__.py", "project.py"}),
+        (root / "src/tunesmith/job", JOB_ROOMS, {"__init__.py", "__main__.py"}),
+    ):
+        rooms = {file.parent for file in folder.glob("*/__init__.py")}
+        places = [name for floor in floors for name in floor]
+        assert len(places) == len(set(places))
+        modules = {file.name for file in folder.glob("*.py")}
+        assert modules == beside
+        alone = {Path(name).stem for name in modules - {"__init__.py"}}
+        assert {path.name for path in rooms} | alone == set(places)
+        for path in rooms:
+            assert ast.get_docstring(ast.parse((path / "__init__.py").read_text("utf-8"))), path
 
 
 def test_nothing_imports_upward(root: Path) -> None:
-    height = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-    for file in (root / "src/tunesmith").rglob("*.py"):
-        own = file.relative_to(root / "src/tunesmith").parts[0].removesuffix(".py")
-        if own in SHARED or own in ("job", "__init__"):
-            continue
-        assert own in height, f"{own} has no place in the layers of this test"
-        for name in imports_of(file):
-            if room(name) in height:
-                assert height[room(name)] <= height[own], f"{file} imports {name}"
+    assert upward(root / "src/tunesmith", "tunesmith", ROOMS) == []
+    assert upward(root / "src/tunesmith/job", "tunesmith.job", JOB_ROOMS) == []
+
+
+def test_job_half_imports_nothing_of_the_control_half(root: Path) -> None:
+    for half in ("job", *SHARED):
+        for file in (root / "src/tunesmith" / half).rglob("*.py"):
+            allowed = {"job", "__version__", *SHARED} if half == "job" else SHARED
+            control = {name for name in imports_of(file) if room(name) not in allowed}
+            assert not control, f"{file} imports {control}"
+
+
+def test_what_runs_by_its_path_imports_nothing_of_ours(root: Path) -> None:
+    for name in ALONE:
+        assert imports_of(root / "src/tunesmith" / name) == set()
 
 
 def test_every_train_config_is_good_and_has_its_pair(project: Project) -> None:
@@ -249,7 +263,7 @@ def test_all_yaml_of_ours_is_read_by_the_safe_loader(root: Path) -> None:
 def test_job_half_imports_on_its_own_python(root: Path, training_python: Path) -> None:
     """With only the lock (PYTHONPATH for our own code), light, and on Python 3.10."""
     code = (
-        "import sys, tunesmith.job, tunesmith.job.supervisor, tunesmith.hub; "
+        "import sys, tunesmith.job.supervisor.supervisor, tunesmith.basemodel.fetch; "
         "assert sys.version_info[:2] == (3, 10), sys.version; "
         "print({'torch', 'transformers', 'llamafactory'} & set(sys.modules) or 'light')"
     )

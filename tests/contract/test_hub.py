@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from hubserver import COMMIT, Hub, mirror, safetensors, tiny_model
-from tunesmith import hub as door
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.hub import Limits, ModelFolder, Progress
-from tunesmith.hub_process import Order, SourceError, Worker, reach
-from tunesmith.mirrors import Mirror
-from tunesmith.modelfiles import FileRecord
-from tunesmith.models import BaseModel, PypiSource
+from tunesmith.basemodel import fetch as door
+from tunesmith.basemodel.catalogue import BaseModel, PypiSource
+from tunesmith.basemodel.endpoint import Order, SourceError, Worker, reach
+from tunesmith.basemodel.fetch import Limits, ModelFolder, Progress
+from tunesmith.basemodel.files import FileRecord
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.mirrors import Mirror
 
 pytestmark = pytest.mark.contract
 

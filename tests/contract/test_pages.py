@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunesmith import failure_pages
-from tunesmith.errors import UsageError
-from tunesmith.failure_pages import Section
-from tunesmith.hosts.reasons import kind_of
-from tunesmith.job.failures import CLASSES, classify_text
-from tunesmith.platforms import load_platforms
+from tunesmith.core.errors import UsageError
+from tunesmith.hosts.platforms import load_platforms
+from tunesmith.hosts.ssh_errors import kind_of
+from tunesmith.job.run.failures import CLASSES, classify_text
+from tunesmith.maintain import failure_pages
+from tunesmith.maintain.failure_pages import Section
 
 pytestmark = pytest.mark.contract
 

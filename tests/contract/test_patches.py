@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import patch_checks
-from tunesmith import hub_patches, words
-from tunesmith.errors import TunesmithError
-from tunesmith.patching import Patch, PatchError, install, installed, is_installed, uninstall
+from tunesmith.basemodel import hub_patches
+from tunesmith.cli import command
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.patching import Patch, PatchError, install, installed, is_installed, uninstall
 
 pytestmark = pytest.mark.contract
 
@@ -19,7 +20,7 @@ GIVEN = {
     hub_patches.SMALL_CHUNKS.target: (1024,),
     hub_patches.JUDGED_METADATA.target: ("a",),
 }
-PATCHES = (*words.PATCHES, *hub_patches.PATCHES)
+PATCHES = (*command.PATCHES, *hub_patches.PATCHES)
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target)

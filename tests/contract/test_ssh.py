@@ -28,7 +28,7 @@ import pytest
 import traps
 from overlay import overlaid
 from support import lacking
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import agent, commands, inventory, probe
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
@@ -653,7 +653,7 @@ def test_list_remove_and_plain_ssh(client: Client, sshd: Sshd, root: Path) -> No
     own = client.home / ".ssh/config"
     own.write_text("Host *\n  LogLevel ERROR\n")
     start = (
-        f"from pathlib import Path; from tunesmith import cli_hosts as c; r = Path({str(root)!r});"
+        f"from pathlib import Path; from tunesmith.cli import host as c; r = Path({str(root)!r});"
     )
     done = client.script(f"{start} c.host_list(r); c.host_add(r, 'gpu1', {sshd.line!r}, dry=True)")
     assert done.returncode == 0, done
@@ -678,7 +678,7 @@ def test_the_password_comes_from_stdin_where_there_is_no_terminal(
     client: Client, sshd: Sshd, root: Path
 ) -> None:
     code = (
-        "from pathlib import Path; from tunesmith import cli_hosts as c;"
+        "from pathlib import Path; from tunesmith.cli import host as c;"
         f"c.host_add(Path({str(root)!r}), 'gpu1', {sshd.line!r}, install_key=True)"
     )
     done = client.script(code, stdin=f"{PASSWORD}\n")

@@ -14,7 +14,7 @@ import pytest
 
 import traps
 from overlay import overlaid
-from tunesmith import isolated
+from tunesmith.core import isolated
 from tunesmith.hosts import agent
 
 pytestmark = pytest.mark.contract
@@ -86,18 +86,18 @@ def words_of(tree: ast.AST) -> Iterator[list[object]]:
 
 def test_the_search_finds_what_it_is_for() -> None:
     for line in (
-        'exec "$environment/bin/python" -m tunesmith.job.agent',
+        'exec "$environment/bin/python" -m tunesmith.job.supervisor.agent',
         "python3.10 -c 'import x'",
         'argv: ["{{ cuda_python }}", "-"]',
         '"$python" -m venv /uv',
-        'ENTRYPOINT ["tini", "--", "python", "-m", "tunesmith.entrypoint"]',
+        'ENTRYPOINT ["tini", "--", "python", "-m", "tunesmith.cli.container"]',
         '"$python" -S -I x.py',
         'limited 3 "$path" -c "import sys"',
         '"$2" - "$1" <<END',
     ):
         assert options(line), line
     for line in (
-        'exec "$environment/bin/python" -I -m tunesmith.job.agent',
+        'exec "$environment/bin/python" -I -m tunesmith.job.supervisor.agent',
         'argv: ["{{ cuda_python }}", -I, "-"]',
         'uv pip install --python "$python" --quiet',
         "bin/python -V",
@@ -123,7 +123,9 @@ def test_our_code_starts_python_by_one_function(root: Path) -> None:
         for words in words_of(tree):
             for before, word in zip([None, *words], words, strict=False):
                 started_here = word == "-m" or (word == "-c" and before not in _SHELLS)
-                assert not started_here, f"{file}: {words}: tunesmith.isolated makes such a command"
+                assert not started_here, (
+                    f"{file}: {words}: tunesmith.core.isolated makes such a command"
+                )
     assert started >= 20
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs import STANDINS, Job
-from tunesmith import bytecode
-from tunesmith.files import write_json
+from tunesmith.core.files import write_json
 from tunesmith.project import Project
+from tunesmith.stack import bytecode
 
 pytestmark = pytest.mark.e2e
 

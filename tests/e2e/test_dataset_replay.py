@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.registry import load_registry, register
 from tunesmith.dataset.split import split
 from tunesmith.dataset.tables import tables_of
-from tunesmith.errors import UsageError
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.e2e
@@ -28,8 +28,8 @@ import dataclasses, json, sys, tempfile
 import transformers
 from pathlib import Path
 from llamafactory.data.loader import get_dataset
-from tunesmith.job.preview import preview
-from tunesmith.job.replay import Loaded, replay
+from tunesmith.job.data.preview import preview
+from tunesmith.job.data.replay import Loaded, replay
 
 asked = json.load(open(sys.argv[1]))
 found = {}

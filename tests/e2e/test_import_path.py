@@ -12,10 +12,10 @@ import pytest
 
 import traps
 from jobs import Job
-from tunesmith import isolated
-from tunesmith.files import read_json, sha256_of, write_json
-from tunesmith.job import services
-from tunesmith.job.services import Service
+from tunesmith.core import isolated
+from tunesmith.core.files import read_json, sha256_of, write_json
+from tunesmith.job.services import manager
+from tunesmith.job.services.manager import Service
 
 pytestmark = pytest.mark.e2e
 
@@ -51,8 +51,8 @@ def trapped(
 def base(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "base"
     yield folder
-    for name in services.MODULES:
-        services.stop(Service(folder, name), force=True)
+    for name in manager.MODULES:
+        manager.stop(Service(folder, name), force=True)
 
 
 def run(job: Job, module: str, *words: str, stdin: str = "") -> str:
@@ -81,7 +81,7 @@ def test_a_run_takes_no_code_from_its_folder(trapped: Job, mark: Path, base: Pat
     assert not list(folder.parent.glob(".work/*")), "the workers' folder is put away"
 
     words = ("--run", str(folder), "--prompt", "Who are you?", "--greedy", "--max-new-tokens", "2")
-    run(trapped, "tunesmith.job.chat", *words)
+    run(trapped, "tunesmith.job.evaluation.chat", *words)
     assert traps.sprung(mark) == ""
 
     for name in ("services", "board"):
@@ -95,7 +95,7 @@ def test_a_run_takes_no_code_from_its_folder(trapped: Job, mark: Path, base: Pat
         }
         run(
             trapped,
-            "tunesmith.job.services",
+            "tunesmith.job.services.manager",
             "--base",
             str(base),
             "start",
@@ -103,7 +103,9 @@ def test_a_run_takes_no_code_from_its_folder(trapped: Job, mark: Path, base: Pat
             stdin=json.dumps(asked),
         )
     for service in ("api", "webui"):
-        said = run(trapped, "tunesmith.job.services", "--base", str(base), "wait", service, "300")
+        said = run(
+            trapped, "tunesmith.job.services.manager", "--base", str(base), "wait", service, "300"
+        )
         assert json.loads(said)["state"] == "ready", said
     assert traps.sprung(mark) == ""
 
@@ -111,5 +113,5 @@ def test_a_run_takes_no_code_from_its_folder(trapped: Job, mark: Path, base: Pat
 def test_what_the_board_starts_takes_none(trapped: Job, mark: Path) -> None:
     """LLaMA-Factory's own command, in the environment that our services give the Board."""
     program = trapped.python.with_name("llamafactory-cli")
-    done = subprocess.run([program, "version"], env=services._environment(), check=False)
+    done = subprocess.run([program, "version"], env=manager._environment(), check=False)
     assert (done.returncode, traps.sprung(mark)) == (0, "")

@@ -10,8 +10,8 @@ import pytest
 
 from tests.e2e.test_inv import Shell
 from tests.unit.finished_run import flip
-from tunesmith.files import read_json, sha256_of
-from tunesmith.job.rundir import RunFolder
+from tunesmith.core.files import read_json, sha256_of
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.e2e

@@ -23,9 +23,9 @@ from agents import Agent
 from disks import Disk
 from jobs import SAVE_STEPS, STANDINS, STEPS, Job
 from support import lacking
-from tunesmith.files import read_json
-from tunesmith.job import checkpoints
-from tunesmith.job.rundir import OWNER_FILE, claim_output, read_events
+from tunesmith.core.files import read_json
+from tunesmith.job.run import checkpoints
+from tunesmith.job.run.folder import OWNER_FILE, claim_output, read_events
 
 pytestmark = pytest.mark.e2e
 
@@ -187,7 +187,7 @@ def test_a_worker_whose_supervisor_is_gone_at_its_start_does_nothing(
     job.make(tiny_model, data)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    argv = [job.python, "-m", "tunesmith.job.worker", job.folder.path, "train"]
+    argv = [job.python, "-m", "tunesmith.job.supervisor.worker", job.folder.path, "train"]
     environment = {**os.environ, "TUNESMITH_SUPERVISOR_PID": str(gone.pid)}
     done = subprocess.run(argv, env=environment, timeout=60, check=False)
     assert done.returncode == 20

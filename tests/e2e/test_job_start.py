@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from jobs import STANDINS, Job
-from tunesmith.files import read_json, sha256_of
+from tunesmith.core.files import read_json, sha256_of
 
 pytestmark = pytest.mark.e2e
 
@@ -28,9 +28,9 @@ SHORT: dict[str, Any] = {"max_steps": 3, "save_steps": 100}
 
 QUANTISED = """
 import sys
-from tunesmith.job import lean
+from tunesmith.job.patches import imports
 
-lean.trim()
+imports.trim()
 import torch
 import bitsandbytes  # as transformers does when it loads a quantised model
 from peft import LoraConfig, get_peft_model
@@ -55,7 +55,7 @@ TEXTS = r"""
 import json, sys
 from transformers import AutoTokenizer
 from tunesmith.job.patches.transformers import ENCODE_STRAIGHT
-from tunesmith.patching import install
+from tunesmith.core.patching import install
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 marks = [*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values()]
@@ -81,7 +81,7 @@ print(len(texts))
 READING = r"""
 import json, os, sys
 from pathlib import Path
-from tunesmith.job import prepared
+from tunesmith.job.training import dataset_cache
 
 os.environ["HF_HOME"] = sys.argv[1]
 data = Path(sys.argv[1], "data")
@@ -93,10 +93,10 @@ for name, lines in (("a.json", [json.dumps(rows)]), ("b.jsonl", map(json.dumps, 
 registry = {path.stem: {"file_name": path.name} for path in data.iterdir()}
 (data / "dataset_info.json").write_text(json.dumps(registry))
 config = {"dataset": "a,b,c", "dataset_dir": str(data)}
-view = prepared.by_content(config)
+view = dataset_cache.by_content(config)
 if sys.argv[2] == "here":
     config["dataset_dir"] = view
-prepared.hasten(config)
+dataset_cache.hasten(config)
 from datasets import load_dataset
 
 for kind, name in (("json", "a.json"), ("json", "b.jsonl"), ("csv", "c.csv")):
@@ -112,10 +112,10 @@ from types import SimpleNamespace
 from datasets import Dataset, arrow_writer
 from llamafactory.data import loader
 from llamafactory.data.parser import DatasetAttr
-from tunesmith.job import batches
+from tunesmith.job.patches import tokenizing
 from tunesmith.job.patches.datasets import INFER_TYPE_ONCE, REMEMBER_TYPE
 from tunesmith.job.patches.llamafactory import CONVERT_IN_BATCHES
-from tunesmith.patching import install
+from tunesmith.core.patching import install
 
 def talk(*turns):
     return {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": "[]"}
@@ -187,7 +187,7 @@ install(CONVERT_IN_BATCHES)
 assert all_of_them() == theirs and failure() == failed
 assert "row" not in seen and seen.count("column") == columns
 install(REMEMBER_TYPE), install(INFER_TYPE_ONCE)
-batches.hasten()
+tokenizing.hasten()
 assert gc.get_freeze_count() > 100_000
 assert all_of_them() == theirs and failure() == failed
 print(columns, seen.count("column"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import Job
-from tunesmith.files import read_json, sha256_of, write_json
+from tunesmith.core.files import read_json, sha256_of, write_json
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,7 @@ def module(job: Job, *argv: str | Path) -> None:
 
 def merge(job: Job) -> dict[str, str]:
     """Merge; return the sha256 of every file of the merged model."""
-    module(job, "tunesmith.job.worker", job.folder.path, "merge")
+    module(job, "tunesmith.job.supervisor.worker", job.folder.path, "merge")
     merged = job.folder.path / "merged"
     return {file.name: sha256_of(file) for file in merged.iterdir()}
 
@@ -78,7 +78,7 @@ def test_a_merge_with_it_is_the_merge_without_it(
     assert with_it == without_it
     assert read_json(run / "parity.json") == parity
     # Made by a process of its own, as for a merge elsewhere, it is the same.
-    module(job, "tunesmith.job.kit", "--run", run)
+    module(job, "tunesmith.job.merge.bundle", "--run", run)
     assert hashes(kit) == made
 
 

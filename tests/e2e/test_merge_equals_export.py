@@ -35,10 +35,11 @@ from llamafactory.train import tuner
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen2Config
-from tunesmith.files import sha256_of
-from tunesmith.job import around, inference, merge, mergeable, products, stream
-from tunesmith.job.adapter import check_fits
-from tunesmith.job.proof_weights import weight_checks
+from tunesmith.core.files import sha256_of
+from tunesmith.job.inference import engine
+from tunesmith.job.merge import inputs, matmul, phase as merge_phase, skeleton, streaming
+from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.proof.weights import weight_checks
 
 top, demo = Path(sys.argv[1]), Path(sys.argv[3])
 found = {}
@@ -73,7 +74,7 @@ def config_of(base, adapter):
             "finetuning_type": "lora", "template": "deepseekr1"}
 
 def folders(name, base, adapter, dtype, shard=None):
-    keys = mergeable.export_keys({"infer_dtype": dtype}, base)
+    keys = inputs.export_keys({"infer_dtype": dtype}, base)
     config = config_of(base, adapter)
     theirs, ours = top / f"theirs {name}", top / f"ours {name}"
     ours.mkdir()
@@ -83,34 +84,34 @@ def folders(name, base, adapter, dtype, shard=None):
         def cut(self, *args, **given):
             return save(self, *args, **{**given, "max_shard_size": shard})
         PreTrainedModel.save_pretrained = cut
-    args = {**inference.arguments(config), **keys, "export_legacy_format": False}
+    args = {**engine.arguments(config), **keys, "export_legacy_format": False}
     given = {**args, "adapter_name_or_path": str(adapter), "export_dir": str(theirs)}
     tuner.export_model(given)
-    told = around.without_weights(tuner, {**args, "export_dir": str(ours)})
+    told = skeleton.without_weights(tuner, {**args, "export_dir": str(ours)})
     PreTrainedModel.save_pretrained = save
     facts = check_fits(base, adapter)
-    assert stream.why_not(facts, [adapter], keys, config, base) is None
-    shards = around.shards_of(told)
-    way = products.best()
-    made = stream.merge(base, facts, shards, ours, way, 3, [base / "config.json"], hashed=True)
+    assert streaming.why_not(facts, [adapter], keys, config, base) is None
+    shards = skeleton.shards_of(told)
+    way = matmul.best()
+    made = streaming.merge(base, facts, shards, ours, way, 3, [base / "config.json"], hashed=True)
     assert made.hashes == {path: sha256_of(path) for path in made.hashes}
     assert len(made.hashes) == len(shards) + 1
     once = top / f"once {name}"
     once.mkdir()
     # One process, and NumPy's own rounding.
     plain = dataclasses.replace(way, convert=None)
-    stream.merge(base, facts, shards, once, plain)
+    streaming.merge(base, facts, shards, once, plain)
     for shard in shards:
         assert made.hashes[ours / shard.file] == sha256_of(once / shard.file)
     shutil.rmtree(once)
     proof = weight_checks(base, ours, facts, dtype)
-    guess = stream.guessed(base, mergeable.SAFETENSORS_NAMES[dtype], 5)
+    guess = streaming.guessed(base, inputs.SAFETENSORS_NAMES[dtype], 5)
     sums = {}
     for folder in (theirs, ours):
         sums[folder] = {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
     apart = top / f"apart {name}"
     apart.mkdir()
-    stream.merge(base, facts, shards, apart, products.by_numpy())
+    streaming.merge(base, facts, shards, apart, matmul.by_numpy())
     off = total = steps = 0
     for shard in shards:
         one, two = (load_file(folder / shard.file) for folder in (ours, apart))
@@ -154,15 +155,15 @@ def phase(name, adapter, **asked):
     (run / "config.yaml").write_text(yaml.safe_dump(config_of(tiny, adapter)))
     events = []
     emit = lambda event, **values: events.append({"event": event, **values})
-    summary = merge.run(run, {"merge": asked}, emit)
+    summary = merge_phase.run(run, {"merge": asked}, emit)
     files = {file.name: sha256_of(file) for file in sorted((run / "merged").iterdir())}
     found[f"phase {name}"] = {"events": events, "summary": summary, "files": files}
 
 phase("plain", adapter)
 dora = adapter_of("dora", tiny, use_dora=True)
 phase("dora", dora)
-keys = mergeable.export_keys({}, tiny)
-tuner.export_model({**inference.arguments(config_of(tiny, dora), adapters=[dora]), **keys,
+keys = inputs.export_keys({}, tiny)
+tuner.export_model({**engine.arguments(config_of(tiny, dora), adapters=[dora]), **keys,
                     "export_dir": str(top / "theirs dora"), "export_legacy_format": False})
 found["dora"] = sha256_of(top / "theirs dora" / "model.safetensors")
 (top / "found.json").write_text(json.dumps(found))

@@ -44,10 +44,13 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tunesmith.job import evaluate, held_out, inference, merge
-from tunesmith.job.failures import JobError
+from tunesmith.job.evaluation import phase as evaluation_phase
+from tunesmith.job.inference import engine, validation_rows
+from tunesmith.job.merge import phase as merge_phase
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run.failures import JobError
 
-config = inference.read_config(run)
+config = run_config.read_config(run)
 base = config["model_name_or_path"]
 plain = AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32).eval()
 
@@ -83,17 +86,17 @@ with torch.no_grad():
 adapted.eval().save_pretrained(config["output_dir"])
 found["reckoned_after"] = reckon(adapted, rows)
 
-found["before"] = evaluate.run(run, request, emit, phase="before")
-found["after"] = evaluate.run(run, request, emit, phase="after")
+found["before"] = evaluation_phase.run(run, request, emit, phase="before")
+found["after"] = evaluation_phase.run(run, request, emit, phase="after")
 found["events"] = events
 
-found["full"] = inference.tuned_arguments(config | {"finetuning_type": "full"}, run / "output")
-found["lora"] = inference.tuned_arguments(config, run / "output")
+found["full"] = engine.tuned_arguments(config | {"finetuning_type": "full"}, run / "output")
+found["lora"] = engine.tuned_arguments(config, run / "output")
 
 # Greedy answers, one token at a time without cache or padding.
-codec = inference.codec(inference.base_arguments(config))
-loaded = inference.load(codec)
-asked = [inference.Question.of(p["prompt"], p["system"]) for p in request["prompts"]]
+codec = engine.codec(engine.base_arguments(config))
+loaded = engine.load(codec)
+asked = [engine.Question.of(p["prompt"], p["system"]) for p in request["prompts"]]
 def by_hand(question, count):
     ids = codec.encode(question)
     new = []
@@ -104,22 +107,22 @@ def by_hand(question, count):
 # What makes transformers >= 4.50 sample in spite of do_sample=False.
 loaded.model.generation_config.update(
     do_sample=True, temperature=5.0, transformers_version="4.52.4")
-sampling = inference.Sampling(max_new_tokens=12)
-found["greedy"] = [a.text for a in inference.generate(loaded, asked, sampling)]
+sampling = engine.Sampling(max_new_tokens=12)
+found["greedy"] = [a.text for a in engine.generate(loaded, asked, sampling)]
 found["by_hand"] = [by_hand(question, 12) for question in asked]
 pieces = []
-answer = inference.stream(loaded, asked[1], sampling, pieces.append)
+answer = engine.stream(loaded, asked[1], sampling, pieces.append)
 found["streamed"] = ["".join(pieces), answer.text]
 wild = [dataclasses.replace(sampling, do_sample=True, temperature=1.5, seed=s) for s in (1, 1, 2)]
-found["sampled"] = [inference.generate(loaded, asked[:1], one)[0].text for one in wild]
+found["sampled"] = [engine.generate(loaded, asked[:1], one)[0].text for one in wild]
 
 # The ids asked with are the ids trained on, also where a thinking mode puts a block between.
 for template, thinking in (("smollm", None), ("deepseekr1", False), ("deepseekr1", True)):
     varied = config | {"template": template, "enable_thinking": thinking}
     if thinking is None:
         del varied["enable_thinking"]
-    its = inference.codec(inference.base_arguments(varied))
-    held = held_out.load_held_out(varied, its, 6)
+    its = engine.codec(engine.base_arguments(varied))
+    held = validation_rows.load_held_out(varied, its, 6)
     same = []
     for item, row in zip(held.items, held.rows):
         trained = [i for i, label in zip(row["input_ids"], row["labels"]) if label == -100]
@@ -129,12 +132,12 @@ for template, thinking in (("smollm", None), ("deepseekr1", False), ("deepseekr1
 
 # Where there is no fitting text there must be a reason.
 def reason(**change):
-    held = held_out.load_held_out(config | change, codec, 6)
+    held = validation_rows.load_held_out(config | change, codec, 6)
     return [len(held.rows), len(held.items), held.no_loss, held.no_answers]
 found["packed"] = reason(packing=True, val_size=0.5)
 found["nothing"] = reason(val_size=0)
 found["dpo"] = reason(stage="dpo")
-split = held_out._Split.load(config, codec)
+split = validation_rows._Split.load(config, codec)
 shuffled = list(reversed(split.rows()))
 found["wrong_order"] = [len(split.items(codec, shuffled, 6)[0]), split.items(codec, shuffled, 6)[1]]
 short = split.rows()[:-1]
@@ -142,16 +145,16 @@ found["wrong_count"] = [len(split.items(codec, short, 5)[0]), split.items(codec,
 
 broken = AutoTokenizer.from_pretrained(base)
 broken.backend_tokenizer.normalizer = normalizers.Replace("\\n", "")
-held_out.check_round_trip(broken, ["one line"])
+validation_rows.check_round_trip(broken, ["one line"])
 try:
-    held_out.check_round_trip(broken, ["two\\nlines"])
+    validation_rows.check_round_trip(broken, ["two\\nlines"])
 except JobError as error:
     found["round_trip"] = [error.failure, error.message]
 
 (run / "merged").mkdir()
 (run / "merged" / "old").write_text("of an earlier merge")
 (run / "proof.json").write_text("{}")
-found["merge"] = merge.run(run, request, emit)
+found["merge"] = merge_phase.run(run, request, emit)
 done()
 """
 )
@@ -161,18 +164,21 @@ PROVE = (
     COMMON
     + """
 import shutil
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.job import inference, merge, proof
-from tunesmith.job.adapter import check_fits
-from tunesmith.job.proof_behaviour import tokenizer_check
-from tunesmith.job.proof_weights import file_check, weight_checks
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.job.run import config as run_config
+from tunesmith.job.inference import engine
+from tunesmith.job.merge import phase as merge_phase
+from tunesmith.job.proof import phase as proof_phase
+from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.proof.behaviour import tokenizer_check
+from tunesmith.job.proof.weights import file_check, weight_checks
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-config = inference.read_config(run)
+config = run_config.read_config(run)
 base, output, merged = Path(config["model_name_or_path"]), run / "output", run / "merged"
 facts = check_fits(base, output)
-found["summary"] = proof.run(run, request, emit)
+found["summary"] = proof_phase.run(run, request, emit)
 found["proof"] = json.loads((run / "proof.json").read_text())
 
 weights = merged / "model.safetensors"
@@ -212,7 +218,7 @@ verdict("one module unmerged")
 for name in facts.targets.values():
     overwrite(name, old[name])
 try:
-    merge.check_complete(merged, base, facts, "bfloat16")
+    merge_phase.check_complete(merged, base, facts, "bfloat16")
 except TunesmithError as error:
     found["merge of nothing"] = error.message
 verdict("scaled to zero in the merge")
@@ -248,7 +254,7 @@ weights.write_bytes(right[:-1000])
 found["truncated"] = [file_check(merged)[0].passed, file_check(merged)[0].detail]
 weights.write_bytes(right)
 
-asked = [(inference.Question.of("two\\nlines"), "")]
+asked = [(engine.Question.of("two\\nlines"), "")]
 tokenizer = merged / "tokenizer.json"
 text = tokenizer.read_text()
 values = json.loads(text)
@@ -263,13 +269,13 @@ file = merged / "config.json"
 values = json.loads(file.read_text())
 file.write_text(json.dumps(values | {"rope_theta": 20000.0}))
 try:
-    proof.run(run, request, emit)
+    proof_phase.run(run, request, emit)
 except TunesmithError as error:
     found["refused"] = [error.exit_code, error.message]
 found["refused_proof"] = json.loads((run / "proof.json").read_text())
 found["folders"] = sorted(p.name for p in run.iterdir() if p.name.startswith("merged"))
 try:
-    proof.run(run, request, emit)
+    proof_phase.run(run, request, emit)
 except UsageError as error:
     found["gone"] = error.message
 done()
@@ -351,7 +357,15 @@ def measured(training_python: Path, folder: Path) -> dict[str, Any]:
 def spoken(
     training_python: Path, folder: Path, measured: dict[str, Any]
 ) -> subprocess.CompletedProcess[str]:
-    chat = ("-m", "tunesmith.job.chat", "--run", str(folder), "--greedy", "--max-new-tokens", "8")
+    chat = (
+        "-m",
+        "tunesmith.job.evaluation.chat",
+        "--run",
+        str(folder),
+        "--greedy",
+        "--max-new-tokens",
+        "8",
+    )
     return execute(training_python, *chat, "--what", "adapter", "--prompt", PROMPTS[0]["prompt"])
 
 
@@ -360,7 +374,7 @@ def conversed(
     training_python: Path, folder: Path, measured: dict[str, Any]
 ) -> subprocess.CompletedProcess[str]:
     """A conversation with the merged model; its input ends without /exit."""
-    chat = ("-m", "tunesmith.job.chat", "--run", str(folder), "--what", "merged")
+    chat = ("-m", "tunesmith.job.evaluation.chat", "--run", str(folder), "--what", "merged")
     typed = "Who are you?\nWho are you?\n/clear\nWho are you?\n"
     return execute(training_python, *chat, "--greedy", "--max-new-tokens", "5", typed=typed)
 

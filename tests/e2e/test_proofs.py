@@ -40,16 +40,20 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.job import (
-    chat, evaluate, export, inference, manifest, merge, parity, proof, write_gguf,
-)
-from tunesmith.job.adapter import check_fits
-from tunesmith.job.proof_weights import file_check, weight_checks
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.job.run import config as run_config
+from tunesmith.job.evaluation import chat, phase as evaluation_phase
+from tunesmith.job.export import export, gguf_writer
+from tunesmith.job.inference import engine
+from tunesmith.job.merge import manifest, phase as merge_phase
+from tunesmith.job.prompts import parity
+from tunesmith.job.proof import phase as proof_phase
+from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.proof.weights import file_check, weight_checks
 
 run, kind = Path(sys.argv[1]), sys.argv[2]
 request = json.loads((run / "run.json").read_text())
-config = inference.read_config(run)
+config = run_config.read_config(run)
 base, merged = Path(config["model_name_or_path"]), run / "merged"
 found, events = {}, []
 def emit(event, **values):
@@ -74,12 +78,12 @@ if kind == "tiny":
     thinking = config | {"dataset": "thoughts", "enable_thinking": None}
     (run / "config.yaml").write_text(yaml.safe_dump(thinking))
     try:
-        merge.run(run, request, emit)
+        merge_phase.run(run, request, emit)
     except TunesmithError as error:
         found["gate"] = [error.message, merged.exists(), (run / "parity.json").is_file()]
     accepted = request | {"merge": request["merge"] | {"accept_mismatch": True}}
-    found["accepted merge"] = merge.run(run, accepted, emit)["parity"]
-    found["accepted proof"] = proof.run(run, accepted, emit)["skipped"]
+    found["accepted merge"] = merge_phase.run(run, accepted, emit)["parity"]
+    found["accepted proof"] = proof_phase.run(run, accepted, emit)["skipped"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     events.clear()
     # Templates of every kind: BOS in the prefix, in each question, nowhere; system text in the
@@ -87,7 +91,7 @@ if kind == "tiny":
     found["templates"] = {}
     for name in ("atom", "gemma", "llama2", "llama3", "mistral", "qwen", "qwen3", "vicuna"):
         varied = {k: v for k, v in config.items() if k != "enable_thinking"} | {"template": name}
-        its = inference.codec(inference.base_arguments(varied))
+        its = engine.codec(engine.base_arguments(varied))
         part = run / f"part {name}"
         part.mkdir()
         for file in ("config.json", "generation_config.json"):
@@ -97,14 +101,14 @@ if kind == "tiny":
         aligned = parity.align(varied, its, part)
         found["templates"][name] = parity.faults_of(aligned)
 
-found["merge"] = merge.run(run, request, emit)
+found["merge"] = merge_phase.run(run, request, emit)
 found["parity"] = json.loads((run / "parity.json").read_text())
 found["corrected"] = [e["what"] for e in events if e["event"] == "changed"]
-found["summary"] = proof.run(run, request, emit)
+found["summary"] = proof_phase.run(run, request, emit)
 found["proof"] = json.loads((run / "proof.json").read_text())
 found["manifest"] = json.loads((merged / "MANIFEST.json").read_text())
 facts = check_fits(base, Path(config["output_dir"]))
-codec = inference.codec(inference.arguments(config))
+codec = engine.codec(engine.arguments(config))
 
 # Plain transformers and `inv chat`: the same greedy answers.
 asked = ["Who are you?", "你好，你是谁？"]
@@ -173,7 +177,7 @@ damaged = bytearray(whole)
 damaged[-3] ^= 1
 right.write_bytes(damaged)
 try:
-    write_gguf.check(merged, right)
+    gguf_writer.check(merged, right)
     found["damaged gguf"] = "passed"
 except TunesmithError as error:
     found["damaged gguf"] = error.message
@@ -199,7 +203,7 @@ def plant(fault, model=base):
         manifest.write(merged, made_of)
     if kind == "tiny" and model == base:
         try:
-            proof.run(run, request, emit)
+            proof_phase.run(run, request, emit)
             failed = []
         except TunesmithError as error:
             refused = json.loads((run / "proof.json").read_text())
@@ -208,7 +212,7 @@ def plant(fault, model=base):
             (run / "merged.refused").rename(merged)
     else:
         checks = [file_check(merged)[0], *weight_checks(model, merged, facts, "bfloat16")]
-        checks.append(proof.parity_check(run, config, codec, merged))
+        checks.append(proof_phase.parity_check(run, config, codec, merged))
         failed = [c.name for c in checks if c.passed is False]
         failed += [c.detail for c in checks if c.passed is False][:1]
     found[fault] = failed
@@ -262,8 +266,8 @@ if kind == "tiny":
     again.mkdir()
     (again / "config.yaml").write_text(
         yaml.safe_dump(config | {"model_name_or_path": str(wide)}))
-    merge.run(again, request, emit)
-    found["wide base"] = proof.run(again, request, emit)["passed"]
+    merge_phase.run(again, request, emit)
+    found["wide base"] = proof_phase.run(again, request, emit)["passed"]
 (run / "found.json").write_text(json.dumps(found, ensure_ascii=False))
 """
 

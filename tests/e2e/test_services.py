@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.job import process_tree, services
-from tunesmith.job.services import Service
+from tunesmith.job.services import manager, process_tree
+from tunesmith.job.services.manager import Service
 from tunesmith.project import Project
 from webclient import (
     LOOPBACK_HEX,
@@ -81,8 +81,8 @@ def client(root: Path, home: Path, variables: dict[str, str]) -> Iterator[Callab
     yield start
     for one in started:
         one.end()
-    for name in services.MODULES:
-        services.stop(Service(home, name), force=True)
+    for name in manager.MODULES:
+        manager.stop(Service(home, name), force=True)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
         page.get_by_label("Epochs").first.fill("1.0")
         choose(page, "Compute type", "fp32")  # bf16, its default, needs a GPU
         page.get_by_role("button", name="Start", exact=True).click()
-        training = until(lambda: services.state(service)["training"], "a training")
+        training = until(lambda: manager.state(service)["training"], "a training")
 
     assert opened.interrupt() == 0
     assert f"trains {training['folder']}, so it stays" in opened.said()
@@ -164,7 +164,7 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
     assert f"is there already, training {training['folder']}" in again.said()
 
     adapter = home / "board" / training["folder"] / "adapter_model.safetensors"
-    until(lambda: not services.state(service)["training"], "the end of the training", 300)
+    until(lambda: not manager.state(service)["training"], "the end of the training", 300)
     assert adapter.is_file(), service.log_file.read_text()[-2000:]
     assert again.interrupt() == 0
     assert "LLaMA Board is ended" in again.said()

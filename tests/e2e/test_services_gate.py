@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
-from tunesmith import services, tensorboard
-from tunesmith.job.process_tree import descendants
-from tunesmith.job.services import PATHS, Service
+from tunesmith.job.services.manager import PATHS, Service
+from tunesmith.job.services.process_tree import descendants
 from tunesmith.project import Project
+from tunesmith.services import service as services_service
+from tunesmith.services import tensorboard_packages
 from webclient import FOREIGN, sockets_of, status_of
 
 pytestmark = pytest.mark.e2e
@@ -28,7 +29,7 @@ def start(training_python: Path, tmp_path: Path) -> Iterator[Callable[..., Servi
     """Start a service as a client has it started, and return it when it answers."""
 
     def ask(*words: str, body: Any = None) -> dict[str, Any]:
-        argv = [training_python, "-m", "tunesmith.job.services", "--base", str(tmp_path)]
+        argv = [training_python, "-m", "tunesmith.job.services.manager", "--base", str(tmp_path)]
         done = subprocess.run(
             [*argv, *words], input=json.dumps(body), capture_output=True, text=True, check=False
         )
@@ -43,7 +44,7 @@ def start(training_python: Path, tmp_path: Path) -> Iterator[Callable[..., Servi
         for folder in folders.values():
             Path(folder).mkdir(exist_ok=True)
         settings = {**folders, "language": "en", **body.pop("settings", {})}
-        asked = {"serves": {}, "settings": settings, "key": services.new_secret(), **body}
+        asked = {"serves": {}, "settings": settings, "key": services_service.new_secret(), **body}
         started.append(name)
         ask("start", name, body=asked)
         said = ask("wait", name, _SECONDS)
@@ -90,7 +91,7 @@ def assert_guarded(service: Service) -> None:
 
 
 def test_the_board(start: Callable[..., Service]) -> None:
-    token = services.new_secret()
+    token = services_service.new_secret()
     service = start("webui", tokens=[token])
     assert_guarded(service)
     port = int((service.record() or {})["port"])
@@ -100,8 +101,8 @@ def test_the_board(start: Callable[..., Service]) -> None:
 
 
 def test_tensorboard(start: Callable[..., Service], project: Project) -> None:
-    token = services.new_secret()
-    packages = str(tensorboard.install(project, "default"))
+    token = services_service.new_secret()
+    packages = str(tensorboard_packages.install(project, "default"))
     service = start("tensorboard", settings={"packages": packages}, tokens=[token])
     assert_guarded(service)
     port = int((service.record() or {})["port"])

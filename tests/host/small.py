@@ -19,7 +19,7 @@ from replica.engine import docker, locked, state
 from replica.replica import MIRROR, Replica, mirror_content
 from replica_fixtures import HostProject
 from tests.playbook.rented import wheel
-from tunesmith.files import sha256_of
+from tunesmith.core.files import sha256_of
 
 # What of the locks is installed as it is.
 _REAL = ("packaging", "pyyaml")

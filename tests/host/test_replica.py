@@ -13,7 +13,7 @@ import pytest
 
 from replica.build import Images
 from replica.replica import GPU_MODES, MIRROR, Replica, names, start, sweep
-from tunesmith.mirrors import load_mirror
+from tunesmith.core.mirrors import load_mirror
 
 pytestmark = pytest.mark.host
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from replica import build
 from replica.engine import docker, locked, state
-from tunesmith.environments import find_python
-from tunesmith.stack import load_stack
+from tunesmith.stack.definition import load_stack
+from tunesmith.stack.environment import find_python
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = "tunesmith-image-base"

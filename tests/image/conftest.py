@@ -22,9 +22,9 @@ from image.base import build_base
 from replica.build import BUNDLE
 from replica.engine import Engine
 from support import lacking
-from tunesmith import docker_engine
-from tunesmith.files import read_json
-from tunesmith.job.rundir import RunFolder
+from tunesmith.core.files import read_json
+from tunesmith.image import engine as image_engine
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.project import Project
 
 # Nobody in particular: no account has it, as with `--user $(id -u)` of a stranger.
@@ -78,8 +78,8 @@ def built(engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFac
     bundle.write_text(f"# {CANARY}\n{BUNDLE.read_text()}")
     content = yaml.safe_load((project.root / "configs/mirrors/default.yml").read_text())
     mirror.write_text(yaml.safe_dump(content | {"ca_bundle": str(bundle)}))
-    name = docker_engine.tag_of(project.stack.flavour())
-    made = Built(name, build_base(), mirror, project, docker_engine.connect())
+    name = image_engine.tag_of(project.stack.flavour())
+    made = Built(name, build_base(), mirror, project, image_engine.connect())
     made.build()
     return made
 

@@ -25,8 +25,8 @@ from replica.build import Images
 from replica.engine import state
 from replica.replica import Options, Replica, start
 from replica_fixtures import HostProject, clone
-from tunesmith.job.services import MODULES, http_status
-from tunesmith.services import KINDS
+from tunesmith.job.services.manager import MODULES, http_status
+from tunesmith.services.service import KINDS
 from webclient import FOREIGN, LOOPBACK_HEX, Client, listeners, status_of, until
 
 pytestmark = pytest.mark.image
@@ -203,22 +203,22 @@ def test_a_web_service_in_the_container_and_the_way_to_it(
         new = boxed.listening() - before
         assert new
         assert {address for address, _ in new} <= LOOPBACK_HEX
-        assert boxed.processes(f"tunesmith.job.{MODULES[name]}")
+        assert boxed.processes(f"tunesmith.job.services.{MODULES[name]}")
         assert opened.interrupt() == 0
         assert f"{HOST}: {kind.title} is ended" in opened.said()
     finally:
         opened.end()
     assert http_status(port, kind.path, key) is None
     assert boxed.listening() == before
-    assert not boxed.processes(f"tunesmith.job.{MODULES[name]}")
+    assert not boxed.processes(f"tunesmith.job.services.{MODULES[name]}")
 
 
 # A Board that trains: its record, and the command that it starts below itself.
 _TRAINING = """
 import subprocess, sys, time
 from pathlib import Path
-from tunesmith.files import write_json
-from tunesmith.job.identity import identify
+from tunesmith.core.files import write_json
+from tunesmith.job.run.process import identify
 cli = Path("/tmp/llamafactory-cli")
 cli.write_text("import time; time.sleep(600)")
 subprocess.Popen([sys.executable, cli, "train", "saves/tiny/training_args.yaml"])
@@ -238,7 +238,7 @@ def test_a_container_in_which_the_board_trains_is_not_replaced(boxed: Boxed) -> 
         told = boxed.inv(*words, code=2)
         assert "LLaMA Board trains saves/tiny in the container that must be replaced" in told
         assert f"`inv webui --on {HOST} --stop`" in told
-    source = boxed.made.project.root / "src/tunesmith/errors.py"
+    source = boxed.made.project.root / "src/tunesmith/core/errors.py"
     text = source.read_text()
     source.write_text(f"{text}# another line\n")
     try:

@@ -21,10 +21,10 @@ from benchmarks import image as image_benchmark
 from image.conftest import CANARY, HARDENED, Built, Workspace
 from replica.replica import Replica
 from replica_fixtures import HostProject, _copy_tree
-from tunesmith.host_app import app_tar
 from tunesmith.image import measure
 from tunesmith.project import Project
-from tunesmith.stack import driver_requirement
+from tunesmith.stack.definition import driver_requirement
+from tunesmith.stack.sources import app_tar
 
 pytestmark = pytest.mark.image
 
@@ -88,7 +88,7 @@ def test_building_again_is_fast_and_changes_one_layer_only(
 
     # A clone with other modes and times, so that only the change counts.
     _copy_tree(root, tmp_path / "clone")
-    changed = tmp_path / "clone/src/tunesmith/errors.py"
+    changed = tmp_path / "clone/src/tunesmith/core/errors.py"
     changed.write_text(changed.read_text() + "# changed\n")
     for path in (tmp_path / "clone/src").rglob("*.py"):
         path.chmod(0o600)

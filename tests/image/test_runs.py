@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from image.conftest import UID, Built, Workspace, fill
-from tunesmith.files import read_json, sha256_of
-from tunesmith.job import checkpoints
-from tunesmith.job.rundir import RunFolder, read_events
+from tunesmith.core.files import read_json, sha256_of
+from tunesmith.job.run import checkpoints
+from tunesmith.job.run.folder import RunFolder, read_events
 
 pytestmark = pytest.mark.image
 
@@ -192,9 +192,10 @@ def test_an_engine_without_permission(built: Built) -> None:
     """As a user who is not in the group: the line names the command."""
     # Loaded before the rights are given up: that user may not read this Python.
     code = (
-        "import os\nfrom tunesmith import docker_engine\nfrom tunesmith.errors import UsageError\n"
-        "docker_engine.connect()\nos.setgroups([]); os.setgid(4321); os.setuid(4321)\n"
-        "try:\n    docker_engine.connect()\nexcept UsageError as error:\n    print(error.message)"
+        "import os\nfrom tunesmith.image import engine\n"
+        "from tunesmith.core.errors import UsageError\n"
+        "engine.connect()\nos.setgroups([]); os.setgid(4321); os.setuid(4321)\n"
+        "try:\n    engine.connect()\nexcept UsageError as error:\n    print(error.message)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "does not let this user in; `sudo usermod -aG docker $USER`" in done.stdout, done.stderr

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from image.conftest import UID, Workspace
-from tunesmith.job.services import http_status
+from tunesmith.job.services.manager import http_status
 from webclient import (
     FOREIGN,
     assert_refused,
@@ -104,7 +104,7 @@ def test_the_board_is_that_of_a_host_and_listens_where_it_is_told(
     assert "public URL" not in said(published)
     assert (place.folder / ".tunesmith/board/cache/user_config.yaml").stat().st_uid == UID
     # The command that the log tells; the log itself has no token.
-    how = "python -I -m tunesmith.entrypoint address"
+    how = "python -I -m tunesmith.cli.container address"
     assert f"`docker exec {published[:12]} {how}`" in said(published)
     address = docker("exec", published, *how.split()).stdout.strip()
     assert address.startswith("http://127.0.0.1:7860/?token=")

@@ -26,10 +26,10 @@ from replica.engine import Engine
 from replica.replica import Options, Replica, running
 from replica_fixtures import HostProject, clone
 from support import lacking
-from tunesmith import docker_engine
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import sha256_of
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import sha256_of
 from tunesmith.hosts.remote import Remote
+from tunesmith.image import engine as image_engine
 from tunesmith.image import push, ship
 
 pytestmark = pytest.mark.image
@@ -133,7 +133,7 @@ def test_an_image_arrives_though_the_line_is_cut_five_times(
 ) -> None:
     made, replica = vm
     forget(replica)
-    client = docker_engine.connect()
+    client = image_engine.connect()
     remote = Remote(HOST, made.inventory)
     said: list[str] = []
     cuts: list[int] = []
@@ -173,7 +173,7 @@ def test_only_layers_that_are_not_there_are_sent(
     small: str, vm: tuple[HostProject, Replica], tmp_path: Path
 ) -> None:
     made, replica = vm
-    client = docker_engine.connect()
+    client = image_engine.connect()
     forget(replica)
     remote = Remote(HOST, made.inventory)
     said: list[str] = []
@@ -198,7 +198,7 @@ def test_what_was_changed_on_the_way_is_not_loaded(
     small: str, vm: tuple[HostProject, Replica], tmp_path: Path
 ) -> None:
     made, replica = vm
-    client = docker_engine.connect()
+    client = image_engine.connect()
     forget(replica)
     remote = Remote(HOST, made.inventory)
     layers = tuple(client.images.get(small).attrs["RootFS"]["Layers"])
@@ -226,7 +226,7 @@ def test_what_was_changed_on_the_way_is_not_loaded(
 
 def test_packing_is_the_same_each_time(small: str, engine: Engine, tmp_path: Path) -> None:
     """So that a half-sent layer can be gone on with after anything."""
-    client = docker_engine.connect()
+    client = image_engine.connect()
     layers = tuple(client.images.get(small).attrs["RootFS"]["Layers"])
     sums = []
     for name in ("a", "b"):
@@ -267,7 +267,7 @@ def test_push_to_a_registry(small: str, tmp_path: Path) -> None:
     )
     registry = subprocess.Popen([program, "serve", str(config)], stderr=subprocess.DEVNULL)
     to = f"127.0.0.1:{port}/me/tunesmith"
-    client = docker_engine.connect()
+    client = image_engine.connect()
     try:
         wait_for_port(port)
         pushed = list(push.push(client, small, to, ["exact", "cu128"], print))
@@ -298,10 +298,10 @@ def wait_for_port(port: int) -> None:
 def test_prune_touches_only_ours(engine: Engine, tmp_path: Path) -> None:
     from tunesmith.image import prune
 
-    client = docker_engine.connect()
+    client = image_engine.connect()
     (tmp_path / "x").write_text("x")
     ids = []
-    for label in (f"{docker_engine.TITLE}={docker_engine.REPOSITORY}", "somebody=else"):
+    for label in (f"{image_engine.TITLE}={image_engine.REPOSITORY}", "somebody=else"):
         (tmp_path / "Dockerfile").write_text(f"FROM scratch\nCOPY x /{len(ids)}\n")
         build = ["/usr/bin/docker", "build", "--quiet", "--label", label, str(tmp_path)]
         made = subprocess.run(build, check=True, capture_output=True, text=True)

@@ -12,7 +12,7 @@ import pytest
 
 from support import lacking
 from tests.playbook import rented
-from tunesmith.environments import find_python
+from tunesmith.stack.environment import find_python
 
 
 @pytest.fixture(scope="session")

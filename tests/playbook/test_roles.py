@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tunesmith.host_state import DATA_DISKS
+from tunesmith.provision.drift import DATA_DISKS
 
 pytestmark = pytest.mark.contract
 

@@ -17,8 +17,8 @@ import pytest
 
 from replica import channel
 from replica.engine import docker, locked, state
-from tunesmith.environments import find_python
-from tunesmith.stack import load_stack
+from tunesmith.stack.definition import load_stack
+from tunesmith.stack.environment import find_python
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

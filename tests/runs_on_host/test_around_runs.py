@@ -21,10 +21,11 @@ import pytest
 from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
 from support import lacking
-from tunesmith.errors import TunesmithError
-from tunesmith.files import sha256_of
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import sha256_of
+from tunesmith.plan.build import plan_merge, start_on_run
 from tunesmith.project import Project
-from tunesmith.runs import plan_merge, start_on_run, target_of
+from tunesmith.targets.factory import target_of
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.host

@@ -18,7 +18,7 @@ from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
 from tunesmith.hosts import layout
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.services import http_status
+from tunesmith.job.services.manager import http_status
 from webclient import (
     FOREIGN,
     LOOPBACK_HEX,
@@ -116,7 +116,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     assert {line.split()[0] for line in modes.splitlines()} == {"600", "700"}, modes
     token = opened.address().partition("?token=")[2]
     shown = replica.sh("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '")
-    assert "tunesmith.job.board" in shown
+    assert "tunesmith.job.services.board" in shown
     assert key not in shown and token not in shown
 
     # Loopback on both ends, and nowhere else.

@@ -6,10 +6,10 @@ import sys
 
 
 class Leaking(importlib.abc.MetaPathFinder):
-    """Loads tunesmith.job.fast with a mask that is causal and nothing else."""
+    """Loads tunesmith.job.training.fast_trainer with a mask that is causal and nothing else."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "tunesmith.job.fast":
+        if name != "tunesmith.job.training.fast_trainer":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)

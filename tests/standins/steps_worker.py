@@ -51,7 +51,8 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
 
 def main() -> int:
     """Be the supervisor or its worker."""
-    from tunesmith.job import streams, supervisor, worker
+    from tunesmith.job.run import streams
+    from tunesmith.job.supervisor import supervisor, worker
 
     if sys.argv[1] == "supervise":
         # What the supervisor starts its workers with.

@@ -1,7 +1,7 @@
 """Stand-ins for torch and LLaMA-Factory: wheels of a few lines, in an index on this disk.
 
 The real ones are 8 GB. What is stood in for is their size alone: uv installs these as it does
-those, from a hashed lock, and they answer what `tunesmith.job.environment` asks.
+those, from a hashed lock, and they answer what `tunesmith.job.system.versions` asks.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from tunesmith.environments import Environment
-from tunesmith.stack import Stack
+from tunesmith.stack.definition import Stack
+from tunesmith.stack.environment import Environment
 
 VERSION = "0.0.1"
 _TORCH = """\

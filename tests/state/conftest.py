@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tunesmith.hosts.layout import FIND_BASE
-from tunesmith.stack import Flavour, Stack, load_stack
+from tunesmith.stack.definition import Flavour, Stack, load_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = ".tunesmith-environment.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.state.conftest import MARKER, ROOT, Place
-from tunesmith.host_app import app_digest
-from tunesmith.stack import Flavour, Stack
+from tunesmith.stack.definition import Flavour, Stack
+from tunesmith.stack.sources import app_digest
 
 # Pairs of a package's name and version in a lock, and what conda itself puts beside them.
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", re.MULTILINE)
@@ -146,11 +146,13 @@ def test_no_half_made_environment(provisioned: Place, stack: Stack) -> None:
 
 def test_tunesmith(place: Place) -> None:
     """tunesmith there is this clone's, and imports with the lock alone."""
-    found = place.python("import tunesmith.job.worker, tunesmith as t; print(t.__file__)").strip()
+    found = place.python(
+        "import tunesmith.job.supervisor.worker, tunesmith as t; print(t.__file__)"
+    ).strip()
     folder = Path(found).parents[2].name
     assert found.startswith(f"{place.base}/app/")
     if folder == "app":  # the image's: its name is no digest
-        ask = "import tunesmith.host_app as a, pathlib as p; print(a.app_digest(p.Path('%s')))"
+        ask = "import tunesmith.stack.sources as a, pathlib as p; print(a.app_digest(p.Path('%s')))"
         folder = place.python(ask % f"{place.base}/app").strip()
     assert app_digest(ROOT).startswith(folder), "its sources are not this clone's"
 

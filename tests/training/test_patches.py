@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import patch_checks
-from tunesmith.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.patching import Patch, install, installed, uninstall, value_of
 from tunesmith.job.patches import datasets, llamafactory, peft, transformers
-from tunesmith.patching import Patch, install, installed, uninstall, value_of
 
 LIBRARIES = (datasets, llamafactory, peft, transformers)
 PATCHES = [patch for library in LIBRARIES for patch in library.PATCHES]

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from tunesmith.files import sha256_of, write_json
-from tunesmith.job import inputs, seals
-from tunesmith.job.rundir import RunFolder
+from tunesmith.core.files import sha256_of, write_json
+from tunesmith.job.run import inputs, seals
+from tunesmith.job.run.folder import RunFolder
 
 # Each result: the phase that writes it, and its files. No content is looked at: what compares
 # them is asked, not what loads them.

@@ -12,10 +12,17 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import UsageError
-from tunesmith.job import access
-from tunesmith.job.access import Gate, Request, before_asgi, before_wsgi, names_of, refusal
-from tunesmith.services import new_secret
+from tunesmith.core.errors import UsageError
+from tunesmith.job.services import access
+from tunesmith.job.services.access import (
+    Gate,
+    Request,
+    before_asgi,
+    before_wsgi,
+    names_of,
+    refusal,
+)
+from tunesmith.services.service import new_secret
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import UsageError
-from tunesmith.job.adapter import check_fits
+from tunesmith.core.errors import UsageError
+from tunesmith.job.merge.adapter import check_fits
 
 pytestmark = pytest.mark.unit
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from tunesmith.errors import UsageError
-from tunesmith.job import chat, inference
-from tunesmith.job.inference import Sampling
+from tunesmith.core.errors import UsageError
+from tunesmith.job.evaluation import chat
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Sampling
+from tunesmith.job.run import config as run_config
 
 pytestmark = pytest.mark.unit
 
@@ -107,12 +109,12 @@ def test_chat_says_what_is_missing_and_ends_with_2(
 
 def test_training_continues_the_last_adapter_it_is_given() -> None:
     output = Path("/runs/x/output")
-    assert inference.tuned_adapters({}, output) == [str(output)]
+    assert run_config.tuned_adapters({}, output) == [str(output)]
     config: dict[str, Any] = {"adapter_name_or_path": "/a, /b"}
-    assert inference.starting_adapters(config) == ["/a", "/b"]
-    assert inference.tuned_adapters(config, output) == ["/a", str(output)]
+    assert run_config.starting_adapters(config) == ["/a", "/b"]
+    assert run_config.tuned_adapters(config, output) == ["/a", str(output)]
     config["create_new_adapter"] = True
-    assert inference.tuned_adapters(config, output) == ["/a", "/b", str(output)]
+    assert run_config.tuned_adapters(config, output) == ["/a", "/b", str(output)]
 
 
 class ByteTokenizer:
@@ -124,14 +126,14 @@ class ByteTokenizer:
 
 def test_a_character_cut_by_the_token_limit_is_left_out() -> None:
     whole = list("你好".encode())
-    answer = inference.answer_of(ByteTokenizer(), whole[:-1], stop=[0])
+    answer = engine.answer_of(ByteTokenizer(), whole[:-1], stop=[0])
     assert (answer.text, answer.tokens, answer.finished) == ("你", 5, False)
-    assert inference.answer_of(ByteTokenizer(), [*whole, 0], stop=[0]).text == "你好"
+    assert engine.answer_of(ByteTokenizer(), [*whole, 0], stop=[0]).text == "你好"
 
 
 def test_text_that_comes_in_pieces_has_no_torn_character() -> None:
     said: list[str] = []
-    pieces = inference._Pieces(ByteTokenizer(), said.append)
+    pieces = engine._Pieces(ByteTokenizer(), said.append)
     pieces.put(np.array([1]))
     for byte in "你好".encode()[:-1]:
         pieces.put(np.array([byte]))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tunesmith.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError
 from tunesmith.hosts.answers import (
     DIGEST,
     PLACE,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import archive
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.core import archive
+from tunesmith.core.errors import TunesmithError, UsageError
 
 pytestmark = pytest.mark.unit
 

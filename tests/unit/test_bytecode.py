@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import bytecode
-from tunesmith.environments import Environment, make_bytecode
-from tunesmith.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError
 from tunesmith.project import Project
+from tunesmith.stack import bytecode
+from tunesmith.stack.environment import Environment, make_bytecode
 
 pytestmark = pytest.mark.unit
 

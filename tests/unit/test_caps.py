@@ -21,15 +21,17 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import archive, hub, modelfiles
-from tunesmith.bounded import DEEPEST, depth_at, open_plain, parse_json
+from tunesmith.basemodel import fetch as model_fetch
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel.catalogue import load_models
+from tunesmith.core import archive
+from tunesmith.core.bounded import DEEPEST, depth_at, open_plain, parse_json
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, sha256_of
+from tunesmith.core.mirrors import load_mirror
 from tunesmith.dataset import registry
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.entry import Entry
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, sha256_of
-from tunesmith.mirrors import load_mirror
-from tunesmith.models import load_models
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +41,7 @@ _HANG_SECONDS = 300
 _HEAD = """
 import re, sys
 from pathlib import Path
-from tunesmith.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError
 place = Path(sys.argv[1])
 try:
     {work}
@@ -54,12 +56,12 @@ _CHECK = """
         print(fault.line, fault.row, fault.message)
 """
 _EXTRACT = """
-    from tunesmith import archive
+    from tunesmith.core import archive
     (place.parent / "out").mkdir()
     archive.extract(place, place.parent / "out")
 """
 _VERIFY = """
-    from tunesmith import modelfiles
+    from tunesmith.basemodel import files as modelfiles
     for problem in modelfiles.verify(place):
         print(problem)
 """
@@ -144,9 +146,9 @@ def test_json_of_every_kind_says_how_deep_it_is(tmp_path: Path, depth: int) -> N
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         sound = (model / name).read_text()
         (model / name).write_text(deep)
-        assert [str(p) for p in modelfiles.verify(model) if f"nested {depth} deep" in p.fault]
+        assert [str(p) for p in model_files.verify(model) if f"nested {depth} deep" in p.fault]
         (model / name).write_text(sound)
-    assert modelfiles.verify(model) == ()
+    assert model_files.verify(model) == ()
 
 
 def test_long_json_that_is_nested_too_deep_is_refused_in_words() -> None:
@@ -197,8 +199,8 @@ def test_weights_that_are_none_are_not_verified(
     tmp_path: Path, header: bytes, body: bytes, told: str
 ) -> None:
     model = a_model(tmp_path / "model", header, body)
-    assert [str(problem) for problem in modelfiles.verify(model) if told in problem.fault]
-    assert modelfiles.verify(a_model(tmp_path / "model")) == ()
+    assert [str(problem) for problem in model_files.verify(model) if told in problem.fault]
+    assert model_files.verify(a_model(tmp_path / "model")) == ()
 
 
 def test_a_header_of_weights_is_not_read_whatever_its_size(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_a_model_with_what_is_no_file_is_refused(
     make(model / name)
 
     def work() -> None:
-        assert [p for p in modelfiles.verify(model) if p.file == name and told in p.fault]
+        assert [p for p in model_files.verify(model) if p.file == name and told in p.fault]
         with pytest.raises(OSError, match=r"not a file|No such device"):
             sha256_of(model / name)
         with pytest.raises(UsageError, match=told):
@@ -316,8 +318,10 @@ def test_a_plain_file_is_opened(tmp_path: Path) -> None:
         assert stream.read() == b"abc"
 
 
-def fetch(root: Path, place: Path, name: str, *, remote_code: bool = False) -> hub.ModelFolder:
-    return hub.fetch(
+def fetch(
+    root: Path, place: Path, name: str, *, remote_code: bool = False
+) -> model_fetch.ModelFolder:
+    return model_fetch.fetch(
         name,
         models=load_models(root / "configs" / "models.yml"),
         mirror=load_mirror("default", root / "configs" / "mirrors"),
@@ -434,4 +438,4 @@ def test_the_list_of_model_types_is_that_of_the_stack(training_python: Path) -> 
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONFIG_MAPPING_NAMES":
             assert isinstance(node.value, ast.Call)
             names = {key for key, _ in ast.literal_eval(node.value.args[0])}
-    assert names == modelfiles.model_types()
+    assert names == model_files.model_types()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.job import checkpoints
+from tunesmith.job.run import checkpoints
 
 pytestmark = pytest.mark.unit
 

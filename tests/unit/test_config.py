@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.config import fits, load_config, parse_overrides
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
+from tunesmith.plan.config import fits, load_config, parse_overrides
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit

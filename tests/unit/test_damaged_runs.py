@@ -13,13 +13,15 @@ import pytest
 import yaml
 
 from tests.unit.run_folder import RUN_ID, build_run
-from tunesmith import cli, files
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, write_json
-from tunesmith.job import adopted, agent, supervisor, turns
-from tunesmith.job.pulled import PARTS, manifest
-from tunesmith.job.rundir import COPY_FILE, RunFolder
-from tunesmith.job.watch import look
+from tunesmith.cli import run as cli_run
+from tunesmith.core import files
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, write_json
+from tunesmith.job.run import foreign, queue
+from tunesmith.job.run.folder import COPY_FILE, RunFolder
+from tunesmith.job.run.manifest import PARTS, manifest
+from tunesmith.job.run.watch import look
+from tunesmith.job.supervisor import agent, supervisor
 from tunesmith.report import page
 from tunesmith.report.page import write_report
 
@@ -48,7 +50,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(run.adjustments_file, {"per_device_train_batch_size": 2})
         record = {"size": 1, "sha256": "0" * 64}
         write_json(run.path / COPY_FILE, {"from": "gpu1", "files": {"train.log": record}})
-        adopted.adopt(run.path, name, run.path)
+        foreign.adopt(run.path, name, run.path)
         run.log_file.write_text("log\n")
     (runs / "made").rmdir()
     return runs
@@ -74,15 +76,15 @@ def verbs(root: Path, runs: Path) -> dict[str, Callable[[], object]]:
     chat = {"prompt": "", "system": "", "greedy": True, "max_new_tokens": 0, "dry": True}
 
     return {
-        "attach": lambda: cli.attach(root, "local", RUN_ID),
-        "logs": lambda: cli.logs(root, "local", RUN_ID, follow=False),
-        "resume": lambda: cli.resume(root, "local", RUN_ID, dry=True),
-        "stop": lambda: cli.stop(root, "local", RUN_ID),
-        "merge": lambda: cli.merge(root, "local", RUN_ID, (), dry=True),
-        "predict": lambda: cli.predict(root, "local", config, RUN_ID, (), mirror="", dry=True),
-        "chat": lambda: cli.chat(root, "local", RUN_ID, what="adapter", **chat),
-        "report": lambda: cli.report(root, "local", RUN_ID, language="en"),
-        "rm --dry": lambda: cli.remove(root, "local", RUN_ID, dry=True),
+        "attach": lambda: cli_run.attach(root, "local", RUN_ID),
+        "logs": lambda: cli_run.logs(root, "local", RUN_ID, follow=False),
+        "resume": lambda: cli_run.resume(root, "local", RUN_ID, dry=True),
+        "stop": lambda: cli_run.stop(root, "local", RUN_ID),
+        "merge": lambda: cli_run.merge(root, "local", RUN_ID, (), dry=True),
+        "predict": lambda: cli_run.predict(root, "local", config, RUN_ID, (), mirror="", dry=True),
+        "chat": lambda: cli_run.chat(root, "local", RUN_ID, what="adapter", **chat),
+        "report": lambda: cli_run.report(root, "local", RUN_ID, language="en"),
+        "rm --dry": lambda: cli_run.remove(root, "local", RUN_ID, dry=True),
         "supervise": lambda: supervise(run),
         "agent find": lambda: agent.find(runs, RUN_ID),
         "agent newest": lambda: agent.find(runs, None),
@@ -97,7 +99,7 @@ def verbs(root: Path, runs: Path) -> dict[str, Callable[[], object]]:
 
 def supervise(run: RunFolder) -> None:
     """What a supervisor reads before it works: here, with nothing to do."""
-    other = turns.take(run.path.parent, "other")[0]
+    other = queue.take(run.path.parent, "other")[0]
     try:
         supervisor.supervise(run.path, [])
     finally:
@@ -133,7 +135,7 @@ def tried(root: Path, runs: Path, damage: str, *skip: str) -> dict[str, str]:
 
 def listed(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     capsys.readouterr()
-    cli.list_runs(root, "local", as_json=True)
+    cli_run.list_runs(root, "local", as_json=True)
     return {run["run_id"]: run for run in json.loads(capsys.readouterr().out)}
 
 
@@ -184,7 +186,7 @@ def test_whatever_a_file_holds_the_rest_works(
 def test_a_damaged_run_is_deleted_by_the_command_that_is_told(root: Path, runs: Path) -> None:
     for name in ("run.json", "config.yaml", "pulled.json", "status.json"):
         (runs / RUN_ID / name).write_bytes(b"{")
-    cli.remove(root, "local", RUN_ID, dry=False)
+    cli_run.remove(root, "local", RUN_ID, dry=False)
     assert not (runs / RUN_ID).exists()
     (runs / GOOD / "run.json").write_bytes(b"{")
     assert agent.remove(runs, RunFolder(runs / GOOD))["freed"] > 0
@@ -244,11 +246,11 @@ def test_a_run_without_run_json_is_told_and_can_be_deleted(
 ) -> None:
     (runs / RUN_ID / "run.json").unlink()
     assert "run.json is missing" in listed(root, capsys)[RUN_ID]["message"]
-    cli.list_runs(root, "local", as_json=False)
+    cli_run.list_runs(root, "local", as_json=False)
     assert f"run {RUN_ID}: " in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"run\.json is missing"):
-        cli.merge(root, "local", RUN_ID, (), dry=True)
-    cli.remove(root, "local", RUN_ID, dry=False)
+        cli_run.merge(root, "local", RUN_ID, (), dry=True)
+    cli_run.remove(root, "local", RUN_ID, dry=False)
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(runs: Path) -> None:

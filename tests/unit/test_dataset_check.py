@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.report import DatasetReport
-from tunesmith.errors import UsageError
 
 pytestmark = pytest.mark.unit
 

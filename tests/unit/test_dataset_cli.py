@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import cli_data
-from tunesmith.cli_data import Asked
-from tunesmith.errors import UsageError
+from tunesmith.cli import data as cli_data
+from tunesmith.cli.data import Asked
+from tunesmith.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
 

@@ -10,9 +10,9 @@ import pytest
 
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.entry import Entry
-from tunesmith.dataset.looks import script
-from tunesmith.dataset.near import Sketches
-from tunesmith.dataset.personal import hints
+from tunesmith.dataset.near_duplicates import Sketches
+from tunesmith.dataset.pii import hints
+from tunesmith.dataset.quality import script
 from tunesmith.dataset.report import DatasetReport
 
 pytestmark = pytest.mark.unit

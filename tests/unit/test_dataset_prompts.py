@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset.prompts import Prompt, load_prompts
-from tunesmith.errors import UsageError
 
 pytestmark = pytest.mark.unit
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset.registry import (
     check_registered,
     check_unregistered,
@@ -15,7 +16,6 @@ from tunesmith.dataset.registry import (
     register,
     resolve,
 )
-from tunesmith.errors import UsageError
 
 pytestmark = pytest.mark.unit
 

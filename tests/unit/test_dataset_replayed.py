@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset import histogram
 from tunesmith.dataset.cost import Model, estimate, load_gpu, model_of, price_of, steps_of
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.overlap import overlap
-from tunesmith.dataset.replayed import lines, overlap_lines, thinking
-from tunesmith.errors import UsageError
+from tunesmith.dataset.replay_report import lines, overlap_lines, thinking
 
 pytestmark = pytest.mark.unit
 

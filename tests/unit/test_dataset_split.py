@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset.registry import load_registry, register
 from tunesmith.dataset.split import Split, split
-from tunesmith.errors import UsageError
 
 pytestmark = pytest.mark.unit
 

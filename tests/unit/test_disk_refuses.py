@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from disks import Disk
-from tunesmith.files import read_json, write_json
-from tunesmith.job import attempt as attempts
-from tunesmith.job import disk, journal, orders, relay, turns
-from tunesmith.job.attempt import Attempt
-from tunesmith.job.intake import Intake
-from tunesmith.job.journal import Journal, Reporter
-from tunesmith.job.relay import RELAY, Receiver
-from tunesmith.job.rundir import RunFolder, acquire, read_events
+from tunesmith.core.files import read_json, write_json
+from tunesmith.job.run import journal, limits, queue, relay
+from tunesmith.job.run.folder import RunFolder, acquire, read_events
+from tunesmith.job.run.journal import Journal, Reporter
+from tunesmith.job.run.relay import RELAY, Receiver
+from tunesmith.job.supervisor import attempt as attempts
+from tunesmith.job.supervisor.attempt import Attempt
+from tunesmith.job.supervisor.intake import Intake
+from tunesmith.job.system import disk
 
 pytestmark = pytest.mark.unit
 
@@ -223,7 +224,7 @@ def test_a_line_of_output_ends_no_worker(tmp_path: Path) -> None:
     done = tmp_path / "done"
     code = f"""
 import sys
-from tunesmith.job import streams
+from tunesmith.job.run import streams
 streams.outlive_disk()
 for number in range(1000):
     print("a line", number)
@@ -240,7 +241,7 @@ def test_missing_output_is_counted(full: Disk, tmp_path: Path) -> None:
     log, printed = full.folder / "log", tmp_path / "printed"
     code = f"""
 from pathlib import Path
-from tunesmith.job import streams
+from tunesmith.job.run import streams
 streams.outlive_disk()
 print("x" * 10_000)
 Path({str(printed)!r}).touch()
@@ -270,7 +271,7 @@ def test_locks_need_no_room(tmp_path: Path) -> None:
             run = RunFolder(there.folder / "one")
             run.path.mkdir()
             acquire(run).release()
-            turn, ahead = turns.take(there.folder, "one")
+            turn, ahead = queue.take(there.folder, "one")
             assert turn is not None
             turn.release()
             there.refuse()
@@ -278,16 +279,16 @@ def test_locks_need_no_room(tmp_path: Path) -> None:
                 lock = acquire(run)
                 assert run.busy()
                 lock.release()
-            turn, ahead = turns.take(there.folder, "one")
+            turn, ahead = queue.take(there.folder, "one")
             assert turn is not None, ahead
-            assert turns.take(there.folder, "two")[0] is None
+            assert queue.take(there.folder, "two")[0] is None
             turn.release()
 
 
 def test_a_turn_is_taken_where_none_was_ever_taken(tmp_path: Path) -> None:
     with Disk(tmp_path / "disk", "read_only") as there:
         there.refuse()
-        turn, ahead = turns.take(there.folder, "one")
+        turn, ahead = queue.take(there.folder, "one")
         assert (turn is not None, ahead) == (True, [])
 
 
@@ -295,9 +296,9 @@ def test_a_command_needs_no_log(run: RunFolder, tmp_path: Path) -> None:
     run.log_file.symlink_to("/dev/full")
     refuse_events(run)
     mark = tmp_path / "mark"
-    after = orders.After(["sh", "-c", f"echo something; touch '{mark}'"], 0.0)
+    after = limits.After(["sh", "-c", f"echo something; touch '{mark}'"], 0.0)
     told: list[str] = []
-    orders.carry_out(after, run, lambda e, **_: told.append(e), lambda: False, in_turn=True)
+    limits.carry_out(after, run, lambda e, **_: told.append(e), lambda: False, in_turn=True)
     assert mark.exists()
     assert told == ["after_command_ended"]
 

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from tests.unit.probes.recorded import facts_of
-from tunesmith import cli_doctor
-from tunesmith.cli_doctor import host_check
+from tunesmith.cli import host_check as cli_host_check
+from tunesmith.cli.host_check import host_check
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.doctor.check import Checked, addresses, check, probe_script
 from tunesmith.doctor.flavours import Decision
 from tunesmith.doctor.rules import Verdict
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.mirrors import Mirror, load_mirror
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -132,7 +132,7 @@ def test_the_printed_page_and_the_exit_code(
         Verdict("pass", "cpu", "16 cores"),
         Verdict("critical", "clock", "an hour off [red]", "set it"),
     )
-    monkeypatch.setattr(cli_doctor, "check", lambda *_: bad)
+    monkeypatch.setattr(cli_host_check, "check", lambda *_: bad)
     with pytest.raises(TunesmithError, match="gpu1 is not fit: 1 critical verdict;") as caught:
         host_check(project.root, "gpu1", mirror="default", flavour="", as_json=False)
     assert caught.value.exit_code == 1
@@ -147,7 +147,7 @@ def test_the_printed_page_and_the_exit_code(
     assert (told["host"], told["exit_code"], told["facts"]["cgroup"]) == ("gpu1", 1, "v1")
     assert told["verdicts"][1]["fix"] == "set it"
     good = replace(bad, verdicts=(Verdict("unknown", "gpu use", "not told"),))
-    monkeypatch.setattr(cli_doctor, "check", lambda *_: good)
+    monkeypatch.setattr(cli_host_check, "check", lambda *_: good)
     host_check(project.root, "gpu1", mirror="default", flavour="", as_json=False)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.probes.recorded import facts_of
+from tunesmith.core.errors import TunesmithError
 from tunesmith.doctor.facts import parse
-from tunesmith.errors import TunesmithError
 
 pytestmark = pytest.mark.unit
 

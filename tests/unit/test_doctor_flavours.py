@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tunesmith.core.errors import UsageError
 from tunesmith.doctor.flavours import Gpu, choose, choose_from_lines, means_no_gpu
-from tunesmith.errors import UsageError
 from tunesmith.project import Project
-from tunesmith.stack import Stack
+from tunesmith.stack.definition import Stack
 
 pytestmark = pytest.mark.unit
 
@@ -180,7 +180,8 @@ def test_a_driver_that_does_not_know_the_question_is_too_old(raw: dict[str, Any]
 def test_ansible_gets_it_without_our_dependencies() -> None:
     code = (
         "import sys, tunesmith.doctor.flavours; "
-        "print({'yaml', 'packaging', 'rich', 'tunesmith.stack'} & set(sys.modules) or 'light')"
+        "print({'yaml', 'packaging', 'rich', 'tunesmith.stack.definition'} & set(sys.modules) "
+        "or 'light')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "light"

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from tests.unit.probes.recorded import FOLDER, facts_of
+from tunesmith.core.mirrors import load_mirror
 from tunesmith.doctor.facts import Facts, parse
 from tunesmith.doctor.rules import Verdict, decide, judge
-from tunesmith.mirrors import load_mirror
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.job import export, manifest, serving, write_gguf
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.job.export import export, gguf_writer
+from tunesmith.job.merge import manifest
+from tunesmith.job.prompts import templates
 
 pytestmark = pytest.mark.unit
 
@@ -99,24 +101,24 @@ def test_a_server_that_is_none_is_named() -> None:
 def test_what_cannot_be_written_is_named(
     tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
-    assert write_gguf.why_not(model(tmp_path / "good")) is None
-    found = write_gguf.why_not(model(tmp_path / "bad", **config))
+    assert gguf_writer.why_not(model(tmp_path / "good")) is None
+    found = gguf_writer.why_not(model(tmp_path / "bad", **config))
     assert found is not None
     assert reason in found
 
 
 def test_the_tokenizer_is_known_by_how_it_splits(tmp_path: Path) -> None:
     for name in SPLITS:
-        assert write_gguf.pre_tokenizer(model(tmp_path / name, name)) == name
+        assert gguf_writer.pre_tokenizer(model(tmp_path / name, name)) == name
     strange = model(tmp_path / "x", [{"type": "Split", "pattern": {"Regex": "x"}}])
-    assert write_gguf.pre_tokenizer(strange) is None
-    assert "pre-tokenizer" in str(write_gguf.why_not(strange))
+    assert gguf_writer.pre_tokenizer(strange) is None
+    assert "pre-tokenizer" in str(gguf_writer.why_not(strange))
     with pytest.raises(UsageError, match="none of smollm, llama-bpe"):
-        write_gguf.read_vocabulary(strange)
+        gguf_writer.read_vocabulary(strange)
 
 
 def test_the_vocabulary_fills_the_embedding(tmp_path: Path) -> None:
-    found = write_gguf.read_vocabulary(model(tmp_path / "m"))
+    found = gguf_writer.read_vocabulary(model(tmp_path / "m"))
     assert found.tokens == ["a", "b", "ab", "<s>", "<think>", "[PAD5]", "[PAD6]", "[PAD7]"]
     assert found.types == [1, 1, 1, 3, 4, 5, 5, 5]
     assert found.merges == ["a b"]
@@ -127,9 +129,9 @@ def test_a_chat_template_has_one_place(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "old"}))
-    serving.put_chat_template(folder, "new")
+    templates.put_chat_template(folder, "new")
     assert json.loads((folder / "tokenizer_config.json").read_text()) == settings
     assert (folder / "chat_template.jinja").read_text() == "new"
-    assert serving.adds_bos(folder) is True
-    serving.put_add_bos(folder, add=False)
-    assert serving.adds_bos(folder) is False
+    assert templates.adds_bos(folder) is True
+    templates.put_add_bos(folder, add=False)
+    assert templates.adds_bos(folder) is False

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tunesmith.job.failures import CLASSES, classify_exit, classify_text
+from tunesmith.job.run.failures import CLASSES, classify_exit, classify_text
 
 pytestmark = pytest.mark.unit
 

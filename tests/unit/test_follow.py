@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunesmith.follow import curve, duration, follow, told, training_line
-from tunesmith.targets.base import Look
+from tunesmith.cli.follow import curve, duration, follow, told, training_line
+from tunesmith.plan.target import Look
 
 pytestmark = pytest.mark.unit
 

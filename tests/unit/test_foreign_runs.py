@@ -19,16 +19,19 @@ import yaml
 from support import lacking
 from tests.unit.test_swap import until_killed
 from tests.unit.test_transfer import script
-from tunesmith import files, runs, swap
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, write_json
+from tunesmith.core import files, swap
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import transfer
-from tunesmith.job import adopted, kit, launch, supervisor
-from tunesmith.job.identity import identify
-from tunesmith.job.orders import After, Limits
-from tunesmith.job.pulled import PARTS, manifest
-from tunesmith.job.rundir import COPY_FILE, RunFolder
-from tunesmith.job.supervisor import Outcome
+from tunesmith.job.merge import bundle
+from tunesmith.job.run import foreign as run_foreign
+from tunesmith.job.run.folder import COPY_FILE, RunFolder
+from tunesmith.job.run.limits import After, Limits
+from tunesmith.job.run.manifest import PARTS, manifest
+from tunesmith.job.run.process import identify
+from tunesmith.job.supervisor import launch, supervisor
+from tunesmith.job.supervisor.supervisor import Outcome
+from tunesmith.targets import adoption
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -424,7 +427,7 @@ def test_a_copy_that_is_as_its_host_wrote_it_is_not_used_so(tmp_path: Path) -> N
     for read in (run.request, run.config, lambda: supervisor.supervise(run.path, [])):
         with pytest.raises(UsageError, match="is as its host wrote it"):
             read()
-    adopted.ensure(run)
+    run_foreign.ensure(run)
     assert "after" not in run.request()
     assert "trust_remote_code" not in run.config()
 
@@ -444,24 +447,24 @@ def test_a_base_model_is_a_name_of_a_hub_with_known_weights(
     folder = host.pull("r", PARTS)
     project: Any = SimpleNamespace(run_folder=lambda _: folder)
     with pytest.raises(UsageError, match=told):
-        runs.settle(project, "r", lambda name: pytest.fail(f"fetched {name}"))
+        adoption.settle(project, "r", lambda name: pytest.fail(f"fetched {name}"))
 
 
 def test_adapters_below_that_are_not_here_are_told(host: Host, tmp_path: Path) -> None:
     run = pulled(host, tmp_path, adapter_name_or_path="/data/one", create_new_adapter=True)
     project: Any = SimpleNamespace(run_folder=lambda _: run.path)
     with pytest.raises(UsageError, match=r"other adapters of its own.* use it there: --on gpu1"):
-        runs.settle(project, "r", lambda name: pytest.fail(f"fetched {name}"))
+        adoption.settle(project, "r", lambda name: pytest.fail(f"fetched {name}"))
 
 
 def test_a_kit_of_the_host_fits_the_run_here(host: Host, tmp_path: Path) -> None:
     run = pulled(host, tmp_path, cache_dir="/data/cache", fsdp_config={"a": 1})
     keys = {"export_size": 5}
-    there = kit.key_of(
+    there = bundle.key_of(
         foreign(tmp_path), yaml.safe_load((host.there / "config.yaml").read_text()), keys
     )
-    assert kit.key_of(run.request(), run.config(), keys) == there
-    other = kit.key_of(run.request(), run.config() | {"lora_rank": 8}, keys)
+    assert bundle.key_of(run.request(), run.config(), keys) == there
+    other = bundle.key_of(run.request(), run.config() | {"lora_rank": 8}, keys)
     assert other != there
 
 
@@ -473,7 +476,7 @@ def test_a_kit_writes_files_of_a_model_only(tmp_path: Path, key: str, name: str)
     write_json(tmp_path / "around/kit.json", record)
     asked: Any = SimpleNamespace(config={}, keys={}, adapters=["x"], base=tmp_path)
     with pytest.raises(UsageError, match=f"{key} names a file"):
-        kit.find(tmp_path, tmp_path / "part", {}, asked)
+        bundle.find(tmp_path, tmp_path / "part", {}, asked)
 
 
 @pytest.mark.parametrize("way", ["exchange", "journal"])

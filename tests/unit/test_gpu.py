@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.job.gpu import Gpu, Sampler, ask, parse
+from tunesmith.job.system.gpu import Gpu, Sampler, ask, parse
 
 pytestmark = pytest.mark.unit
 

@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 
 from support import lacking
-from tunesmith import host_app, modelstore
-from tunesmith.host_state import (
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.store import ModelFolder
+from tunesmith.core.mirrors import load_mirror
+from tunesmith.project import Project
+from tunesmith.provision.drift import (
     SCRIPT,
     State,
     check_states,
@@ -26,10 +30,7 @@ from tunesmith.host_state import (
     roles_digest,
     wanted_of,
 )
-from tunesmith.mirrors import load_mirror
-from tunesmith.modelfiles import FileRecord
-from tunesmith.modelstore import ModelFolder
-from tunesmith.project import Project
+from tunesmith.stack import sources
 
 pytestmark = pytest.mark.unit
 every_shell = pytest.mark.parametrize("host", ["dash", "busybox"], indirect=True)
@@ -216,7 +217,7 @@ def edit_standard_library(host: FakeHost) -> None:
 
 
 def edit_app(host: FakeHost) -> None:
-    (host.base / "app/0123456789abcdef/src/tunesmith/words.py").write_text("# other words\n")
+    (host.base / "app/0123456789abcdef/src/tunesmith/project.py").write_text("# other words\n")
 
 
 def remove_environment(host: FakeHost) -> None:
@@ -309,7 +310,7 @@ def test_a_model_that_is_not_whole_is_named(host: FakeHost, beside: bool) -> Non
         for name, size in sizes.items()
     }
     model = ModelFolder("some/model", folder, "here", "r1", files, fetched=True)
-    modelstore.record(entry, model, None)
+    model_store.record(entry, model, None)
     assert host.check().in_state, "a whole one changes nothing"
     os.truncate(folder / "model.safetensors", 999)
     told = "base model some--model@main/model.safetensors: 999 of 1000 bytes; a training with it"
@@ -454,7 +455,7 @@ def test_what_is_wanted_changes_with_each_of_its_sources(root: Path, tmp_path: P
     shutil.copy(root / "pyproject.toml", tmp_path)
 
     def wanted(mirror: str = "default", **asked: object) -> dict[str, str]:
-        host_app.app_tar.cache_clear()
+        sources.app_tar.cache_clear()
         project = Project(tmp_path, tmp_path / "home")
         profile = load_mirror(mirror, tmp_path / "configs/mirrors")
         return wanted_of(project, profile, **asked)  # type: ignore[arg-type]
@@ -472,7 +473,7 @@ def test_what_is_wanted_changes_with_each_of_its_sources(root: Path, tmp_path: P
         ("configs/locks/cu126.txt", {"locks"}),
         ("configs/locks/build-constraints.txt", {"locks"}),
         ("configs/stack.yml", {"stack"}),
-        ("src/tunesmith/job/worker.py", {"app"}),
+        ("src/tunesmith/job/supervisor/worker.py", {"app"}),
         ("ansible/ansible.cfg", {"roles"}),
     ]:
         text = (tmp_path / file).read_text(encoding="utf-8")
@@ -518,7 +519,7 @@ def copy_of_sources(root: Path, target: Path) -> Path:
 def test_the_archive_of_one_tree_is_one_file(root: Path, tmp_path: Path) -> None:
     trees = [copy_of_sources(root, tmp_path / name) for name in ("one", "two")]
     # Other times, modes and leftovers; the same sources.
-    changed = trees[1] / "src/tunesmith/words.py"
+    changed = trees[1] / "src/tunesmith/project.py"
     changed.chmod(0o755)
     os.utime(changed, (1, 1))
     for leftover in ("__pycache__/x.cpython-311.pyc", ".words.py.swp", "words.py~"):
@@ -528,16 +529,20 @@ def test_the_archive_of_one_tree_is_one_file(root: Path, tmp_path: Path) -> None
     archives = []
     for tree in trees:
         path = tmp_path / f"{tree.name}.tar.gz"
-        host_app.write_app_archive(tree, path)
+        sources.write_app_archive(tree, path)
         archives.append(path.read_bytes())
     assert archives[0] == archives[1]
-    assert host_app.app_digest(trees[0]) == host_app.app_digest(trees[1])
-    assert host_app.app_digest(trees[0]) == hashlib.sha256(host_app.app_tar(trees[0])).hexdigest()
+    assert sources.app_digest(trees[0]) == sources.app_digest(trees[1])
+    assert sources.app_digest(trees[0]) == hashlib.sha256(sources.app_tar(trees[0])).hexdigest()
     with tarfile.open(tmp_path / "one.tar.gz") as archive:
         names = archive.getnames()
         owners = {(entry.uid, entry.gid, entry.mtime, entry.mode) for entry in archive}
     assert owners == {(0, 0, 0, 0o644)}
-    assert {"src/tunesmith/job/worker.py", "src/tunesmith/py.typed", "pyproject.toml"} <= set(names)
+    assert {
+        "src/tunesmith/job/supervisor/worker.py",
+        "src/tunesmith/py.typed",
+        "pyproject.toml",
+    } <= set(names)
     assert {"configs/models.yml", "configs/mirrors/cn.yml"} <= set(names)
     assert not [name for name in names if "pycache" in name or "~" in name or ".swp" in name]
 
@@ -545,13 +550,13 @@ def test_the_archive_of_one_tree_is_one_file(root: Path, tmp_path: Path) -> None
 def test_another_tree_is_another_archive(root: Path, tmp_path: Path) -> None:
     one = copy_of_sources(root, tmp_path / "one")
     two = copy_of_sources(root, tmp_path / "two")
-    with (two / "src/tunesmith/words.py").open("a") as stream:
+    with (two / "src/tunesmith/project.py").open("a") as stream:
         stream.write("\n")
-    assert host_app.app_digest(one) != host_app.app_digest(two)
+    assert sources.app_digest(one) != sources.app_digest(two)
 
 
 def test_an_unknown_host_is_told_before_any_is_asked(root: Path, tmp_path: Path) -> None:
-    from tunesmith.errors import UsageError
+    from tunesmith.core.errors import UsageError
 
     project = dataclasses.replace(Project.at(root), home=tmp_path)
     with pytest.raises(UsageError, match="no host 'nobody'"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.hosts.address import Address, Hop, parse_address, parse_jump, resolve
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.hosts import inventory, sshconfig
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.inventory import Host

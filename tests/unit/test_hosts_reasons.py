@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.hosts.reasons import kind_of, last_line, message
+from tunesmith.hosts.ssh_errors import kind_of, last_line, message
 
 pytestmark = pytest.mark.unit
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import derived, docker_engine
-from tunesmith.errors import UsageError
-from tunesmith.image import build, measure
+from tunesmith.core.errors import UsageError
+from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.image import build, engine, measure
 from tunesmith.image.measure import Measured, Package
-from tunesmith.mirrors import Mirror, load_mirror
+from tunesmith.maintain import render
 from tunesmith.project import Project
-from tunesmith.stack import driver_requirement, load_stack
+from tunesmith.stack.definition import driver_requirement, load_stack
 
 pytestmark = pytest.mark.unit
 
@@ -80,10 +80,10 @@ def test_drift_of_the_dockerfile_is_seen(project: Project, tmp_path: Path) -> No
     file = tmp_path / "docker/Dockerfile"
     copy = Project(tmp_path, tmp_path / "home")
     file.write_text(text, encoding="utf-8")
-    assert derived._dockerfile(copy)[file] == text
+    assert render._dockerfile(copy)[file] == text
     for old, new in (('FLAVOUR="', 'FLAVOUR="x'), ('DO_NOT_TRACK="1"', 'DO_NOT_TRACK="0"')):
         file.write_text(text.replace(old, new), encoding="utf-8")
-        assert derived._dockerfile(copy)[file] == text  # what it should be
+        assert render._dockerfile(copy)[file] == text  # what it should be
         assert file.read_text(encoding="utf-8") != text
 
 
@@ -131,20 +131,20 @@ def test_the_first_docker_that_can_build_is_taken(
     ],
 )
 def test_why_an_engine_does_not_answer(url: str, said: str, told: str) -> None:
-    assert told in docker_engine.reason(url, said)
-    assert url in docker_engine.reason(url, said)
+    assert told in engine.reason(url, said)
+    assert url in engine.reason(url, said)
 
 
 def test_an_engine_without_the_nvidia_toolkit_is_explained() -> None:
     said = 'could not select device driver "" with capabilities: [[gpu]]'
-    assert "sudo nvidia-ctk runtime configure" in docker_engine._known(said)
+    assert "sudo nvidia-ctk runtime configure" in engine._known(said)
 
 
 def test_docker_host_names_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
-    assert docker_engine.address() == f"unix://{tmp_path}/none.sock"
+    assert engine.address() == f"unix://{tmp_path}/none.sock"
     with pytest.raises(UsageError, match="no Docker engine answers at unix://"):
-        docker_engine.connect()
+        engine.connect()
 
 
 def measured(**labels: str) -> Measured:
@@ -167,9 +167,9 @@ def test_tags_are_made_of_what_was_found() -> None:
 
 
 def test_an_image_of_another_clone_is_told() -> None:
-    wanted = {docker_engine.STACK: "a", docker_engine.LOCK: "b", docker_engine.APP: "c"}
+    wanted = {engine.STACK: "a", engine.LOCK: "b", engine.APP: "c"}
     assert measure.drift(measured(**wanted), wanted) == []
-    lines = measure.drift(measured(**(wanted | {docker_engine.LOCK: "x"})), wanted)
+    lines = measure.drift(measured(**(wanted | {engine.LOCK: "x"})), wanted)
     assert len(lines) == 1
     assert lines[0].startswith("the lock of this clone")
 

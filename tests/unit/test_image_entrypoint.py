@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import entrypoint
-from tunesmith.console import COMMAND, as_typed
-from tunesmith.files import write_json
-from tunesmith.job import access
-from tunesmith.job.identity import identify
-from tunesmith.job.services import Service
+from tunesmith.cli import container as cli_container
+from tunesmith.cli.console import COMMAND, as_typed
+from tunesmith.core.files import write_json
+from tunesmith.job.run.process import identify
+from tunesmith.job.services import access
+from tunesmith.job.services.manager import Service
 from tunesmith.targets.container import input_folders, network, without_nested
 
 pytestmark = pytest.mark.unit
@@ -22,20 +22,20 @@ MOUNTED = ROOT_ONLY + "44 22 8:1 /home/me/x /workspace rw,relatime - ext4 /dev/s
 
 
 def test_a_container_without_a_mount_is_refused() -> None:
-    fault = entrypoint.missing(ROOT_ONLY, (0, 0), writable=True)
+    fault = cli_container.missing(ROOT_ONLY, (0, 0), writable=True)
     assert fault is not None
     assert 'add `-v "$PWD:/workspace"`' in fault
 
 
 def test_a_mount_that_belongs_to_somebody_else_names_its_owner() -> None:
-    fault = entrypoint.missing(MOUNTED, (501, 20), writable=False)
+    fault = cli_container.missing(MOUNTED, (501, 20), writable=False)
     assert fault is not None
     assert "add `--user 501:20`" in fault
     assert f"{os.getuid()}:{os.getgid()}" in fault
 
 
 def test_a_mount_that_can_be_written_is_good() -> None:
-    assert entrypoint.missing(MOUNTED, (501, 20), writable=True) is None
+    assert cli_container.missing(MOUNTED, (501, 20), writable=True) is None
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_mount_that_can_be_written_is_good() -> None:
 def test_shared_memory_matters_where_it_is_used(
     config: dict[str, int], size: int, gpus: int, short: bool
 ) -> None:
-    said = entrypoint.short_of_shm(config, size, gpus)
+    said = cli_container.short_of_shm(config, size, gpus)
     assert (said is not None) == short
     assert said is None or "`--shm-size 8g`" in said
 
@@ -66,15 +66,15 @@ def test_commands_in_messages_are_those_of_a_container(
 
 
 def test_every_verb_is_in_the_help() -> None:
-    for verb in entrypoint.VERBS:
-        assert verb in entrypoint.HELP, verb
+    for verb in cli_container.VERBS:
+        assert verb in cli_container.HELP, verb
 
 
 def test_an_unknown_verb_is_misuse(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
-    assert entrypoint.main(["trian"]) == 2
+    assert cli_container.main(["trian"]) == 2
     assert "there is no verb 'trian'" in capsys.readouterr().err
 
 
@@ -85,7 +85,7 @@ def test_an_api_needs_a_key(
     monkeypatch.setenv("API_HOST", listen)
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     monkeypatch.delenv("API_KEY", raising=False)
-    assert entrypoint.main(["api", "x.yaml"]) == 2
+    assert cli_container.main(["api", "x.yaml"]) == 2
     assert "add `-e API_KEY` to docker run" in capsys.readouterr().err
 
 
@@ -95,7 +95,7 @@ def test_an_api_serves_a_run_and_tells_whose_command_a_config_is_for(
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     monkeypatch.delenv("API_HOST", raising=False)
     monkeypatch.setenv("API_KEY", "right")
-    assert entrypoint.main(["api", "x.yaml"]) == 2
+    assert cli_container.main(["api", "x.yaml"]) == 2
     said = capsys.readouterr().err
     assert "`docker run ... IMAGE llamafactory-cli api x.yaml`" in said
     assert len(said.splitlines()) == 1
@@ -108,15 +108,15 @@ def test_a_key_may_come_in_a_file(
     monkeypatch.delenv("API_KEY", raising=False)
     file = tmp_path / "key"
     monkeypatch.setenv("API_KEY_FILE", str(file))
-    assert entrypoint.main(["api"]) == 2
+    assert cli_container.main(["api"]) == 2
     assert f"API_KEY_FILE={file}: [Errno 2]" in capsys.readouterr().err
     file.write_text("\n")
-    assert entrypoint.main(["api"]) == 2
+    assert cli_container.main(["api"]) == 2
     assert "without an API_KEY" in capsys.readouterr().err
     file.write_text("right\n")
-    assert entrypoint._given_key() == "right"
+    assert cli_container._given_key() == "right"
     monkeypatch.setenv("API_KEY", "own")
-    assert entrypoint._given_key() == "own"
+    assert cli_container._given_key() == "own"
     assert "API_KEY" not in os.environ
 
 
@@ -124,10 +124,10 @@ def test_names_to_be_published_under_are_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
-    monkeypatch.setattr(entrypoint, "_mount_fault", lambda: None)
+    monkeypatch.setattr(cli_container, "_mount_fault", lambda: None)
     for wrong in ("*", "http://lab.example"):
         monkeypatch.setenv("TUNESMITH_ALLOWED_HOSTS", wrong)
-        assert entrypoint.main(["webui"]) == 2
+        assert cli_container.main(["webui"]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"TUNESMITH_ALLOWED_HOSTS: '{wrong}' is no name of a host")
         assert len(said.splitlines()) == 1
@@ -138,18 +138,18 @@ def test_the_address_of_a_board_is_told_beside_it(
 ) -> None:
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert entrypoint.main(["address"]) == 2
+    assert cli_container.main(["address"]) == 2
     assert "LLaMA Board does not run in this container" in capsys.readouterr().err
     service = Service(tmp_path / "tunesmith-x", "webui")
     record = {"name": "webui", "port": 7860, "process": identify().to_json()}
     write_json(service.record_file, record)
     for _ in range(2):  # each for one browser
-        assert entrypoint.main(["address"]) == 0
+        assert cli_container.main(["address"]) == 0
         address, _, token = capsys.readouterr().out.strip().partition("?token=")
         assert address == "http://127.0.0.1:7860/"
         assert access.spend(service.tokens, token)
     write_json(service.record_file, record | {"process": identify().to_json() | {"started": 1}})
-    assert entrypoint.main(["address"]) == 2, "it has ended"
+    assert cli_container.main(["address"]) == 2, "it has ended"
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http", "٣"])
@@ -158,7 +158,7 @@ def test_a_port_that_is_none_is_told(
 ) -> None:
     monkeypatch.setenv("API_PORT", port)
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
-    assert entrypoint.main(["api"]) == 2
+    assert cli_container.main(["api"]) == 2
     assert f"API_PORT={port}: a number from 1 to 65535" in capsys.readouterr().err
 
 
@@ -167,8 +167,8 @@ def test_llamafactorys_own_servers_are_given_explicitly(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "execvp", lambda _program, argv: became.append(argv))
     monkeypatch.setenv("PYTHONUNBUFFERED", "")
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
-    entrypoint.main(["llamafactory-cli", "webui"])
-    entrypoint.main(["webchat", "x.yaml"])
+    cli_container.main(["llamafactory-cli", "webui"])
+    cli_container.main(["webchat", "x.yaml"])
     cli = "llamafactory-cli"
     assert became == [[cli, "webui"], [cli, "webchat", "x.yaml"]]
 
@@ -208,17 +208,17 @@ def test_the_same_words_go_on_with_what_was_cut_off(
     state: str, failure: str | None, train: str, goes_on: bool
 ) -> None:
     status = {"state": state, "failure": failure, "phases": {"train": train}}
-    assert entrypoint.may_continue(status) == goes_on
+    assert cli_container.may_continue(status) == goes_on
 
 
 def test_two_runs_are_the_same_but_for_what_each_has_of_its_own() -> None:
     config = {"learning_rate": 1e-4, "output_dir": "/a", "model_name_or_path": "/m/1"}
     other = config | {"output_dir": "/b", "model_name_or_path": "org/model"}
     request = {"model": {"name": "org/model"}}
-    assert entrypoint.identity(request, config) == entrypoint.identity(request, other)
+    assert cli_container.identity(request, config) == cli_container.identity(request, other)
     changed = other | {"learning_rate": 2e-4}
-    assert entrypoint.identity(request, config) != entrypoint.identity(request, changed)
-    assert entrypoint.identity({"model": {"name": "x"}}, config) != entrypoint.identity(
+    assert cli_container.identity(request, config) != cli_container.identity(request, changed)
+    assert cli_container.identity({"model": {"name": "x"}}, config) != cli_container.identity(
         request, config
     )
 

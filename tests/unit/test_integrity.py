@@ -11,26 +11,19 @@ import pytest
 
 from tests.unit import finished_run
 from tests.unit.finished_run import files_of, flip, write
-from tunesmith.environments import MARKER
-from tunesmith.errors import UsageError
-from tunesmith.files import read_json, sha256_of, write_json
-from tunesmith.job import (
-    agent,
-    api,
-    board,
-    chat,
-    export,
-    here,
-    inputs,
-    integrity,
-    kit,
-    seals,
-    supervisor,
-)
-from tunesmith.job.journal import Journal
-from tunesmith.job.rundir import COPY_FILE, PHASES, RunFolder, acquire, read_events
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import read_json, sha256_of, write_json
+from tunesmith.job.evaluation import chat
+from tunesmith.job.export import export
+from tunesmith.job.merge import bundle, offline
+from tunesmith.job.run import inputs, integrity, seals
+from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire, read_events
+from tunesmith.job.run.journal import Journal
+from tunesmith.job.services import api, board
+from tunesmith.job.supervisor import agent, supervisor
 from tunesmith.report.compare import compare
 from tunesmith.report.record import read_record
+from tunesmith.stack.environment import MARKER
 from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
@@ -184,7 +177,7 @@ def test_verbs_refuse_before_anything_is_loaded(
     """That something would have been loaded is seen by the unlike error with the file whole."""
     run = top / "runs" / "run"
     what = "merged" if "merged" in verb else "adapter"
-    monkeypatch.setattr(chat.inference, "arguments", lambda config, **_: dict(config))
+    monkeypatch.setattr(chat.engine, "arguments", lambda config, **_: dict(config))
 
     class Loaded(Exception):
         pass
@@ -192,9 +185,9 @@ def test_verbs_refuse_before_anything_is_loaded(
     def load(*_: Any, **__: Any) -> None:
         raise Loaded
 
-    monkeypatch.setattr(chat.inference, "codec", load)
-    monkeypatch.setattr(kit.mergeable, "read", load)
-    monkeypatch.setattr(here.merge, "run", load)
+    monkeypatch.setattr(chat.engine, "codec", load)
+    monkeypatch.setattr(bundle.inputs, "read", load)
+    monkeypatch.setattr(offline.merge_phase, "run", load)
     write(run / "proof.json", '{"passed": true}')
     seals.seal(run, "proof", ("proof.json",))
     asked = chat._parser().parse_args(["--run", str(run), "--what", what])
@@ -203,8 +196,8 @@ def test_verbs_refuse_before_anything_is_loaded(
         "chat": lambda: chat._prepare(asked),
         "api": lambda: api.arguments(run, what),
         "export": lambda: export.run(run, "gguf"),
-        "merge": lambda: here._merge(RunFolder(run)),
-        "kit": lambda: kit.make(run),
+        "merge": lambda: offline._merge(RunFolder(run)),
+        "kit": lambda: bundle.make(run),
     }[verb.split()[0]]
     with pytest.raises(Loaded):
         do()

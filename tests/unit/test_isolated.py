@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 import traps
-from tunesmith import isolated
-from tunesmith.files import write_json
-from tunesmith.hub_process import Limits, Order, SourceError, Worker
-from tunesmith.job import attempt, launch, supervisor, train
-from tunesmith.job.journal import Journal
-from tunesmith.job.rundir import RunFolder
-from tunesmith.mirrors import load_mirror
+from tunesmith.basemodel.endpoint import Limits, Order, SourceError, Worker
+from tunesmith.core import isolated
+from tunesmith.core.files import write_json
+from tunesmith.core.mirrors import load_mirror
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.journal import Journal
+from tunesmith.job.supervisor import attempt, launch, supervisor
+from tunesmith.job.training import phase as training_phase
 
 pytestmark = pytest.mark.unit
 
@@ -43,16 +44,18 @@ def hostile(trap: Path) -> dict[str, str]:
 
 def test_the_traps_work(trap: Path, mark: Path) -> None:
     """What the others promise would be nothing if these did not spring."""
-    argv = [sys.executable, "-m", "tunesmith.job.agent", "--help"]
+    argv = [sys.executable, "-m", "tunesmith.job.supervisor.agent", "--help"]
     subprocess.run(argv, cwd=trap, capture_output=True, check=False)
     assert "tunesmith" in traps.sprung(mark)
     mark.unlink()
-    argv = isolated.argv(sys.executable, "tunesmith.job.agent", "--help")
+    argv = isolated.argv(sys.executable, "tunesmith.job.supervisor.agent", "--help")
     subprocess.run([argv[0], *argv[2:]], env=hostile(trap), capture_output=True, check=False)
     assert "sitecustomize" in traps.sprung(mark)
 
 
-@pytest.mark.parametrize("words", [("tunesmith.job.here", "RUN"), ("tunesmith.job.agent", "-h")])
+@pytest.mark.parametrize(
+    "words", [("tunesmith.job.merge.offline", "RUN"), ("tunesmith.job.supervisor.agent", "-h")]
+)
 def test_a_module_is_run_from_our_environment_alone(
     trap: Path, mark: Path, words: tuple[str, str]
 ) -> None:
@@ -138,14 +141,14 @@ def test_a_run_of_several_processes_keeps_to_it(
     """torchrun would start the ranks by `python -m`; it is given the whole command instead."""
     became: list[str] = []
     monkeypatch.setattr(os, "execv", lambda _, argv: became.extend(argv))
-    train._exec_torchrun(tmp_path, 2)
+    training_phase._exec_torchrun(tmp_path, 2)
     at = became.index("--no-python")
     assert became[: became.index("--standalone")] == isolated.argv(
         sys.executable, "torch.distributed.run", options=isolated.UNBUFFERED
     )
     words = (str(tmp_path), "train")
     assert became[at + 1 :] == isolated.argv(
-        sys.executable, "tunesmith.job.worker", *words, options=isolated.UNBUFFERED
+        sys.executable, "tunesmith.job.supervisor.worker", *words, options=isolated.UNBUFFERED
     )
 
 

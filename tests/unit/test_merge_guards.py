@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import UsageError
-from tunesmith.job.failures import JobError
-from tunesmith.job.merge import check_base, check_room
-from tunesmith.job.mergeable import check_mergeable, export_keys
+from tunesmith.core.errors import UsageError
+from tunesmith.job.merge.inputs import check_mergeable, export_keys
+from tunesmith.job.merge.phase import check_base, check_room
+from tunesmith.job.run.failures import JobError
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tunesmith.errors import UsageError
-from tunesmith.mirrors import known_mirrors, load_mirror
+from tunesmith.core.errors import UsageError
+from tunesmith.core.mirrors import known_mirrors, load_mirror
 
 pytestmark = pytest.mark.unit
 

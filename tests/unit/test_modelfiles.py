@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from hubserver import safetensors, tiny_model
-from tunesmith import modelfiles
-from tunesmith.errors import UsageError
-from tunesmith.modelfiles import FileRecord, Problem
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -36,21 +36,21 @@ def shards(folder: Path) -> Path:
     (folder / FIRST).write_bytes(safetensors({"a": (4, 4)}))
     (folder / SECOND).write_bytes(safetensors({"b": (2,), "c": (3,)}))
     where = {"a": FIRST, "b": SECOND, "c": SECOND}
-    (folder / modelfiles.INDEX).write_text(json.dumps({"weight_map": where}))
+    (folder / model_files.INDEX).write_text(json.dumps({"weight_map": where}))
     return folder
 
 
 def test_a_whole_folder_has_no_problem(folder: Path) -> None:
-    assert modelfiles.verify(folder) == ()
-    modelfiles.require(folder)
+    assert model_files.verify(folder) == ()
+    model_files.require(folder)
 
 
 def test_a_sharded_folder_has_no_problem(shards: Path) -> None:
-    assert modelfiles.verify(shards) == ()
+    assert model_files.verify(shards) == ()
 
 
 def test_shapes_are_read_from_the_headers(shards: Path) -> None:
-    assert modelfiles.tensor_shapes(shards) == {
+    assert model_files.tensor_shapes(shards) == {
         "a": ("F32", (4, 4)),
         "b": ("F32", (2,)),
         "c": ("F32", (3,)),
@@ -101,7 +101,7 @@ def test_damage_is_named(
     folder: Path, damage: Callable[[Path], object], file: str, fault: str
 ) -> None:
     damage(folder)
-    problems = modelfiles.verify(folder)
+    problems = model_files.verify(folder)
     assert [p.file for p in problems] == [file]
     assert fault in problems[0].fault
 
@@ -109,40 +109,42 @@ def test_damage_is_named(
 def test_a_cut_shard_is_named_with_both_sizes(shards: Path) -> None:
     size = (shards / SECOND).stat().st_size
     _cut(shards / SECOND, size - 3)
-    assert modelfiles.verify(shards) == (
+    assert model_files.verify(shards) == (
         Problem(SECOND, f"is cut: expected {size} bytes, found {size - 3}"),
     )
     with pytest.raises(UsageError) as caught:
-        modelfiles.require(shards, "org/tiny")
+        model_files.require(shards, "org/tiny")
     assert "inv model.fetch org/tiny" in caught.value.message
     assert SECOND in caught.value.message
 
 
 def test_the_index_and_the_shards_must_agree(shards: Path) -> None:
     (shards / SECOND).write_bytes(safetensors({"b": (2,)}))
-    assert modelfiles.verify(shards) == (
+    assert model_files.verify(shards) == (
         Problem(SECOND, "lacks 1 tensors the index puts there, first c"),
     )
     (shards / SECOND).unlink()
-    assert modelfiles.verify(shards) == (Problem(SECOND, f"missing, named in {modelfiles.INDEX}"),)
-    (shards / modelfiles.INDEX).write_text('{"weight_map": {}}')
-    assert "weight_map" in modelfiles.verify(shards)[0].fault
+    assert model_files.verify(shards) == (
+        Problem(SECOND, f"missing, named in {model_files.INDEX}"),
+    )
+    (shards / model_files.INDEX).write_text('{"weight_map": {}}')
+    assert "weight_map" in model_files.verify(shards)[0].fault
 
 
 def test_expected_size_and_sha256_are_compared(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
     right = FileRecord(len(data), hashlib.sha256(data).hexdigest())
-    assert modelfiles.verify(folder, {WEIGHTS: right}, hashes=True) == ()
+    assert model_files.verify(folder, {WEIGHTS: right}, hashes=True) == ()
     longer = FileRecord(len(data) + 1, right.sha256)
-    assert modelfiles.verify(folder, {WEIGHTS: longer}) == (
+    assert model_files.verify(folder, {WEIGHTS: longer}) == (
         Problem(WEIGHTS, f"expected {len(data) + 1} bytes, found {len(data)}"),
     )
     # The last bit of a weight: nothing but the hash can see it.
     (folder / WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert modelfiles.verify(folder, {WEIGHTS: right}) == ()
-    (problem,) = modelfiles.verify(folder, {WEIGHTS: right}, hashes=True)
+    assert model_files.verify(folder, {WEIGHTS: right}) == ()
+    (problem,) = model_files.verify(folder, {WEIGHTS: right}, hashes=True)
     assert problem.fault.startswith(f"expected sha256 {right.sha256}, found ")
-    (problem,) = modelfiles.verify(folder, {"more.json": right})
+    (problem,) = model_files.verify(folder, {"more.json": right})
     assert problem == Problem("more.json", f"missing, expected {len(data)} bytes")
 
 
@@ -150,38 +152,38 @@ def test_all_faults_come_in_one_report(folder: Path) -> None:
     (folder / "config.json").unlink()
     _cut(folder / WEIGHTS, 50)
     with pytest.raises(UsageError) as caught:
-        modelfiles.require(folder)
+        model_files.require(folder)
     assert "(and 1 more)" in caught.value.message
     assert len(caught.value.detail) == 2
 
 
 def test_no_folder_is_a_problem(tmp_path: Path) -> None:
-    (problem,) = modelfiles.verify(tmp_path / "nothing")
+    (problem,) = model_files.verify(tmp_path / "nothing")
     assert problem.fault == "is not a folder"
 
 
 def test_pickled_weights_alone_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    (problem,) = modelfiles.verify(folder)
+    (problem,) = model_files.verify(folder)
     assert "only pickled weights" in problem.fault
-    assert modelfiles.verify(folder, allow_pickle=True) == ()
+    assert model_files.verify(folder, allow_pickle=True) == ()
 
 
 def test_what_is_taken_of_a_repository() -> None:
     names = [
         *("config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "vocab.txt"),
-        *("chat_template.jinja", "qwen.tiktoken", FIRST, SECOND, modelfiles.INDEX),
+        *("chat_template.jinja", "qwen.tiktoken", FIRST, SECOND, model_files.INDEX),
         *("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin"),
         *("pytorch_model.bin.index.json", "tf_model.h5", "modeling_x.py", "README.md", "a.txt"),
         *("onnx/config.json", "../x.json", ".hidden.json", "-x.json", "training_args.bin"),
     ]
-    assert modelfiles.choose(names) == tuple(sorted(names[:10]))
+    assert model_files.choose(names) == tuple(sorted(names[:10]))
 
 
 def test_pickles_are_taken_only_where_there_is_nothing_else() -> None:
     names = ["config.json", "pytorch_model.bin", "flax_model.msgpack", "a.py"]
-    assert modelfiles.choose(names) == ("config.json",)
+    assert model_files.choose(names) == ("config.json",)
     taken = ("config.json", "flax_model.msgpack", "pytorch_model.bin")
-    assert modelfiles.choose(names, allow_pickle=True) == taken
+    assert model_files.choose(names, allow_pickle=True) == taken
     both = [*names, WEIGHTS]
-    assert modelfiles.choose(both, allow_pickle=True) == ("config.json", WEIGHTS)
+    assert model_files.choose(both, allow_pickle=True) == ("config.json", WEIGHTS)

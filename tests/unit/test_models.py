@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tunesmith.errors import UsageError
-from tunesmith.models import load_models, lookup
+from tunesmith.basemodel.catalogue import load_models, lookup
+from tunesmith.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
 

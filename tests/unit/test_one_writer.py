@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from tunesmith import modelstore
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.store import ModelFolder
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import locked, private_folder, read_json, write_json, write_text
 from tunesmith.dataset import registry
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import locked, private_folder, read_json, write_json, write_text
 from tunesmith.hosts import inventory, sshconfig
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.inventory import Host
-from tunesmith.job import agent
-from tunesmith.job.identity import identify
-from tunesmith.job.rundir import RunFolder, acquire, claim_output
-from tunesmith.modelfiles import FileRecord
-from tunesmith.modelstore import ModelFolder
-from tunesmith.plan import Place, Plan
+from tunesmith.job.run.folder import RunFolder, acquire, claim_output
+from tunesmith.job.run.process import identify
+from tunesmith.job.supervisor import agent
+from tunesmith.plan.plan import Place, Plan
 from tunesmith.project import Project
 from tunesmith.targets.local import LocalTarget
 
@@ -228,12 +228,12 @@ def test_a_look_at_a_model_does_not_undo_what_another_has_recorded(tmp_path: Pat
     (store / "config.json").write_text("{}")
     known = FileRecord(2, "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a")
     model = ModelFolder("me/tiny", store, "folder", None, {"config.json": known}, fetched=True)
-    modelstore.record(store, model, "first")
-    (seen,) = modelstore.entries(tmp_path, "me/tiny")
+    model_store.record(store, model, "first")
+    (seen,) = model_store.entries(tmp_path, "me/tiny")
     os.utime(store / "config.json", ns=(1, 1))
-    modelstore.record(store, model, "second")
-    assert modelstore.check(seen) == ()
-    assert modelstore.entries(tmp_path, "me/tiny")[0].requested == "second"
+    model_store.record(store, model, "second")
+    assert model_store.check(seen) == ()
+    assert model_store.entries(tmp_path, "me/tiny")[0].requested == "second"
 
 
 def test_a_stop_needs_no_environment(tmp_path: Path, root: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import TunesmithError
-from tunesmith.job import manifest, parity, serving
-from tunesmith.job.go_template import render
+from tunesmith.core.errors import TunesmithError
+from tunesmith.job.merge import manifest
+from tunesmith.job.prompts import parity, templates
+from tunesmith.job.prompts.go_template import render
 
 pytestmark = pytest.mark.unit
 
@@ -76,12 +77,12 @@ def test_what_is_not_known_is_refused_by_name(template: str) -> None:
 def test_a_modelfile_is_read() -> None:
     text = 'FROM .\n\nTEMPLATE """a\n{{ .System }}"""\n\nSYSTEM """be brief"""\n\n'
     text += 'PARAMETER stop "<|im_end|>"\nPARAMETER stop </s>\nPARAMETER num_ctx 4096\n'
-    assert serving.read_modelfile(text) == (
+    assert templates.read_modelfile(text) == (
         "a\n{{ .System }}",
         "be brief",
         ["<|im_end|>", "</s>"],
     )
-    assert serving.read_modelfile("FROM .\n") == ("", "", [])
+    assert templates.read_modelfile("FROM .\n") == ("", "", [])
 
 
 def test_a_verdict_names_way_prompt_place_and_both_texts() -> None:

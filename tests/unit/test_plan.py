@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.config import Config
-from tunesmith.plan import (
-    Place,
-    Plan,
-    absolute_paths,
-    disk_needs,
-    own_keys,
-    train_phases,
-)
+from tunesmith.plan.config import Config
+from tunesmith.plan.plan import Place, Plan, absolute_paths, disk_needs, own_keys, train_phases
 
 pytestmark = pytest.mark.unit
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tunesmith import presets
-from tunesmith.config import Config
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
+from tunesmith.plan import presets
+from tunesmith.plan.config import Config
 
 pytestmark = pytest.mark.unit
 

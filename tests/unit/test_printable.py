@@ -11,11 +11,11 @@ from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith import console, follow
-from tunesmith.errors import TunesmithError
-from tunesmith.hosts import reasons
+from tunesmith.cli import console, follow
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.printable import one_line, printable, quoted
+from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.relay import Screen, run
-from tunesmith.printable import one_line, printable, quoted
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +60,7 @@ def test_an_error_is_printable_whatever_it_quotes() -> None:
 
 
 def test_what_ssh_said_last_is_printable() -> None:
-    assert reasons.last_line(f"debug1: x\n{CLIPBOARD}Welcome\x1b[2J\r\n") == "Welcome"
+    assert ssh_errors.last_line(f"debug1: x\n{CLIPBOARD}Welcome\x1b[2J\r\n") == "Welcome"
 
 
 def plain(width: int = 60) -> tuple[Console, io.StringIO]:
@@ -137,7 +137,7 @@ def test_a_drawn_text_is_printable() -> None:
 
 
 def test_an_answer_in_a_chat_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    from tunesmith.job import chat
+    from tunesmith.job.evaluation import chat
 
     for piece in ("Hello", f" {CLIPBOARD}you", "\x1b", "]0;x\x07", "\n"):
         chat._write(piece)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tunesmith.job.proof_behaviour import (
+from tunesmith.job.proof.behaviour import (
     LOST,
     NOTED,
     UNROUNDED,

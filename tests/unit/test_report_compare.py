@@ -14,7 +14,7 @@ from invoke.parser import Parser, ParserContext
 from rich.console import Console
 
 from tests.unit.run_folder import build_run
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.report.compare import compare, comparison_table, write_comparison
 
 pytestmark = pytest.mark.unit

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.unit.run_folder import CONFIG, RUN_ID, SHA, answers, build_run
-from tunesmith.errors import UsageError
-from tunesmith.report import page, record, sections, words
+from tunesmith.core.errors import UsageError
+from tunesmith.report import i18n, page, record, sections
 from tunesmith.report.curve import read_curve
 from tunesmith.report.page import write_report
 
@@ -363,7 +363,7 @@ def test_chinese_page(run: Path) -> None:
 
 
 def test_every_phrase_has_its_chinese() -> None:
-    tell = words.teller("zh")
+    tell = i18n.teller("zh")
     folder = Path(page.__file__).parent
     said = set(re.findall(r"\bt\('([^']+)'\)", (folder / "report.html.j2").read_text("utf-8")))
     said |= set(re.findall(r"t\('([^']+)'\) if", (folder / "report.html.j2").read_text("utf-8")))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.run_folder import answers, build_run
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.report.terminal import summary_table
 
 pytestmark = pytest.mark.unit

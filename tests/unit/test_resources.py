@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.job.resources import (
+from tunesmith.job.system.resources import (
     growth_during,
     memory_available,
     multiplies_bf16,

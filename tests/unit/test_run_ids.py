@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from tunesmith import cli, entrypoint, runs
-from tunesmith.console import COMMAND
-from tunesmith.errors import UsageError
-from tunesmith.files import write_json
+from tunesmith.cli import container as cli_container
+from tunesmith.cli import run as cli_run
+from tunesmith.cli.console import COMMAND
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import write_json
 from tunesmith.hosts import agent as asked_of
-from tunesmith.job import agent
-from tunesmith.job.run_id import RunId
-from tunesmith.job.rundir import RunFolder
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.run_id import RunId
+from tunesmith.job.supervisor import agent
+from tunesmith.plan import build
 from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
@@ -55,7 +57,7 @@ def test_a_plain_name_is_itself(text: str) -> None:
 
 def test_a_new_id_is_one_however_long_the_config_s_name() -> None:
     for stem in ("x" * 300, "ü", "", "../../etc", "-", "a b"):
-        assert RunId(runs.new_run_id(stem))
+        assert RunId(build.new_run_id(stem))
 
 
 @pytest.fixture
@@ -68,11 +70,11 @@ def home(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_training_is_refused_before_anything_is_written(
     root: Path, home: Path, text: str
 ) -> None:
-    asked = runs.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), run_id=text)
+    asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), run_id=text)
     before = sorted(path.name for path in root.iterdir())
     for dry in (True, False):
         with pytest.raises(UsageError, match="run id"):
-            cli.train(root, "local", asked, cli.Choices(dry=dry))
+            cli_run.train(root, "local", asked, cli_run.Choices(dry=dry))
     assert not home.exists()
     assert sorted(path.name for path in root.iterdir()) == before
 
@@ -82,13 +84,13 @@ def test_every_verb_refuses_it(root: Path, home: Path, text: str) -> None:
     write_json(home / "runs/one/run.json", {"run_id": "one"})
     target = LocalTarget(Project.at(root))
     for verb in (
-        lambda: cli.attach(root, "local", text),
-        lambda: cli.logs(root, "local", text, follow=False),
-        lambda: cli.stop(root, "local", text),
-        lambda: cli.resume(root, "local", text, dry=True),
-        lambda: cli.merge(root, "local", text, (), dry=True),
-        lambda: cli.remove(root, "local", text, dry=False),
-        lambda: cli.report(root, "local", text, language="en"),
+        lambda: cli_run.attach(root, "local", text),
+        lambda: cli_run.logs(root, "local", text, follow=False),
+        lambda: cli_run.stop(root, "local", text),
+        lambda: cli_run.resume(root, "local", text, dry=True),
+        lambda: cli_run.merge(root, "local", text, (), dry=True),
+        lambda: cli_run.remove(root, "local", text, dry=False),
+        lambda: cli_run.report(root, "local", text, language="en"),
         lambda: target.place(text),
         lambda: target.exists(text),
         lambda: agent.find(home / "runs", text),
@@ -120,5 +122,5 @@ def test_the_image_refuses_it_too(
 ) -> None:
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     write_json(home / "runs/one/run.json", {"run_id": "one"})
-    assert entrypoint.main(["logs", "--run", "../../esc"]) == UsageError.exit_code
+    assert cli_container.main(["logs", "--run", "../../esc"]) == UsageError.exit_code
     assert "run id '../../esc'" in capsys.readouterr().err

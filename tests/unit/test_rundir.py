@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import UsageError
-from tunesmith.files import write_json
-from tunesmith.job.identity import Identity, identify
-from tunesmith.job.rundir import (
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import write_json
+from tunesmith.job.run.folder import (
     EventTail,
     RunFolder,
     acquire,
@@ -26,13 +25,14 @@ from tunesmith.job.rundir import (
     mend_events,
     read_events,
 )
+from tunesmith.job.run.process import Identity, identify
 
 pytestmark = pytest.mark.unit
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tunesmith.job.rundir import RunFolder, acquire
+from tunesmith.job.run.folder import RunFolder, acquire
 lock = acquire(RunFolder(Path(sys.argv[1])))
 print("held", flush=True)
 time.sleep(60)

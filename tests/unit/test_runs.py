@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import runs
-from tunesmith.errors import UsageError
-from tunesmith.files import write_json
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import write_json
+from tunesmith.plan import build
 from tunesmith.project import Project
+from tunesmith.targets import factory
 from tunesmith.targets.local import LocalTarget, refuse_foreign_output
 
 pytestmark = pytest.mark.unit
@@ -31,14 +32,14 @@ def test_the_wrong_template_of_a_known_model_is_refused_with_the_right_one(
 ) -> None:
     file = config_file(tmp_path, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "qwen")
     with pytest.raises(UsageError, match="write `template: deepseekr1`"):
-        runs.read_config(project, file, ())
-    assert runs.read_config(project, file, ("template=qwen",)).get("template") == "qwen"
+        build.read_config(project, file, ())
+    assert build.read_config(project, file, ("template=qwen",)).get("template") == "qwen"
 
 
 def test_another_known_model_brings_its_template(project: Project, tmp_path: Path) -> None:
     file = config_file(tmp_path, "meta-llama/Meta-Llama-3-8B-Instruct", "llama3")
-    assert runs.read_config(project, file, ()).get("template") == "llama3"
-    read = runs.read_config(project, file, (f"model_name_or_path={SMOL}",))
+    assert build.read_config(project, file, ()).get("template") == "llama3"
+    read = build.read_config(project, file, (f"model_name_or_path={SMOL}",))
     assert (read.get("template"), read.overrides["template"]) == ("smollm", "smollm")
 
 
@@ -46,10 +47,10 @@ def test_a_disk_too_small_is_refused_with_the_sum(root: Path, tmp_path: Path) ->
     target = LocalTarget(Project(root, tmp_path / "not" / "yet"))
     needs = {"3 checkpoints": 6 * 10**17, "the merged model": 4 * 10**17}
     with pytest.raises(UsageError) as caught:
-        runs.check_room(target, needs)
+        build.check_room(target, needs)
     assert "this run may need 1000000.0 TB" in caught.value.message
     assert [line.split()[-1] for line in caught.value.detail] == ["checkpoints", "model"]
-    runs.check_room(target, {"little": 1})
+    build.check_room(target, {"little": 1})
 
 
 def test_output_of_another_run_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
@@ -63,26 +64,26 @@ def test_output_of_another_run_is_refused_before_a_run_is_made(tmp_path: Path) -
 
 @pytest.mark.parametrize("stem", ["a b/c", "../../etc", "ü", ""])
 def test_run_ids_are_plain_names(stem: str) -> None:
-    assert set(runs.new_run_id(stem)) <= set(
+    assert set(build.new_run_id(stem)) <= set(
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
     )
 
 
 def test_unknown_targets_and_runs_are_named(project: Project) -> None:
     with pytest.raises(UsageError, match="known are: local"):
-        runs.target_of(project, "mars", print)
+        factory.target_of(project, "mars", print)
     with pytest.raises(UsageError, match=r"no run|no runs"):
         project.run_folder("20000101-000000-none")
 
 
-def asked(**options: object) -> runs.Asked:
-    return runs.Asked(Path("x.yaml"), **options)  # type: ignore[arg-type]
+def asked(**options: object) -> build.Asked:
+    return build.Asked(Path("x.yaml"), **options)  # type: ignore[arg-type]
 
 
 def test_the_tighter_of_two_limits_holds() -> None:
-    assert runs.limits_of(asked()) == {}
-    assert runs.limits_of(asked(max_hours=2.0)) == {"max_seconds": 7200.0}
-    assert runs.limits_of(asked(max_hours=2.0, price=3.0, max_cost=1.5)) == {"max_seconds": 1800.0}
+    assert build.limits_of(asked()) == {}
+    assert build.limits_of(asked(max_hours=2.0)) == {"max_seconds": 7200.0}
+    assert build.limits_of(asked(max_hours=2.0, price=3.0, max_cost=1.5)) == {"max_seconds": 1800.0}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_the_tighter_of_two_limits_holds() -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        runs.limits_of(asked(**options))
+        build.limits_of(asked(**options))
 
 
 class Elsewhere(LocalTarget):
@@ -115,9 +116,9 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
         "dataset_dir": str(data),
         "deepspeed": str(deepspeed),
     }
-    reports = runs.check_data(values)
+    reports = build.check_data(values)
     target = Elsewhere(Project(root, tmp_path))
-    inputs = runs.bring(target, "r1", values, reports)
+    inputs = build.bring(target, "r1", values, reports)
     assert values["dataset_dir"] == "/there/r1/dataset_dir"
     assert {item.name: item.source for item in inputs} == {
         "dataset_dir/dataset_info.json": data / "dataset_info.json",
@@ -126,12 +127,12 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
     }
     # A prediction's have a place of their own beside those of the training.
     values |= {"dataset_dir": str(data), "deepspeed": str(deepspeed)}
-    others = runs.bring(target, "r1", values, reports, below="predict/")
+    others = build.bring(target, "r1", values, reports, below="predict/")
     assert values["dataset_dir"] == "/there/r1/predict/dataset_dir"
     assert {item.name for item in others} == {f"predict/{item.name}" for item in inputs}
     # Here, nothing is brought anywhere.
     values["dataset_dir"] = str(data)
-    assert runs.bring(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()
+    assert build.bring(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()
 
 
 def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path: Path) -> None:
@@ -140,9 +141,9 @@ def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path:
     (tmp_path / "rows.json").write_text('[{"instruction": "a", "input": "", "output": "b"}]')
     write_json(inner / "dataset_info.json", {"d": {"file_name": str(tmp_path / "rows.json")}})
     values: dict[str, object] = {"dataset": "d", "dataset_dir": str(inner)}
-    reports = runs.check_data(values)
+    reports = build.check_data(values)
     with pytest.raises(UsageError, match=r"rows.json: lies outside"):
-        runs.bring(Elsewhere(Project(root, tmp_path)), "r1", values, reports)
+        build.bring(Elsewhere(Project(root, tmp_path)), "r1", values, reports)
 
 
 def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_path: Path) -> None:
@@ -151,10 +152,10 @@ def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_p
     train = tmp_path / "train" / name
     train.parent.mkdir()
     train.write_text((project.root / "configs/train" / name).read_text())
-    config = runs.read_config(project, train, ())
-    ours = runs.merge_keys(project, config)
+    config = build.read_config(project, train, ())
+    ours = build.merge_keys(project, config)
     (tmp_path / "merge").mkdir()
     text = (project.root / "configs/merge" / name).read_text()
     (tmp_path / "merge" / name).write_text(text + "\nexport_size: 1\n")
-    assert runs.merge_keys(project, config) == ours | {"export_size": 1}
+    assert build.merge_keys(project, config) == ours | {"export_size": 1}
     assert ours["export_size"] != 1

@@ -10,9 +10,9 @@ import pytest
 
 from tests.unit.finished_run import flip, write
 from tests.unit.test_pull_parts import Host, host, merge_here
-from tunesmith.errors import UsageError
-from tunesmith.job import seals
-from tunesmith.job.pulled import PARTS
+from tunesmith.core.errors import UsageError
+from tunesmith.job.run import seals
+from tunesmith.job.run.manifest import PARTS
 
 __all__ = ["host"]
 pytestmark = pytest.mark.unit

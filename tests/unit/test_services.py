@@ -19,12 +19,12 @@ import yaml
 
 from support import lacking
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
-from tunesmith.errors import UsageError
-from tunesmith.files import write_json
-from tunesmith.job import access, api, board, curves, process_tree, services
-from tunesmith.job.identity import Identity, identify, start_ticks
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import write_json
 from tunesmith.job.patches.llamafactory import without_hub_code
-from tunesmith.job.services import Service
+from tunesmith.job.run.process import Identity, identify, start_ticks
+from tunesmith.job.services import access, api, board, manager, process_tree, tensorboard
+from tunesmith.job.services.manager import Service
 
 pytestmark = pytest.mark.unit
 
@@ -93,17 +93,17 @@ def until(true: Any, seconds: float = 60) -> None:
 
 def test_states_of_a_service(tmp_path: Path, answering: int, process: Any) -> None:
     service = Service(tmp_path, "api")
-    assert services.state(service)["state"] == "absent"
+    assert manager.state(service)["state"] == "absent"
     running = process()
     recorded(tmp_path, "api", answering, running.pid)
     # Without the key nothing answers 200: it counts as starting.
-    assert services.wait(service, 0.3)["state"] == "starting"
+    assert manager.wait(service, 0.3)["state"] == "starting"
     service.key_file.write_text("right")
-    assert services.wait(service, 5)["state"] == "ready"
+    assert manager.wait(service, 5)["state"] == "ready"
     service.log_file.write_text("one\n\nOSError: the last word\n")
     running.kill()
     running.wait()
-    said = services.state(service)
+    said = manager.state(service)
     assert (said["state"], said["tail"]) == ("ended", ["one", "OSError: the last word"])
 
 
@@ -114,20 +114,20 @@ def test_a_pid_of_somebody_else_is_not_the_service(
     running = process()
     there = identify(running.pid).to_json() | {"started": 1}
     service = recorded(tmp_path, "webui", answering, running.pid, process=there)
-    assert services.state(service)["state"] == "ended"
-    assert services.stop(service, force=True)["state"] == "ended"
+    assert manager.state(service)["state"] == "ended"
+    assert manager.stop(service, force=True)["state"] == "ended"
     assert running.poll() is None
 
 
 def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process: Any) -> None:
     running = process(cli_of(tmp_path))
-    until(lambda: services.training(running.pid))
+    until(lambda: manager.training(running.pid))
     service = recorded(tmp_path, "webui", 9, running.pid)
-    kept = services.stop(service, force=False)
+    kept = manager.stop(service, force=False)
     assert (kept["state"], kept["training"]["folder"]) == ("kept", "/b/saves/m/lora/t1")
     assert running.poll() is None and service.record_file.exists()
     trainer = kept["training"]["pid"]
-    assert services.stop(service, force=True)["state"] == "stopped"
+    assert manager.stop(service, force=True)["state"] == "stopped"
     assert running.wait(60) is not None
     assert not Path(f"/proc/{trainer}").exists() or not process_tree.command_of(trainer)
     assert not service.record_file.exists()
@@ -166,7 +166,7 @@ def test_the_secrets_go_with_the_service(tmp_path: Path, process: Any) -> None:
     service = recorded(tmp_path, "webui", 9, process().pid)
     service.key_file.write_text("right")
     access.admit(service.tokens, "t" * 43)
-    services.stop(service, force=False)
+    manager.stop(service, force=False)
     assert not service.key_file.exists() and not service.tokens.exists()
 
 
@@ -177,7 +177,7 @@ def test_secrets_are_the_owners_whatever_the_umask(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         with service.locked():
-            services._keep_key(service, {"key": "right", "tokens": ["t" * 43]})
+            manager._keep_key(service, {"key": "right", "tokens": ["t" * 43]})
     finally:
         os.umask(umask)
     assert service.key() == "right"
@@ -192,12 +192,12 @@ def test_each_client_of_a_living_service_gets_in(tmp_path: Path, process: Any) -
     service = recorded(tmp_path, "webui", 9, process().pid)
     asked = {"serves": {}, "settings": {}, "key": "another"}
     for token in ("1" * 43, "2" * 43):
-        services.start(service, asked | {"tokens": [token]})
+        manager.start(service, asked | {"tokens": [token]})
     assert service.key() is None, "the key stays that of its start"
     assert access.spend(service.tokens, "1" * 43)
     assert access.spend(service.tokens, "2" * 43)
     with pytest.raises(UsageError, match="a token of 0 letters"):
-        services.start(service, asked | {"tokens": [""]})
+        manager.start(service, asked | {"tokens": [""]})
 
 
 def test_the_key_is_not_shown_to_who_took_the_port(tmp_path: Path, process: Any) -> None:
@@ -220,10 +220,10 @@ def test_the_key_is_not_shown_to_who_took_the_port(tmp_path: Path, process: Any)
         service = recorded(tmp_path, "webui", server.server_port, process().pid)
         service.key_file.write_text("right")
         os.fchown(server.fileno(), 65534, -1)
-        assert services.state(service)["state"] == "starting"
+        assert manager.state(service)["state"] == "starting"
         assert shown == []
         os.fchown(server.fileno(), os.geteuid(), -1)
-        assert services.state(service)["state"] == "ready"
+        assert manager.state(service)["state"] == "ready"
         assert shown == ["Bearer right"]
         server.shutdown()
 
@@ -232,9 +232,9 @@ def test_a_living_service_of_something_else_is_refused(tmp_path: Path, process: 
     service = recorded(tmp_path, "api", 9, process().pid, serves={"what": "adapter", "run": "r1"})
     asked = {"serves": {"what": "base", "run": "r1"}, "settings": {}}
     with pytest.raises(UsageError, match=r"^serves what adapter, run r1$"):
-        services.start(service, asked)
+        manager.start(service, asked)
     same = asked | {"serves": {"what": "adapter", "run": "r1"}}
-    assert services.start(service, same)["reused"] is True
+    assert manager.start(service, same)["reused"] is True
 
 
 def test_registered_data_of_others_stays(tmp_path: Path, process: Any) -> None:
@@ -242,12 +242,12 @@ def test_registered_data_of_others_stays(tmp_path: Path, process: Any) -> None:
     write_json(data / "dataset_info.json", {"theirs": {"file_name": "t.json"}, "both": {"old": 1}})
     service = recorded(tmp_path, "webui", 9, process().pid)
     asked = {"serves": {}, "settings": {"data": str(data)}, "datasets": {"both": {"new": 1}}}
-    services.start(service, asked)
+    manager.start(service, asked)
     merged = json.loads((data / "dataset_info.json").read_text())
     assert merged == {"theirs": {"file_name": "t.json"}, "both": {"new": 1}}
     (data / "dataset_info.json").write_text("{broken")
     with pytest.raises(UsageError, match=r"dataset_info.json: not JSON"):
-        services.start(service, asked)
+        manager.start(service, asked)
     assert (data / "dataset_info.json").read_text() == "{broken"
 
 
@@ -255,9 +255,9 @@ def test_the_answer_comes_past_a_proxy(answering: int, monkeypatch: pytest.Monke
     """AutoDL's turbo proxy answers 503 for loopback."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert services.http_status(answering, "/v1/models", "right") == 200
-    assert services.http_status(answering, "/v1/models", "wrong") == 401
-    assert services.http_status(services.free_port(), "/") is None
+    assert manager.http_status(answering, "/v1/models", "right") == 200
+    assert manager.http_status(answering, "/v1/models", "wrong") == 401
+    assert manager.http_status(manager.free_port(), "/") is None
 
 
 def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> None:
@@ -274,7 +274,7 @@ def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> No
         "run": None,
         "key": "canary",
     }
-    argv = [sys.executable, "-m", "tunesmith.job.services", "--base", str(tmp_path)]
+    argv = [sys.executable, "-m", "tunesmith.job.services.manager", "--base", str(tmp_path)]
     path = os.pathsep.join([str(root / "src"), str(tmp_path / "lib")])
 
     def ask(*words: str, text: str = "") -> dict[str, Any]:
@@ -305,7 +305,7 @@ def test_nothing_private_is_readable_by_others(tmp_path: Path, root: Path) -> No
     assert ask("stop", "nothing")["code"] == 2
 
 
-@pytest.mark.parametrize(("name", "module"), services.MODULES.items())
+@pytest.mark.parametrize(("name", "module"), manager.MODULES.items())
 def test_without_a_key_nobody_is_served(tmp_path: Path, root: Path, name: str, module: str) -> None:
     """LLaMA-Factory takes an empty API_KEY for "everybody may"."""
     record = Service(tmp_path, name).record_file
@@ -328,7 +328,7 @@ def test_a_record_of_a_client_never_opens_more_than_loopback(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.9.3")
     asked = {"serves": {}, "settings": {}, "listen": "0.0.0.0", "port": 1, "base": "/x"}
-    record = services._record(Service(tmp_path, "webui"), asked)
+    record = manager._record(Service(tmp_path, "webui"), asked)
     assert (record["listen"], record["base"]) == ("127.0.0.1", str(tmp_path))
     assert record["port"] != 1
 
@@ -349,13 +349,13 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         "from importlib import metadata\n"
         "from pathlib import Path\n"
         "metadata.version = lambda _name: '0.9.3'\n"
-        "from tunesmith.errors import UsageError\n"
-        "from tunesmith.job import services\n"
+        "from tunesmith.core.errors import UsageError\n"
+        "from tunesmith.job.services import manager\n"
         "home = Path(sys.argv[1])\n"
         "asked = {'serves': {'what': 'merged'}, 'settings': {'runs': str(home / 'runs')}}\n"
         "asked |= {'run': None, 'key': 'canary'}\n"
         "try:\n"
-        "    services.serve_here('api', asked, base=home, listen='0.0.0.0', port=8000)\n"
+        "    manager.serve_here('api', asked, base=home, listen='0.0.0.0', port=8000)\n"
         "except UsageError as error:\n"
         "    print(error.message)\n"
     )
@@ -493,7 +493,7 @@ def test_curves_of_a_run_continued_from_a_checkpoint(tmp_path: Path) -> None:
     run = build_run(tmp_path)
     written: list[tuple[int, dict[str, float]]] = []
     again: list[int] = []
-    curve = curves.Curve(
+    curve = tensorboard.Curve(
         run / "events.jsonl", lambda _when, step, values: written.append((step, dict(values)))
     )
     curve.go_on(lambda _when, step: again.append(step))
@@ -508,10 +508,10 @@ def test_curves_of_a_run_continued_from_a_checkpoint(tmp_path: Path) -> None:
 
 def test_curves_of_the_board_have_its_names() -> None:
     line = {"current_steps": 5, "total_steps": 9, "loss": 1.5, "lr": 5e-5, "eval_loss": None}
-    assert curves.scalars(line) == {"train/loss": 1.5, "train/learning_rate": 5e-5}
-    assert curves.step_of(line) == 5
-    assert curves.scalars({"event": "log", "step": 1, "loss": "NaN"}) == {}
-    assert curves.scalars({"event": "checkpoint", "step": 1, "path": "x"}) == {}
+    assert tensorboard.scalars(line) == {"train/loss": 1.5, "train/learning_rate": 5e-5}
+    assert tensorboard.step_of(line) == 5
+    assert tensorboard.scalars({"event": "log", "step": 1, "loss": "NaN"}) == {}
+    assert tensorboard.scalars({"event": "checkpoint", "step": 1, "path": "x"}) == {}
 
 
 def test_runs_of_the_board_are_not_shown_twice(tmp_path: Path, house: dict[str, str]) -> None:
@@ -523,7 +523,7 @@ def test_runs_of_the_board_are_not_shown_twice(tmp_path: Path, house: dict[str, 
     own = saves / "Qwen3-8B" / "lora" / "train_2026" / "trainer_log.jsonl"
     own.parent.mkdir(parents=True)
     own.write_text("{}\n")
-    found = dict(curves.sources(tmp_path / "runs", saves, None))
+    found = dict(tensorboard.sources(tmp_path / "runs", saves, None))
     assert found == {RUN_ID: run / "events.jsonl", "board/Qwen3-8B/train_2026": own}
-    only = dict(curves.sources(tmp_path / "runs", saves, str(run)))
+    only = dict(tensorboard.sources(tmp_path / "runs", saves, str(run)))
     assert only == {RUN_ID: run / "events.jsonl"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.project import Project
-from tunesmith.stack import DIGEST_PREFIX, drift, load_stack
+from tunesmith.stack.definition import DIGEST_PREFIX, drift, load_stack
 
 pytestmark = pytest.mark.unit
 

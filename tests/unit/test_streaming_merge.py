@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, sha256_of
-from tunesmith.job import around, blocks, kit, merge, resources, stream
-from tunesmith.job.adapter import check_fits
-from tunesmith.job.followed import Followed
-from tunesmith.job.hands import Hands
-from tunesmith.job.products import Products, by_mkl, by_numpy
-from tunesmith.job.stream import Uncovered, why_not
-from tunesmith.job.tensors import Tensor, beginning, stored, stored_below
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, sha256_of
+from tunesmith.job.merge import blocks, bundle, skeleton, streaming
+from tunesmith.job.merge import phase as merge_phase
+from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.merge.hashing import Followed
+from tunesmith.job.merge.matmul import Products, by_mkl, by_numpy
+from tunesmith.job.merge.pool import Hands
+from tunesmith.job.merge.streaming import Uncovered, why_not
+from tunesmith.job.merge.tensors import Tensor, beginning, stored, stored_below
+from tunesmith.job.system import resources
 
 pytestmark = pytest.mark.unit
 
@@ -140,16 +142,16 @@ def merged(tmp_path: Path, dtype: str = "BF16", export_size: float = 5) -> Path:
     out = tmp_path / "out"
     out.mkdir()
     facts = check_fits(tmp_path / "base", tmp_path / "adapter")
-    shards = stream.guessed(tmp_path / "base", dtype, export_size)
+    shards = streaming.guessed(tmp_path / "base", dtype, export_size)
     assert shards is not None
-    stream.merge(tmp_path / "base", facts, shards, out, by_numpy())
+    streaming.merge(tmp_path / "base", facts, shards, out, by_numpy())
     return out / "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 rows: each matrix here takes several, of unequal length."""
-    monkeypatch.setattr(stream, "_BLOCK", 100)
+    monkeypatch.setattr(streaming, "_BLOCK", 100)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -186,10 +188,10 @@ def test_a_base_of_another_dtype_is_rounded_before_the_sum(
 
 def test_a_tied_head_is_left_out_and_a_model_too_large_is_asked_for(tmp_path: Path) -> None:
     make_base(tmp_path / "base", tie_word_embeddings=True)
-    shards = stream.guessed(tmp_path / "base", "BF16", 5)
+    shards = streaming.guessed(tmp_path / "base", "BF16", 5)
     assert shards is not None
     assert "lm_head.weight" not in shards[0].tensors
-    assert stream.guessed(tmp_path / "base", "BF16", 1e-9) is None
+    assert streaming.guessed(tmp_path / "base", "BF16", 1e-9) is None
 
 
 def test_the_files_may_hold_the_tensors_in_any_arrangement(tmp_path: Path) -> None:
@@ -199,12 +201,12 @@ def test_the_files_may_hold_the_tensors_in_any_arrangement(tmp_path: Path) -> No
     tensors = {n: Tensor("BF16", t.shape) for n, t in stored_below(tmp_path / "base").items()}
     names = sorted(tensors, reverse=True)
     shards = [
-        stream.Shard(f"{part}.safetensors", {n: tensors[n] for n in names[part::2]})
+        streaming.Shard(f"{part}.safetensors", {n: tensors[n] for n in names[part::2]})
         for part in range(2)
     ]
     out = tmp_path / "out"
     out.mkdir()
-    made = stream.merge(tmp_path / "base", facts, shards, out, by_numpy())
+    made = streaming.merge(tmp_path / "base", facts, shards, out, by_numpy())
     found = get(out / "0.safetensors") | get(out / "1.safetensors")
     for name, values in expected(base, adapter, 2.0).items():
         assert (found[name] == rounded(values)).all(), name
@@ -217,17 +219,17 @@ def test_any_number_of_processes_writes_the_same_bytes(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Many tasks, so that every process gets some and they end in another order.
-    monkeypatch.setattr(stream, "_BLOCKS", 1)
-    monkeypatch.setattr(stream, "_COPIED", 50)
+    monkeypatch.setattr(streaming, "_BLOCKS", 1)
+    monkeypatch.setattr(streaming, "_COPIED", 50)
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     values = expected(make_base(base), make_adapter(adapter), 2.0)
     facts = check_fits(base, adapter)
-    shards = stream.guessed(base, "BF16", 5)
+    shards = streaming.guessed(base, "BF16", 5)
     assert shards is not None
     out = tmp_path / "out"
     out.mkdir()
     beside = [base / "config.json", base / "model.safetensors"]
-    made = stream.merge(base, facts, shards, out, by_numpy(), workers, beside, hashed=True)
+    made = streaming.merge(base, facts, shards, out, by_numpy(), workers, beside, hashed=True)
     found = get(out / "model.safetensors")
     assert all((found[name] == rounded(array)).all() for name, array in values.items())
     assert made.hashes == {path: sha256_of(path) for path in (*beside, out / "model.safetensors")}
@@ -242,10 +244,10 @@ def merge_by(multiply: Any, folder: Path) -> None:
     make_base(folder / "base")
     make_adapter(folder / "adapter")
     facts = check_fits(folder / "base", folder / "adapter")
-    shards = stream.guessed(folder / "base", "BF16", 5)
+    shards = streaming.guessed(folder / "base", "BF16", 5)
     assert shards is not None
     way = Products("the test's", exact=False, multiply=multiply)
-    stream.merge(folder / "base", facts, shards, folder, way, 2)
+    streaming.merge(folder / "base", facts, shards, folder, way, 2)
 
 
 def test_what_a_process_meets_is_raised_here(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_ties_and_infinities_round_as_hardware_does() -> None:
 def test_no_block_is_a_single_row_left_over() -> None:
     # 257 rows in blocks of 128 would leave one, which is summed in another order.
     for rows, columns in itertools.product(range(2, 400), (1, 10**6)):
-        parts = list(stream._parts(rows, columns))
+        parts = list(streaming._parts(rows, columns))
         assert [first for first, _ in parts[1:]] == [last for _, last in parts[:-1]]
         assert (parts[0][0], parts[-1][1]) == (0, rows)
         assert min(last - first for first, last in parts) > 1
@@ -358,7 +360,9 @@ def test_an_adapter_that_finds_no_use_is_an_error(tmp_path: Path) -> None:
     tensors = dict(stored_below(tmp_path / "base"))
     del tensors["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(TunesmithError, match=r"layers\.1\.mlp\.up_proj\.weight, which the merged"):
-        stream.merge(tmp_path / "base", facts, [stream.Shard("w", tensors)], tmp_path, by_numpy())
+        streaming.merge(
+            tmp_path / "base", facts, [streaming.Shard("w", tensors)], tmp_path, by_numpy()
+        )
 
 
 @pytest.mark.parametrize(
@@ -376,7 +380,9 @@ def test_a_tensor_that_is_not_the_bases_is_left_to_peft(
     make_adapter(tmp_path / "adapter")
     facts = check_fits(tmp_path / "base", tmp_path / "adapter")
     with pytest.raises(Uncovered, match=reason):
-        stream.merge(tmp_path / "base", facts, [stream.Shard("w", tensor)], tmp_path, by_numpy())
+        streaming.merge(
+            tmp_path / "base", facts, [streaming.Shard("w", tensor)], tmp_path, by_numpy()
+        )
 
 
 @pytest.mark.parametrize(
@@ -443,10 +449,10 @@ def test_differing_stops_at_the_first_bit(tmp_path: Path) -> None:
     make_adapter(tmp_path / "adapter")
     new = stored(merged(tmp_path))
     old = stored_below(tmp_path / "base")
-    assert stream.differs(
+    assert streaming.differs(
         old["model.layers.0.mlp.up_proj.weight"], new["model.layers.0.mlp.up_proj.weight"]
     )
-    assert not stream.differs(old["lm_head.weight"], new["lm_head.weight"])
+    assert not streaming.differs(old["lm_head.weight"], new["lm_head.weight"])
 
 
 def test_a_library_without_mkl_is_no_way_to_multiply(tmp_path: Path) -> None:
@@ -474,10 +480,10 @@ def prepare(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     }
     request = {"run_id": "r", "model": {"name": "m/x", "files": files}, "merge": dict(KEYS)}
     (run / "run.json").write_text(json.dumps(request))
-    folder = run / kit.FOLDER
+    folder = run / bundle.FOLDER
     folder.mkdir()
     (folder / "Modelfile").write_text("FROM .")
-    shards = stream.guessed(base, "BF16", 5)
+    shards = streaming.guessed(base, "BF16", 5)
     assert shards is not None
     places = {"Modelfile": folder, **dict.fromkeys(("config.json", "tokenizer.json"), base)}
     places["tokenizer_config.json"] = base
@@ -486,26 +492,26 @@ def prepare(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         for name, place in places.items()
     }
     record = {
-        "key": kit.key_of(request, config, KEYS),
-        "shards": around.told_of(shards),
+        "key": bundle.key_of(request, config, KEYS),
+        "shards": skeleton.told_of(shards),
         "prompts": PROMPTS,
         "files": known,
     }
-    (folder / kit.RECORD).write_text(json.dumps(record))
+    (folder / bundle.RECORD).write_text(json.dumps(record))
     return run, request
 
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without LLaMA-Factory, as the control environment is one."""
-    monkeypatch.setattr(around, "possible", lambda: False)
+    monkeypatch.setattr(skeleton, "possible", lambda: False)
 
 
 @pytest.mark.usefixtures("bare")
 def test_a_kit_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
     told: list[str] = []
-    summary = merge.run(run, request, lambda event, **_: told.append(event))
+    summary = merge_phase.run(run, request, lambda event, **_: told.append(event))
     made = run / "merged"
     manifest = read_json(made / "MANIFEST.json")
     assert manifest["arithmetic"] == summary["arithmetic"] == "numpy"
@@ -532,19 +538,19 @@ def test_a_kit_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> Non
     elif change == "base":
         request["model"]["files"] = {}
     if change == "none":
-        merge.run(run, request, lambda *_, **__: None)
+        merge_phase.run(run, request, lambda *_, **__: None)
         return
     with pytest.raises(UsageError, match="inv pull --merge-here"):
-        merge.run(run, request, lambda *_, **__: None)
+        merge_phase.run(run, request, lambda *_, **__: None)
     assert not (run / "merged").exists()
 
 
 @pytest.mark.usefixtures("bare")
 def test_a_kit_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
-    (run / kit.FOLDER / "Modelfile").write_text("FROM else")
+    (run / bundle.FOLDER / "Modelfile").write_text("FROM else")
     with pytest.raises(TunesmithError, match="Modelfile: not the file"):
-        merge.run(run, request, lambda *_, **__: None)
+        merge_phase.run(run, request, lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("bare")
@@ -553,7 +559,7 @@ def test_what_needs_peft_says_where_it_can_be_merged(tmp_path: Path) -> None:
     file = run / "output" / "adapter_config.json"
     file.write_text(json.dumps(LORA | {"use_dora": True}))
     with pytest.raises(UsageError, match=r"\(use_dora\): `inv merge --on HOST"):
-        merge.run(run, request, lambda *_, **__: None)
+        merge_phase.run(run, request, lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("bare")
@@ -564,23 +570,23 @@ def test_a_damaged_base_is_found_beside_the_merge(tmp_path: Path) -> None:
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(UsageError, match="expected sha256"):
-        merge.run(run, request, lambda *_, **__: None)
+        merge_phase.run(run, request, lambda *_, **__: None)
     assert not (run / "merged").exists()
 
 
 def after_training(run: Path, request: dict[str, Any]) -> tuple[float | None, list[str]]:
     notes: list[str] = []
-    seconds = kit.after_training(run, request, lambda _, text: notes.append(text))
+    seconds = bundle.after_training(run, request, lambda _, text: notes.append(text))
     return seconds, notes
 
 
 def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
-    before = (run / kit.FOLDER / kit.RECORD).stat()
+    before = (run / bundle.FOLDER / bundle.RECORD).stat()
     seconds, notes = after_training(run, request)
     assert seconds is not None
     assert notes == []
-    assert (run / kit.FOLDER / kit.RECORD).stat() == before
+    assert (run / bundle.FOLDER / bundle.RECORD).stat() == before
 
 
 @pytest.mark.parametrize("case", ["other rank", "no merge", "full", "quantized", "dora"])
@@ -588,7 +594,7 @@ def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, request = prepare(tmp_path)
-    shutil.rmtree(run / kit.FOLDER)
+    shutil.rmtree(run / bundle.FOLDER)
     if case == "other rank":
         monkeypatch.setenv("RANK", "1")
     elif case == "no merge":
@@ -603,7 +609,7 @@ def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
         file = run / "output" / "adapter_config.json"
         file.write_text(json.dumps(LORA | {"use_dora": True}))
     assert after_training(run, request) == (None, [])
-    assert not (run / kit.FOLDER).exists()
+    assert not (run / bundle.FOLDER).exists()
 
 
 @pytest.mark.parametrize(
@@ -619,7 +625,7 @@ def test_where_the_training_process_must_not_make_it_a_note_says_why(
     tmp_path: Path, case: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, request = prepare(tmp_path)
-    shutil.rmtree(run / kit.FOLDER)
+    shutil.rmtree(run / bundle.FOLDER)
     if case == "deepspeed":
         config = json.loads((run / "config.yaml").read_text())
         (run / "config.yaml").write_text(json.dumps(config | {"deepspeed": "ds.json"}))
@@ -632,14 +638,14 @@ def test_where_the_training_process_must_not_make_it_a_note_says_why(
     seconds, notes = after_training(run, request)
     assert seconds is None
     assert [note.endswith(why) for note in notes] == [True], notes
-    assert not (run / kit.FOLDER).exists()
+    assert not (run / bundle.FOLDER).exists()
     # What a training that died has left is gone: the next one may try.
     assert not (run / ".around.part").exists()
 
 
 def test_a_file_that_cannot_be_read_costs_no_training(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
-    shutil.rmtree(run / kit.FOLDER)
+    shutil.rmtree(run / bundle.FOLDER)
     (tmp_path / "base" / "config.json").write_text("{")
     seconds, notes = after_training(run, request)
     assert seconds is None
@@ -649,5 +655,5 @@ def test_a_file_that_cannot_be_read_costs_no_training(tmp_path: Path) -> None:
 def test_paths_do_not_make_another_key() -> None:
     here = {"template": "x", "model_name_or_path": "/a", "output_dir": "/b", "dataset_dir": "/c"}
     there = {"template": "x", "model_name_or_path": "/d", "output_dir": "e"}
-    assert kit.key_of({}, here, KEYS) == kit.key_of({}, there, KEYS)
-    assert kit.key_of({}, here, KEYS) != kit.key_of({}, here | {"template": "y"}, KEYS)
+    assert bundle.key_of({}, here, KEYS) == bundle.key_of({}, there, KEYS)
+    assert bundle.key_of({}, here, KEYS) != bundle.key_of({}, here | {"template": "y"}, KEYS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith import files, swap
+from tunesmith.core import files, swap
 
 pytestmark = pytest.mark.unit
 

@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from support import lacking
-from tunesmith import console
-from tunesmith.errors import TunesmithError
+from tunesmith.cli import console
+from tunesmith.core.errors import TunesmithError
 from tunesmith.hosts import transfer
 
 pytestmark = pytest.mark.unit

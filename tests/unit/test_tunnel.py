@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith import cli_services, services
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.cli import service as cli_service
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
-from tunesmith.services import KINDS, Folders
-from tunesmith.tunnel import Tunnel, free_port, reopen
+from tunesmith.services import service
+from tunesmith.services.service import KINDS, Folders
+from tunesmith.services.tunnel import Tunnel, free_port, reopen
 
 pytestmark = pytest.mark.unit
 
@@ -87,7 +88,7 @@ def test_a_host_that_is_off_is_told(remote: Remote) -> None:
 def test_reopening_tells_a_reason_once_and_ends_where_trying_cannot_help(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunesmith.tunnel.PAUSES", (0.01,))
+    monkeypatch.setattr("tunesmith.services.tunnel.PAUSES", (0.01,))
     told: list[str] = []
     way = Tunnel(remote, 7860, free_port(None))
     # Each second time a banner comes first: the same reason, and other words of ssh for it.
@@ -140,7 +141,7 @@ def test_the_data_that_goes_along_is_what_the_registry_names(tmp_path: Path) -> 
     (data / "many" / "deep").mkdir(parents=True)
     for name in ("a.json", "deep/b.json"):
         (data / "many" / name).write_text("[]")
-    entries, files, missing = services.registered(data)
+    entries, files, missing = service.registered(data)
     assert set(entries) == {"here", "folder", "hub"}
     assert set(files) == {"here.json", "many/a.json", "many/deep/b.json"}
     assert missing == [
@@ -154,13 +155,13 @@ def test_a_registry_that_is_no_json_is_named(tmp_path: Path) -> None:
     data = data_folder(tmp_path / "data", {})
     (data / "dataset_info.json").write_text("{")
     with pytest.raises(UsageError, match=r"dataset_info.json: not JSON"):
-        services.registered(data)
-    assert services.registered(tmp_path) == ({}, {}, [])
+        service.registered(data)
+    assert service.registered(tmp_path) == ({}, {}, [])
 
 
 def test_one_target_at_a_time(root: Path) -> None:
     with pytest.raises(UsageError, match="one target at a time"):
-        services.place_of(Project.at(root), "gpu1,gpu2")
+        service.place_of(Project.at(root), "gpu1,gpu2")
 
 
 class Place:
@@ -182,10 +183,10 @@ class Place:
             raise answer
         return answer
 
-    def bring_data(self, tell: services.Tell) -> dict[str, Any]:
+    def bring_data(self, tell: service.Tell) -> dict[str, Any]:
         return {}
 
-    def bring_packages(self, folder: Path, tell: services.Tell) -> Path:
+    def bring_packages(self, folder: Path, tell: service.Tell) -> Path:
         return folder
 
 
@@ -196,7 +197,7 @@ def test_a_service_that_does_not_come_up_says_the_end_of_its_log() -> None:
         {"state": "ended", "tail": tail, "log": "/there/webui.log"},
     )
     with pytest.raises(TunesmithError) as raised:
-        services.start(place, KINDS["webui"], {}, lambda _: None)
+        service.start(place, KINDS["webui"], {}, lambda _: None)
     assert raised.value.message == (
         "gpu1: LLaMA Board ended while it started: OSError: no space left; `inv provision --on "
         "gpu1` mends the environment"
@@ -214,7 +215,7 @@ def test_a_refusal_that_names_its_command_names_no_other() -> None:
         },
     )
     with pytest.raises(TunesmithError) as raised:
-        services.start(place, KINDS["api"], {}, lambda _: None)
+        service.start(place, KINDS["api"], {}, lambda _: None)
     assert raised.value.message == "gpu1: no merged model: `inv merge --run r`"
     assert raised.value.detail == ()
 
@@ -222,7 +223,7 @@ def test_a_refusal_that_names_its_command_names_no_other() -> None:
 def test_another_model_is_not_served_in_place_of_the_one_asked_for() -> None:
     place = Place(UsageError("serves what adapter, run r1"))
     with pytest.raises(UsageError) as raised:
-        services.start(place, KINDS["api"], {}, lambda _: None)
+        service.start(place, KINDS["api"], {}, lambda _: None)
     assert raised.value.message == (
         "the API of gpu1 serves what adapter, run r1; end that one first: `inv api --on gpu1 "
         "--stop`"
@@ -230,7 +231,7 @@ def test_another_model_is_not_served_in_place_of_the_one_asked_for() -> None:
 
 
 def test_a_key_is_made_for_every_start() -> None:
-    keys = {services.asked_of(Place(), kind)["key"] for kind in KINDS.values() for _ in range(3)}
+    keys = {service.asked_of(Place(), kind)["key"] for kind in KINDS.values() for _ in range(3)}
     assert len(keys) == 9
     assert all(len(key) >= 43 for key in keys)
 
@@ -240,7 +241,7 @@ def test_a_key_of_another_make_is_not_taken_from_a_host(key: Any) -> None:
     """It is told for a shell, and goes into a header."""
     place = Place({"reused": True, "log": "x", "key": key})
     with pytest.raises(TunesmithError, match=r"^gpu1: the API answers with a key that is none"):
-        services.start(place, KINDS["api"], {}, lambda _: None)
+        service.start(place, KINDS["api"], {}, lambda _: None)
     assert place.asked == [("start", "api")]
 
 
@@ -252,7 +253,7 @@ def test_a_browser_is_opened_without_the_token_in_a_process_list(
     file = tmp_path / "services" / "open.html"
     umask = os.umask(0o022)
     try:
-        cli_services._open(file, "http://127.0.0.1:7860/?token=secret")
+        cli_service._open(file, "http://127.0.0.1:7860/?token=secret")
     finally:
         os.umask(umask)
     assert opened == [file.as_uri()]
@@ -264,7 +265,7 @@ def test_what_is_told_puts_no_secret_into_a_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = {"serves": {"run": "r1", "what": "merged"}, "reused": False, "key": "k" * 43}
-    cli_services._tell_more(Place(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
+    cli_service._tell_more(Place(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
     told = capsys.readouterr().out.splitlines()
     assert f"export API_KEY={'k' * 43}" in told
     [line] = [line for line in told if "curl" in line]
@@ -277,7 +278,7 @@ def test_the_board_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LC_ALL", raising=False)
     for said, language in (("zh_CN.UTF-8", "zh"), ("en_US.UTF-8", "en"), ("", "en")):
         monkeypatch.setenv("LANG", said)
-        asked = services.asked_of(Place(), KINDS["webui"])
+        asked = service.asked_of(Place(), KINDS["webui"])
         assert asked["settings"]["language"] == language
 
 
@@ -292,7 +293,7 @@ def test_a_killed_client_leaves_no_tunnel_behind(
     )
     code = (
         "import sys; from pathlib import Path; from tunesmith.hosts.remote import Remote; "
-        "from tunesmith.tunnel import Tunnel, free_port; "
+        "from tunesmith.services.tunnel import Tunnel, free_port; "
         "Tunnel(Remote('gpu1', Path(sys.argv[1])), 7860, free_port(None)).open()"
     )
     argv = [sys.executable, "-c", code, str(remote.config.parent)]

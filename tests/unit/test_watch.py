@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.files import write_json
-from tunesmith.job.rundir import EventTail, RunFolder
-from tunesmith.job.watch import PIECE, look, read_log
+from tunesmith.core.files import write_json
+from tunesmith.job.run.folder import EventTail, RunFolder
+from tunesmith.job.run.watch import PIECE, look, read_log
 
 pytestmark = pytest.mark.unit
 

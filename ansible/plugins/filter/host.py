@@ -12,7 +12,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from tunesmith.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.printable import one_line
 from tunesmith.hosts.answers import (
     PLACE,
     Asked,
@@ -24,7 +25,6 @@ from tunesmith.hosts.answers import (
     Words,
     parse_json,
 )
-from tunesmith.printable import one_line
 
 _LONGEST = 4 << 20
 

@@ -7,12 +7,12 @@ columns    what holds for a file as a whole: columns named, unknown, of mixed ki
 alpaca     what holds for a row of instruction, input, output
 sharegpt   what holds for a row of messages
 duplicates rows that are the same
-looks      what no rule forbids: near-duplicates (near), personal data (personal), languages
+quality    what no rule forbids: near_duplicates, personal data (pii), languages
 check      one file or folder -> one report with all faults
 detect     rows -> the entry that describes them
 registry   dataset_info.json: look up, check, register
 split      training and validation rows that share nothing
-jobs       run a job on data in the training environment
-replayed   what LLaMA-Factory made of a config's rows, in words; histogram, overlap, cost
+training_job  run a job on data in the training environment
+replay_report what LLaMA-Factory made of a config's rows, in words; histogram, overlap, cost
 prompts    the questions asked before and after training
 """

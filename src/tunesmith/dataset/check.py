@@ -17,7 +17,7 @@ from tunesmith.dataset.sharegpt import SharegptRules
 from tunesmith.dataset.syntax import told
 
 if TYPE_CHECKING:
-    from tunesmith.dataset.looks import Looks
+    from tunesmith.dataset.quality import Looks
 
 
 def check_file(
@@ -70,7 +70,7 @@ class _Check:
         self._looks: Looks | None = None
         if thorough:
             # Here: numpy, a fifth of what `inv --dry train` waits for.
-            from tunesmith.dataset.looks import Looks
+            from tunesmith.dataset.quality import Looks
 
             self._looks = Looks(entry)
         self._rules: AlpacaRules | SharegptRules | None = None

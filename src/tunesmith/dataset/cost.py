@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 
 FORMATTINGS = ("alpaca", "sharegpt")
 ANSWER_ROLES = ("response", "chosen", "rejected", "kto_tag")

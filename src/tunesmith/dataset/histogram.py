@@ -74,7 +74,7 @@ def picture(lengths: Lengths, cutoff: int, title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from tunesmith.files import replacing
+    from tunesmith.core.files import replacing
 
     figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

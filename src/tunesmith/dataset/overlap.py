@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.dataset.entry import Entry
-from tunesmith.dataset.near import Sketches, normal
+from tunesmith.dataset.near_duplicates import Sketches, normal
 from tunesmith.dataset.reading import Reader, Tables, values_of
 from tunesmith.dataset.texts import texts_of
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from tunesmith.bounded import MOST_OF_YAML, read_text
-from tunesmith.errors import UsageError
+from tunesmith.core.bounded import MOST_OF_YAML, read_text
+from tunesmith.core.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tunesmith.bounded import LONGEST_ROW, kind_fault, open_plain
+from tunesmith.core.bounded import LONGEST_ROW, kind_fault, open_plain
+from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
-from tunesmith.files import human_bytes
 
 # LLaMA-Factory's FILEEXT2TYPE (extras/constants.py).
 TYPES = {

@@ -14,14 +14,14 @@ from dataclasses import replace as altered
 from pathlib import Path
 from typing import Any
 
-from tunesmith.bounded import TooDeepError, kind_fault, parse_json, read_text
+from tunesmith.core.bounded import TooDeepError, kind_fault, parse_json, read_text
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import locked, write_text
 from tunesmith.dataset.check import check_file, unchecked
 from tunesmith.dataset.detect import detect
 from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
 from tunesmith.dataset.reading import TYPES, Progress, Reader, Tables, values_of
 from tunesmith.dataset.report import DatasetReport
-from tunesmith.errors import UsageError
-from tunesmith.files import locked, write_text
 
 REGISTRY = "dataset_info.json"
 

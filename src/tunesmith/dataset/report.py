@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 
 Severity = Literal["error", "warning", "note"]
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.bounded import DEEPEST, LONGEST_ROW, depth_at
+from tunesmith.core.bounded import DEEPEST, LONGEST_ROW, depth_at
+from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding
 from tunesmith.dataset.syntax import excerpt, explain, kind_of
-from tunesmith.files import human_bytes
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 # Strings are skipped whole. JSON allows no line break in one, so a string that is not

@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import fsync_folder, sha256_of
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.entry import Entry
-from tunesmith.dataset.near import Sketches, normal
+from tunesmith.dataset.near_duplicates import Sketches, normal
 from tunesmith.dataset.reading import JSON_SUFFIXES, Reader, Tables, values_of
 from tunesmith.dataset.registry import REGISTRY, check_key, load_registry, resolve, write_entries
 from tunesmith.dataset.texts import texts_of
-from tunesmith.errors import UsageError
-from tunesmith.files import fsync_folder, sha256_of
 
 _LISTED_AT_MOST = 100_000  # rows of a table that are written as one JSON list
 

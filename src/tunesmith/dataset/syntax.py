@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tunesmith.bounded import DEEPEST, depth_at
+from tunesmith.core.bounded import DEEPEST, depth_at
 
 _LOOKALIKES = {"“": '"', "”": '"', "‘": '"', "’": '"', "，": ",", "：": ":", "｛": "{", "｝": "}"}
 _PYTHON_WORDS = {"None": "null", "True": "true", "False": "false"}

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tunesmith import isolated
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError
 from tunesmith.dataset.reading import Tables
-from tunesmith.errors import TunesmithError
 
 
 def tables_of(python: Path, environment: Mapping[str, str]) -> Tables:
@@ -47,7 +47,7 @@ def _spool(
 ) -> None:
     paths = [str(file.absolute()) for file in files]
     done = subprocess.run(
-        isolated.argv(python, "tunesmith.job.rows", *paths),
+        isolated.argv(python, "tunesmith.job.data.tables", *paths),
         stdout=spool,
         stderr=subprocess.PIPE,
         cwd=isolated.NOWHERE,

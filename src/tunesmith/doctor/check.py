@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.doctor import facts as reading
 from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.flavours import Decision
 from tunesmith.doctor.rules import Verdict, decide, judge
-from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
-from tunesmith.mirrors import Mirror, load_mirror
 from tunesmith.project import Project
-from tunesmith.stack import Stack
+from tunesmith.stack.definition import Stack
 
 PROBE = Path(__file__).with_name("probe.sh")
 TIMEOUT = 60  # seconds; the probe itself bounds each of its steps

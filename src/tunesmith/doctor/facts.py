@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.printable import one_line, printable
 from tunesmith.doctor.flavours import Gpu, capability_of
-from tunesmith.errors import TunesmithError
 from tunesmith.hosts.answers import (
     PLACE,
     Asked,
@@ -21,7 +22,6 @@ from tunesmith.hosts.answers import (
     Words,
     parse_json,
 )
-from tunesmith.printable import one_line, printable
 
 _BEGIN = "tunesmith_probe=1"
 # What a key may say, where it is more than a text for people. Nothing at all is always

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from tunesmith.stack import Stack
+    from tunesmith.stack.definition import Stack
 
 # What nvidia-smi is asked for; `choose_from_lines` reads the answer.
 SMI_QUERY = ("--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader")

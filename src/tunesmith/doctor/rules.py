@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tunesmith.core.files import human_bytes
+from tunesmith.core.mirrors import Mirror
 from tunesmith.doctor.facts import Disk, Facts, Tried
 from tunesmith.doctor.flavours import Decision, broken, choose, means_no_gpu
-from tunesmith.files import human_bytes
-from tunesmith.mirrors import Mirror
-from tunesmith.stack import Flavour, Stack
+from tunesmith.stack.definition import Flavour, Stack
 
 Level = Literal["pass", "info", "warning", "critical", "unknown"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tunesmith.errors import UsageError
+from tunesmith.core.errors import UsageError
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _ZONE = re.compile(r"[A-Za-z0-9]+")

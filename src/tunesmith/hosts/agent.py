@@ -1,8 +1,8 @@
-"""The client of tunesmith.job.agent: what is asked of a host about its runs.
+"""The client of tunesmith.job.supervisor.agent: what is asked of a host about its runs.
 
 One SSH command a question, over the kept connection; `watch` is one command that goes on
 printing. The agent speaks JSON, one object a line; what start files print beside it is
-passed over. Each answer has a shape (hosts/said.py); one that has not is refused.
+passed over. Each answer has a shape (hosts/replies.py); one that has not is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes
-from tunesmith.hosts import reasons, said
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes
+from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import Asked, MalformedError, parse_json
 from tunesmith.hosts.layout import FIND_BASE, FIND_ENVIRONMENT, not_provisioned
 from tunesmith.hosts.remote import (
@@ -37,7 +37,7 @@ _SCRIPT = f"""{FIND_BASE}
 [ -n "$environment" ] || exit {_NOT_PROVISIONED}
 . "$base/env.sh" || exit 1
 mkdir -p "$base/runs" && cd "$base" || exit 1
-exec "$environment/bin/python" -I -m tunesmith.job.agent --runs "$base/runs" "$@"
+exec "$environment/bin/python" -I -m tunesmith.job.supervisor.agent --runs "$base/runs" "$@"
 """
 # Commands about runs, in what a host says.
 _COMMAND = re.compile(r"(`inv (?:attach|stop|resume|runs|train|logs|merge|predict|chat|rm)\b)")
@@ -46,7 +46,7 @@ _SILENT_SECONDS = 10.0
 # Characters of one line; a list of 10^5 files of a run is such a line.
 _LONGEST = 64 << 20
 # Why ssh failed, where trying again cannot help.
-_FINAL: tuple[reasons.Kind, ...] = ("wrong_key", "changed", "unpinned", "moved", "unknown")
+_FINAL: tuple[ssh_errors.Kind, ...] = ("wrong_key", "changed", "unpinned", "moved", "unknown")
 
 
 def call(
@@ -72,7 +72,7 @@ def call(
     value = next((v for line in reversed(lines) if (v := _parse(asked, line)) is not None), None)
     if done.returncode != 0 or value is None:
         raise _refused(remote, verb, done.returncode, value, done.stderr)
-    return _addressed(said.AGENT[verb].read(asked, value), remote.name)
+    return _addressed(replies.AGENT[verb].read(asked, value), remote.name)
 
 
 def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Iterator[dict[str, Any]]:
@@ -97,7 +97,7 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
                 if (value := _parse(asked, line)) is not None:
                     last = value
                     if "error" not in value:
-                        yield _addressed(said.AGENT[verb].read(asked, value), remote.name)
+                        yield _addressed(replies.AGENT[verb].read(asked, value), remote.name)
             code = process.wait()
         except FloodError as flood:
             raise remote.flooded(flood) from None
@@ -108,11 +108,11 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
     if code == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
     if code in (SSH_FAILED, -9):
-        kind = reasons.kind_of(stderr, jump=remote.host.jump is not None)
+        kind = ssh_errors.kind_of(stderr, jump=remote.host.jump is not None)
         # Without a word of ssh the connection was cut: it may be back in a moment.
         if kind in _FINAL and stderr.strip():
             raise remote.failure(stderr)
-        word = reasons.last_line(stderr)
+        word = ssh_errors.last_line(stderr)
         what = "does not answer" if kind in ("off", "blocked", "jump") else "was lost"
         raise LostError(f"{remote.name} {what} ({word})")
     if code != 0:
@@ -181,7 +181,7 @@ def _refused(
     remote: Remote, verb: str, code: int, value: dict[str, Any] | None, stderr: str
 ) -> TunesmithError:
     if value is not None and "error" in value:
-        refusal = said.REFUSAL.read(Asked(remote.name, f"its refusal of `{verb}`"), value)
+        refusal = replies.REFUSAL.read(Asked(remote.name, f"its refusal of `{verb}`"), value)
         kind = UsageError if code == UsageError.exit_code else TunesmithError
         detail = [addressed(line, remote.name) for line in refusal.get("detail", ())]
         return kind(addressed(refusal["error"], remote.name), detail)

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from tunesmith.errors import TunesmithError
-from tunesmith.files import human_bytes
-from tunesmith.printable import one_line, printable, quoted
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import human_bytes
+from tunesmith.core.printable import one_line, printable, quoted
 
 # A number of more digits than any 64-bit one has is none of ours; int() alone takes 4300, at
 # a price that grows with their square.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.layout import Layout
+from tunesmith.hosts.platforms import load_platforms, platform_of
 from tunesmith.hosts.remote import Remote
-from tunesmith.platforms import load_platforms, platform_of
 
 # $1 base, $2 interpreter, $3 the platform's file, $4 install, renew or remove.
 _SCRIPT = """
@@ -34,7 +34,7 @@ cat >"$script.part" <<END
 : "\\${HOME:=/root}"
 export HOME
 date
-cd "$1" && . ./env.sh && exec "$2" -I -m tunesmith.job.agent --runs "$1/runs" resume-all
+cd "$1" && . ./env.sh && exec "$2" -I -m tunesmith.job.supervisor.agent --runs "$1/runs" resume-all
 END
 chmod 0755 "$script.part" && mv "$script.part" "$script" || exit 1
 cat >>"$3" <<END

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from tunesmith.errors import TunesmithError
-from tunesmith.files import held
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import held
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts import keys as own_keys
 from tunesmith.hosts import sshconfig

@@ -18,12 +18,12 @@ from typing import Any
 
 import yaml
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import replacing
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import replacing
+from tunesmith.core.printable import quoted
 from tunesmith.hosts import sshconfig
 from tunesmith.hosts.address import Address, parse_jump
 from tunesmith.hosts.answers import PYTHON, Asked, OneOf, Shape, Text
-from tunesmith.printable import quoted
 
 GROUP = "gpu_hosts"
 _ABSENT = object()

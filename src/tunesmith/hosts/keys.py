@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import locked
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import locked
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.probe import Login, log_in
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from tunesmith.errors import TunesmithError, UsageError
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.answers import (
     DIGEST,
     PLACE,
@@ -127,7 +125,7 @@ class Layout:
 
     @property
     def models(self) -> PurePosixPath:
-        """The store of base models (tunesmith.modelstore)."""
+        """The store of base models (tunesmith.basemodel.store)."""
         return self.base / "models"
 
     @property
@@ -159,11 +157,6 @@ def look(remote: Remote) -> Layout:
             done.stderr.splitlines()[-3:],
         )
     return _layout(asked, found)
-
-
-def short_digest(value: object) -> str:
-    """Return 16 hex digits that stand for a value in a state's fingerprint."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def not_provisioned(name: str) -> UsageError:

@@ -11,10 +11,12 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tunesmith import isolated, modelfiles, modelstore
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, sha256_of
-from tunesmith.hosts import said, transfer
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import store as model_store
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.hosts import replies, transfer
 from tunesmith.hosts.answers import DIGEST, Asked, Named, Number, Record, Words, parse_json
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
@@ -41,8 +43,8 @@ def send(
     folder that is no whole base model, other weights than configs/models.yml has for the name,
     or too small a disk; TunesmithError when what arrived is not what was sent.
     """
-    modelfiles.require(folder, name)
-    names = modelfiles.choose(path.name for path in folder.iterdir())
+    model_files.require(folder, name)
+    names = model_files.choose(path.name for path in folder.iterdir())
     size = sum((folder / file).stat().st_size for file in names)
     tell(f"base model: reading {folder} ({human_bytes(size)})")
     hashes = {file: sha256_of(folder / file) for file in names}
@@ -72,9 +74,9 @@ def _look(
     remote: Remote, layout: Layout, name: str, upload: str
 ) -> tuple[list[dict[str, str]], int]:
     """Return the sha256 of the files of each copy in the store, and the bytes of the upload."""
-    store = shlex.quote(str(layout.models / modelstore.safe_name(name)))
+    store = shlex.quote(str(layout.models / model_store.safe_name(name)))
     script = (
-        f"for manifest in {store}@*/{modelstore.MANIFEST}; do\n"
+        f"for manifest in {store}@*/{model_store.MANIFEST}; do\n"
         '    [ -f "$manifest" ] && tr -d \'\\n\' <"$manifest" && echo\n'
         "done\n"
         f"du -sk {shlex.quote(upload)} 2>/dev/null | cut -f1"
@@ -112,7 +114,7 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
     words += ["--mirror", layout.mirror, "--from", upload]
     script = (
         f". {shlex.quote(str(layout.variables))}\n"
-        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.hub', *words))}"
+        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.basemodel.fetch', *words))}"
     )
     done = remote.run(script, timeout=_TAKE_SECONDS)
     if done.returncode != 0:
@@ -122,6 +124,6 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
             told = done.stderr.splitlines()[-3:]
             raise kind(f"{remote.name}: the model was not accepted there", told)
         asked = Asked(remote.name, f"its refusal of {name}")
-        refusal = said.REFUSAL.read(asked, parse_json(asked, lines[-1]))
+        refusal = replies.REFUSAL.read(asked, parse_json(asked, lines[-1]))
         raise kind(f"{remote.name}: {refusal['error']}", refusal.get("detail", ()))
     remote.run(f"rm -rf {shlex.quote(upload)}")

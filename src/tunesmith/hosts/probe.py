@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.errors import TunesmithError
-from tunesmith.hosts import reasons
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.printable import quoted
+from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.answers import PYTHON, Asked, Text
 from tunesmith.hosts.remote import FloodError, execute
 from tunesmith.hosts.sshconfig import render
-from tunesmith.printable import quoted
 
 # Seconds a host has for accepting a connection, and again for SSH's first line.
 PATIENCE = 10.0
@@ -56,7 +56,7 @@ class Probe:
     lines of the host key, `fingerprint` is how ssh-keygen shows it.
     """
 
-    kind: Literal["ok"] | reasons.Kind
+    kind: Literal["ok"] | ssh_errors.Kind
     text: str
     fingerprint: str = ""
     keys: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Probe:
 class Login:
     """How a login went. `python` is the interpreter for Ansible, None when there is none."""
 
-    kind: Literal["ok"] | reasons.Kind
+    kind: Literal["ok"] | ssh_errors.Kind
     text: str
     python: str | None = None
 
@@ -96,8 +96,8 @@ def probe(name: str, address: Address, *, patience: float = PATIENCE) -> Probe:
         text = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
         keys = tuple(line for line in text.splitlines() if line.strip())
     if not keys:
-        kind = reasons.kind_of(done.stderr, jump=address.jump is not None)
-        return _not(name, address, kind, reasons.last_line(done.stderr))
+        kind = ssh_errors.kind_of(done.stderr, jump=address.jump is not None)
+        return _not(name, address, kind, ssh_errors.last_line(done.stderr))
     asked = Asked(name, "its host key")
     keys = tuple(_KEY.read(asked, key) for key in keys)
     return Probe("ok", "", fingerprint(keys), keys)
@@ -133,9 +133,9 @@ def log_in(
         asked = Asked(name, "its Python for Ansible")
         return Login("ok", "", PYTHON.read(asked, python) if python else None)
     if began:
-        said = reasons.last_line(done.stderr)
+        said = ssh_errors.last_line(done.stderr)
         return _login(name, address, "unknown", f"exit code {done.returncode}: {said}")
-    kind = reasons.kind_of(done.stderr, jump=address.jump is not None)
+    kind = ssh_errors.kind_of(done.stderr, jump=address.jump is not None)
     if kind == "wrong_key":
         return Login(kind, _refused(name, address, done.stderr))
     if done.returncode != 255:
@@ -144,7 +144,7 @@ def log_in(
             "from the rental console"
         )
         return _login(name, address, "unknown", said)
-    return _login(name, address, kind, reasons.last_line(done.stderr))
+    return _login(name, address, kind, ssh_errors.last_line(done.stderr))
 
 
 def fingerprint(keys: Sequence[str]) -> str:
@@ -174,7 +174,7 @@ def _reach(name: str, address: Address, patience: float) -> Probe:
     try:
         stream = socket.create_connection((address.host, address.port), timeout=patience)
     except socket.gaierror as error:
-        kind: reasons.Kind = "blocked" if error.errno == socket.EAI_AGAIN else "moved"
+        kind: ssh_errors.Kind = "blocked" if error.errno == socket.EAI_AGAIN else "moved"
         return _not(name, address, kind, error.strerror or "name unknown")
     except TimeoutError:
         return _not(name, address, "blocked", f"no connection within {patience:g} s")
@@ -242,12 +242,12 @@ def _refused(name: str, address: Address, stderr: str) -> str:
     said = f"tried: {', '.join(tried)}" if tried else "there is no key of yours to try"
     if "password" not in stderr.rpartition("Permission denied")[2]:
         said += "; it takes no password either"
-    return reasons.message("wrong_key", name, address.text, said)
+    return ssh_errors.message("wrong_key", name, address.text, said)
 
 
-def _not(name: str, address: Address, kind: reasons.Kind, said: str) -> Probe:
-    return Probe(kind, reasons.message(kind, name, address.text, said, jump=address.jump))
+def _not(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> Probe:
+    return Probe(kind, ssh_errors.message(kind, name, address.text, said, jump=address.jump))
 
 
-def _login(name: str, address: Address, kind: reasons.Kind, said: str) -> Login:
-    return Login(kind, reasons.message(kind, name, address.text, said, jump=address.jump))
+def _login(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> Login:
+    return Login(kind, ssh_errors.message(kind, name, address.text, said, jump=address.jump))

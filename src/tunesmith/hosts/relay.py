@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import IO
 
-from tunesmith.printable import CONTROLS, SEQUENCES
+from tunesmith.core.printable import CONTROLS, SEQUENCES
 
 # Of a sequence that has begun at the end of a piece: it goes on in the next one.
 _BEGUN = re.compile(

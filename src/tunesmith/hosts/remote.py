@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tunesmith.errors import TunesmithError
-from tunesmith.files import human_bytes
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import human_bytes
 from tunesmith.hosts import inventory as inventories
-from tunesmith.hosts import reasons
+from tunesmith.hosts import ssh_errors
 
 # Bytes of output that an answer may have, and of errors beside it. A host that says more is
 # not read on.
@@ -94,9 +94,9 @@ class Remote:
     def failure(self, stderr: str, *, began: bool = False) -> TunesmithError:
         """Return what ssh's own failure means, from its last words; `began`: it was at work."""
         jump = self.host.jump
-        kind = "lost" if began else reasons.kind_of(stderr, jump=jump is not None)
-        said = reasons.last_line(stderr)
-        text = reasons.message(kind, self.name, self.host.address, said, jump=jump)
+        kind = "lost" if began else ssh_errors.kind_of(stderr, jump=jump is not None)
+        said = ssh_errors.last_line(stderr)
+        text = ssh_errors.message(kind, self.name, self.host.address, said, jump=jump)
         return TunesmithError(text, [line for line in stderr.splitlines() if line.strip()][-3:])
 
 

@@ -15,10 +15,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunesmith.errors import UsageError
-from tunesmith.files import locked, replacing
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import locked, replacing
 from tunesmith.hosts.address import Address, parse_jump
-from tunesmith.hosts.reasons import ALIAS_PREFIX
+from tunesmith.hosts.ssh_errors import ALIAS_PREFIX
 
 HEAD = """\
 # Written by `inv host.add` and `inv host.remove`: one block a host.

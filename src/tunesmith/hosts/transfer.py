@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.hosts import reasons
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.remote import FloodError, Remote, last_words, pieces
 
 # rsync(1), EXIT VALUES: socket, stream and timeout errors; 255 is ssh's own.
@@ -179,11 +179,11 @@ def _rsync(
         if code not in _CUT:
             break
         if code == 255:
-            kind = reasons.kind_of(said, jump=remote.host.jump is not None)
+            kind = ssh_errors.kind_of(said, jump=remote.host.jump is not None)
             if kind in ("wrong_key", "changed", "unpinned"):
-                where, line = remote.host.address, reasons.last_line(said)
-                raise TunesmithError(reasons.message(kind, remote.name, where, line))
-        tell(f"the connection was cut ({reasons.last_line(said)}); going on (attempt {attempt})")
+                where, line = remote.host.address, ssh_errors.last_line(said)
+                raise TunesmithError(ssh_errors.message(kind, remote.name, where, line))
+        tell(f"the connection was cut ({ssh_errors.last_line(said)}); going on (attempt {attempt})")
         time.sleep(wait)
         wait = min(2 * wait, 15.0)
     raise TunesmithError(

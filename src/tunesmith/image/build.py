@@ -15,14 +15,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith import __version__, isolated
-from tunesmith import docker_engine as engine
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, sha256_of
-from tunesmith.host_app import app_digest
-from tunesmith.mirrors import Mirror
+from tunesmith import __version__
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.mirrors import Mirror
+from tunesmith.image import engine
 from tunesmith.project import Project
-from tunesmith.stack import Flavour, driver_requirement
+from tunesmith.stack.definition import Flavour, driver_requirement
+from tunesmith.stack.sources import app_digest
 
 # Clients before this one carry BuildKit's client themselves; from it on it is buildx's.
 _BUILDX_SINCE = 23

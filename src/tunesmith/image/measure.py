@@ -11,9 +11,9 @@ from typing import Any
 
 import docker
 
-from tunesmith import docker_engine as engine
-from tunesmith import isolated
-from tunesmith.errors import TunesmithError
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError
+from tunesmith.image import engine
 
 _PROBE = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
 

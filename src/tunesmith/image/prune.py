@@ -5,7 +5,7 @@ from __future__ import annotations
 import docker
 from docker.models.images import Image
 
-from tunesmith import docker_engine as engine
+from tunesmith.image import engine
 
 
 def replaced(client: docker.DockerClient, *, everything: bool = False) -> list[Image]:

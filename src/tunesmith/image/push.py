@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import docker
 
-from tunesmith import docker_engine as engine
-from tunesmith.errors import TunesmithError
+from tunesmith.core.errors import TunesmithError
+from tunesmith.image import engine
 
 
 def push(

@@ -22,13 +22,13 @@ from typing import IO, Any
 
 import docker
 
-from tunesmith import docker_engine as engine
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, replacing, sha256_of
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes, replacing, sha256_of
+from tunesmith.core.printable import one_line
 from tunesmith.hosts import transfer
 from tunesmith.hosts.answers import PLACE, Asked, Number, Text
 from tunesmith.hosts.remote import Remote
-from tunesmith.printable import one_line
+from tunesmith.image import engine
 
 # On fast lines the processor would be the limit, on slow ones the line is: level 1 is a
 # third of the time of level 6 and costs 3 % in size on these layers.

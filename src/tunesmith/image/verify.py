@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import docker
 
-from tunesmith import docker_engine as engine
-from tunesmith.host_verify import Verified, run_suite
+from tunesmith.hosts.verify import Verified, run_suite
+from tunesmith.image import engine
 from tunesmith.project import Project
 
 

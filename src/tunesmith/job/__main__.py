@@ -11,10 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from tunesmith.errors import TunesmithError
-from tunesmith.job import disk, streams
-from tunesmith.job.launch import start, stop
-from tunesmith.job.supervisor import supervise
+from tunesmith.core.errors import TunesmithError
+from tunesmith.job.run import streams
+from tunesmith.job.supervisor.launch import start, stop
+from tunesmith.job.supervisor.supervisor import supervise
+from tunesmith.job.system import disk
 
 
 def main() -> int:

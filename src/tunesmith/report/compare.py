@@ -12,15 +12,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.errors import UsageError
-from tunesmith.files import write_text
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import write_text
 from tunesmith.report import sections
 from tunesmith.report.curve import Curve, read_curve
+from tunesmith.report.i18n import LANGUAGES, checked_language, teller
 from tunesmith.report.page import template
 from tunesmith.report.picture import NARROW, compared_svg
 from tunesmith.report.record import GUARD, Record, Row, met_of, read_record
 from tunesmith.report.sections import Answer, Tell
-from tunesmith.report.words import LANGUAGES, checked_language, teller
 
 # Keys that differ between any two runs and say nothing.
 _OWN = frozenset({"output_dir", "run_name", "logging_dir"})

@@ -1,7 +1,7 @@
 """What the curve says, in words, each with the figures it was read from. Pure.
 
 Every rule looks at one thing and returns findings or nothing. The words stand in
-`tunesmith.report.words`, so a rule holds thresholds and figures only.
+`tunesmith.report.i18n`, so a rule holds thresholds and figures only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 from tunesmith.report.curve import SMOOTH_SHARE, Curve, smoothed
-from tunesmith.report.words import advice_text
+from tunesmith.report.i18n import advice_text
 
 Level = Literal["info", "warning"]
 Value = float | int | str

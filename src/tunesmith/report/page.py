@@ -11,13 +11,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from tunesmith.files import human_bytes, write_text
+from tunesmith.core.files import human_bytes, write_text
 from tunesmith.report import sections
 from tunesmith.report.curve import Curve, read_curve
 from tunesmith.report.diagnosis import diagnose, facts_of
+from tunesmith.report.i18n import LANGUAGES, checked_language, teller
 from tunesmith.report.picture import NARROW, as_svg, write_png
 from tunesmith.report.record import GUARD, Record, read_record
-from tunesmith.report.words import LANGUAGES, checked_language, teller
 
 PAGE = "report.html"
 MARKDOWN = "report.md"

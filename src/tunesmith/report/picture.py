@@ -20,9 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tunesmith.files import replacing
+from tunesmith.core.files import replacing
 from tunesmith.report.curve import Curve, smoothed
-from tunesmith.report.words import teller
+from tunesmith.report.i18n import teller
 
 WIDE = (9.0, 6.0)  # inches at 100 dpi: 900 x 600 px
 NARROW = (4.2, 4.4)  # for a telephone: the same text size on less paper

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.job import integrity, records, seals
-from tunesmith.job.rundir import RunFolder, damaged_lines, read_events
-from tunesmith.job.shapes import Check
-from tunesmith.job.stored import DamagedError, parse_json, read_object
+from tunesmith.job.run import integrity, records, seals
+from tunesmith.job.run.folder import RunFolder, damaged_lines, read_events
+from tunesmith.job.run.shapes import Check
+from tunesmith.job.run.stored import DamagedError, parse_json, read_object
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from tunesmith.files import human_bytes
+from tunesmith.core.files import human_bytes
 from tunesmith.report.curve import Curve
 from tunesmith.report.diagnosis import FORGOTTEN
 from tunesmith.report.record import GUARD, Record, Row, met_of, pair_answers

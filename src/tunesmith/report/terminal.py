@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.report.i18n import checked_language, teller
 from tunesmith.report.record import GUARD, Row, pair_answers, read_record
 from tunesmith.report.sections import Tell, headlines, phase_times
-from tunesmith.report.words import checked_language, teller
 
 CELL = 60  # characters of a cell: three lines of an 80-column terminal
 PROMPTS = 10

@@ -1,1 +1,1 @@
-"""Where runs live: one Protocol, and its implementations."""
+"""Where runs live: here, in a container, on a host; one factory makes them."""

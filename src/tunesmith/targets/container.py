@@ -21,19 +21,18 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from tunesmith import docker_engine as engine
-from tunesmith import isolated
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.host_app import app_digest
-from tunesmith.plan import PATH_KEYS, Place, Plan
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.image import engine
+from tunesmith.image.engine import SHM_SIZE
+from tunesmith.plan.plan import PATH_KEYS, Place, Plan
 from tunesmith.project import Project
+from tunesmith.stack.sources import app_digest
 from tunesmith.targets.local import LocalTarget
 
 # Where docker/Dockerfile puts things.
 BASE = PurePosixPath("/opt/tunesmith")
 RUN_LABEL, HOME_LABEL = "tunesmith.run", "tunesmith.home"
-# A limit, not a reservation: what NCCL and data loaders ask for, whatever the machine has.
-SHM_SIZE = "8g"
 # Config keys whose folder a run writes into; the others are mounted read-only.
 _WRITTEN = ("output_dir", "tokenized_path", "cache_dir")
 # How this machine reaches the network; a container fetches base models, too. Tokens are not

@@ -15,21 +15,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tunesmith import isolated, swap
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import human_bytes, private_folder, sha256_of
-from tunesmith.host_app import app_digest
+from tunesmith.core import files as core_files
+from tunesmith.core import isolated, swap
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes, private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
+from tunesmith.hosts.platforms import Platform, load_platforms, platform_of
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.run_id import RunId
-from tunesmith.job.rundir import COPY_FILE, RunFolder
-from tunesmith.plan import Input, Place, Plan
-from tunesmith.platforms import Platform, load_platforms, platform_of
+from tunesmith.job.run.folder import ACTIVE, COPY_FILE, RunFolder
+from tunesmith.job.run.run_id import RunId
+from tunesmith.plan.plan import Input, Place, Plan
+from tunesmith.plan.target import Look
 from tunesmith.project import Project
-from tunesmith.targets import pulling
-from tunesmith.targets.base import ACTIVE, Look
+from tunesmith.stack.sources import app_digest
+from tunesmith.targets import pull as targets_pull
 
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
@@ -286,8 +287,8 @@ class HostTarget:
     ) -> None:
         private_folder(self._project.home)
         there = str(self.layout.runs / run_id)
-        host = pulling.Host(self.name, self._remote, there, self._tell, self._bar)
-        pulling.bring(
+        host = targets_pull.Host(self.name, self._remote, there, self._tell, self._bar)
+        targets_pull.bring(
             host,
             lambda wanted: self._manifest(run_id, wanted),
             run_id,
@@ -391,7 +392,7 @@ class HostTarget:
         return agent.call(self._remote, "show", run_id)
 
     def _same_sources(self) -> None:
-        wanted = layout.short_digest(app_digest(self._project.root))
+        wanted = core_files.short_digest(app_digest(self._project.root))
         if self.layout.app != wanted:
             raise UsageError(
                 f"{self.name} has other sources of tunesmith than this clone; `inv provision --on "

@@ -13,18 +13,19 @@ from typing import Any
 
 import yaml
 
-from tunesmith import isolated
-from tunesmith.environments import Environment
-from tunesmith.errors import TunesmithError, UsageError
-from tunesmith.files import read_json, write_json, write_text
-from tunesmith.job import adopted, inputs, launch, listing, seals
-from tunesmith.job import watch as watching
-from tunesmith.job.removal import delete_all, take_away
-from tunesmith.job.run_id import RunId
-from tunesmith.job.rundir import OWNER_FILE, EventTail, RunFolder, acquire
-from tunesmith.plan import Place, Plan
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, write_json, write_text
+from tunesmith.job.run import foreign, inputs, listing, seals
+from tunesmith.job.run import watch as watching
+from tunesmith.job.run.folder import OWNER_FILE, EventTail, RunFolder, acquire
+from tunesmith.job.run.removal import delete_all, take_away
+from tunesmith.job.run.run_id import RunId
+from tunesmith.job.supervisor import launch
+from tunesmith.plan.plan import Place, Plan
+from tunesmith.plan.target import Look
 from tunesmith.project import Project
-from tunesmith.targets.base import Look
+from tunesmith.stack.environment import Environment
 
 
 class LocalTarget:
@@ -157,7 +158,7 @@ class LocalTarget:
         """Return the status of every run, oldest first."""
         for folder in listing.folders(self._project.runs):
             with contextlib.suppress(TunesmithError):  # damaged: the list shows it
-                adopted.ensure(RunFolder(folder))
+                foreign.ensure(RunFolder(folder))
         return [run | {"on": self.name} for run in listing.list_runs(self._project.runs)]
 
     def results(self, run_id: str) -> Path:

@@ -8,7 +8,7 @@
 # .tunesmith-installed-LOCK_SHA256 when all is there and llamafactory-cli answers with VERSION.
 # SOURCES, separated by spaces, are built from source; UNCOMPILED are patterns of modules whose
 # bytecode is not made. BASE/cache holds the lock (LOCK_SHA256.txt), build-constraints.txt,
-# bytecode.py, which reads the patterns, wheel_files.py and, for uv itself, control.txt.
+# bytecode.py, which reads the patterns, wheel_download.py and, for uv itself, control.txt.
 umask 077
 what=$1 base=$2 environment=$3 python=$4 digest=$5 python_version=$6 version=$7
 sources=$8 uncompiled=$9
@@ -77,7 +77,7 @@ split_lock() {
 }
 
 # What has come of a file stays, whatever ends us: it grows as a file of its own and goes on
-# where it ended (wheel_files.py). It is unpacked into uv's cache through an index on this disk.
+# where it ended (wheel_download.py). It is unpacked into uv's cache through an index on this disk.
 # The file goes then; the index stays, and uv finds in its cache what that lists.
 bring() { # INDEX PART: prints the packages of PART.$$.txt, each when it is whole
     files=$cache/pylock.$2-$digest.toml
@@ -88,7 +88,7 @@ bring() { # INDEX PART: prints the packages of PART.$$.txt, each when it is whol
             "$cache/$2.$$.txt" >/dev/null && mv "$asked" "$files" || return 1
     fi
     # The next index may be better.
-    "$python" -I "$cache/wheel_files.py" "$wheels" "$files" || { rm -f "$files" && false; }
+    "$python" -I "$cache/wheel_download.py" "$wheels" "$files" || { rm -f "$files" && false; }
 }
 
 fetch() { # INDEX...: the large ones; where it fails, the installation tries again itself

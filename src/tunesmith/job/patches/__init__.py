@@ -1,1 +1,1 @@
-"""Every patch of a library, by library (tunesmith.patching says what a patch is)."""
+"""What is changed in libraries that are not ours."""

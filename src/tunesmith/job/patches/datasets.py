@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.patching import Patch, PrivateName
+from tunesmith.core.patching import Patch, PrivateName
 
 _VERSIONS = "datasets==3.6.*"
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tunesmith.patching import Patch, PrivateName
+from tunesmith.core.patching import Patch, PrivateName
 
 _VERSIONS = "llamafactory==0.9.3"
 
@@ -137,27 +137,37 @@ def _private(name: str, place: str, *readers: str) -> PrivateName:
 
 
 PRIVATE = (
-    _private("_parse_train_args", "hparams.parser:get_train_args", "job.replay", "job.held_out"),
-    _private("_get_merged_dataset", "data.loader:get_dataset", "job.replay", "job.held_out"),
+    _private(
+        "_parse_train_args",
+        "hparams.parser:get_train_args",
+        "job.data.replay",
+        "job.inference.validation_rows",
+    ),
+    _private(
+        "_get_merged_dataset",
+        "data.loader:get_dataset",
+        "job.data.replay",
+        "job.inference.validation_rows",
+    ),
     _private(
         "_get_dataset_processor",
         "data.loader:_get_preprocessed_dataset",
-        "job.replay",
-        "job.held_out",
+        "job.data.replay",
+        "job.inference.validation_rows",
     ),
     _private(
         "_encode_data_example",
         "data.processor.supervised:SupervisedDatasetProcessor",
-        "job.replay",
-        "job.held_out",
+        "job.data.replay",
+        "job.inference.validation_rows",
     ),
-    _private("_process_args", "chat.hf_engine:HuggingfaceEngine", "job.parity"),
-    _private("_process_request", "api.chat:create_chat_completion_response", "job.parity"),
-    _private("SUPPORTED_MODELS", "webui.common:get_model_path", "job.board"),
-    _private("DEFAULT_TEMPLATE", "webui.common:get_template", "job.board"),
+    _private("_process_args", "chat.hf_engine:HuggingfaceEngine", "job.prompts.parity"),
+    _private("_process_request", "api.chat:create_chat_completion_response", "job.prompts.parity"),
+    _private("SUPPORTED_MODELS", "webui.common:get_model_path", "job.services.board"),
+    _private("DEFAULT_TEMPLATE", "webui.common:get_template", "job.services.board"),
     # Imported by the tuner, one trainer a stage; those of other stages are empty modules.
     *(
-        _private(f"run_{stage}", "train.tuner:_training_function", "job.lean")
+        _private(f"run_{stage}", "train.tuner:_training_function", "job.patches.imports")
         for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto")
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from tunesmith.patching import Patch, PrivateName
+from tunesmith.core.patching import Patch, PrivateName
 
 _VERSIONS = "peft==0.15.*"
 
@@ -36,13 +36,15 @@ NO_BNB_4BIT = _lazy("is_bnb_4bit_available")
 
 PATCHES = (NO_BNB, NO_BNB_4BIT)
 PRIVATE = (
-    PrivateName("_cast_input_dtype", "peft.tuners.lora.layer:Linear", _VERSIONS, ("job.cpu_step",)),
+    PrivateName(
+        "_cast_input_dtype", "peft.tuners.lora.layer:Linear", _VERSIONS, ("job.training.cpu_lora",)
+    ),
     PrivateName(
         "cast_input_dtype_enabled",
         "peft.tuners.lora.layer:LoraLayer.__init__",
         _VERSIONS,
-        ("job.fast",),
+        ("job.training.fast_trainer",),
     ),
     # Set on each plain LoRA layer of one model.
-    PrivateName("forward", "peft.tuners.lora.layer:Linear", _VERSIONS, ("job.cpu_step",)),
+    PrivateName("forward", "peft.tuners.lora.layer:Linear", _VERSIONS, ("job.training.cpu_lora",)),
 )

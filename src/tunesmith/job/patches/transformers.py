@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tunesmith.patching import Patch, PrivateName
+from tunesmith.core.patching import Patch, PrivateName
 
 _VERSIONS = "transformers==4.52.*"
 
@@ -160,11 +160,29 @@ PRIVATE = (
         _VERSIONS,
         ("job.patches.transformers",),
     ),
-    PrivateName("_attn_implementation", "transformers:PretrainedConfig", _VERSIONS, ("job.fast",)),
-    PrivateName("_train_batch_size", "transformers:Trainer.__init__", _VERSIONS, ("job.fast",)),
+    PrivateName(
+        "_attn_implementation",
+        "transformers:PretrainedConfig",
+        _VERSIONS,
+        ("job.training.fast_trainer",),
+    ),
+    PrivateName(
+        "_train_batch_size",
+        "transformers:Trainer.__init__",
+        _VERSIONS,
+        ("job.training.fast_trainer",),
+    ),
     # Both set on one trainer's objects.
     PrivateName(
-        "clip_grad_norm_", "transformers:Trainer._inner_training_loop", _VERSIONS, ("job.fast",)
+        "clip_grad_norm_",
+        "transformers:Trainer._inner_training_loop",
+        _VERSIONS,
+        ("job.training.fast_trainer",),
     ),
-    PrivateName("zero_grad", "transformers:Trainer._inner_training_loop", _VERSIONS, ("job.fast",)),
+    PrivateName(
+        "zero_grad",
+        "transformers:Trainer._inner_training_loop",
+        _VERSIONS,
+        ("job.training.fast_trainer",),
+    ),
 )

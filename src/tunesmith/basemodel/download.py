@@ -1,0 +1,294 @@
+"""One model from one endpoint: probe, download, prove. Standard library, Python 3.10.
+
+huggingface_hub resumes files but checks their size only, does not survive a connection cut
+in the middle of a body, and waits for ever on some stalls (facts measured with 0.36.2). So
+the retries, the stall watch and the proof are here; the transfer itself is its own, in a
+process of `tunesmith.basemodel.hub_client`, into its own cache layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel.endpoint import Order, SourceError, Worker, reach
+from tunesmith.basemodel.files import FileRecord
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import human_bytes
+
+# Free space that must stay beside a download: 5 % of it and this.
+_RESERVE = 1 << 30
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a fetch is doing. `done` of `total` bytes; `total` None: a line, no measure."""
+
+    what: str
+    text: str
+    done: int = 0
+    total: int | None = None
+
+    def render(self) -> str:
+        """Return it as one line."""
+        if not self.total:
+            return self.text
+        share = f"{100 * self.done / self.total:.0f} %"
+        return f"{self.text}: {human_bytes(self.done)} of {human_bytes(self.total)} ({share})"
+
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A proven download: its folder in the cache, commit and files."""
+
+    path: Path
+    commit: str
+    files: Mapping[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file as the hub describes it: `sha256` for LFS files, else `blob_id` (git's sha1)."""
+
+    name: str
+    size: int
+    sha256: str | None
+    blob_id: str | None
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 or self.blob_id or ""
+
+
+def download(order: Order, endpoint: str, tell: Tell) -> Snapshot:
+    """Bring a model into huggingface_hub's cache from one endpoint, and prove every file.
+
+    Raises SourceError when this endpoint cannot give it, UsageError when the disk is too
+    small.
+    """
+    reach(endpoint, order.mirror, order.limits.connect)
+    healed: set[str] = set()
+    while True:
+        commit, files = _transfer(order, endpoint, tell)
+        folder = order.storage / "snapshots" / commit
+        records, wrong = _prove(folder, files, order.pins, tell)
+        if not wrong:
+            return Snapshot(folder, commit, records)
+        for name in wrong:
+            _remove(order.storage, folder / name)
+        again = healed & set(wrong)
+        if again:
+            name = min(again)
+            raise SourceError("checksum", f"{name}: {wrong[name]}, twice; removed")
+        healed |= set(wrong)
+        name, fault = next(iter(wrong.items()))
+        tell(Progress("note", f"{name}: {fault}; removed, downloading it again"))
+
+
+def check_room(folder: Path, needed: int, what: str, mend: str) -> None:
+    """Raise UsageError unless `needed` bytes, 5 % and 1 GiB are free where `folder` lies."""
+    total = int(needed * 1.05) + _RESERVE
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed and free < total:
+        raise UsageError(
+            f"{folder}: {human_bytes(free)} free, {what} needs {human_bytes(total)} "
+            f"({human_bytes(needed)} + 5 % + 1 GiB reserve); {mend}"
+        )
+
+
+def _transfer(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
+    """Download until everything is there; retry while bytes keep coming."""
+    limits = order.limits
+    in_vain, most = 0, _held(order.storage)
+    while True:
+        try:
+            return _attempt(order, endpoint, tell)
+        except SourceError as error:
+            held = _held(order.storage)
+            in_vain = 1 if held > most else in_vain + 1
+            most = max(most, held)
+            if not error.retry or in_vain >= limits.attempts:
+                raise
+            pause = min(error.after or limits.pause * 2 ** (in_vain - 1), _LONGEST_PAUSE)
+            tell(
+                Progress(
+                    "note",
+                    f"{endpoint}: {error.text}; again in {pause:.0f} s "
+                    f"({in_vain} of {limits.attempts})",
+                )
+            )
+            time.sleep(pause)
+
+
+def _attempt(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
+    with Worker(order, endpoint) as worker:
+        tell(Progress("look", f"{order.name}: asking {endpoint}"))
+        listing = worker.await_listing(order.limits.listing)
+        files = _chosen(order, listing)
+        commit = str(listing["commit"])
+        folder = order.storage / "snapshots" / commit
+        missing = [file for file in files if not (folder / file.name).exists()]
+        _drop_overlong(order.storage, missing)
+        needed = max(0, sum(file.size for file in missing) - _held(order.storage))
+        mend = "free space, or set HF_HOME to a folder on a larger disk"
+        check_room(order.hf_home, needed, order.name, mend)
+        config = folder / model_files.CONFIG
+        if config.exists():
+            _refuse_code(order, config)
+        if missing:
+            # What it says is judged before the weights come.
+            missing.sort(key=lambda file: file.name != model_files.CONFIG)
+            worker.take([file.name for file in missing])
+            size = sum(file.size for file in missing)
+            _watch(worker, order, endpoint, size, tell, lambda: _refuse_code(order, config))
+        return commit, files
+
+
+def _refuse_code(order: Order, config: Path) -> None:
+    """Raise SourceError for a model that needs code of its author to be loaded."""
+    if not order.remote_code and (fault := model_files.foreign_code(config.parent)):
+        raise SourceError("code", fault)
+
+
+def _watch(
+    worker: Worker,
+    order: Order,
+    endpoint: str,
+    total: int,
+    tell: Tell,
+    judge: Callable[[], None],
+) -> None:
+    """Follow a transfer to its end; end it when no byte has come for `limits.stall` s.
+
+    `judge` is called when the config is there, before what follows it.
+    """
+    most, since = -1, time.monotonic()
+    at_first = _complete(order.storage)
+    for event in worker.events():
+        done = _complete(order.storage) - at_first + _partial(order.storage)
+        if event and event.get("file") == model_files.CONFIG:
+            judge()
+        if done > most or event:
+            most, since = max(done, most), time.monotonic()
+        if time.monotonic() - since > order.limits.stall:
+            text = f"no byte has come for {order.limits.stall:.0f} s"
+            raise SourceError("cut", text, retry=True)
+        tell(Progress("download", f"{order.name} from {endpoint}", min(done, total), total))
+
+
+def _chosen(order: Order, listing: Mapping[str, Any]) -> tuple[_Remote, ...]:
+    """Return the files to take, each with a checksum. Raises SourceError when that fails."""
+    remote = {file["name"]: file for file in listing["files"]}
+    if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:
+        raise SourceError("broken", f"it answers with commit {listing['commit']}")
+    names = model_files.choose(remote, order.allow_pickle)
+    weights = [name for name in names if name.endswith(".safetensors")]
+    pickled = model_files.pickles(remote)
+    if not weights and not order.allow_pickle and pickled:
+        raise SourceError(
+            "pickle",
+            f"there are only pickled weights ({', '.join(pickled[:3])}), which can run code when "
+            "loaded; `--allow-pickle` takes them from an author you trust",
+        )
+    if not weights and not (order.allow_pickle and pickled):
+        raise SourceError("unfit", "there are no weights in it")
+    files = []
+    for name in names:
+        entry = remote[name]
+        file = _Remote(name, entry["size"] or 0, entry["sha256"], entry["blob_id"])
+        if not file.etag or entry["size"] is None:
+            raise SourceError("broken", f"it tells no checksum of {name}: it cannot be proven")
+        pin = order.pins.get(name)
+        if pin and (file.size, file.sha256 or pin.sha256) != (pin.size, pin.sha256):
+            raise SourceError(
+                "checksum",
+                f"{name}: expected {pin.size} bytes, sha256 {pin.sha256} (configs/models.yml), it "
+                f"has {file.size} bytes, sha256 {file.sha256}",
+            )
+        files.append(file)
+    return tuple(files)
+
+
+def _prove(
+    folder: Path, files: Sequence[_Remote], pins: Mapping[str, FileRecord], tell: Tell
+) -> tuple[dict[str, FileRecord], dict[str, str]]:
+    """Read every file; return ({name: record}, {name: fault}).
+
+    LFS files against their sha256, the others against git's blob id (the sha1 of
+    "blob <size>\\0" and the content), and pinned ones against their pin.
+    """
+    records, wrong = {}, {}
+    total, done = sum(file.size for file in files), 0
+    for file in files:
+        sha256 = hashlib.sha256()
+        size = (folder / file.name).stat().st_size
+        blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        with (folder / file.name).open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                sha256.update(piece)
+                if not file.sha256:
+                    blob.update(piece)
+                done += len(piece)
+                tell(Progress("verify", "checking sha256", done, total))
+        found = sha256.hexdigest() if file.sha256 else blob.hexdigest()
+        kind = "sha256" if file.sha256 else "git blob id"
+        if size != file.size:
+            wrong[file.name] = f"expected {file.size} bytes, found {size}"
+        elif found != file.etag:
+            wrong[file.name] = f"expected {kind} {file.etag}, found {found}"
+        records[file.name] = record = FileRecord(size, sha256.hexdigest())
+        if file.name in pins and record != pins[file.name] and file.name not in wrong:
+            pinned = pins[file.name].sha256
+            fault = f"expected sha256 {pinned} (configs/models.yml), found {record.sha256}"
+            wrong[file.name] = fault
+    return records, wrong
+
+
+def _remove(storage: Path, pointer: Path) -> None:
+    """Remove a file of the cache and the blob it points to."""
+    blob = pointer.resolve()
+    pointer.unlink(missing_ok=True)
+    if storage.resolve() in blob.parents:
+        blob.unlink(missing_ok=True)
+
+
+def _drop_overlong(storage: Path, files: Sequence[_Remote]) -> None:
+    # Continuing one asks for bytes behind the end: 416, for ever.
+    for file in files:
+        part = storage / "blobs" / f"{file.etag}.incomplete"
+        if part.exists() and part.stat().st_size > file.size:
+            part.unlink()
+
+
+def _partial(storage: Path) -> int:
+    return sum(_size(path) for path in (storage / "blobs").glob("*.incomplete"))
+
+
+def _complete(storage: Path) -> int:
+    blobs = (storage / "blobs").glob("*")
+    return sum(_size(path) for path in blobs if path.suffix != ".incomplete")
+
+
+def _held(storage: Path) -> int:
+    """Return the bytes of a model on disk, partial files included."""
+    return _complete(storage) + _partial(storage)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        # Renamed by the worker between the listing and the look.
+        return 0

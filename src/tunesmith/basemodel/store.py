@@ -1,0 +1,163 @@
+"""What has been fetched and proven, remembered. Standard library, Python 3.10.
+
+`store`/<owner>--<name>@<what>/tunesmith-model.json holds size, sha256 and time stamp of
+every file of a base model. The files lie beside it, or in huggingface_hub's own cache.
+While size and stamp are those of the manifest, a model costs neither network nor reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.core.files import held, locked, read_json, sha256_of, write_json
+
+MANIFEST = "tunesmith-model.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A base model that was proven whole.
+
+    `source` is hub:URL, pypi:package==version, folder, folder:PATH or archive:PATH;
+    `revision` the commit (None for a folder nobody knows the revision of); `fetched`
+    whether this call brought it here.
+    """
+
+    name: str
+    path: Path
+    source: str
+    revision: str | None
+    files: Mapping[str, FileRecord]
+    fetched: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files.values())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the store, what revision was asked for, and its files' time stamps (ns)."""
+
+    manifest: Path
+    model: ModelFolder
+    requested: str | None
+    stamps: Mapping[str, int]
+    when: str
+
+
+def safe_name(name: str) -> str:
+    """Return a file name for a repo id; a folder's path becomes a digest."""
+    if name.startswith("/"):
+        return f"folder--{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name.replace("/", "--")
+
+
+def entries(store: Path, name: str) -> tuple[Entry, ...]:
+    """Return what the store has of a model, the newest first. Nothing is checked."""
+    pattern = f"{glob.escape(safe_name(name))}@*/{MANIFEST}"
+    found = [entry for path in store.glob(pattern) if (entry := _read(path, name))]
+    return tuple(sorted(found, key=lambda entry: entry.when, reverse=True))
+
+
+def check(entry: Entry, full: bool = False) -> tuple[Problem, ...]:
+    """Return how the files differ from the manifest.
+
+    A file is read again only with `full`, or when its time stamp has changed; if it still
+    has its sha256 the new stamp is remembered.
+    """
+    problems = []
+    stamps = dict(entry.stamps)
+    for name, record in entry.model.files.items():
+        path = entry.model.path / name
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            problems.append(Problem(name, f"missing, expected {record.size} bytes"))
+            continue
+        if status.st_size != record.size:
+            fault = f"expected {record.size} bytes, found {status.st_size}"
+            problems.append(Problem(name, fault))
+        elif full or status.st_mtime_ns != stamps.get(name):
+            found = sha256_of(path)
+            if found != record.sha256:
+                fault = f"expected sha256 {record.sha256}, found {found}"
+                problems.append(Problem(name, fault))
+            stamps[name] = status.st_mtime_ns
+    if not problems and stamps != dict(entry.stamps):
+        with locked(entry.manifest):
+            # One that was written meanwhile knows better.
+            if _read(entry.manifest, entry.model.name) == entry:
+                _write(dataclasses.replace(entry, stamps=stamps))
+    return tuple(problems)
+
+
+def record(folder: Path, model: ModelFolder, requested: str | None) -> None:
+    """Write the manifest of `model` into `folder`: the model's own, or one of the store."""
+    stamps = {name: (model.path / name).stat().st_mtime_ns for name in model.files}
+    when = datetime.now(timezone.utc).isoformat()
+    _write(Entry(folder / MANIFEST, model, requested, stamps, when))
+
+
+@contextlib.contextmanager
+def fetching(store: Path, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold the one lock of a model's fetch; `waiting` hears who holds it, if someone does.
+
+    The kernel lets go of it when the process ends, however it ends.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    with held(store / f".{safe_name(name)}.lock", waiting):
+        yield
+
+
+def _read(path: Path, name: str) -> Entry | None:
+    """Return a manifest, or None when it is not one (it then counts as not fetched)."""
+    try:
+        raw = read_json(path)
+        files = {k: FileRecord(int(v["size"]), str(v["sha256"])) for k, v in raw["files"].items()}
+        model = ModelFolder(
+            name=raw["name"],
+            path=path.parent / raw["path"],
+            source=raw["source"],
+            revision=raw["revision"],
+            files=files,
+            fetched=False,
+        )
+        stamps = {k: int(v["mtime_ns"]) for k, v in raw["files"].items()}
+        entry = Entry(path, model, raw["requested"], stamps, str(raw["fetched_at"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return entry if model.name == name and files else None
+
+
+def _write(entry: Entry) -> None:
+    model, home = entry.model, entry.manifest.parent
+    write_json(
+        entry.manifest,
+        {
+            "name": model.name,
+            # Relative where the files lie beside the manifest: the folder may be moved.
+            "path": "." if model.path == home else str(model.path),
+            "source": model.source,
+            "revision": model.revision,
+            "requested": entry.requested,
+            "fetched_at": entry.when,
+            "files": {
+                name: {
+                    "size": record.size,
+                    "sha256": record.sha256,
+                    "mtime_ns": entry.stamps[name],
+                }
+                for name, record in sorted(model.files.items())
+            },
+        },
+    )

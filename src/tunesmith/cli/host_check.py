@@ -1,0 +1,54 @@
+"""What tasks.py calls for `inv host.check`: look, print, and say by the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.text import Text
+
+from tunesmith.cli.console import console, write
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.doctor.check import Checked, check
+from tunesmith.project import Project
+
+_STYLES = {
+    "pass": "green",
+    "info": "cyan",
+    "warning": "yellow",
+    "critical": "bold red",
+    "unknown": "magenta",
+}
+_LEVEL, _WHAT = 10, 15  # columns
+
+
+def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json: bool) -> None:
+    """Check a host and print a verdict a line, or one JSON object.
+
+    Raises TunesmithError (exit code 1) when a verdict is critical.
+    """
+    if "," in on:
+        raise UsageError(f"{on!r}: one host at a time; `inv host.list` shows them")
+    checked = check(Project.at(root), on, mirror, flavour or None)
+    if as_json:
+        write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
+    else:
+        for line in lines(checked):
+            console.print(line, soft_wrap=True)
+    if checked.exit_code:
+        count = checked.counts["critical"]
+        raise TunesmithError(
+            f"{on} is not fit: {count} critical verdict{'s' if count > 1 else ''}; each has its fix"
+        )
+
+
+def lines(checked: Checked) -> list[Text]:
+    """Return the verdicts as people read them: level, what, text, and the fix below."""
+    found = []
+    for verdict in checked.verdicts:
+        line = Text(f"{verdict.level:<{_LEVEL}}", style=_STYLES[verdict.level])
+        line.append(f"{verdict.what:<{_WHAT}}{verdict.text}", style="default")
+        found.append(line)
+        if verdict.fix:
+            found.append(Text(f"{'':<{_LEVEL + _WHAT}}-> {verdict.fix}"))
+    return found

@@ -1,0 +1,49 @@
+"""The verbs on results: several runs side by side, and a merged model taken elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunesmith.cli.console import console, say
+from tunesmith.core.errors import UsageError
+from tunesmith.project import Project
+from tunesmith.targets import factory
+
+
+def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path:
+    """Write a page that sets runs side by side, and print the table."""
+    from tunesmith.report.compare import comparison_table, write_comparison
+
+    project = Project.at(root)
+    if len(set(names)) < 2:
+        raise UsageError("--compare takes two runs or more: `inv report --compare RUN1 RUN2`")
+    target = factory.target_of(project, on, say)
+    found = [target.find(name) for name in names]
+    folders = [target.results(name) for name in found]
+    page = write_comparison(
+        folders, project.folder("comparisons") / f"{'+'.join(found)}.html", language=language
+    )
+    console.print(comparison_table(folders, language=language))
+    say(f"comparison: {page}")
+    return page
+
+
+def export(
+    root: Path, on: str, run: str | None, kind: str, *, quantise: str, server: str, dry: bool
+) -> None:
+    """Turn a run's merged model into what another program takes, or check that it can."""
+    from tunesmith.job.export.export import FORMATS
+
+    if kind not in FORMATS:
+        raise UsageError(f"--format {kind}: one of {', '.join(FORMATS)} expected")
+    target = factory.target_of(Project.at(root), on, say)
+    arguments = ["--run", str(target.place(target.find(run)).run), "--format", kind]
+    arguments += ["--quantise", quantise] if quantise else []
+    arguments += ["--server", server] if server else []
+    if dry:
+        say(f"python -I -m tunesmith.job.export.export {' '.join(arguments)}")
+        return
+    code = target.interact("tunesmith.job.export.export", arguments)
+    if code:
+        raise SystemExit(code)  # it has said why itself

@@ -1,0 +1,37 @@
+"""Errors meant for people: one line first, detail below.
+
+Used by both halves, so this module imports nothing outside the standard library
+and runs on Python 3.10. What a message quotes of a host, a file or a model cannot command
+the terminal it is printed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunesmith.core.printable import printable
+
+
+class TunesmithError(Exception):
+    """The work failed. Exit code 1.
+
+    `message` is the one line a person reads first: it names the file, row, key or
+    host, the value found, and the command that mends it. `detail` lines follow it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, detail: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = printable(message)
+        self.detail = tuple(map(printable, detail))
+
+    def render(self) -> str:
+        """Return the message and, indented below it, the detail lines."""
+        return "\n".join([self.message, *(f"  {line}" for line in self.detail)])
+
+
+class UsageError(TunesmithError):
+    """The input is wrong and nothing was started or written. Exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,1 @@
+"""Data and config keys, as LLaMA-Factory's own code sees them."""

@@ -1,0 +1,192 @@
+"""Talk to a run's model in the terminal: `python -m tunesmith.job.evaluation.chat --run RUN`.
+
+The template and the thinking mode are those the run was trained with. Answers go to stdout
+as they come; everything else, LLaMA-Factory's log too, goes to stderr, so that with --prompt
+stdout holds the answer and nothing more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json
+from tunesmith.core.printable import printable
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Loaded, Question, Sampling
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run import integrity
+from tunesmith.job.run.folder import MERGED
+
+_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
+_HELP = "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        loaded, sampling = _prepare(options)
+        if options.prompt is not None:
+            question = Question.of(options.prompt, options.system)
+            engine.stream(loaded, question, sampling, _write)
+            _write("\n")
+        else:
+            _converse(loaded, sampling, options.system)
+    except TunesmithError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tunesmith.job.evaluation.chat", description=_HELP)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder")
+    source.add_argument("--model", type=Path, help="model folder, with --template")
+    parser.add_argument("--what", choices=("base", "adapter", "merged"), default="adapter")
+    parser.add_argument("--template", help="LLaMA-Factory template of --model")
+    thinking = parser.add_mutually_exclusive_group()
+    thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None)
+    thinking.add_argument("--no-thinking", dest="thinking", action="store_false")
+    parser.add_argument("--prompt", help="answer this one prompt and end")
+    parser.add_argument("--system", help="system message")
+    parser.add_argument("--max-new-tokens", type=int, default=1024)
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--seed", type=int, default=42)
+    return parser
+
+
+def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return LLaMA-Factory's inference arguments for what was asked; UsageError if it is not there.
+
+    With a run the thinking mode is the recorded one: --thinking would put a prompt before the
+    model that it was not trained on, so it is for --model only.
+    """
+    if options.model is not None:
+        if not (options.model / "config.json").is_file():
+            raise UsageError(f"{options.model}: not a model folder (no config.json)")
+        if not options.template:
+            raise UsageError("--model needs --template, the name LLaMA-Factory gives its template")
+        thinking = {} if options.thinking is None else {"enable_thinking": options.thinking}
+        config = {"model_name_or_path": str(options.model), "template": options.template}
+        return engine.arguments(config | thinking)
+    if options.template or options.thinking is not None:
+        raise UsageError("--template and --thinking are for --model: a run records its own")
+    config = run_config.read_config(options.run)
+    if options.what == "base":
+        return engine.base_arguments(config)
+    if options.what == "merged":
+        merged = options.run / MERGED
+        if not merged.is_dir():
+            raise UsageError(f"{merged}: no merged model: `inv merge --run {options.run.name}`")
+        return engine.arguments(config, model=merged)
+    output = Path(config["output_dir"])
+    if not any(output.glob("*.safetensors")):
+        raise UsageError(f"{output}: no trained weights yet: `inv runs` shows how far the run is")
+    return engine.tuned_arguments(config, output)
+
+
+def choose_sampling(options: argparse.Namespace, args: Mapping[str, Any]) -> Sampling:
+    """Return the sampling: flags, then the run's config, then the model's generation_config.json.
+
+    DeepSeek-R1 ships temperature 0.6 and top_p 0.95 there; a model that ships nothing answers
+    with LLaMA-Factory's defaults, 0.95 and 0.7 (hparams/generating_args.py).
+    """
+    if options.max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {options.max_new_tokens}: at least 1 expected")
+    plain = Sampling(max_new_tokens=options.max_new_tokens, seed=options.seed)
+    if options.greedy:
+        if options.temperature is not None or options.top_p is not None:
+            raise UsageError(
+                "--greedy takes the likeliest token: --temperature, --top-p do nothing"
+            )
+        return plain
+    values: dict[str, Any] = {"temperature": 0.95, "top_p": 0.7}
+    shipped = Path(args["model_name_or_path"]) / "generation_config.json"
+    if shipped.is_file():
+        stored = read_json(shipped)
+        values |= {key: stored[key] for key in _SAMPLING_KEYS if stored.get(key) is not None}
+    if options.run is not None:
+        config = run_config.read_config(options.run)
+        values |= {key: config[key] for key in _SAMPLING_KEYS if key in config}
+    flags = {"temperature": options.temperature, "top_p": options.top_p}
+    values |= {key: value for key, value in flags.items() if value is not None}
+    if values["temperature"] < 0 or not 0 < values["top_p"] <= 1:
+        raise UsageError(
+            f"temperature {values['temperature']}, top_p {values['top_p']}: "
+            "temperature >= 0 and 0 < top_p <= 1 expected"
+        )
+    if values["temperature"] == 0:
+        return plain
+    return replace(plain, do_sample=True, **values)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Loaded, Sampling]:
+    # Before the libraries are imported, which read these once.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
+    # LLaMA-Factory logs to the sys.stdout it finds when it is first imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        args = model_arguments(options)
+        if options.run is not None:
+            integrity.check_here(options.run, options.what)
+        sampling = choose_sampling(options, args)
+        return engine.load(engine.codec(args)), sampling
+
+
+def _write(text: str) -> None:
+    # What a model says, too: it was trained on data, and is somebody else's perhaps.
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
+def _converse(loaded: Loaded, sampling: Sampling, system: str | None) -> None:
+    """Ask and answer until /exit or the end of input, with the conversation so far."""
+    print(_HELP, file=sys.stderr)
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - line editing for input()
+    history: list[Mapping[str, str]] = []
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if text == "/exit":
+            return
+        if text == "/clear":
+            history = []
+        elif text:
+            history = _turn(loaded, sampling, system, history, text)
+
+
+def _turn(
+    loaded: Loaded,
+    sampling: Sampling,
+    system: str | None,
+    history: list[Mapping[str, str]],
+    text: str,
+) -> list[Mapping[str, str]]:
+    """Answer `text` and return the conversation with both; Ctrl-C drops the turn."""
+    asked = [*history, {"role": "user", "content": text}]
+    try:
+        answer = engine.stream(loaded, Question(tuple(asked), system), sampling, _write)
+    except KeyboardInterrupt:
+        _write("\n")
+        print("(stopped; this turn is forgotten)", file=sys.stderr)
+        return history
+    _write("\n")
+    return [*asked, {"role": "assistant", "content": answer.text}]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

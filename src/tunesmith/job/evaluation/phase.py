@@ -1,0 +1,300 @@
+"""Held-out loss and answers, before and after training: the same rows, the same prompts.
+
+The guard set (general prompts the training knows nothing of) is measured too: what it loses is
+what the model has forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import locked, read_json, write_json, write_text
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Answer, Codec, Loaded, Question, Sampling
+from tunesmith.job.inference.validation_rows import (
+    HeldOut,
+    Item,
+    can_say,
+    check_round_trip,
+    load_held_out,
+    texts_of,
+)
+from tunesmith.job.prompts.parity import Probe, trained
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run import seals
+from tunesmith.job.run.failures import JobError
+
+IGNORED = -100  # LLaMA-Factory's IGNORE_INDEX: positions without loss
+# Bytes the logits of one batch may take as float32, with one copy of them.
+_LOGITS_BUDGET = 1_000_000_000
+_GUARD_TOKENS = 32
+_SHORT = 16  # characters of a reference that a right answer equals: a label, a number, a name
+
+
+def run(
+    run_dir: Path, request: dict[str, Any], emit: Callable[..., None], phase: str
+) -> dict[str, Any]:
+    """Measure the model before or after training and return the figures.
+
+    Writes RUN/<phase>.jsonl and the key <phase> of RUN/evaluation.json. Losses are in nat a
+    trained token, weighted by tokens; ROUGE and BLEU are LLaMA-Factory's, 0 to 100. Raises
+    UsageError for a request that cannot be asked, JobError of class `data` when the tokenizer
+    loses text, of class `nan` for a loss that is no number.
+    """
+    started = time.monotonic()
+    config = run_config.read_config(run_dir)
+    settings = request.get("evaluate", {})
+    prompts = _items(request.get("prompts", []), "prompts")
+    guard = _items(request.get("guard", []), "guard")
+    output = Path(config["output_dir"])
+    args = (
+        engine.base_arguments(config)
+        if phase == "before"
+        else engine.tuned_arguments(config, output)
+    )
+    codec = engine.codec(args)
+    held_out = load_held_out(config, codec, int(settings.get("held_out_answers", 8)))
+    own = [*held_out.items, *prompts]
+    check_round_trip(codec.tokenizer, [text for item in own for text in texts_of(item)])
+    said = [item for item in guard if can_say(codec.tokenizer, item)]
+    lost, guard = len(guard) - len(said), said
+    items = [*own, *guard]
+    loaded = engine.load(codec)
+    batch_size = int(settings.get("batch_size", 32))
+
+    def report(unit: str, total: int) -> Callable[[int], None]:
+        return lambda done: emit("progress", phase=phase, done=done, total=total, unit=unit)
+
+    loss, tokens = None, 0
+    if held_out.rows:
+        loss, tokens = mean_loss(loaded, held_out, batch_size, report("rows", len(held_out.rows)))
+    guarded = _guard_rows(codec, guard)
+    guard_loss, guard_tokens = None, 0
+    if guarded.rows:
+        guard_loss, guard_tokens = mean_loss(loaded, guarded, batch_size)
+    sampling = Sampling(
+        max_new_tokens=int(settings.get("max_new_tokens", 64)), seed=int(config.get("seed", 42))
+    )
+    # The guard set apart, and shorter: what it asks takes a sentence, and time is money.
+    brief = replace(sampling, max_new_tokens=min(_GUARD_TOKENS, sampling.max_new_tokens))
+    told = report("answers", len(items))
+    answers = [
+        *engine.generate(loaded, [i.question for i in own], sampling, batch_size, told),
+        *engine.generate(
+            loaded,
+            [item.question for item in guard],
+            brief,
+            batch_size,
+            lambda done: told(len(own) + done),
+        ),
+    ]
+    records = [_record(item, answer) for item, answer in zip(items, answers, strict=True)]
+    by_set = {
+        name: [record for record in records if record["set"] == name]
+        for name in ("held_out", "prompts", "guard")
+    }
+    entry: dict[str, Any] = {
+        "loss": loss,
+        "perplexity": _perplexity(loss),
+        "tokens": tokens,
+        "rows": len(held_out.rows),
+        "seconds": round(time.monotonic() - started, 1),
+        "expected": _met(by_set["prompts"]),
+        "guard": {
+            "loss": guard_loss,
+            "perplexity": _perplexity(guard_loss),
+            "tokens": guard_tokens,
+            "rows": len(guarded.rows),
+            "expected": _met(by_set["guard"]),
+            "max_new_tokens": brief.max_new_tokens,
+        }
+        if guard
+        else None,
+        "scores": {
+            name: found for name, rows in by_set.items() if (found := scores(codec.tokenizer, rows))
+        },
+        "generation": sampling.record() | {"batch_size": batch_size},
+        "dtype": loaded.dtype,
+        "device": loaded.device,
+        "answers": {name: len(rows) for name, rows in by_set.items()},
+        "omitted": {"loss": held_out.no_loss, "held_out_answers": held_out.no_answers}
+        | ({"guard": f"{lost} prompts the tokenizer cannot say"} if lost else {}),
+    }
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    both = run_dir / "evaluation.json"
+    with locked(both), seals.rewriting(run_dir, phase, f"{phase}.jsonl", both.name):
+        write_text(run_dir / f"{phase}.jsonl", lines)
+        write_json(both, (read_json(both) if both.is_file() else {}) | {phase: entry})
+    return entry
+
+
+def _items(entries: Sequence[Mapping[str, Any]], origin: str) -> list[Item]:
+    return [_item(number, entry, origin) for number, entry in enumerate(entries, 1)]
+
+
+def _item(number: int, entry: Mapping[str, Any], origin: str) -> Item:
+    expect = entry.get("expect")
+    try:
+        re.compile(expect or "")
+    except re.error as error:
+        raise UsageError(
+            f"{origin} {number}: expect {expect!r} is not a regular expression ({error}): mend it"
+        ) from error
+    prompt = entry["prompt"]
+    return Item(
+        question=Question.of(prompt, entry.get("system")),
+        shown=prompt,
+        origin=origin,
+        reference=entry.get("reference"),
+        expect=expect,
+    )
+
+
+def _record(item: Item, answer: Answer) -> dict[str, Any]:
+    met = None if item.expect is None else re.search(item.expect, answer.text) is not None
+    return {
+        "prompt": item.shown,
+        "answer": answer.text,
+        "reference": item.reference,
+        "set": item.origin,
+        "expect": item.expect,
+        "met": met,
+        "tokens": answer.tokens,
+        "finished": answer.finished,
+    }
+
+
+def _guard_rows(codec: Codec, guard: Sequence[Item]) -> HeldOut:
+    """Return the reference answers as rows with labels, encoded as a training row would be."""
+    rows = []
+    for item in guard:
+        if item.reference:
+            probe = Probe("", item.question.messages, item.reference, item.question.system)
+            source, target = trained(codec, probe)
+            rows.append(
+                {
+                    "input_ids": [*source, *target],
+                    "attention_mask": [1] * (len(source) + len(target)),
+                    "labels": [IGNORED] * len(source) + target,
+                    "images": None,
+                    "videos": None,
+                    "audios": None,
+                }
+            )
+    return HeldOut(rows, list(guard), False, None, None)
+
+
+def _met(records: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    judged = [bool(record["met"]) for record in records if record["met"] is not None]
+    return {"met": sum(judged), "of": len(judged)} if judged else None
+
+
+def _perplexity(loss: float | None) -> float | None:
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def scores(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return ROUGE, BLEU and exact matches of the answers that have a reference; None without.
+
+    ROUGE and BLEU are those of `inv predict`: LLaMA-Factory's ComputeSimilarity itself
+    (train/sft/metric.py), 0 to 100. Exact match counts only references short enough that a right
+    answer has hardly another form.
+    """
+    import numpy as np
+    from llamafactory.train.sft.metric import ComputeSimilarity
+
+    judged = [record for record in records if record["reference"]]
+    if not judged:
+        return None
+
+    def padded(key: str) -> Any:
+        rows = [tokenizer.encode(record[key], add_special_tokens=False) for record in judged]
+        longest = max(1, *map(len, rows))
+        return np.array([row + [IGNORED] * (longest - len(row)) for row in rows])
+
+    pairs = SimpleNamespace(predictions=padded("answer"), label_ids=padded("reference"))
+    found: dict[str, Any] = ComputeSimilarity(tokenizer)(pairs) or {}
+    found = {key: round(value, 4) for key, value in found.items()} | {"of": len(judged)}
+    short = [record for record in judged if len(record["reference"]) <= _SHORT]
+    if short:
+        same = sum(record["answer"].strip() == record["reference"].strip() for record in short)
+        found["exact"] = {"met": same, "of": len(short)}
+    return found
+
+
+def mean_loss(
+    loaded: Loaded,
+    held_out: HeldOut,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[float, int]:
+    """Return (mean loss in nat over all trained tokens of the rows, number of these tokens).
+
+    Rows of like length share a batch. The trainer's eval_loss is another figure: a mean of
+    batch means, and in the training dtype. Raises JobError (class nan) when it is no number.
+    """
+    import torch
+    from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+
+    model, codec = loaded.model, loaded.codec
+    collate = SFTDataCollatorWith4DAttentionMask(
+        template=codec.template,
+        model=model,
+        label_pad_token_id=IGNORED,
+        block_diag_attn=held_out.neat_packing,
+        attn_implementation=getattr(model.config, "_attn_implementation", None),
+        compute_dtype=model.dtype,
+        tokenizer=codec.tokenizer,
+        processor=codec.processor,
+    )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    rows = sorted(held_out.rows, key=lambda row: len(row["input_ids"]))
+    total, tokens, done = 0.0, 0, 0
+    for batch in _batches(rows, batch_size, _LOGITS_BUDGET // (8 * vocabulary)):
+        inputs = collate([dict(row) for row in batch])
+        labels = inputs.pop("labels")[:, 1:]
+        trained = labels != IGNORED
+        with torch.inference_mode():
+            inputs = {
+                key: value.to(model.device) if torch.is_tensor(value) else value
+                for key, value in inputs.items()
+            }
+            logits = model(**inputs, use_cache=False).logits[:, :-1]
+            chosen = logits[trained.to(logits.device)].float()
+            loss = torch.nn.functional.cross_entropy(
+                chosen, labels[trained].to(chosen.device), reduction="sum"
+            )
+        total += float(loss)
+        tokens += int(trained.sum())
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+    if tokens == 0:
+        raise JobError("data", "no validation row has a trained token: raise cutoff_len")
+    if not math.isfinite(total):
+        raise JobError("nan", f"the held-out loss is {total}: the weights hold NaN or infinity")
+    return total / tokens, tokens
+
+
+def _batches(
+    rows: Sequence[dict[str, Any]], batch_size: int, token_budget: int
+) -> list[list[dict[str, Any]]]:
+    """Group rows, sorted by length, into batches of bounded rows and padded tokens."""
+    batches: list[list[dict[str, Any]]] = []
+    for row in rows:
+        length = len(row["input_ids"])
+        fits = batches and len(batches[-1]) < batch_size
+        if fits and (len(batches[-1]) + 1) * length <= token_budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

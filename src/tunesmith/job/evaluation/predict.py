@@ -1,0 +1,36 @@
+"""The predict phase: LLaMA-Factory's do_predict or do_eval with a config of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import read_json
+from tunesmith.job.run import seals
+
+_FOLDER = "predict"
+
+
+def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+    """Run request["predict"] (a flat LLaMA-Factory config) and return its metrics.
+
+    Raises TunesmithError when LLaMA-Factory ended without writing a result.
+    """
+    config: dict[str, Any] = dict(request["predict"])
+    output = Path(config["output_dir"])
+    output.mkdir(parents=True, exist_ok=True)
+    seals.forget(run_dir, (_FOLDER,))
+
+    from llamafactory.train.tuner import run_exp
+
+    run_exp(config)
+    results = sorted(output.glob("*_results.json"))
+    if not results:
+        raise TunesmithError(f"{output}: no predict_results.json was written; see train.log")
+    metrics: dict[str, Any] = {}
+    for file in results:
+        metrics |= read_json(file)
+    seals.seal(run_dir, _FOLDER, (_FOLDER,))
+    return {"output": str(output), "metrics": metrics}

@@ -1,0 +1,1 @@
+"""A proven merged model in other formats; GGUF written and read."""

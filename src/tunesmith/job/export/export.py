@@ -1,0 +1,326 @@
+"""A proven merged model elsewhere: `python -m tunesmith.job.export.export --run RUN --format F`.
+
+gguf        RUN/export/NAME.gguf, quantised on request, read back and held against the model
+ollama      a Modelfile with which `ollama create` makes the model, with a GGUF where it needs one
+vllm-check  whether vLLM would serve it as it was trained; with --server, asked of a running one
+
+What is not possible here is said. The exit code is 0 when all that was asked is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import human_bytes, locked, read_json, write_json, write_text
+from tunesmith.job.export import gguf_writer
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Codec
+from tunesmith.job.merge import manifest
+from tunesmith.job.merge.phase import check_room, parameter_count
+from tunesmith.job.prompts import parity, templates
+from tunesmith.job.proof.behaviour import UNROUNDED, distance, logits, plain_model
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run import integrity, seals
+from tunesmith.job.run.folder import MERGED
+
+FORMATS = ("gguf", "ollama", "vllm-check")
+# What Ollama's import of safetensors takes (ollama, convert/convert.go).
+_OLLAMA = (
+    *("LlamaForCausalLM", "MixtralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"),
+    *("Gemma3ForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "CohereForCausalLM"),
+)
+_CONVERTER = "convert_hf_to_gguf.py"  # llama.cpp's, for what is not written here
+_QUANTIZER = "llama-quantize"
+_FOLDER = "export"
+_BROKEN = 1.0  # nat: beyond this mean divergence a quantised model is another model
+_SECONDS = 30  # for a server to answer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
+    try:
+        # LLaMA-Factory logs to the sys.stdout it finds when it is first imported.
+        with contextlib.redirect_stdout(sys.stderr):
+            lines = run(options.run, options.format, options.quantise, options.server)
+    except TunesmithError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    print("\n".join(lines))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tunesmith.job.export.export")
+    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--quantise", default="", help="q8_0, q4_0, ... (default: as it is)")
+    parser.add_argument("--server", default="", help="address of a running vLLM, for vllm-check")
+    return parser
+
+
+def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[str]:
+    """Export RUN/merged; return what to tell. The facts are added to RUN/export.json.
+
+    Raises UsageError where there is no proven merged model or the format cannot hold it,
+    TunesmithError where what was written is not the model.
+    """
+    merged = run_dir / MERGED
+    proof = read_json(run_dir / "proof.json") if (run_dir / "proof.json").is_file() else {}
+    if not merged.is_dir() or not proof.get("passed"):
+        raise UsageError(
+            f"{merged}: no proven merged model: `inv merge --run {run_dir.name}` makes one"
+        )
+    # A sealed one is compared with its seals below, and read once.
+    older = not any(seals.part(name) == MERGED for name in seals.read(run_dir))
+    changed = manifest.faults(merged, manifest.listing(merged)) if older else []
+    if changed:
+        raise UsageError(
+            f"{merged}: not the model that was proven ({changed[0]}): "
+            f"`inv merge --run {run_dir.name}` makes it anew"
+        )
+    if server and kind != "vllm-check":
+        raise UsageError("--server is for --format vllm-check")
+    if quantise and kind == "vllm-check":
+        raise UsageError("--quantise is for gguf and ollama: vLLM serves the merged folder")
+    config = run_config.read_config(run_dir)
+    integrity.check_here(run_dir, integrity.EXPORT)
+    codec = engine.codec(engine.arguments(config))
+    if kind == "gguf":
+        facts, lines = _gguf(run_dir, merged, codec, config, quantise)
+    elif kind == "ollama":
+        facts, lines = _ollama(run_dir, merged, codec, config, quantise)
+    else:
+        facts, lines = _vllm(config, codec, merged, server)
+    known = run_dir / "export.json"
+    name = f"{kind} {facts['quantisation']}" if "quantisation" in facts else kind
+    with locked(known), seals.rewriting(run_dir, "export", known.name):
+        record = read_json(known) if known.is_file() else {}
+        write_json(known, {**record, name: facts})
+    wrong = [line for line in lines if line.startswith("failed")]
+    if wrong:
+        raise TunesmithError(f"{kind}: {wrong[0]}", lines)
+    return lines
+
+
+def _gguf(
+    run_dir: Path, merged: Path, codec: Codec, config: Mapping[str, Any], quantise: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Write, read back, compare logits."""
+    chosen = quantise.lower() or gguf_writer.default_quantisation(merged)
+    out = run_dir / _FOLDER / f"{run_dir.name}-{chosen}.gguf"
+    began = time.monotonic()
+    size = 4 * parameter_count(merged)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_room(out.parent, disk=size, memory=size // 4 + 1_000_000_000)
+    written = (f"{_FOLDER}/{out.name}", f"{_FOLDER}/{templates.MODELFILE}")
+    seals.forget(run_dir, written)
+    by = _write(merged, out, chosen)
+    facts: dict[str, Any] = {"quantisation": chosen, "written_by": by}
+    if by == "gguf":
+        facts |= gguf_writer.check(merged, out)
+    reason = gguf_writer.why_not(merged)
+    if reason:
+        facts["logits"] = None
+        said = f"logits not compared: transformers reads no GGUF of {reason}"
+    else:
+        facts["logits"] = _compare_logits(merged, out, codec, chosen)
+        said = "logits against the merged model: " + ", ".join(
+            f"{key} {value:.2g}" for key, value in facts["logits"].items()
+        )
+    source = f"./{out.name}"
+    probes = parity.probes_of(config, codec)[0]
+    thought = parity.trained_thought(codec, probes) if probes else ""
+    write_text(
+        out.parent / templates.MODELFILE, templates.modelfile(codec, merged, thought, source)
+    )
+    sealed = seals.seal(run_dir, _FOLDER, written)[written[0]]
+    facts |= {"file": written[0], "bytes": sealed["size"], "sha256": sealed["sha256"]}
+    facts["seconds"] = round(time.monotonic() - began, 1)
+    return facts, [
+        f"gguf:   {out} ({human_bytes(facts['bytes'])}, {chosen}, by {by})",
+        f"check:  {said}",
+        f"ollama: cd {out.parent} && ollama create {run_dir.name} -f Modelfile",
+        f"sha256: {facts['sha256']}",
+    ]
+
+
+def _write(merged: Path, out: Path, chosen: str) -> str:
+    """Write the GGUF by the way that can; return its name. Raises UsageError when none can."""
+    reason = gguf_writer.why_not(merged)
+    if not reason and chosen in gguf_writer.QUANTISATIONS:
+        gguf_writer.write(merged, out, chosen)
+        return "gguf"
+    if not reason:
+        quantizer = shutil.which(_QUANTIZER)
+        if quantizer is None:
+            raise UsageError(
+                f"--quantise {chosen}: needs {_QUANTIZER} of llama.cpp on PATH; without it: "
+                f"{', '.join(gguf_writer.QUANTISATIONS)}"
+            )
+        whole = out.with_name(f".{out.name}.whole")
+        try:
+            gguf_writer.write(merged, whole, gguf_writer.default_quantisation(merged))
+            _call([quantizer, str(whole), str(out), chosen.upper()])
+        finally:
+            whole.unlink(missing_ok=True)
+        return _QUANTIZER
+    converter = shutil.which(_CONVERTER)
+    if converter is None:
+        raise UsageError(
+            f"{reason} cannot be written as GGUF here: put {_CONVERTER} of llama.cpp on PATH, "
+            "executable and with its requirements, and it is used"
+        )
+    if chosen not in ("f32", "f16", "bf16", "q8_0"):
+        raise UsageError(f"--quantise {chosen}: {_CONVERTER} writes f32, f16, bf16 and q8_0")
+    _call([converter, str(merged), "--outfile", str(out), "--outtype", chosen])
+    return _CONVERTER
+
+
+def _call(command: list[str]) -> None:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lines = (ended.stderr or ended.stdout).strip().splitlines()[-8:]
+        raise TunesmithError(f"{Path(command[0]).name} ended with {ended.returncode}", lines)
+
+
+def _compare_logits(merged: Path, file: Path, codec: Codec, chosen: str) -> dict[str, float]:
+    """Return how far the GGUF's logits are from the merged model's, both in float32.
+
+    transformers reads the GGUF with its own code, so names, order and vocabulary are seen by
+    other eyes. Raises TunesmithError beyond float32 arithmetic where nothing was quantised, and
+    beyond _BROKEN nat where something was.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_room(file.parent, disk=0, memory=5 * parameter_count(merged) + 1_000_000_000)
+    sequences = [parity.trained(codec, probe)[0] for probe in parity.fixed_probes(codec)]
+    model = plain_model(merged, "cpu", remote=False)
+    right = logits(model, sequences)
+    del model
+    model = AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        torch_dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    found = distance(right, logits(model.eval(), sequences))
+    exact = chosen == gguf_writer.default_quantisation(merged) or chosen == "f32"
+    limits = vars(UNROUNDED) if exact else {"kl": _BROKEN}
+    beyond = [key for key, limit in limits.items() if not vars(found)[key] <= limit]
+    if beyond:
+        raise TunesmithError(
+            f"{file}: its logits are not the merged model's: {beyond[0]} "
+            f"{vars(found)[beyond[0]]:.3g}, at most {limits[beyond[0]]:.3g}"
+        )
+    return found.record()
+
+
+def _ollama(
+    run_dir: Path, merged: Path, codec: Codec, config: Mapping[str, Any], quantise: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the Modelfile to use: the merged folder's own, or one beside a GGUF."""
+    architecture = read_json(merged / "config.json")["architectures"][0]
+    digest = gguf_writer.split_digest(merged)
+    why = "it quantises no import" if quantise else ""
+    if architecture not in _OLLAMA:
+        why = f"it imports no {architecture}"
+    elif digest not in gguf_writer.PRE_TOKENIZERS:
+        # It would take its default and cut numbers otherwise than the training did.
+        why = "its import does not know how this tokenizer splits text"
+    if why:
+        facts, lines = _gguf(run_dir, merged, codec, config, quantise)
+        return facts, [f"Ollama gets a GGUF: {why}", *lines]
+    verdict = parity.check(config, codec, merged)
+    faults = [fault for fault in verdict.faults() if "modelfile" in fault.lower()]
+    return {"file": f"{MERGED}/{templates.MODELFILE}", "faults": faults}, [
+        *(f"failed: {fault}" for fault in faults),
+        f"Modelfile: {merged / templates.MODELFILE} (renders the trained prompt, FROM the folder)",
+        f"ollama:    cd {merged} && ollama create {run_dir.name} -f Modelfile",
+    ]
+
+
+def _vllm(
+    config: Mapping[str, Any], codec: Codec, merged: Path, server: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Check what decides whether vLLM asks the model as it was trained."""
+    verdict = parity.check(config, codec, merged)
+    relevant = [
+        fault
+        for fault in verdict.faults()
+        if fault.startswith(("chat_template", "generation_config", "tokenizer_config"))
+    ]
+    asked = (
+        [f"not asked: {note}" for note in verdict.notes]
+        if not verdict.probes
+        else [
+            f"passed: the chat template gives the trained ids on {verdict.probes} prompts",
+            f"passed: answers end with {verdict.stop!r}",
+        ]
+    )
+    lines = [f"failed: {fault}" for fault in relevant] or asked
+    architecture = read_json(merged / "config.json")["architectures"][0]
+    if importlib.util.find_spec("vllm") is None:
+        lines.append(f"not asked: whether vLLM serves {architecture}: vLLM is not installed here")
+    else:
+        registry = importlib.import_module("vllm").ModelRegistry
+        known = architecture in registry.get_supported_archs()
+        lines.append(f"{'passed' if known else 'failed'}: vLLM knows {architecture}")
+    if server:
+        lines += _ask_server(config, codec, server.rstrip("/"))
+    else:
+        lines.append("not asked: a running server; --server http://HOST:PORT compares its ids")
+    lines.append(f"serve:  vllm serve {merged} --generation-config {merged}")
+    return {"lines": lines[:-1]}, lines
+
+
+def _ask_server(config: Mapping[str, Any], codec: Codec, server: str) -> list[str]:
+    """Compare the ids of a running vLLM (POST /tokenize) with the trained ones."""
+    model = _fetch(f"{server}/v1/models", None)["data"][0]["id"]
+    probes, _, _ = parity.probes_of(config, codec)
+    lines = []
+    for probe in probes:
+        body = {"model": model, "messages": parity.spoken(probe), "add_generation_prompt": True}
+        ids = _fetch(f"{server}/tokenize", body)["tokens"]
+        expected = parity.reference(codec, probe)
+        if ids != expected:
+            lines.append(f"failed: {parity.differing(codec, 'server', probe, expected, ids)}")
+    return lines or [f"passed: {server} ({model}) gives the trained ids on {len(probes)} prompts"]
+
+
+def _fetch(url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--server {url}: an address that begins with http:// expected")
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+            value: dict[str, Any] = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise TunesmithError(f"{url}: no answer of a vLLM server ({error})") from None
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A model loaded to answer, and the validation rows it is asked."""

@@ -1,0 +1,289 @@
+"""The held-out rows: LLaMA-Factory's own validation split, with the texts behind the ids.
+
+LLaMA-Factory's get_dataset with the train config makes the rows (data/loader.py and
+data/data_utils.py of 0.9.3), so they are the ones the trainer never saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Codec, Question
+from tunesmith.job.run.failures import JobError
+
+# A stream has no length: this many of its validation rows are measured.
+_STREAMED_ROWS = 1000
+_STAGES = ("sft", "pt")
+# Keys beside the DataArguments that decide which rows are held out.
+_SPLIT_KEYS = ("seed", "stage", "finetuning_type", "dataloader_num_workers")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt to answer, and what the answer is held against."""
+
+    question: Question
+    shown: str  # the prompt as people read it
+    origin: str  # "held_out" or "prompts"
+    reference: str | None = None
+    expect: str | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The validation rows: ids for the loss, texts for the answers, or why there are none."""
+
+    rows: list[dict[str, Any]]
+    items: list[Item]
+    neat_packing: bool
+    no_loss: str | None
+    no_answers: str | None
+
+
+def load_held_out(config: Mapping[str, Any], codec: Codec, answers: int) -> HeldOut:
+    """Return LLaMA-Factory's validation rows of `config`, the first `answers` of them with text.
+
+    Where a loss or text cannot be had, the reason stands in its place.
+    """
+    stage = config.get("stage", "sft")
+    packed = bool(config.get("packing") or config.get("neat_packing"))
+    nothing = None
+    if stage not in _STAGES:
+        nothing = f"stage {stage} has no loss a token; prompts only"
+    elif not config.get("eval_dataset") and float(config.get("val_size") or 0) <= 1e-6:
+        nothing = "the config holds nothing out (val_size and eval_dataset are not set)"
+    if nothing:
+        return HeldOut([], [], False, nothing, nothing)
+    split = _Split.load(config, codec)
+    rows = split.rows()
+    no_loss = None if rows else "the validation split is empty"
+    reason: str | None
+    if stage != "sft":
+        reason = f"stage {stage} has no prompts and answers"
+    elif packed:
+        reason = "packing joins rows, a row's own answer cannot be asked for"
+    elif config.get("streaming"):
+        reason = "streaming: the validation rows have no fixed places in the data"
+    elif config.get("tokenized_path"):
+        reason = "tokenized_path: the text of the rows is not kept"
+    else:
+        reason = no_loss
+    items: list[Item] = []
+    if reason is None and answers > 0:
+        items, reason = split.items(codec, rows, answers)
+    return HeldOut(rows, items, split.data_args.neat_packing, no_loss, reason)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """LLaMA-Factory's parsed arguments and its train/validation split."""
+
+    model_args: Any
+    data_args: Any
+    training_args: Any
+    stage: str
+    module: Any  # {"train_dataset": ..., "eval_dataset": ...}
+    processor: Any
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], codec: Codec) -> _Split:
+        import transformers
+        from llamafactory.data.loader import _get_dataset_processor, get_dataset
+
+        model_args, data_args, training_args = _arguments(config)
+        stage = str(config.get("stage", "sft"))
+        model_args.model_max_length = data_args.cutoff_len
+        if data_args.packing is None:
+            data_args.packing = stage == "pt"
+        transformers.set_seed(training_args.seed)  # num_samples draws from the global generator
+        tools = {"tokenizer": codec.tokenizer, "processor": codec.processor}
+        module = get_dataset(
+            codec.template, model_args, data_args, training_args, stage=stage, **tools
+        )
+        processor = _get_dataset_processor(data_args, stage, codec.template, **tools)
+        return cls(model_args, data_args, training_args, stage, module, processor)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the tokenized validation rows."""
+        found = self.module.get("eval_dataset")
+        parts = list(found.values()) if isinstance(found, dict) else [found] if found else []
+        limit = _STREAMED_ROWS if self.data_args.streaming else None
+        return list(itertools.islice(itertools.chain.from_iterable(parts), limit))
+
+    def items(
+        self, codec: Codec, rows: Sequence[Mapping[str, Any]], count: int
+    ) -> tuple[list[Item], str | None]:
+        """Return the first `count` validation rows as text, or why that was not possible.
+
+        0.9.3 splits after tokenizing, so the aligned rows are filtered as its processor does
+        and split by its own split_dataset on their places; then every used row is encoded
+        again and must give the ids of the tokenized row.
+        """
+        aligned = self._aligned_validation(len(rows))
+        if aligned is None:
+            return [], "LLaMA-Factory's split could not be repeated on the texts (counts differ)"
+        items = []
+        for raw, row in itertools.islice(zip(aligned, rows, strict=True), count):
+            ids, _ = self.processor._encode_data_example(
+                prompt=raw["_prompt"],
+                response=raw["_response"],
+                system=raw["_system"],
+                tools=raw["_tools"],
+                images=raw["_images"] or [],
+                videos=raw["_videos"] or [],
+                audios=raw["_audios"] or [],
+            )
+            if list(ids) != list(row["input_ids"]):
+                return [], "a text and its tokenized validation row differ; no pair is shown"
+            if raw["_images"] or raw["_videos"] or raw["_audios"]:
+                return [], "the rows hold images, video or audio; only text is answered"
+            items.append(_held_out_item(codec, raw))
+        return items, None
+
+    def _aligned_validation(self, expected: int) -> list[dict[str, Any]] | None:
+        import transformers
+        from datasets import Dataset
+        from llamafactory.data.data_utils import split_dataset
+        from llamafactory.data.loader import _get_merged_dataset
+
+        context = (self.model_args, self.data_args, self.training_args)
+        transformers.set_seed(self.training_args.seed)
+        train = _get_merged_dataset(self.data_args.dataset, *context, "sft")
+        held = _get_merged_dataset(
+            self.data_args.eval_dataset,
+            *context,
+            "sft",
+            return_dict=self.data_args.eval_on_each_dataset,
+        )
+        if held is not None:
+            parts = held.values() if isinstance(held, dict) else [held]
+            kept = [row for part in parts for row in part if _usable(row)]
+            return kept if len(kept) == expected else None
+        kept = [row for row in train if _usable(row)]
+        if len(kept) != len(self.module["train_dataset"]) + expected:
+            return None
+        places = Dataset.from_dict({"place": list(range(len(kept)))})
+        split = split_dataset(places, None, self.data_args, seed=self.training_args.seed)
+        return [kept[place] for place in split["validation"]["place"]]
+
+
+def _arguments(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return LLaMA-Factory's (model, data, training) arguments for the data of a train config."""
+    from llamafactory.hparams import DataArguments
+    from llamafactory.hparams.parser import _parse_train_args
+
+    names = {field.name for field in dataclasses.fields(DataArguments) if field.init}
+    data_keys = {key: value for key, value in config.items() if key in names}
+    if not data_keys.get("packing") and not data_keys.get("neat_packing"):
+        # Order and count of unpacked rows do not depend on it, and forking for a few
+        # hundred rows costs seconds.
+        data_keys.pop("preprocessing_num_workers", None)
+    if not Path(str(data_keys.get("tokenized_path"))).is_dir():
+        data_keys.pop("tokenized_path", None)  # LLaMA-Factory would write it
+    split_keys = {key: config[key] for key in _SPLIT_KEYS if key in config}
+    # Not get_train_args: it also demands torchrun on several GPUs and guards the output
+    # folder. What it derives for the data is repeated by the callers.
+    model_args, data_args, training_args, _, _ = _parse_train_args(
+        {
+            **engine.base_arguments(config),
+            **data_keys,
+            **split_keys,
+            "output_dir": config["output_dir"],
+            "report_to": "none",
+        }
+    )
+    return model_args, data_args, training_args
+
+
+def first_rows(
+    config: Mapping[str, Any], codec: Codec, count: int
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the first `count` training rows of each data set as LLaMA-Factory converts them.
+
+    Where that is not possible, no row and the reason. Rows with tools, images, video or audio
+    are left out: they cannot be said in a text.
+    """
+    stage = str(config.get("stage", "sft"))
+    if stage != "sft":
+        return [], f"stage {stage} has no prompts with one answer each"
+    if config.get("streaming") or str(config.get("dataset_dir")).startswith(("ONLINE", "REMOTE:")):
+        return [], "the data are fetched while training"
+    from datasets.exceptions import DatasetsError
+    from llamafactory.data.loader import _get_merged_dataset
+
+    model_args, data_args, training_args = _arguments(config)
+    data_args.max_samples = count
+    data_args.mix_strategy = "concat"
+    try:
+        merged = _get_merged_dataset(data_args.dataset, model_args, data_args, training_args, "sft")
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        return [], f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    media = ("_tools", "_images", "_videos", "_audios")
+    rows = [row for row in merged or () if _usable(row) and not any(row[key] for key in media)]
+    return rows, None if rows else "no row is a conversation in text"
+
+
+def _usable(row: Mapping[str, Any]) -> bool:
+    """SupervisedDatasetProcessor.preprocess_dataset drops every other row."""
+    return len(row["_prompt"]) % 2 == 1 and len(row["_response"]) == 1
+
+
+def _held_out_item(codec: Codec, raw: Mapping[str, Any]) -> Item:
+    messages = raw["_prompt"]
+    reference = str(raw["_response"][0]["content"])
+    # Only reasoning templates have a mode; with thinking off, training strips it from labels.
+    if codec.template.enable_thinking is False and type(codec.template).__name__.startswith(
+        "Reasoning"
+    ):
+        reference = codec.template.remove_thought(reference)
+    turns = [f"{message['role']}: {message['content']}" for message in messages]
+    return Item(
+        question=Question(tuple(messages), raw["_system"] or None, raw["_tools"] or None),
+        shown=messages[0]["content"] if len(messages) == 1 else "\n".join(turns),
+        origin="held_out",
+        reference=reference,
+    )
+
+
+def texts_of(item: Item) -> list[str]:
+    parts = [str(message["content"]) for message in item.question.messages]
+    return [*parts, *([item.reference] if item.reference else [])]
+
+
+def check_round_trip(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Raise JobError (class data) for a text that decode(encode(text)) does not contain.
+
+    A tokenizer that does not fit its files drops line breaks and whole scripts, and training
+    goes on without an error; the first loss is then several times too high.
+    """
+    for text in texts:
+        back = _and_back(tokenizer, text)
+        if _normal(text) not in _normal(back):
+            raise JobError(
+                "data",
+                f"the tokenizer does not give back the text {text[:40]!r} but {back[:40]!r}: its "
+                "files do not fit this model or this version of transformers: fetch them again",
+            )
+
+
+def can_say(tokenizer: Any, item: Item) -> bool:
+    """Return whether the tokenizer has all of an item's text: one for English has no Chinese."""
+    return all(_normal(text) in _normal(_and_back(tokenizer, text)) for text in texts_of(item))
+
+
+def _and_back(tokenizer: Any, text: str) -> str:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    back: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return back
+
+
+def _normal(text: str) -> str:
+    # Tokenizers may compose characters (NFC, NFKC); none may lose any.
+    return unicodedata.normalize("NFKC", text).strip()

@@ -1,0 +1,267 @@
+"""What a LoRA adapter folder holds, and whether it belongs to a base model.
+
+No torch: the question is answered from JSON and safetensors headers, in milliseconds, before
+any weight is read. Tensor names are PEFT 0.15.2's: `base_model.model.<module>.lora_A.weight`,
+shape [rank, in_features], and `lora_B.weight`, shape [out_features, rank].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.basemodel.files import Shapes, pickles, tensor_shapes
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# What transformers' trainer leaves beside the weights.
+_TRAINER_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+_PREFIX = "base_model.model."
+_LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
+
+# adapter_config keys beyond plain LoRA on linear layers: merged correctly by PEFT, but not
+# the formula W + scale * B @ A, so a proof cannot recompute them tensor by tensor.
+_BEYOND_PLAIN = (
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "trainable_token_indices",
+)
+
+
+Misfit = Callable[[str], UsageError]  # from a reason to the error that gives it
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """A LoRA adapter that fits the base model it was checked against."""
+
+    folder: Path
+    base_named: str | None  # what the adapter says it was trained on
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: Mapping[str, str]  # adapter module -> name of the base tensor it changes
+    saved_whole: tuple[str, ...]  # modules_to_save: base tensors the adapter replaces
+    beyond_plain: tuple[str, ...]  # features for which W + scale * B @ A is not the whole truth
+    parameters: int
+
+    @property
+    def scale(self) -> float:
+        """What B @ A is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
+        return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], Shapes]:
+    """Return adapter_config.json and the adapter's tensors; UsageError when it is incomplete."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such adapter folder")
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        names = pickles(path.name for path in folder.iterdir())
+        pickled = [name for name in names if not name.startswith(_TRAINER_STATE)]
+        if pickled:
+            raise UsageError(
+                f"{folder}: holds only pickled weights ({', '.join(pickled)}), which can run code "
+                f"when loaded: save the adapter as {ADAPTER_WEIGHTS}"
+            )
+        raise UsageError(f"{weights}: missing: the run has not finished or the copy is incomplete")
+    config_file = folder / ADAPTER_CONFIG
+    try:
+        config = read_json(config_file)
+    except FileNotFoundError:
+        raise UsageError(f"{config_file}: missing: copy the adapter folder again") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{config_file}: not JSON ({error}): copy the folder again") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise UsageError(f"{config_file}: peft_type is {kind!r}, 'LORA' expected")
+    # PEFT imports the modules these name.
+    for key in ("auto_mapping", "megatron_config"):
+        if config.get(key):
+            raise UsageError(f"{config_file}: {key} is set, which names code: no adapter of ours")
+    # Reward runs keep a value_head.safetensors beside it, which is no part of the adapter.
+    shapes = tensor_shapes(folder)
+    tensors = {name: found for name, found in shapes.items() if name.startswith(_PREFIX)}
+    if not tensors:
+        raise UsageError(f"{weights}: holds no tensors: train again or copy the file again")
+    return config, tensors
+
+
+def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
+    """Return the adapter's facts if it was made for a model shaped like `base_folder`.
+
+    Compared: every lora_A/lora_B pair with the base tensor it changes, every module the
+    adapter's own target list selects in the base (a base with more layers has modules the
+    adapter knows nothing of), and the base's config with that of the base the adapter names,
+    where that folder still exists. Raises UsageError naming the first mismatch, what the
+    adapter says it was trained on, and what was given. A base of the same shapes but other
+    weights cannot be told from headers.
+    """
+    config, tensors = read_adapter(adapter_folder)
+    base = tensor_shapes(base_folder)
+    config_file = base_folder / "config.json"
+    if not config_file.is_file():
+        raise UsageError(f"{config_file}: missing: fetch the base model again")
+    base_config = read_json(config_file)
+    named = config.get("base_model_name_or_path")
+
+    def misfit(reason: str) -> UsageError:
+        return UsageError(
+            f"adapter {adapter_folder} does not fit base model {base_folder}: {reason}; "
+            f"the adapter was trained on {named or 'a model it does not name'}: "
+            "give that base model as model_name_or_path"
+        )
+
+    find = _Finder(base, tied=bool(base_config.get("tie_word_embeddings")))
+    targets, whole, odd = _match(tensors, find, bool(config.get("fan_in_fan_out")), misfit)
+    _check_coverage(config, base, targets, misfit)
+    if named:
+        _compare_configs(Path(named), base_config, misfit)
+    return AdapterFacts(
+        folder=adapter_folder,
+        base_named=named,
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        rslora=bool(config.get("use_rslora")),
+        targets=targets,
+        saved_whole=whole,
+        beyond_plain=(*_features(config), *odd),
+        parameters=sum(math.prod(shape) for _, shape in tensors.values()),
+    )
+
+
+class _Finder:
+    """Finds the base tensor of a module, across the two name forms a checkpoint may have."""
+
+    def __init__(self, base: Shapes, tied: bool) -> None:
+        self.base = base
+        self.tied = tied
+        # transformers 4.52 renames modules of composite models in memory (model.layers ->
+        # model.language_model.layers) but not on disk; this form is the same for both.
+        self.plain: dict[str, str] = {}
+        for name in base:
+            self.plain.setdefault(self._plain(name), name)
+
+    @staticmethod
+    def _plain(name: str) -> str:
+        return ".".join(part for part in name.split(".") if part not in {"model", "language_model"})
+
+    def __call__(self, module: str) -> str | None:
+        wanted = f"{module}.weight"
+        if wanted in self.base:
+            return wanted
+        if self.tied and module.split(".")[-1] == "lm_head":
+            return next((name for name in self.base if name.endswith("embed_tokens.weight")), None)
+        return self.plain.get(self._plain(wanted))
+
+
+def _match(
+    tensors: Shapes, find: _Finder, transposed: bool, misfit: Misfit
+) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
+    """Return (module -> base tensor, tensors replaced whole, why not plain); raise on misfit."""
+    pairs: dict[str, dict[str, tuple[int, ...]]] = {}
+    whole: list[str] = []
+    odd: set[str] = set()
+    for name, (_, shape) in sorted(tensors.items()):
+        stripped = name.removeprefix(_PREFIX)
+        matched = _LORA.match(stripped)
+        if matched:
+            pairs.setdefault(matched["module"], {})[matched["side"]] = shape
+            if matched["embedding"]:
+                odd.add("LoRA on an embedding")
+            elif len(shape) != 2:
+                odd.add("LoRA on a convolution")
+        elif ".lora_" in stripped:
+            continue  # magnitudes and biases: named by use_dora and lora_bias
+        elif find(stripped.removesuffix(".weight")) is None and stripped not in find.base:
+            raise misfit(f"tensor {stripped} {list(shape)} has no counterpart in the base")
+        else:
+            whole.append(find(stripped.removesuffix(".weight")) or stripped)
+    targets: dict[str, str] = {}
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            have = "lora_A" if "A" in pair else "lora_B"
+            raise misfit(f"module {module} has {have} only")
+        weight = find(module)
+        if weight is None:
+            raise misfit(f"module {module} does not exist in the base")
+        if weight != f"{module}.weight" and module.split(".")[-1] == "lm_head":
+            odd.add("LoRA on a head tied to the embedding")
+        inner, outer = pair["A"], pair["B"]
+        shape = find.base[weight][1]
+        embedding = "LoRA on an embedding" in odd and module.endswith(("embed_tokens", "wte"))
+        given = (shape[1], shape[0]) if transposed or embedding else (shape[0], shape[1])
+        if inner[0] != outer[1]:
+            raise misfit(
+                f"{module}.lora_A {list(inner)} and lora_B {list(outer)} differ in their rank"
+            )
+        if (outer[0], inner[1]) != given:
+            side = "lora_A" if inner[1] != given[1] else "lora_B"
+            shown = inner if side == "lora_A" else outer
+            raise misfit(f"{module}.{side} is {list(shown)}, base tensor {weight} {list(shape)}")
+        targets[module] = weight
+    if not targets:
+        raise misfit("it holds no lora_A/lora_B pair")
+    return targets, tuple(whole), sorted(odd)
+
+
+def _check_coverage(
+    config: Mapping[str, Any],
+    base: Shapes,
+    targets: Mapping[str, str],
+    misfit: Misfit,
+) -> None:
+    """Raise when the adapter's target list selects a base module it has no weights for.
+
+    PEFT matches a list entry to every module whose dotted name ends with it
+    (tuners_utils.check_target_module_exists), so each one must have a pair.
+    """
+    wanted = config.get("target_modules")
+    restricted = config.get("layers_to_transform") or config.get("exclude_modules")
+    if not isinstance(wanted, list) or restricted:
+        return
+    changed = set(targets.values())
+    for name, (_, shape) in base.items():
+        module = name.removesuffix(".weight")
+        if module == name or len(shape) != 2 or name in changed:
+            continue
+        if any(module == entry or module.endswith(f".{entry}") for entry in wanted):
+            raise misfit(f"base tensor {name} {list(shape)} has no adapter weights")
+
+
+def _compare_configs(named: Path, given: Mapping[str, Any], misfit: Misfit) -> None:
+    """Compare with the config of the base the adapter names, where that folder exists."""
+    recorded_file = named / "config.json"
+    if not recorded_file.is_file():
+        return
+    recorded = read_json(recorded_file)
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        if recorded.get(key) != given.get(key):
+            raise misfit(
+                f"{key} is {given.get(key)!r}, the adapter's base has {recorded.get(key)!r}"
+            )
+
+
+def _features(config: Mapping[str, Any]) -> list[str]:
+    """Return the adapter_config keys that make this more than W + scale * B @ A."""
+    features = [key for key in _BEYOND_PLAIN if config.get(key)]
+    if config.get("bias", "none") != "none":
+        features.append(f"bias={config['bias']}")
+    start = config.get("init_lora_weights", True)
+    # PiSSA, OLoRA and LoftQ also change the base weights when they start.
+    if isinstance(start, str) and start != "gaussian":
+        features.append(f"init_lora_weights={start}")
+    return features

@@ -1,0 +1,113 @@
+"""What a run's result is merged from, and how: what a merge and its kit look at first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.basemodel.files import require, tensor_shapes
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import read_json
+from tunesmith.job.merge import streaming
+from tunesmith.job.merge.adapter import AdapterFacts, check_fits
+from tunesmith.job.run import config as run_config
+
+# Bytes an element of each dtype, and its name in safetensors and in PyTorch.
+SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+ACCEPT = "accept_mismatch"  # of request["merge"]: export although prompts differ
+_OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning_type", ACCEPT)
+
+
+@dataclass(frozen=True)
+class Mergeable:
+    """A run's adapter and base model, which fit; `keys` are LLaMA-Factory's export keys."""
+
+    config: Mapping[str, Any]
+    base: Path
+    adapters: list[str]
+    facts: AdapterFacts
+    keys: Mapping[str, Any]
+
+    def why_whole(self) -> str | None:
+        """Return why it merges only with the whole model in memory; None where by blocks."""
+        return streaming.why_not(self.facts, self.adapters, self.keys, self.config, self.base)
+
+
+def read(run_dir: Path, request: Mapping[str, Any]) -> Mergeable:
+    """Return what is to be merged. Raises UsageError when nothing of this run can be.
+
+    That is so for full or freeze tuning, a quantised or damaged base, an adapter of another base,
+    and export keys that no proof could read the result of.
+    """
+    config = run_config.read_config(run_dir)
+    base = Path(config["model_name_or_path"])
+    check_mergeable(config, base)
+    require(base, request.get("model", {}).get("name"))
+    adapters = run_config.tuned_adapters(config, Path(config["output_dir"]))
+    facts = [check_fits(base, Path(folder)) for folder in adapters][-1]
+    return Mergeable(config, base, adapters, facts, export_keys(request.get("merge", {}), base))
+
+
+def only_whole(run_dir: Path, reason: str) -> UsageError:
+    """Return the error for a merge by blocks that is none."""
+    return UsageError(
+        f"run {run_dir.name} merges only with the whole model in memory ({reason}): "
+        f"`inv merge --on HOST --run {run_dir.name}` does it there, then "
+        f"`inv pull --on HOST --run {run_dir.name} --what merged`"
+    )
+
+
+def check_mergeable(config: Mapping[str, Any], base: Path) -> None:
+    """Raise UsageError when this run's result cannot be merged, saying what to do instead."""
+    tuning = config.get("finetuning_type", "lora")
+    if tuning != "lora":
+        raise UsageError(
+            f"finetuning_type {tuning} trains the model's own weights: there is no adapter to "
+            f"merge, {config['output_dir']} is the whole model already"
+        )
+    for key in ("resize_vocab", "add_tokens", "add_special_tokens"):
+        if config.get(key):
+            raise UsageError(
+                f"{key}: a merged model with a changed vocabulary cannot be compared with its "
+                "base tensor by tensor: export it with llamafactory-cli and test it yourself"
+            )
+    if not (base / "config.json").is_file():
+        raise UsageError(f"{base / 'config.json'}: missing: fetch the base model again")
+    quantized = read_json(base / "config.json").get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "an unknown method")
+        raise UsageError(
+            f"{base}: base model is quantized ({method}); adapters merge only into full weights: "
+            "give the unquantized model as model_name_or_path"
+        )
+
+
+def export_keys(asked: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Return LLaMA-Factory's export keys: what was asked, with dtype and device made certain.
+
+    infer_dtype `auto` becomes the dtype of the base's weights: 0.9.3 writes float32, twice the
+    size, for `auto` on a machine without a GPU.
+    """
+    keys = {key: value for key, value in asked.items() if key not in _OURS}
+    if keys.get("export_legacy_format"):
+        raise UsageError(
+            "export_legacy_format: true writes pickles, which no proof reads: set false"
+        )
+    if keys.get("export_hub_model_id"):
+        raise UsageError(
+            "export_hub_model_id: uploads before the proof: upload RUN/merged after it"
+        )
+    keys.setdefault("export_size", 5)
+    keys.setdefault("export_device", "cpu")
+    dtype = keys.setdefault("infer_dtype", "bfloat16")
+    if dtype == "auto":
+        stored, _ = max(tensor_shapes(base).values(), key=lambda found: math.prod(found[1]))
+        names = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
+        keys["infer_dtype"] = names.get(stored, "bfloat16")
+    elif dtype not in SIZES:
+        raise UsageError(f"infer_dtype: {dtype!r}, one of {', '.join(SIZES)} or auto expected")
+    return keys

@@ -1,0 +1,87 @@
+"""Merge a pulled run without a training environment.
+
+`python -m tunesmith.job.merge.offline RUN` needs Python and NumPy, a few blocks of memory, and
+RUN/around (job/merge/bundle.py). Sums are NumPy's and may end in another last bit than PyTorch's;
+how often depends on the processor. In bfloat16 some ten thousand of 1.5 billion numbers are rounded
+to the other neighbour, in float32 a few in a hundred differ in their last places. MANIFEST.json
+says so (`arithmetic`: numpy).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import write_json
+from tunesmith.job.merge import phase as merge_phase
+from tunesmith.job.run import integrity
+from tunesmith.job.run.folder import RunFolder, acquire, mend_events
+from tunesmith.job.system import disk
+from tunesmith.job.system.resources import peak_memory
+
+_PHASE = "merge"
+
+
+def main(argv: list[str]) -> int:
+    """Merge; print the summary as JSON, on errors one line for people."""
+    # Blocks are multiplied by two workers already; more threads only take memory.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    run = RunFolder(Path(argv[0]))
+    try:
+        # Held to the exit: a client that was ended leaves this process at work.
+        acquire(run)
+        summary = _merge(run)
+    except TunesmithError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        print(disk.explain(error, run.path).render(), file=sys.stderr)
+        return 1
+    print(json.dumps(summary))
+    return 0
+
+
+def _merge(run: RunFolder) -> dict[str, Any]:
+    """Merge, with the events and the status that a supervisor would leave."""
+    request = run.request()
+    integrity.check_here(run.path, _PHASE)
+    mend_events(run.events_file)
+    began, state = time.monotonic(), "failed"
+    run.emit("run_started", phases=[_PHASE])
+    run.emit("phase_started", phase=_PHASE, attempt=1)
+    try:
+        summary = merge_phase.run(run.path, request, _tell) | {"peak_memory": peak_memory()}
+        state = "succeeded"
+        run.emit("summary", phase=_PHASE, **summary)
+    finally:
+        seconds = round(time.monotonic() - began, 2)
+        run.emit("phase_ended", phase=_PHASE, state=state, seconds=seconds)
+        run.emit("run_ended", state=state, failure=None)
+    record_merge(run)
+    return summary
+
+
+def record_merge(run: RunFolder) -> None:
+    """Let the status say that the run is merged; a proof was that of another merged model."""
+    status = run.status()
+    status["phases"] = {p: s for p, s in status["phases"].items() if p != "proof"}
+    status["phases"][_PHASE] = "succeeded"
+    status |= {"state": "succeeded", "phase": _PHASE, "failure": None, "message": "", "detail": []}
+    write_json(run.status_file, status)
+
+
+def _tell(event: str, **values: Any) -> None:
+    if event == "changed":
+        what = f"{values['what']}: {values['from']} -> {values['to']} ({values['why']})"
+        print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

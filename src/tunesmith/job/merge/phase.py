@@ -1,0 +1,362 @@
+"""Adapter + base model -> merged model, the bytes of LLaMA-Factory's export, whole or not at all.
+
+Plain LoRA is merged block by block (job/merge/streaming.py) while another process has LLaMA-Factory
+write everything around the weights (job/merge/skeleton.py). What is more than that goes through
+LLaMA-Factory's export with the whole model in memory, and is said so.
+
+LLaMA-Factory 0.9.3's export (train/tuner.py, export_model) writes into the folder it is
+given and only logs a warning when the tokenizer could not be saved; so everything is written into
+a folder of ours, which gets its name RUN/merged after everything in it was checked. Prompt parity
+is part of that: a model served with another prompt than it was trained with is not the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.basemodel.files import FileRecord, Problem, damaged, require, tensor_shapes, verify
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_json
+from tunesmith.core.swap import put_in_place
+from tunesmith.job.inference import engine
+from tunesmith.job.merge import bundle, inputs, manifest, matmul, pool, skeleton, streaming
+from tunesmith.job.merge.adapter import ADAPTER_WEIGHTS, AdapterFacts
+from tunesmith.job.merge.inputs import ACCEPT, SAFETENSORS_NAMES, SIZES, Mergeable, only_whole
+from tunesmith.job.merge.tensors import stored_below
+from tunesmith.job.prompts import parity
+from tunesmith.job.run import seals
+from tunesmith.job.run.failures import JobError
+from tunesmith.job.run.folder import MERGED
+from tunesmith.job.run.manifest import disown_merged
+from tunesmith.job.system import resources
+
+_PART = ".merged.part"
+
+# Who did the sums, where the whole model was in memory.
+PEFT = "peft"
+_BY_BLOCKS = {"from": "block by block"}
+
+
+def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+    """Merge RUN/output into its base model as RUN/merged; return where it lies and its size.
+
+    The keys of request["merge"] are LLaMA-Factory's export keys. Raises UsageError when there
+    is nothing that can be merged (full or freeze tuning, quantised or damaged base, adapter of
+    another base), JobError when memory or disk do not suffice, TunesmithError when the export
+    is not complete, or when a way to the model puts another prompt before it than the training
+    did and request["merge"]["accept_mismatch"] is not true (RUN/parity.json says which). A merged
+    model of an earlier call stays until the new one is whole.
+    """
+    started = time.monotonic()
+
+    def step(done: int) -> None:
+        emit("progress", phase="merge", done=done, total=5, unit="steps")
+
+    step(0)
+    asked = inputs.read(run_dir, request)
+    facts, keys = asked.facts, asked.keys
+    step(1)
+    if keys["infer_dtype"] != request.get("merge", {}).get("infer_dtype", keys["infer_dtype"]):
+        emit(
+            "changed",
+            what="infer_dtype",
+            to=keys["infer_dtype"],
+            why="auto writes float32 on a machine without a GPU",
+            **{"from": "auto"},
+        )
+    task = _Task(run_dir, run_dir / _PART, request, asked, step)
+    _clear(task.part)
+    try:
+        made = _merge(task, emit)
+        check_complete(task.part, asked.base, facts, keys["infer_dtype"])
+        step(3)
+        prompts = _judged(task, made.prompts)
+        for correction in prompts["corrected"]:
+            why = "so that the prompt is the trained one"
+            emit("changed", what=correction["file"], to="ours", why=why, **{"from": "exported"})
+        step(4)
+        of = _made_of(task, prompts, made.arithmetic)
+        files = manifest.write(task.part, of, made.hashes)["files"]
+        seals.forget(run_dir, (MERGED, "proof.json"))
+        _put_in_place(task.part, run_dir / MERGED)
+        known = {f"{MERGED}/{name}": record for name, record in files.items()}
+        seals.seal(run_dir, "merge", (MERGED,), known)
+    finally:
+        shutil.rmtree(task.part, ignore_errors=True)
+    step(5)
+    return {
+        "folder": str(run_dir / MERGED),
+        "bytes": sum(file.stat().st_size for file in (run_dir / MERGED).iterdir()),
+        "dtype": keys["infer_dtype"],
+        "base": str(asked.base),
+        "rank": facts.rank,
+        "alpha": facts.alpha,
+        "scale": facts.scale,
+        "targets": len(facts.targets),
+        "parity": prompts["passed"],
+        "corrected": [correction["file"] for correction in prompts["corrected"]],
+        "arithmetic": made.arithmetic,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What one merge works with."""
+
+    run_dir: Path
+    part: Path
+    request: Mapping[str, Any]
+    asked: Mergeable
+    step: Callable[[int], None]
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """run.json's record of the base model."""
+        found: Mapping[str, Any] = self.request.get("model", {})
+        return found
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a merge left: the prompts' comparison, who did the sums, known sha256 of files."""
+
+    prompts: dict[str, Any]
+    arithmetic: str
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+def _merge(task: _Task, emit: Callable[..., None]) -> _Made:
+    """Merge into task.part, block by block where that is the whole truth; check the base."""
+    asked = task.asked
+    size = parameter_count(asked.base) * SIZES[asked.keys["infer_dtype"]]
+    disk = int(1.2 * size)
+    reason = asked.why_whole()
+    if reason is None:
+        check_room(task.run_dir, disk=disk, memory=_memory(task))
+        try:
+            return _stream(task)
+        except streaming.Uncovered as other:
+            reason = str(other)
+            _clear(task.part)
+        except Exception:
+            check_base(asked.base, task.model)  # a damaged base explains whatever went wrong
+            raise
+    if not skeleton.possible():
+        raise only_whole(task.run_dir, reason)
+    emit("changed", what="merge", to="whole model in memory, by PEFT", why=reason, **_BY_BLOCKS)
+    check_room(task.run_dir, disk=disk, memory=int(1.2 * size) + 1_000_000_000)
+    skeleton.record_versions(task.run_dir)
+    # The hashes are read beside the merge, which reads the same bytes; both must succeed.
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(check_base, asked.base, task.model)
+        try:
+            _export(asked, task.part)
+        finally:
+            whole.result()
+    task.step(2)
+    codec = engine.codec(engine.arguments(asked.config))
+    return _Made(parity.align(asked.config, codec, task.part), PEFT)
+
+
+def _stream(task: _Task) -> _Made:
+    """Write the weights here; what is around them lies ready, or another process writes it."""
+    asked, part = task.asked, task.part
+    base, facts = asked.base, asked.facts
+    dtype = SAFETENSORS_NAMES[asked.keys["infer_dtype"]]
+    way, workers = matmul.best(), pool.fitting()
+    recorded = check_sizes(base, task.model)
+    with _around(task) as other:
+        shards = streaming.guessed(base, dtype, float(asked.keys["export_size"])) or other.files()
+        beside = [base / name for name in recorded]
+        made = streaming.merge(base, facts, shards, part, way, workers, beside, hashed=True)
+        check_hashes(base, task.model, {path.name: made.hashes[path] for path in beside})
+        if shards != other.files():
+            for shard in shards:
+                (part / shard.file).unlink()
+            made = streaming.merge(base, facts, other.files(), part, way, workers, hashed=True)
+        task.step(2)
+        prompts = other.prompts()
+    hashes = {shard.file: made.hashes[part / shard.file] for shard in other.files()}
+    return _Made(prompts, way.name, hashes)
+
+
+@contextlib.contextmanager
+def _around(task: _Task) -> Iterator[skeleton.Around | bundle.Kit]:
+    """Give who knows everything but the weights: the run's kit, else LLaMA-Factory."""
+    asked = task.asked
+    made = bundle.find(task.run_dir, task.part, task.request, asked)
+    if made:
+        yield made
+        return
+    if not skeleton.possible():
+        raise UsageError(
+            f"{task.run_dir / bundle.FOLDER}: nothing there for this merge, and "
+            "LLaMA-Factory is not installed here: `inv pull --merge-here` brings it from the "
+            "host, `inv stack.install` makes the training environment"
+        )
+    with skeleton.begin(task.run_dir, task.part, asked.config, asked.keys) as other:
+        yield other
+
+
+def _memory(task: _Task) -> int:
+    """Return the bytes of memory a merge by blocks takes, LLaMA-Factory beside it included."""
+    ready = bundle.find(task.run_dir, task.part, task.request, task.asked)
+    return streaming.MEMORY if ready or not skeleton.possible() else skeleton.MEMORY
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _judged(task: _Task, found: dict[str, Any]) -> dict[str, Any]:
+    """Write RUN/parity.json, and stop here if a prompt still differs."""
+    accepted = bool(task.request.get("merge", {}).get(ACCEPT))
+    found["accepted"] = accepted and not found["passed"]
+    with seals.rewriting(task.run_dir, "merge", "parity.json"):
+        write_json(task.run_dir / "parity.json", found)
+    if not found["passed"] and not accepted:
+        faults = parity.faults_of(found)
+        raise TunesmithError(
+            f"the merged model would not be asked as it was trained: {faults[0]}; "
+            f"{parity.advice(task.asked.config, found)}, or export it all the same: "
+            f"`inv merge --run {task.run_dir.name} --accept-mismatch`",
+            faults[1:],
+        )
+    return found
+
+
+def _made_of(task: _Task, prompts: Mapping[str, Any], arithmetic: str) -> dict[str, Any]:
+    """Return what the manifest says of the model's origin; no path of this machine."""
+    model, asked = task.model, task.asked
+    facts = asked.facts
+    return {
+        "run": task.run_dir.name,
+        "base": {key: model.get(key) for key in ("name", "revision", "files")},
+        "adapters": [
+            {"sha256": sha256_of(Path(folder) / ADAPTER_WEIGHTS), "name": Path(folder).name}
+            for folder in asked.adapters
+        ],
+        "lora": {"rank": facts.rank, "alpha": facts.alpha, "scale": facts.scale},
+        "dtype": asked.keys["infer_dtype"],
+        "arithmetic": arithmetic,
+        "parity": prompts["passed"],
+        "corrected": [correction["file"] for correction in prompts["corrected"]],
+    }
+
+
+def check_base(base: Path, model: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the base is whole and the one the adapter was trained on.
+
+    `model` is run.json's record of it: size and sha256 of every file, so a base that was
+    exchanged since then is found here even when all shapes agree.
+    """
+    recorded = check_sizes(base, model)
+    check_hashes(base, model, {name: sha256_of(base / name) for name in recorded})
+
+
+def check_sizes(base: Path, model: Mapping[str, Any]) -> list[str]:
+    """Return the files of the base on record; UsageError unless all are there in full."""
+    require(base, model.get("name"), _recorded(model))
+    return list(_recorded(model))
+
+
+def check_hashes(base: Path, model: Mapping[str, Any], found: Mapping[str, str]) -> None:
+    """Raise UsageError unless the sha256 `found` of the base's files are those on record."""
+    problems = tuple(
+        Problem(name, f"expected sha256 {record.sha256}, found {found[name]}")
+        for name, record in _recorded(model).items()
+        if found[name] != record.sha256
+    )
+    if problems:
+        raise damaged(base, problems, model.get("name"))
+
+
+def _recorded(model: Mapping[str, Any]) -> dict[str, FileRecord]:
+    return {
+        name: FileRecord(int(record["size"]), str(record["sha256"]))
+        for name, record in model.get("files", {}).items()
+    }
+
+
+def parameter_count(folder: Path) -> int:
+    """Return how many numbers the tensors of a model folder hold."""
+    return sum(math.prod(shape) for _, shape in tensor_shapes(folder).values())
+
+
+def check_room(folder: Path, *, disk: int, memory: int) -> None:
+    """Raise JobError unless `disk` bytes are free at `folder`, and `memory` bytes of RAM."""
+    free = shutil.disk_usage(folder).free
+    if free < disk:
+        raise JobError(
+            "disk_full",
+            f"{folder}: the merged model needs {human_bytes(disk)}, {human_bytes(free)} are free: "
+            "free space on that disk",
+        )
+    have = resources.memory_available()
+    if have < memory:
+        raise JobError(
+            "host_oom",
+            f"needs {human_bytes(memory)} of memory, {human_bytes(have)} are available: close "
+            "other programs, or merge on a machine with more",
+        )
+
+
+def check_complete(folder: Path, base: Path, facts: AdapterFacts, dtype: str) -> None:
+    """Raise TunesmithError unless the export is a whole model, of `dtype`, and not the base."""
+    problems = verify(folder)
+    if problems:
+        raise TunesmithError(
+            f"the export is not whole: {problems[0]}; see train.log",
+            [str(problem) for problem in problems[1:]],
+        )
+    found = {stored for stored, _ in tensor_shapes(folder).values()}
+    strange = found & {"F64", *SAFETENSORS_NAMES.values()} - {SAFETENSORS_NAMES[dtype]}
+    if strange:
+        raise TunesmithError(f"{folder}: holds {', '.join(sorted(strange))}, {dtype} asked for")
+    if not _changed(folder, base, facts):
+        # LLaMA-Factory issue 9051: an export that wrote the original weights back.
+        raise TunesmithError(
+            f"the export equals the base model in all {len(facts.targets)} target tensors: the "
+            "adapter has no effect or was not applied; look at its lora_B weights"
+        )
+
+
+def _changed(merged: Path, base: Path, facts: AdapterFacts) -> bool:
+    """Return whether any target tensor differs from the base's; stops at the first."""
+    new, old = stored_below(merged), stored_below(base)
+    # A renamed tensor is the proof's to judge.
+    names = sorted(set(facts.targets.values()) & new.keys())
+    return any(streaming.differs(old[name], new[name]) for name in names)
+
+
+def _export(asked: Mergeable, part: Path) -> None:
+    from llamafactory.train.tuner import export_model
+
+    args = engine.arguments(asked.config, adapters=asked.adapters)
+    # A QLoRA run's adapter goes into the full base weights, never into quantized ones.
+    for key in [key for key in args if key.startswith(("quantization_", "double_quantization"))]:
+        del args[key]
+    export_model({**args, **asked.keys, "export_dir": str(part), "export_legacy_format": False})
+
+
+def _put_in_place(part: Path, merged: Path) -> None:
+    """Sync `part` to disk and give it the name `merged`; a proof of an older one goes."""
+    mode = (part / "config.json").stat().st_mode
+    for file in part.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)  # safetensors writes 0600: whoever may read the rest may read this
+            fsync_file(file)
+    fsync_folder(part)
+    (merged.parent / "proof.json").unlink(missing_ok=True)
+    disown_merged(merged.parent)
+    put_in_place(part, merged)

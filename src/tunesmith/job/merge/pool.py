@@ -1,0 +1,135 @@
+"""Numbered tasks, done by processes forked from this one.
+
+Threads of one Python take turns between any two short operations: two of them merge hardly
+faster than one. A forked process has what was loaded before it began, and shares its memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError
+from tunesmith.job.system import resources
+
+Do = Callable[[int], Any]
+
+# More of them wait for the disk and for the memory's bandwidth.
+MOST = 4
+# Tasks a process has at hand, so that it never waits for the next one.
+_AHEAD = 2
+
+
+def fitting() -> int:
+    """Return how many processes merge fastest here."""
+    return min(MOST, resources.cpu_count())
+
+
+class Hands:
+    """So many processes as a context; on its end they are gone. One: the tasks are done here.
+
+    Enter it before this process starts threads of its own: a fork knows nothing of them.
+    """
+
+    def __init__(self, do: Do, workers: int) -> None:
+        self._do = do
+        # Elsewhere than on Linux libraries do not live through a fork.
+        self._workers = workers if workers > 1 and sys.platform == "linux" else 0
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+
+    def __enter__(self) -> Hands:
+        context = multiprocessing.get_context("fork")
+        try:
+            for _ in range(self._workers):
+                ours, theirs = context.Pipe()
+                self._pipes.append(ours)
+                process = context.Process(
+                    target=_work, args=(self._do, theirs, os.getpid()), daemon=True
+                )
+                process.start()
+                self._processes.append(process)
+                theirs.close()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+
+    def each(self, count: int) -> Iterator[tuple[int, Any]]:
+        """Yield (number, what it gave) of the tasks 0 to count - 1, as they end.
+
+        They begin in the order of their numbers. Raises what a task raised, and TunesmithError
+        when a process ended before its task.
+        """
+        numbers = iter(range(count))
+        if not self._pipes:
+            for number in numbers:
+                yield number, self._do(number)
+            return
+        owed = dict.fromkeys(self._pipes, 0)
+        for pipe in self._pipes * _AHEAD:
+            self._give(pipe, numbers, owed)
+        while busy := [pipe for pipe in self._pipes if owed[pipe]]:
+            ready = set(wait(busy))
+            for pipe in [pipe for pipe in busy if pipe in ready]:
+                number, value = self._take(pipe)
+                owed[pipe] -= 1
+                self._give(pipe, numbers, owed)
+                yield number, value
+
+    def _give(self, pipe: Connection, numbers: Iterator[int], owed: dict[Connection, int]) -> None:
+        number = next(numbers, None)
+        if number is not None:
+            try:
+                pipe.send(number)
+            except BrokenPipeError:
+                raise self._ended(pipe) from None
+            owed[pipe] += 1
+
+    def _take(self, pipe: Connection) -> tuple[int, Any]:
+        try:
+            number, value, error, trace = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._ended(pipe) from None
+        if error is not None:
+            raise error from RuntimeError(trace)
+        return number, value
+
+    def _ended(self, pipe: Connection) -> TunesmithError:
+        process = self._processes[self._pipes.index(pipe)]
+        process.join()
+        return TunesmithError(
+            f"a process of the merge ended with exit code {process.exitcode} (-9: killed, as a "
+            "machine without memory does): merge again"
+        )
+
+
+def _work(do: Do, pipe: Connection, parent: int) -> None:
+    """Do what the pipe asks for until it is closed."""
+    from tunesmith.job.run.process import die_with_parent
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not die_with_parent(str(parent)):
+        return
+    while True:
+        number = pipe.recv()
+        told: tuple[int, Any, Exception | None, str]
+        try:
+            told = (number, do(number), None, "")
+        except Exception as error:  # noqa: BLE001 - raised again by the one who asked
+            told = (number, None, error, traceback.format_exc())
+        pipe.send(told)

@@ -1,0 +1,239 @@
+"""All of the merged model but its weights.
+
+`python -m tunesmith.job.merge.skeleton RUN PART PIPE PARENT`: LLaMA-Factory's own export_model
+writes configs, tokenizer and Modelfile, of a model that has no memory (PyTorch's meta device):
+where it would write the weights it only tells which tensors go into which file. Then the prompts
+are compared and corrected (job/prompts/parity.py). A process of its own: LLaMA-Factory takes a
+gigabyte and some seconds, which the merge beside it (job/merge/streaming.py) has no need to wait
+for or to hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.patching import installed
+from tunesmith.job.inference import engine
+from tunesmith.job.merge.streaming import Shard
+from tunesmith.job.merge.tensors import Tensor
+from tunesmith.job.patches.llamafactory import LOAD_NO_WEIGHTS
+from tunesmith.job.patches.transformers import NOTE_SHARDS
+from tunesmith.job.run.failures import JobError
+
+# Bytes: LLaMA-Factory with PyTorch's CUDA libraries, measured 1.1 GB, and what it may grow to.
+MEMORY = 1_500_000_000
+# PyTorch's names of dtypes -> safetensors'.
+_NAMES = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "bool": "BOOL",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+}
+
+
+@dataclass
+class Around:
+    """The process that writes it, and what it tells: first the files, then the prompts."""
+
+    process: subprocess.Popen[bytes]
+    pipe: IO[str]
+    shards: list[Shard] | None = None
+
+    def files(self) -> list[Shard]:
+        """Return the weights files of the export, waiting for them."""
+        if self.shards is None:
+            self.shards = shards_of(self._next("shards"))
+        return self.shards
+
+    def prompts(self) -> dict[str, Any]:
+        """Return parity.json's content, waiting for the end."""
+        self.files()
+        found: dict[str, Any] = self._next("prompts")
+        self.process.wait()
+        return found
+
+    def _next(self, what: str) -> Any:
+        line = self.pipe.readline()
+        if not line:
+            code = self.process.wait()
+            raise TunesmithError(
+                f"LLaMA-Factory's export without weights ended with exit code {code} before it "
+                "told its files: see train.log"
+            )
+        told = json.loads(line)
+        if "error" in told:
+            raise _raised(told["error"])
+        return told[what]
+
+
+def shards_of(told: Mapping[str, Any]) -> list[Shard]:
+    """Return weights files from {file: {tensor: [dtype, shape]}}."""
+    return [
+        Shard(file, {n: Tensor(dtype, tuple(shape)) for n, (dtype, shape) in held.items()})
+        for file, held in told.items()
+    ]
+
+
+def told_of(shards: list[Shard]) -> dict[str, Any]:
+    """Return {file: {tensor: [dtype, shape]}} of weights files."""
+    return {
+        shard.file: {n: [t.dtype, list(t.shape)] for n, t in shard.tensors.items()}
+        for shard in shards
+    }
+
+
+def possible() -> bool:
+    """Return whether LLaMA-Factory is installed here."""
+    return importlib.util.find_spec("llamafactory") is not None
+
+
+@contextlib.contextmanager
+def begin(
+    run_dir: Path,
+    part: Path,
+    config: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    log: IO[bytes] | None = None,
+) -> Iterator[Around]:
+    """Start the process; at the block's end it is gone. Its output goes to `log`, or as ours."""
+    reading, writing = os.pipe()
+    words = (str(run_dir.absolute()), str(part.absolute()), str(writing), str(os.getpid()))
+    argv = isolated.argv(
+        sys.executable, "tunesmith.job.merge.skeleton", *words, options=isolated.UNBUFFERED
+    )
+    with os.fdopen(reading, "r", encoding="utf-8") as pipe:
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(writing,)
+            )
+        finally:
+            os.close(writing)
+        try:
+            assert process.stdin is not None
+            with process.stdin as asked:
+                asked.write(json.dumps({"config": dict(config), "keys": dict(keys)}).encode())
+            yield Around(process, pipe)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def main(argv: list[str]) -> int:
+    """Write everything around the weights into PART; tell the pipe what was done."""
+    from tunesmith.job.run import streams
+    from tunesmith.job.run.process import die_with_parent
+
+    if not die_with_parent(argv[3]):
+        return 1
+    streams.outlive_disk()
+    asked = json.load(sys.stdin)
+    with os.fdopen(int(argv[2]), "w", encoding="utf-8") as pipe:
+
+        def tell(what: str, value: Any) -> None:
+            pipe.write(json.dumps({what: value}) + "\n")
+            pipe.flush()
+
+        try:
+            record_versions(Path(argv[0]))
+            make(Path(argv[1]), asked["config"], asked["keys"], tell)
+        except BaseException as error:  # noqa: BLE001 - the merge says it to the user
+            traceback.print_exc()
+            tell("error", _described(error))
+            return 1
+    return 0
+
+
+def make(
+    part: Path, config: Mapping[str, Any], keys: Mapping[str, Any], tell: Callable[[str, Any], None]
+) -> None:
+    """Export without weights, then compare and correct the prompts; `tell` hears both results."""
+    from tunesmith.job.patches import imports
+    from tunesmith.job.prompts import parity
+
+    imports.trim()
+    with imports.only("sft", scores=False):
+        from llamafactory.train import tuner
+
+    export = dict(engine.arguments(config)) | dict(keys)
+    export |= {"export_dir": str(part), "export_legacy_format": False}
+    for key in [k for k in export if k.startswith(("quantization_", "double_quantization"))]:
+        del export[key]
+    tell("shards", without_weights(tuner, export))
+    codec = engine.codec(engine.arguments(config))
+    tell("prompts", parity.align(config, codec, part))
+
+
+def without_weights(tuner: Any, export: Mapping[str, Any]) -> dict[str, Any]:
+    """Run export_model on the meta device; return {file: {tensor: [dtype, shape]}}."""
+    import torch
+
+    load = tuner.load_model
+    files: dict[str, Any] = {}
+
+    def load_nothing(tokenizer: Any, model_args: Any, finetuning_args: Any) -> Any:
+        model_args.device_map = {"": torch.device("meta")}
+        return load(tokenizer, model_args, finetuning_args)
+
+    def note(shard: Mapping[str, Any], path: str, metadata: Any) -> None:
+        files[Path(path).name] = {
+            name: [_name(tensor.dtype), list(tensor.shape)] for name, tensor in shard.items()
+        }
+
+    with installed(LOAD_NO_WEIGHTS, load_nothing), installed(NOTE_SHARDS, note):
+        tuner.export_model(dict(export))
+    return files
+
+
+def _name(dtype: Any) -> str:
+    plain = str(dtype).removeprefix("torch.")
+    return _NAMES.get(plain, plain)
+
+
+def record_versions(run_dir: Path) -> None:
+    """Write RUN/versions.json. Imports torch."""
+    from tunesmith.core.files import write_json
+    from tunesmith.job.system.versions import versions
+
+    write_json(run_dir / "versions.json", versions())
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    if not isinstance(error, TunesmithError):
+        return {"kind": "crash", "message": f"{type(error).__name__}: {error}", "detail": []}
+    told: dict[str, Any] = {"message": error.message, "detail": list(error.detail)}
+    if isinstance(error, JobError):
+        return told | {"kind": "job", "failure": error.failure}
+    return told | {"kind": "usage" if isinstance(error, UsageError) else "code"}
+
+
+def _raised(told: Mapping[str, Any]) -> Exception:
+    """Return the error the process met, as one of this process."""
+    message, detail = str(told["message"]), tuple(told["detail"])
+    if told["kind"] == "job":
+        return JobError(str(told["failure"]), message, detail)
+    if told["kind"] == "crash":
+        return RuntimeError(message)  # classified by its text, as any end of a worker
+    return (UsageError if told["kind"] == "usage" else TunesmithError)(message, detail)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""Where tensors lie in safetensors files, and how a file that holds them begins.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian length, a JSON
+header of that length, then the tensors without a gap. What is written here has the order and the
+padding of the safetensors library (0.5, safetensors/src/tensor.rs, `prepare`), so that files with
+the same tensors are the same bytes. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.basemodel.files import weight_files
+
+# The library's enum, from first to last; a file holds the last of them first.
+_ORDER = (
+    *("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16"),
+    *("I32", "U32", "F32", "F64", "I64", "U64"),
+)
+_WIDTH = {name: 8 if name[-2:] == "64" else 4 if name[-2:] == "32" else 2 for name in _ORDER[5:]}
+_ALIGNED = 8  # bytes: the header is filled up with spaces
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a tensor is: safetensors' word for its dtype, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in a file."""
+        return math.prod(self.shape) * _WIDTH.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Stored(Tensor):
+    """A tensor in a file; `start` counts bytes from the file's beginning."""
+
+    file: Path
+    start: int
+
+
+def known(dtype: str) -> bool:
+    """Return whether files with such tensors can be written here."""
+    return dtype in _ORDER
+
+
+def stored(file: Path) -> dict[str, Stored]:
+    """Return every tensor of a safetensors file that was found whole (modelfiles.verify)."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    return {
+        name: Stored(
+            entry["dtype"], tuple(entry["shape"]), file, 8 + length + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+        if name != _METADATA
+    }
+
+
+def stored_below(folder: Path) -> dict[str, Stored]:
+    """Return the tensors of all safetensors files a load of `folder` would take."""
+    found: dict[str, Stored] = {}
+    for file in weight_files(folder):
+        found |= stored(file)
+    return found
+
+
+def arranged(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return `names` in the order in which a file holds them."""
+    return sorted(names, key=lambda name: (-_ORDER.index(tensors[name].dtype), name))
+
+
+def beginning(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
+    """Return what a file with these tensors begins with, and where each of them starts in it.
+
+    The metadata is what transformers' save_pretrained gives: {"format": "pt"}.
+    """
+    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    starts: dict[str, int] = {}
+    at = 0
+    for name in arranged(tensors, tensors):
+        tensor = tensors[name]
+        starts[name] = at
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.size],
+        }
+        at += tensor.size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    before = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {n: before + s for n, s in starts.items()}

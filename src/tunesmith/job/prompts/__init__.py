@@ -1,0 +1,1 @@
+"""Chat templates, as served and as trained: that they say the same."""

@@ -1,0 +1,159 @@
+"""The part of Go's text/template that chat templates in Ollama Modelfiles use, rendered here.
+
+Ollama renders TEMPLATE with Go's text/template (pkg.go.dev/text/template), over .System,
+.Messages and, within `range .Messages`, .Role and .Content. Known: text, trim markers, fields,
+variables, strings, `if` / `else if` / `else` / `range` / `end`, and eq, ne, and, or, not.
+Anything else is refused by name: a guess would be no proof.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError
+
+_PIECE = re.compile(r"\{\{(-\s)?\s*(.*?)\s*(\s-)?\}\}", re.DOTALL)
+_ASSIGN = re.compile(r"^(\$\w+)\s*:?=\s*(.*)$", re.DOTALL)
+_TOKEN = re.compile(r'\(|\)|"(?:[^"\\]|\\.)*"|`[^`]*`|[^\s()]+')
+Piece = tuple[str, str]  # ("text", ...) or ("action", ...)
+
+
+def render(template: str, system: str, messages: Sequence[Mapping[str, str]]) -> str:
+    """Return what Ollama puts before the model: `messages` hold role and content.
+
+    As Ollama does it, a system text stands in .System and among .Messages too. Raises
+    TunesmithError for what is not known here or is no template.
+    """
+    listed = [{"Role": m["role"], "Content": m["content"]} for m in messages]
+    if system:
+        listed.insert(0, {"Role": "system", "Content": system})
+    top = _Dot({"System": system, "Messages": listed}, {})
+    pieces = list(_pieces(template))
+    out: list[str] = []
+    end = _block(pieces, 0, top, out, on=True)
+    if end != len(pieces):
+        raise TunesmithError(f"Modelfile TEMPLATE: {{{{ {pieces[end][1]} }}}} closes nothing")
+    return "".join(out)
+
+
+@dataclass(frozen=True)
+class _Dot:
+    """What `.` stands for, and the variables set so far, which blocks share."""
+
+    fields: Mapping[str, Any]
+    variables: dict[str, Any]
+
+
+def _pieces(template: str) -> Iterator[Piece]:
+    place, trim = 0, False
+    for match in _PIECE.finditer(template):
+        text = template[place : match.start()]
+        text = text.lstrip() if trim else text
+        yield "text", text.rstrip() if match[1] else text
+        yield "action", match[2]
+        place, trim = match.end(), bool(match[3])
+    yield "text", template[place:].lstrip() if trim else template[place:]
+
+
+def _block(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool) -> int:
+    """Render from piece `at` to the else or end that closes the block; return its place."""
+    while at < len(pieces):
+        kind, text = pieces[at]
+        word = text.split()[0] if kind == "action" and text else ""
+        if word in ("else", "end"):
+            return at
+        if kind == "text":
+            out += [text] if on else []
+        elif word == "if":
+            at = _if(pieces, at, dot, out, on=on)
+        elif word == "range":
+            at = _range(pieces, at, dot, out, on=on)
+        elif on and (assigned := _ASSIGN.match(text)):
+            dot.variables[assigned[1]] = _value(assigned[2], dot)
+        elif not text.startswith("/*") and on:
+            out.append(str(_value(text, dot)))
+        at += 1
+    return at
+
+
+def _if(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool) -> int:
+    """Render an if with its branches; return the place of its end."""
+    opened, condition, done = pieces[at][1], pieces[at][1][2:], False
+    while True:
+        chosen = on and not done and bool(_value(condition, dot))
+        at = _block(pieces, at + 1, dot, out, on=chosen)
+        done = done or chosen
+        if at >= len(pieces):
+            raise TunesmithError(f"Modelfile TEMPLATE: {{{{ {opened} }}}} has no end")
+        words = pieces[at][1].split(None, 2)
+        if words[0] == "end":
+            return at
+        condition = words[2] if words[1:2] == ["if"] else '"else"'
+
+
+def _range(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool) -> int:
+    """Render a range over a list; return the place of its end."""
+    opened = pieces[at][1]
+    items = _value(opened[len("range") :], dot) if on else []
+    end = _block(pieces, at + 1, dot, [], on=False)
+    if end >= len(pieces) or pieces[end][1] != "end":
+        raise TunesmithError(f"Modelfile TEMPLATE: {{{{ {opened} }}}}: a plain end expected")
+    for item in items:
+        _block(pieces, at + 1, _Dot(item, dot.variables), out, on=True)
+    return end
+
+
+def _value(expression: str, dot: _Dot) -> Any:
+    tokens = _TOKEN.findall(expression)
+    value, rest = _call(tokens, dot, expression)
+    if rest:
+        raise _unknown(expression)
+    return value
+
+
+def _call(tokens: list[str], dot: _Dot, whole: str) -> tuple[Any, list[str]]:
+    """Return the value of a function with its operands, or of one operand, and what follows."""
+    if not tokens:
+        raise _unknown(whole)
+    name, rest = tokens[0], tokens[1:]
+    if name not in ("eq", "ne", "and", "or", "not"):
+        return _operand(tokens, dot, whole)
+    operands = []
+    while rest and rest[0] != ")":
+        value, rest = _operand(rest, dot, whole)
+        operands.append(value)
+    if not operands or (name in ("eq", "ne") and len(operands) < 2):
+        raise _unknown(whole)
+    if name == "not":
+        return not operands[0], rest
+    if name in ("eq", "ne"):
+        same = operands[0] in operands[1:]
+        return same if name == "eq" else not same, rest
+    # and/or return an operand, as in Go.
+    settled = next((v for v in operands if bool(v) == (name == "or")), operands[-1])
+    return settled, rest
+
+
+def _operand(tokens: list[str], dot: _Dot, whole: str) -> tuple[Any, list[str]]:
+    word, rest = tokens[0], tokens[1:]
+    if word == "(":
+        value, rest = _call(rest, dot, whole)
+        if rest[:1] != [")"]:
+            raise _unknown(whole)
+        return value, rest[1:]
+    if word[0] == '"':
+        return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), word[1:-1]), rest
+    if word[0] == "`":
+        return word[1:-1], rest
+    if word[0] == "." and word[1:] in dot.fields:
+        return dot.fields[word[1:]], rest
+    if word in dot.variables:
+        return dot.variables[word], rest
+    raise _unknown(whole)
+
+
+def _unknown(expression: str) -> TunesmithError:
+    return TunesmithError(f"Modelfile TEMPLATE: {{{{ {expression.strip()} }}}} is not known here")

@@ -1,0 +1,435 @@
+"""Prompt parity: do all ways to the merged model put the trained prompt before it?
+
+Compared as token ids: the prompt as the training encodes it, LLaMA-Factory's chat and its API
+(its own code), `inv chat`, the exported chat template (transformers' apply_chat_template, which
+vLLM uses too) and the Modelfile (rendered as Ollama does). And where answers end: the id the
+model was trained to end with must stop every one of them.
+
+Of a conversation with a reasoning template the training of 0.9.3 encodes earlier turns otherwise
+than its own chat does (data/template.py, encode_multiturn and encode_oneturn); there the chat is
+what the exports are held against, and the difference is noted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError
+from tunesmith.core.files import read_json, write_json, write_text
+from tunesmith.job.inference import validation_rows
+from tunesmith.job.inference.engine import Codec, Question
+from tunesmith.job.prompts import go_template, templates
+from tunesmith.job.prompts.templates import CHAT_TEMPLATE, MODELFILE
+
+TRAINING, CHAT, API = "training", "chat", "api"
+WAYS = (CHAT, "inv_chat", API, "chat_template", "modelfile")  # each held against the training
+_ROWS = 64  # rows of the data looked at, a data set
+_SHAPES = 6  # of them compared: each shape of conversation once
+_SHOWN = 16  # ids around a difference, as text
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A conversation and the answer the training has for it."""
+
+    name: str
+    messages: tuple[Mapping[str, str], ...]
+    answer: str
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One way that does not agree, with the first place and both texts from there on."""
+
+    way: str
+    probe: str
+    at: int
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.way} differs from {TRAINING} in {self.probe!r} at id {self.at}: "
+            f"{self.found!r} instead of {self.expected!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was compared and what differs."""
+
+    probes: int
+    rows: int
+    ids: int
+    prompt: str  # the first probe's prompt as the training has it
+    stop: str
+    differences: tuple[Difference, ...]
+    ends: tuple[str, ...]  # faults of the answers' end
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.differences and not self.ends
+
+    def faults(self) -> list[str]:
+        """Return every fault as a sentence."""
+        return [*map(str, self.differences), *self.ends]
+
+    def record(self) -> dict[str, Any]:
+        """Return the verdict as parity.json keeps it."""
+        return dataclasses.asdict(self) | {"passed": self.passed}
+
+
+@dataclass
+class _Found:
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ids: int = 0
+
+
+def align(config: Mapping[str, Any], codec: Codec, folder: Path) -> dict[str, Any]:
+    """Compare, correct what of the export differs, compare again; return parity.json's content.
+
+    Corrected are the chat template, the Modelfile and the ids that end an answer. LLaMA-Factory's
+    own chat and API cannot be corrected here.
+    """
+    probes, rows, notes = probes_of(config, codec)
+    if not probes:
+        return {**_nothing(notes).record(), "corrected": [], "before": []}
+    before = compare(codec, folder, probes, rows, notes)
+    wrong = {difference.way for difference in before.differences}
+    corrected = []
+    if "modelfile" in wrong and templates.adds_bos(folder) and not _leads_with_bos(codec):
+        # Ollama and llama.cpp would put one before a prompt that was trained without, or that
+        # brings its own with every question.
+        templates.put_add_bos(folder, add=False)
+        corrected.append(
+            _correction("tokenizer_config.json", "add_bos_token true", "add_bos_token false")
+        )
+    thought = trained_thought(codec, probes)
+    if "chat_template" in wrong:
+        was = _chat_template(folder)
+        templates.put_chat_template(folder, templates.chat_template(codec, thought))
+        corrected.append(_correction(CHAT_TEMPLATE, was, _chat_template(folder)))
+    ended = "\n".join(before.ends)
+    if "modelfile" in wrong or MODELFILE in ended:
+        was = (folder / MODELFILE).read_text(encoding="utf-8")
+        write_text(folder / MODELFILE, templates.modelfile(codec, folder, thought))
+        now = (folder / MODELFILE).read_text(encoding="utf-8")
+        corrected.append(_correction(MODELFILE, was, now))
+    if "generation_config.json" in ended:
+        corrected.append(_correct_end(codec, folder))
+    after = compare(codec, folder, probes, rows, notes) if corrected else before
+    return {
+        **after.record(),
+        "corrected": corrected,
+        "before": [str(fault) for fault in before.faults()] if corrected else [],
+    }
+
+
+def faults_of(found: Mapping[str, Any]) -> list[str]:
+    """Return every fault of a parity record as a sentence."""
+    return [*(str(Difference(**item)) for item in found["differences"]), *found["ends"]]
+
+
+def advice(config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return what ends the mismatch of a parity record."""
+    ways = {item["way"] for item in found["differences"]}
+    if ways & {CHAT, API}:
+        # Only reasoning templates come here: 0.9.3 trains on thoughts, then asks without.
+        mode = config.get("enable_thinking", True)
+        return (
+            f"with enable_thinking: {json.dumps(mode)} LLaMA-Factory asks otherwise than it "
+            "trained: train with true where every answer thinks, with false where none does"
+        )
+    return "look at RUN/parity.json"
+
+
+def check(config: Mapping[str, Any], codec: Codec, folder: Path) -> Verdict:
+    """Compare and change nothing. No probes: no prompt was trained."""
+    probes, rows, notes = probes_of(config, codec)
+    return compare(codec, folder, probes, rows, notes) if probes else _nothing(notes)
+
+
+def _nothing(notes: Sequence[str]) -> Verdict:
+    return Verdict(0, 0, 0, "", "", (), (), tuple(notes))
+
+
+def probes_of(config: Mapping[str, Any], codec: Codec) -> tuple[list[Probe], int, list[str]]:
+    """Return the probes, how many of them are rows of the data, and notes.
+
+    The rows say what the training has seen; the fixed ones add what it may not have held:
+    a system text, a second turn, line breaks and quotes.
+    """
+    if config.get("stage") == "pt":
+        return [], 0, ["stage pt trains on plain text: there is no prompt to compare"]
+    raw, reason = validation_rows.first_rows(config, codec, _ROWS)
+    notes = [] if reason is None else [f"no row of the data compared: {reason}"]
+    rows: dict[tuple[Any, ...], Probe] = {}
+    close = codec.template.thought_words[1]
+    for number, row in enumerate(raw, 1):
+        if any(message["role"] not in ("user", "assistant") for message in row["_prompt"]):
+            continue  # of tools: no chat template here says those
+        answer = str(row["_response"][0]["content"])
+        shape = (len(row["_prompt"]), bool(row["_system"]), close in answer)
+        if len(rows) < _SHAPES:
+            rows.setdefault(
+                shape,
+                Probe(f"row {number}", tuple(row["_prompt"]), answer, row["_system"] or None),
+            )
+    thinks = sum(shape[2] for shape in rows) * 2 > len(rows)
+    return [*fixed_probes(codec, thinks=thinks), *rows.values()], len(rows), notes
+
+
+def fixed_probes(codec: Codec, *, thinks: bool = False) -> list[Probe]:
+    """Return the probes that need no data; `thinks`: their answers think first."""
+    opened, closed = codec.template.thought_words
+    answer = f"{opened}\n.\n{closed}\n\n4." if thinks else "4."
+    asked = {"role": "user", "content": "What is 2 + 2?"}
+    again = {"role": "user", "content": 'And "3 + 4"?\nOnly the number.'}
+    return [
+        Probe("one question", (asked,), answer),
+        Probe("two lines in Chinese", ({"role": "user", "content": "你好！\n你是谁？"},), answer),
+        Probe("a system text", (again,), answer, "Be brief.\n简短回答。"),
+        Probe("a second turn", (asked, {"role": "assistant", "content": "4."}, again), answer),
+    ]
+
+
+def trained_thought(codec: Codec, probes: Sequence[Probe]) -> str:
+    """Return the text the training puts at the end of a prompt: the empty thought or nothing."""
+    if not templates.is_reasoning(codec.template):
+        return ""
+    block = codec.template.get_thought_word_ids(codec.tokenizer)
+    prompt, _ = trained(codec, probes[0])
+    return str(codec.template.add_thought()) if prompt[-len(block) :] == block else ""
+
+
+def _leads_with_bos(codec: Codec) -> bool:
+    """Return whether the template has a BOS as its prefix: there the Modelfile can leave it out."""
+    return any(isinstance(s, set) and "bos_token" in s for s in codec.template.format_prefix.slots)
+
+
+def compare(
+    codec: Codec, folder: Path, probes: Sequence[Probe], rows: int, notes: Sequence[str]
+) -> Verdict:
+    """Compare all ways on all probes, and the ends of answers."""
+    from transformers import AutoTokenizer
+
+    exported = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    ways = _ways(codec, folder, exported)
+    found = _Found(notes=list(notes))
+    for probe in probes:
+        expected = reference(codec, probe)
+        prompt, _ = trained(codec, probe)
+        if expected != prompt:
+            _note(
+                found,
+                "LLaMA-Factory encodes earlier turns otherwise in training than in chat "
+                f"(id {_parting(prompt, expected)}); exports follow its chat",
+            )
+        found.ids += len(expected)
+        for way in WAYS:
+            ids = ways[way](probe)
+            if isinstance(ids, str):
+                found.differences.append(Difference(way, probe.name, 0, "ids", ids))
+            elif ids != expected:
+                found.differences.append(differing(codec, way, probe, expected, ids))
+    stop, ends = _ends(codec, folder, exported, probes[0])
+    if not stop:
+        _note(found, "the training ends answers with no stop token: answers may not end")
+    prompt = codec.tokenizer.decode(trained(codec, probes[0])[0])
+    return Verdict(
+        len(probes),
+        rows,
+        found.ids,
+        prompt,
+        stop,
+        tuple(found.differences),
+        ends,
+        tuple(found.notes),
+    )
+
+
+def trained(codec: Codec, probe: Probe) -> tuple[list[int], list[int]]:
+    """Return (prompt, answer) as ids, as SupervisedDatasetProcessor encodes a row of the data."""
+    turns = [*(dict(m) for m in probe.messages), {"role": "assistant", "content": probe.answer}]
+    turns = codec.template.mm_plugin.process_messages(turns, [], [], [], codec.processor)
+    pairs = codec.template.encode_multiturn(codec.tokenizer, turns, probe.system, None)
+    prompt = [token for source, target in pairs[:-1] for token in (*source, *target)]
+    ending = [codec.tokenizer.eos_token_id] if codec.template.efficient_eos else []
+    return [*prompt, *pairs[-1][0]], [*pairs[-1][1], *ending]
+
+
+def reference(codec: Codec, probe: Probe) -> list[int]:
+    """Return the ids every way must give: the trained prompt, or of a conversation with a
+    reasoning template the one of LLaMA-Factory's chat."""
+    if len(probe.messages) > 1 and templates.is_reasoning(codec.template):
+        return codec.encode(Question(probe.messages, probe.system))
+    return trained(codec, probe)[0]
+
+
+def _ways(
+    codec: Codec, folder: Path, exported: Any
+) -> dict[str, Callable[[Probe], list[int] | str]]:
+    """Return how each way encodes a probe; a text instead of ids says why it cannot."""
+    from llamafactory.chat.hf_engine import HuggingfaceEngine
+    from llamafactory.hparams import GeneratingArguments
+
+    os.environ.setdefault("API_VERBOSE", "0")  # it would log every probe
+    generating = GeneratingArguments().to_dict()
+
+    def chat(messages: list[dict[str, str]], system: str | None) -> list[int]:
+        # Of the model the function wants the device, and to know it is no vision model.
+        place: Any = SimpleNamespace(device="cpu", config=None)
+        kept, length = HuggingfaceEngine._process_args(
+            place, codec.tokenizer, codec.processor, codec.template, generating, messages, system
+        )
+        return [int(token) for token in kept["inputs"][0, :length]]
+
+    def by_chat(probe: Probe) -> list[int] | str:
+        return chat([dict(m) for m in probe.messages], probe.system)
+
+    def by_api(probe: Probe) -> list[int] | str:
+        from llamafactory.api.chat import _process_request
+        from llamafactory.api.protocol import ChatCompletionRequest
+
+        request = ChatCompletionRequest.model_validate(
+            {"model": "merged", "messages": spoken(probe)}
+        )
+        messages, system, *_ = _process_request(request)
+        return chat(messages, system)
+
+    def by_template(probe: Probe) -> list[int] | str:
+        from jinja2 import TemplateError
+
+        if not exported.chat_template:
+            return "the export has no chat template"
+        try:
+            ids = exported.apply_chat_template(spoken(probe), add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        return [int(token) for token in ids]
+
+    file = folder / MODELFILE
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    template, default, _ = templates.read_modelfile(text)
+    bos = [exported.bos_token_id] if templates.adds_bos(folder) else []
+
+    def by_modelfile(probe: Probe) -> list[int] | str:
+        # Go's templates cannot cut a text: Ollama's clients send earlier answers without thoughts.
+        messages = [_without_thought(codec, message) for message in probe.messages]
+        try:
+            prompt = go_template.render(template, probe.system or default, messages)
+        except TunesmithError as error:
+            return error.message
+        return bos + list(exported.encode(prompt, add_special_tokens=False))
+
+    ways: dict[str, Callable[[Probe], list[int] | str]] = {CHAT: by_chat, API: by_api}
+    ways["inv_chat"] = lambda probe: codec.encode(Question(probe.messages, probe.system))
+    return ways | {"chat_template": by_template, "modelfile": by_modelfile}
+
+
+def _without_thought(codec: Codec, message: Mapping[str, str]) -> Mapping[str, str]:
+    if message["role"] != "assistant" or not templates.is_reasoning(codec.template):
+        return message
+    return {**message, "content": codec.template.remove_thought(message["content"])}
+
+
+def spoken(probe: Probe) -> list[dict[str, str]]:
+    """Return a probe as a client of a server sends it."""
+    system = [{"role": "system", "content": probe.system}] if probe.system else []
+    return [*system, *(dict(m) for m in probe.messages)]
+
+
+def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str, tuple[str, ...]]:
+    """Return the text that ends a trained answer ("": none does), and who does not stop there."""
+    stops = codec.stop_ids()
+    end = next((token for token in reversed(trained(codec, probe)[1]) if token in stops), None)
+    if end is None:
+        return "", ()
+    text = codec.tokenizer.convert_ids_to_tokens(end)
+    faults = []
+    if exported.eos_token_id != codec.tokenizer.eos_token_id:
+        faults.append(
+            f"tokenizer_config.json: eos_token is {exported.eos_token!r}, "
+            f"{codec.tokenizer.eos_token!r} in training"
+        )
+    named = _eos_ids(folder)
+    shown = exported.convert_ids_to_tokens(named)
+    # A base may ship more of them than the template has: llama 3 names two.
+    known = {*stops, *_eos_ids(Path(str(codec.model_args.model_name_or_path)))}
+    if end not in named:
+        faults.append(f"generation_config.json: eos_token_id {shown} does not hold {text!r}")
+    elif strange := sorted(set(named) - known):
+        faults.append(
+            f"generation_config.json: eos_token_id holds "
+            f"{exported.convert_ids_to_tokens(strange)}, which ends no trained answer"
+        )
+    file = folder / MODELFILE
+    listed = templates.read_modelfile(file.read_text(encoding="utf-8"))[2] if file.is_file() else []
+    if text not in listed:
+        faults.append(f"{MODELFILE}: stop {listed} does not hold {text!r}")
+    return str(text), tuple(faults)
+
+
+def _eos_ids(folder: Path) -> list[int]:
+    """Return the ids that end generate(): of generation_config.json, else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            value = read_json(folder / name).get("eos_token_id")
+            if value is not None:
+                return [int(item) for item in (value if isinstance(value, list) else [value])]
+    return []
+
+
+def _correct_end(codec: Codec, folder: Path) -> dict[str, str]:
+    """Make generation_config.json end answers where the training ends them."""
+    file = folder / "generation_config.json"
+    value = read_json(file) if file.is_file() else {}
+    was = json.dumps(value.get("eos_token_id"))
+    stops = codec.stop_ids()
+    value["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    write_json(file, value)
+    return _correction(file.name, f"eos_token_id {was}", f"eos_token_id {json.dumps(stops)}")
+
+
+def _correction(file: str, was: str, now: str) -> dict[str, str]:
+    return {"file": file, "was": was, "now": now}
+
+
+def _chat_template(folder: Path) -> str:
+    file = folder / CHAT_TEMPLATE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    return str(read_json(folder / "tokenizer_config.json").get("chat_template") or "")
+
+
+def _note(found: _Found, note: str) -> None:
+    if note not in found.notes:
+        found.notes.append(note)
+
+
+def _parting(one: Sequence[int], other: Sequence[int]) -> int:
+    shorter = min(len(one), len(other))
+    return next((at for at in range(shorter) if one[at] != other[at]), shorter)
+
+
+def differing(
+    codec: Codec, way: str, probe: Probe, expected: Sequence[int], ids: Sequence[int]
+) -> Difference:
+    at = _parting(expected, ids)
+
+    def text(tokens: Sequence[int]) -> str:
+        return str(codec.tokenizer.decode(tokens[at : at + _SHOWN]))
+
+    return Difference(way, probe.name, at, text(expected), text(ids))

@@ -1,0 +1,314 @@
+"""The behaviour part of the proof: merged model against base + unmerged adapter, in float32.
+
+Two comparisons of logits. `logits_unrounded` takes back the one thing a right merge may do,
+rounding each target weight once (proof_weights bounds that by half a unit in the last place):
+the merged model with float32(W) + scale * B @ A in its targets must give PEFT's logits up to
+float32 arithmetic, so it is sharp. `logits` takes the merged model as stored and shows what the
+rounding costs, as a share of what the adapter does. No fixed figure fits the second: on
+SmolLM2-135M a right bfloat16 merge moved logits by 0.007 to 0.15 on average, with the size of
+the adapter, and small changes of a weight are lost all in the same direction, so that random
+rounding noise (0.05) is no measure for it either.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Codec, Question, Sampling
+from tunesmith.job.merge.adapter import AdapterFacts
+from tunesmith.job.merge.phase import check_room, parameter_count
+from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
+from tunesmith.job.proof.weights import Check, not_plain
+
+_POSITIONS = 256  # logits compared: positions in all texts together
+_TEXT = 128  # ids of one text
+_QUESTIONS = 10
+NEW_TOKENS = 32  # of a greedy answer
+_FALLBACK = ("Hello, who are you?", "你好，你是谁？")
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far two sets of logits [positions, vocabulary] are apart."""
+
+    mean: float  # mean absolute difference
+    max: float  # largest absolute difference
+    kl: float  # mean Kullback-Leibler divergence over positions, nat
+
+    def record(self) -> dict[str, float]:
+        """Return the three figures with six significant digits."""
+        return {key: float(f"{value:.6g}") for key, value in vars(self).items()}
+
+
+# float32 arithmetic: W'x and Wx + s B(Ax) add in another order. Measured on SmolLM2-135M: right
+# merge mean 1e-5, max 1.1e-4, KL 1.2e-11; smallest planted fault, one of 210 modules left
+# unmerged: mean 0.033, max 0.5, KL 1.2e-4; scale off by a tenth: 0.2, 3.3, 5e-3.
+UNROUNDED = Distance(mean=1e-3, max=2e-2, kl=1e-6)
+# Share of the adapter's effect that rounding may take. Beyond LOST the merged model is no nearer
+# to the tuned one than the base is; beyond NOTED people should know. An adapter that cannot be
+# recomputed has only this evidence and is held to NOTED.
+NOTED, LOST = 0.25, 1.0
+
+
+def questions(request: Mapping[str, Any], run_dir: Path) -> list[tuple[Question, str]]:
+    """Return (question, text that may follow) from the run's prompts and held-out answers."""
+    asked = [
+        (Question.of(entry["prompt"], entry.get("system")), entry.get("reference") or "")
+        for entry in request.get("prompts", [])
+    ]
+    measured = run_dir / "before.jsonl"
+    if measured.is_file():
+        records = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
+        asked += [
+            (Question.of(record["prompt"]), record["reference"] or "")
+            for record in records
+            if record["set"] == "held_out"
+        ]
+    return asked or [(Question.of(text), "") for text in _FALLBACK]
+
+
+def tokenizer_check(base: Path, merged: Path, asked: Sequence[tuple[Question, str]]) -> Check:
+    """Check that the merged folder's tokenizer gives the base tokenizer's ids."""
+    from transformers import AutoTokenizer
+
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        for folder in (merged, base)
+    )
+    texts = [text for question, after in asked for text in _texts(question, after)]
+    differing = [
+        text
+        for text in texts
+        if ours.encode(text, add_special_tokens=False)
+        != theirs.encode(text, add_special_tokens=False)
+    ]
+    detail = (
+        f"{differing[0][:40]!r} gets other ids than from the base's tokenizer"
+        if differing
+        else "the same ids as from the base's tokenizer"
+    )
+    return Check(
+        "tokenizer", not differing, detail, {"texts": len(texts), "differing": len(differing)}
+    )
+
+
+def _texts(question: Question, after: str) -> list[str]:
+    return [str(m["content"]) for m in question.messages] + ([after] if after else [])
+
+
+def behaviour_checks(
+    base: Path,
+    adapters: Sequence[str],
+    merged: Path,
+    facts: AdapterFacts,
+    codec: Codec,
+    asked: Sequence[tuple[Question, str]],
+    dtype: str,
+    new_tokens: int = NEW_TOKENS,
+) -> tuple[list[Check], dict[str, Any]]:
+    """Compare logits and greedy answers of base + adapter and of the merged model in float32.
+
+    Returns the checks and the tolerances they were held against. One model is in memory at a
+    time. Raises JobError when memory does not suffice for float32.
+    """
+    import torch
+
+    reasons = not_plain(facts, len(adapters))
+    need = int(1.25 * 4 * parameter_count(base)) + 1_500_000_000
+    device = "cpu"
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > need:
+        device = "cuda"
+    else:
+        check_room(merged.parent, disk=0, memory=need)
+    prompts = [codec.encode(question) for question, _ in asked][:_QUESTIONS]
+    sequences = _sequences(codec, asked)
+    stop, pad = codec.stop_ids(), codec.tokenizer.pad_token_id
+    sampling = Sampling(max_new_tokens=new_tokens)
+    remote = bool(codec.model_args.trust_remote_code)
+
+    model = _with_adapters(plain_model(base, device, remote), adapters)
+    with_adapter = logits(model, sequences)
+    with model.disable_adapter():
+        without = logits(model, sequences)
+    said = engine.generate_ids(model, prompts, stop, pad, sampling)
+    del model
+    gc.collect()
+
+    model = plain_model(merged, device, remote)
+    from_merged = logits(model, sequences)
+    says = engine.generate_ids(model, prompts, stop, pad, sampling)
+    gaps = [
+        _gap(model, prompt, one, other)
+        for prompt, one, other in zip(prompts, said, says, strict=True)
+        if one != other
+    ]
+    sharp = None
+    if not reasons:
+        undo_rounding(model, base, facts, dtype)
+        sharp = distance(with_adapter, logits(model, sequences))
+    del model
+    gc.collect()
+
+    apart, moved = distance(with_adapter, from_merged), distance(with_adapter, without)
+    near = 2 * apart.max + UNROUNDED.max
+    tolerance: dict[str, Any] = {
+        "compute": f"float32 on {device}",
+        "merged_dtype": dtype,
+        "weights": "0.5 ulp + (rank + 3) 2^-22 (|W| + scale |B||A|)",
+        "logits_unrounded": UNROUNDED.record(),
+        "logits_share_of_effect": LOST if sharp else NOTED,
+        "near_tie": float(f"{near:.6g}"),
+    }
+    return [
+        _unrounded_check(sharp, reasons, sum(len(sequence) for sequence in sequences)),
+        _logits_check(apart, moved, LOST if sharp else NOTED, dtype),
+        _answers_check(gaps, len(prompts), near),
+    ], tolerance
+
+
+def _unrounded_check(sharp: Distance | None, reasons: Sequence[str], positions: int) -> Check:
+    name = "logits_unrounded"
+    if sharp is None:
+        return Check(name, None, f"not recomputed: {', '.join(reasons)}", {})
+    limits = vars(UNROUNDED)
+    # `not <=` and not `>`: NaN must fail.
+    beyond = [key for key, value in vars(sharp).items() if not value <= limits[key]]
+    detail = ", ".join(
+        f"{key} {value:.2g} (at most {limits[key]:.2g})" for key, value in vars(sharp).items()
+    )
+    return Check(name, not beyond, detail, {**sharp.record(), "positions": positions})
+
+
+def _logits_check(apart: Distance, moved: Distance, limit: float, dtype: str) -> Check:
+    """Judge what the merged dtype leaves of the adapter's effect on the logits."""
+    figures = {"merge": apart.record(), "adapter": moved.record()}
+    if not moved.max > 0:
+        return Check("logits", False, "the adapter moves no logit: it does nothing", figures)
+    share = apart.mean / moved.mean
+    figures["share"] = {"mean": float(f"{share:.6g}")}
+    detail = (
+        f"the adapter moves logits by {moved.mean:.3g} on average, "
+        f"rounding to {dtype} by {apart.mean:.3g} ({share:.1%})"
+    )
+    if not share <= NOTED:
+        detail += ": much of the adapter is lost; infer_dtype: float32 keeps it"
+    return Check("logits", share <= limit, detail, figures)
+
+
+def _answers_check(gaps: Sequence[float], asked: int, near: float) -> Check:
+    beyond = [gap for gap in gaps if not gap <= near]
+    same = asked - len(gaps)
+    detail = f"{same} of {asked} greedy answers equal"
+    if gaps:
+        detail += f", the others part where two tokens are within {max(gaps):.3g}"
+    figures = {"answers": asked, "equal": same, "gaps": [float(f"{gap:.6g}") for gap in gaps]}
+    return Check("answers", not beyond, detail, figures)
+
+
+def _sequences(codec: Codec, asked: Sequence[tuple[Question, str]]) -> list[list[int]]:
+    """Return prompt ids with their references' ids, cut to the budget of positions."""
+    sequences: list[list[int]] = []
+    left = _POSITIONS
+    for question, after in asked:
+        ids = codec.encode(question)
+        ids += codec.tokenizer.encode(after, add_special_tokens=False) if after else []
+        ids = ids[: min(_TEXT, left)]
+        left -= len(ids)
+        if ids:
+            sequences.append(ids)
+    return sequences
+
+
+def plain_model(folder: Path, device: str, remote: bool) -> Any:
+    """Load a model with plain transformers in float32."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    options = {"trust_remote_code": remote, "local_files_only": True}
+    config = AutoConfig.from_pretrained(str(folder), **options)
+    composite = type(config) in AutoModelForImageTextToText._model_mapping
+    kind = AutoModelForImageTextToText if composite else AutoModelForCausalLM
+    model = kind.from_pretrained(
+        str(folder), torch_dtype=torch.float32, use_safetensors=True, **options
+    )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _with_adapters(model: Any, adapters: Sequence[str]) -> Any:
+    """Return the model with the last adapter unmerged on top; earlier ones are merged below it."""
+    from peft import PeftModel
+
+    for folder in adapters[:-1]:
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return PeftModel.from_pretrained(model, adapters[-1]).eval()
+
+
+def logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
+    """Return the logits of each sequence, [ids, vocabulary], float32 on the CPU."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for sequence in sequences:
+            ids = torch.tensor([list(sequence)], device=model.device)
+            found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+    return found
+
+
+def distance(left: Sequence[Any], right: Sequence[Any]) -> Distance:
+    """Return how far two lists of logits are apart; KL is of `right` from `left`."""
+    import torch
+
+    total, count, divergence, positions = 0.0, 0, 0.0, 0
+    largest = []
+    for one, other in zip(left, right, strict=True):
+        off = (one - other).abs()
+        total += float(off.double().sum())
+        count += off.numel()
+        largest.append(off.max())
+        p, q = one.double().log_softmax(-1), other.double().log_softmax(-1)
+        divergence += float((p.exp() * (p - q)).sum())
+        positions += len(one)
+    # Rounding can make a divergence of zero slightly negative; NaN stays NaN and fails.
+    return Distance(total / count, float(torch.stack(largest).max()), abs(divergence) / positions)
+
+
+def _gap(model: Any, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]) -> float:
+    """Return how much the merged model prefers its own token where the two answers part."""
+    place = next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
+    if place >= min(len(one), len(other)):
+        return math.inf  # one stops where the other goes on with the same ids: no tie
+    at_end = logits(model, [[*prompt, *other[:place]]])[0][-1]
+    return float(at_end[other[place]] - at_end[one[place]])
+
+
+def undo_rounding(model: Any, base: Path, facts: AdapterFacts, dtype: str) -> None:
+    """Put float32(W) + scale * B @ A into the target weights of a float32 model, in place.
+
+    Of a base that is not of the merged dtype the other weights were rounded too: they become the
+    base's again (that they are its, cast, is the weights' part of the proof).
+    """
+    import torch
+
+    merged, targets = getattr(torch, dtype), set(facts.targets.values())
+    with torch.no_grad(), Reader(base) as reader:
+        for name, weight in model.named_parameters():
+            if name in reader and name not in targets:
+                stored = reader.get(name)
+                if stored.dtype != merged:
+                    weight.copy_(stored.float())
+        for module, name, a, b in lora_pairs(facts):
+            weight = model.get_parameter(f"{module}.weight")
+            for part in row_parts(weight.shape[0]):
+                rows = reader.rows(name, part).float()
+                weight[part] = torch.addmm(rows, b[part], a, alpha=facts.scale).to(weight.device)

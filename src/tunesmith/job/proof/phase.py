@@ -1,0 +1,137 @@
+"""Proof that RUN/merged is base model + adapter, from the files alone, in a fresh process.
+
+Weights (proof_weights): tensor by tensor, recomputed. Behaviour (proof_behaviour): plain
+transformers with the merged model against PEFT with base and unmerged adapter. Prompts
+(parity): every way to the model, as it lies there, asks it as it was trained. A model that fails
+loses its name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.basemodel.files import verify
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, write_json
+from tunesmith.job.inference import engine
+from tunesmith.job.inference.engine import Codec
+from tunesmith.job.merge import manifest
+from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.merge.inputs import export_keys
+from tunesmith.job.prompts import parity
+from tunesmith.job.proof.behaviour import NEW_TOKENS, behaviour_checks, questions, tokenizer_check
+from tunesmith.job.proof.weights import Check, file_check, weight_checks
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run import seals
+from tunesmith.job.run.folder import MERGED, REFUSED
+
+
+def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+    """Prove RUN/merged and write RUN/proof.json.
+
+    Raises TunesmithError naming the first failed check; the merged model is then renamed to
+    RUN/merged.refused. Raises UsageError when there is nothing to prove.
+    """
+    started = time.monotonic()
+    config = run_config.read_config(run_dir)
+    merged = run_dir / MERGED
+    if not merged.is_dir():
+        raise UsageError(f"{merged}: no merged model: `inv merge --run {run_dir.name}` makes it")
+    base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
+    adapters = run_config.tuned_adapters(config, output)
+    facts = check_fits(base, Path(adapters[-1]))
+    dtype = str(export_keys(request.get("merge", {}), base)["infer_dtype"])
+
+    def step(done: int) -> None:
+        emit("progress", phase="proof", done=done, total=3, unit="steps")
+
+    step(0)
+    whole, files = file_check(merged)
+    checks = [whole]
+    tolerance: dict[str, Any] = {}
+    # Where a file is not that of the merge, the others still say what was done to it.
+    comparable = not verify(merged)
+    if comparable:
+        checks += weight_checks(base, merged, facts, dtype, len(adapters))
+    step(1)
+    # A model of other tensors cannot be loaded for comparison.
+    if comparable and all(check.passed for check in checks if check.name == "structure"):
+        asked = questions(request, run_dir)
+        codec = engine.codec(engine.arguments(config))
+        checks.append(tokenizer_check(base, merged, asked))
+        checks.append(parity_check(run_dir, config, codec, merged))
+        longest = min(
+            NEW_TOKENS, int(request.get("evaluate", {}).get("max_new_tokens", NEW_TOKENS))
+        )
+        found, tolerance = behaviour_checks(
+            base, adapters, merged, facts, codec, asked, dtype, longest
+        )
+        checks += found
+    step(3)
+    failed = [check for check in checks if check.passed is False]
+    proof = {
+        "passed": not failed,
+        "seconds": round(time.monotonic() - started, 1),
+        "tolerance": tolerance,
+        "base": str(base),
+        "adapters": adapters,
+        "checks": [check.record() for check in checks],
+        "files": files,
+    }
+    if failed:
+        seals.forget(run_dir, (MERGED,))
+        _refuse(merged)
+    else:
+        _note(run_dir, merged, checks, files)
+    with seals.rewriting(run_dir, "proof", "proof.json"):
+        write_json(run_dir / "proof.json", proof)
+    if failed:
+        raise TunesmithError(
+            f"merged model refused: {failed[0].name}: {failed[0].detail}; it lies in "
+            f"{run_dir / REFUSED}: `inv merge --run {run_dir.name}` makes it anew",
+            [f"{check.name}: {check.detail}" for check in failed[1:]],
+        )
+    skipped = [check.name for check in checks if check.passed is None]
+    return {"passed": True, "checks": len(checks), "skipped": skipped, "seconds": proof["seconds"]}
+
+
+def _note(run_dir: Path, merged: Path, checks: list[Check], files: Mapping[str, Any]) -> None:
+    """Write into the manifest which checks were passed, and seal the model as it was proven."""
+    seals.forget(run_dir, (MERGED,))
+    manifest.note(merged, "proof", {check.name: check.passed for check in checks})
+    known = {f"{MERGED}/{name}": record for name, record in files.items()}
+    seals.seal(run_dir, "proof", (MERGED,), known)
+
+
+def _refuse(merged: Path) -> None:
+    refused = merged.parent / REFUSED
+    if refused.exists():
+        shutil.rmtree(refused)
+    merged.rename(refused)
+
+
+def parity_check(run_dir: Path, config: Mapping[str, Any], codec: Codec, merged: Path) -> Check:
+    """Check that every way to the merged model still puts the trained prompt before it.
+
+    What the user accepted at the merge (parity.json) is not failed here, nor called passed.
+    """
+    verdict = parity.check(config, codec, merged)
+    figures = {"probes": verdict.probes, "rows": verdict.rows, "ids": verdict.ids}
+    known = run_dir / "parity.json"
+    record = read_json(known) if known.is_file() else {}
+    faults = verdict.faults()
+    if not verdict.probes:
+        return Check("parity", None, verdict.notes[0], figures)
+    if faults and record.get("accepted") and faults == parity.faults_of(record):
+        return Check("parity", None, f"accepted at the merge: {faults[0]}", figures)
+    detail = (
+        faults[0]
+        if faults
+        else f"training, chat, API, chat template and Modelfile agree in {verdict.ids} ids of "
+        f"{verdict.probes} prompts; answers end with {verdict.stop!r}"
+    )
+    return Check("parity", not faults, detail, figures)

@@ -1,0 +1,1 @@
+"""A run folder: its files, states, limits, queue, checkpoints, failures. Standard library."""

@@ -1,0 +1,296 @@
+"""What a run reads, recorded when it is made, and compared before each phase that reads it.
+
+run.json's `inputs` has, for the training and for a prediction apart, the entries of
+dataset_info.json and size and sha256 of every file: rows, media, adapters to start from, further
+configs; `model.files` has those of the base model. A comparison is cheap: a file whose size,
+time stamps and inode are those it had when its sha256 was last seen (RUN/.stamps.json, which stays
+on this machine) is not read again. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import read_json, write_json
+from tunesmith.job.run.config import starting_adapters
+from tunesmith.job.run.seals import ENVIRONMENT, Tell, new_run, rewriting, sha256_of, unheard
+
+# The parts of run.json's `inputs`, and what they are inputs of.
+TRAIN, PREDICT = "train", "predict"
+STAMPS = ".stamps.json"
+ENVIRONMENT_MARKER = ".tunesmith-environment.json"
+_REGISTRY = "dataset_info.json"
+_MEDIA = ("images", "videos", "audios")
+# Rows lie beside media where media_dir is not given.
+_ROWS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
+_NO_FOLDERS = ("ONLINE", "REMOTE:")
+
+Record = Mapping[str, Any]
+
+
+def recorded(
+    request: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    known: Mapping[Path, Record] | None = None,
+) -> dict[str, Any]:
+    """Return run.json with the `inputs` it lacks: of `config`'s training, of its prediction.
+
+    `known` are records (size, sha256) of files that were just hashed. Files are read here, about
+    1 GB a second.
+    """
+    values = {TRAIN: config or {}, PREDICT: request.get("predict") or {}}
+    added = {n: _described(values[n], known or {}) for n in lacking(request, config)}
+    return dict(request) | {"inputs": {**request.get("inputs", {}), **added}}
+
+
+def lacking(request: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[str]:
+    """Return the parts of run.json's `inputs` that `recorded` would add."""
+    wanted = {TRAIN: config, PREDICT: request.get("predict")}
+    return [n for n, v in wanted.items() if v is not None and n not in request.get("inputs", {})]
+
+
+def remember(run_dir: Path, request: Mapping[str, Any], parts: Collection[str]) -> None:
+    """Remember how the files of `parts` that were just recorded lie here, so that the next look
+    at them is cheap."""
+    files = {n: r for name in parts for n, r in request["inputs"][name]["files"].items()}
+    _remember(run_dir, {name: _stamp(Path(name), record) for name, record in files.items()})
+
+
+def remember_model(run_dir: Path, request: Mapping[str, Any]) -> None:
+    """The same of a base model that was just fetched or found whole."""
+    _remember(run_dir, {str(p): _stamp(p, record) for p, record in _model(request).items()})
+
+
+def check_data(run_dir: Path, request: Mapping[str, Any], of: str, tell: Tell = unheard) -> bool:
+    """Compare rows, entries, adapters and further files with the record of TRAIN or PREDICT.
+
+    Returns False where there is no record: the run was made by an older version. Raises
+    UsageError naming the first file that was changed, is gone, or was added to a folder of data.
+    """
+    values = (request.get("inputs") or {}).get(of)
+    if values is None:
+        return False
+    for key, entry in values["entries"].items():
+        found = _entry(Path(values["registry"]), key)
+        if found != entry:
+            raise _changed(
+                run_dir, f"{values['registry']}: entry {key}", f"expected {entry}, found {found}"
+            )
+    for folder in values["folders"]:
+        names = {str(path) for path in _below(Path(folder))}
+        added = sorted(names - values["files"].keys())
+        if added:
+            raise _changed(run_dir, added[0], "it was not there")
+    _compare(run_dir, {Path(name): r for name, r in values["files"].items()}, tell)
+    return True
+
+
+def check_adapters(
+    run_dir: Path, request: Mapping[str, Any], folders: Collection[str], tell: Tell = unheard
+) -> None:
+    """Compare those of the adapters that the training began from that lie in `folders`.
+
+    Raises UsageError for a change.
+    """
+    values = (request.get("inputs") or {}).get(TRAIN) or {}
+    files = {Path(n): r for n, r in values.get("files", {}).items() if r.get("adapter")}
+    _compare(run_dir, {p: r for p, r in files.items() if str(p.parent) in folders}, tell)
+
+
+def check_model(
+    run_dir: Path, request: Mapping[str, Any], tell: Tell = unheard, *, unseen: bool = True
+) -> None:
+    """Compare the base model with run.json's record of it. Raises UsageError for a change.
+
+    Without `unseen`, files whose sha256 was never seen here are left to the phase, which reads
+    all of them and compares.
+    """
+    name = str((request.get("model") or {}).get("name"))
+    mend = f"`inv model.fetch {name}` mends one that was fetched"
+    seen = _stamps(run_dir).keys()
+    files = {p: r for p, r in _model(request).items() if unseen or str(p) in seen}
+    _compare(run_dir, files, tell, mend)
+
+
+def check_stack(run_dir: Path, phase: str) -> None:
+    """Raise UsageError when this environment is of another lock than the run began in.
+
+    The first phase of a training records it.
+    """
+    try:
+        made = read_json(Path(sys.prefix) / ENVIRONMENT_MARKER)
+        found = {key: str(made[key]) for key in ("flavour", "lock_sha256")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not an environment of ours: nothing says what it is made of
+    if not (run_dir / ENVIRONMENT).is_file():
+        with rewriting(run_dir, phase, ENVIRONMENT):
+            write_json(run_dir / ENVIRONMENT, found)
+    began = read_json(run_dir / ENVIRONMENT)
+    if found != began:
+        raise UsageError(
+            f"stack: {sys.prefix} is now of lock {found['flavour']} with sha256 "
+            f"{found['lock_sha256']}, run {run_dir.name} began with {began['flavour']} of "
+            f"sha256 {began['lock_sha256']}; bring that environment back, or begin a new run: "
+            f"{new_run(run_dir)}"
+        )
+
+
+def names_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the data sets that a config names."""
+    found: list[str] = []
+    for key in ("dataset", "eval_dataset"):
+        value = config.get(key) or ()
+        found += value.split(",") if isinstance(value, str) else map(str, value)
+    return list(dict.fromkeys(name.strip() for name in found if name.strip()))
+
+
+def _described(config: Mapping[str, Any], known: Mapping[Path, Record]) -> dict[str, Any]:
+    """Return what a config's inputs are."""
+    data = Path(str(config.get("dataset_dir") or "data"))
+    here = not str(data).startswith(_NO_FOLDERS) and (data / _REGISTRY).is_file()
+    entries = {name: _entry(data / _REGISTRY, name) for name in names_of(config)} if here else {}
+    # Those of a folder of data are read, whatever they are called.
+    folders: list[Path] = []
+    files: list[Path] = []
+    for entry in entries.values():
+        for key in ("file_name", "script_url"):
+            place = data / str((entry or {}).get(key) or "")
+            if (entry or {}).get(key) and place.is_dir():
+                folders.append(place)
+            elif (entry or {}).get(key):
+                files.append(place)
+    tokenized = Path(str(config.get("tokenized_path") or ""))
+    if config.get("tokenized_path") and tokenized.is_dir():
+        folders.append(tokenized)
+    files += [path for folder in folders for path in _below(folder)]
+    files += _media(config, data, entries)
+    for key in ("deepspeed", "fsdp_config"):
+        if isinstance(config.get(key), str):
+            files.append(Path(str(config[key])))
+    adapters = [path for name in starting_adapters(config) for path in _adapter(config, Path(name))]
+    there = [path for path in dict.fromkeys([*files, *adapters]) if path.is_file()]
+    records = {str(path): dict(known[path]) for path in there if path in known}
+    unread = {str(path): path for path in there if path not in known}
+    for name, digest in sha256_of(unread, unheard):
+        records[name] = {"size": unread[name].stat().st_size, "sha256": digest}
+    for path in adapters:
+        records[str(path)]["adapter"] = True
+    return {
+        "registry": str(data / _REGISTRY),
+        "entries": entries,
+        "folders": [str(folder) for folder in folders],
+        "files": dict(sorted(records.items())),
+    }
+
+
+def _entry(registry: Path, key: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] | None = read_json(registry).get(key)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found
+
+
+def _media(config: Mapping[str, Any], data: Path, entries: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the files that rows with media may name."""
+    columns = [(entry or {}).get("columns") or {} for entry in entries.values()]
+    if not any(found.get(kind) for found in columns for kind in _MEDIA):
+        return
+    own = config.get("media_dir")
+    for path in _below(Path(str(own)) if own else data):
+        if own or path.suffix not in _ROWS:
+            yield path
+
+
+def _adapter(config: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """Yield the files of an adapter, without checkpoints and model card; none of the run's own
+    output, whose files have seals."""
+    own = str(config.get("output_dir") or "")
+    if folder.is_dir() and folder.resolve() != Path(own).with_name("output").resolve():
+        yield from (p for p in sorted(folder.iterdir()) if p.is_file() and p.name != "README.md")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                yield from _below(path)
+            elif path.is_file():
+                yield path
+
+
+def _model(request: Mapping[str, Any]) -> dict[Path, Record]:
+    model = request.get("model") or {}
+    if not model.get("path"):
+        return {}
+    return {Path(model["path"]) / n: r for n, r in (model.get("files") or {}).items()}
+
+
+def _compare(
+    run_dir: Path, files: Mapping[Path, Record], tell: Tell, mend: str | None = None
+) -> None:
+    stamps = _stamps(run_dir)
+    fresh: dict[str, Path] = {}
+    for path, record in files.items():
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            why = f"{error.strerror}, expected sha256 {record['sha256']}"
+            raise _changed(run_dir, str(path), why, mend) from None
+        if size != record["size"]:
+            why = f"expected {record['size']} bytes with sha256 {record['sha256']}, found {size}"
+            raise _changed(run_dir, str(path), why, mend)
+        if stamps.get(str(path)) != _stamp(path, record):
+            fresh[str(path)] = path
+    # Taken before the file is read: a change meanwhile is found the next time.
+    new = {name: _stamp(path, files[path]) for name, path in fresh.items()}
+    for name, digest in sha256_of(fresh, tell):
+        expected = files[fresh[name]]["sha256"]
+        if digest != expected:
+            why = f"expected sha256 {expected}, found {digest}"
+            raise _changed(run_dir, name, why, mend)
+    if new:
+        _remember(run_dir, new)
+
+
+def _changed(run_dir: Path, name: str, what: str, mend: str | None = None) -> UsageError:
+    put = "put it back as it was" + (f" ({mend})" if mend else "")
+    return UsageError(
+        f"{name}: changed since run {run_dir.name} was made: {what}; {put}, or begin a new run: "
+        f"{new_run(run_dir)}"
+    )
+
+
+def _stamp(path: Path, record: Record) -> list[Any] | None:
+    """Return by what a file is known that had a sha256; ctime cannot be set by who changes it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [
+        found.st_size,
+        found.st_mtime_ns,
+        found.st_ino,
+        found.st_ctime_ns,
+        record["sha256"],
+    ]
+
+
+def _stamps(run_dir: Path) -> dict[str, Any]:
+    try:
+        known = read_json(run_dir / STAMPS)
+    except (OSError, ValueError):
+        return {}  # it only saves time: without it files are read again
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(run_dir: Path, stamps: Mapping[str, Any]) -> None:
+    # A run folder that is mounted to be read, a full disk: the next look reads the files again.
+    if stamps:
+        with contextlib.suppress(OSError):
+            write_json(run_dir / STAMPS, dict(sorted({**_stamps(run_dir), **stamps}.items())))

@@ -1,0 +1,114 @@
+"""Read a file of a run that a crash, a full disk or another machine may have damaged.
+
+A damaged file is one error with the file, the place and the way out of it, never a traceback.
+Standard library and yaml only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import UsageError
+from tunesmith.job.run.shapes import Check
+
+# No JSON or YAML file of a run comes near it.
+LARGEST = 64 * 1024 * 1024
+
+
+class DamagedError(UsageError):
+    """A file cannot be read as what it should be. Nothing was started or changed."""
+
+    def __init__(self, path: Path, why: str, remedy: str) -> None:
+        super().__init__(f"{path}: damaged: {why}; {remedy}")
+        self.path, self.why = path, why
+
+
+def read_object(path: Path, check: Check, remedy: str) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises FileNotFoundError where there is none, DamagedError ending in `remedy` for a file
+    that is not JSON, or holds something else than `check` takes.
+    """
+    content = read_plain(path, remedy)
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise DamagedError(path, str(error), remedy) from None
+    return _checked(path, value, check, remedy)
+
+
+def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
+    """Return the mapping of a YAML file; raises as `read_object` does."""
+    import yaml  # here: who reads no YAML must not wait for it
+
+    content = read_plain(path, remedy)
+    try:
+        value = yaml.safe_load(content.decode())
+    except UnicodeDecodeError as error:
+        raise DamagedError(path, f"not UTF-8 at byte {error.start}", remedy) from None
+    except RecursionError:
+        raise DamagedError(path, "nested too deeply", remedy) from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:120]
+        raise DamagedError(path, f"not YAML{place}: {problem}", remedy) from None
+    return _checked(path, value, check, remedy)
+
+
+def parse_json(content: bytes) -> Any:
+    """Return what JSON says. Raises ValueError naming the byte, or that it is nested too deeply."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    if not text.strip("\0 \n"):
+        raise ValueError("empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = len(text[: error.pos].encode())
+        raise ValueError(f"not JSON at byte {at}: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_plain(path: Path, remedy: str) -> bytes:
+    """Return the bytes of a plain file; raises as `read_object` does for anything else.
+
+    A symbolic link to a plain file is one, as everywhere; a pipe would be waited for.
+    """
+    try:
+        # Without O_NONBLOCK the open itself waits for a pipe's other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror})", remedy) from None
+    with os.fdopen(descriptor, "rb") as stream:
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DamagedError(path, "not a plain file", remedy)
+            if status.st_size > LARGEST:
+                raise DamagedError(path, f"{status.st_size} bytes long", remedy)
+            return stream.read(LARGEST)
+        except OSError as error:
+            raise DamagedError(path, f"cannot be read ({error.strerror})", remedy) from None
+
+
+def _checked(path: Path, value: Any, check: Check, remedy: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedError(path, f"holds {_kind(value)}, not an object", remedy)
+    if fault := check(value, ""):
+        raise DamagedError(path, fault, remedy)
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", type(None): "nothing", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,103 @@
+"""LLaMA-Factory's OpenAI-compatible API of a run: `python -m tunesmith.job.services.api RECORD`.
+
+On loopback only (in a container where it is told to be), never without a key, and to no page of
+another origin: LLaMA-Factory 0.9.3 itself would listen on all addresses and let everyone in
+(api/app.py). The model is prompted as `inv chat` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json
+from tunesmith.job.evaluation import chat
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run import integrity
+from tunesmith.job.services import manager
+from tunesmith.job.services.access import before_asgi
+from tunesmith.job.services.manager import refused
+
+
+def arguments(run: Path, what: str) -> dict[str, Any]:
+    """Return LLaMA-Factory's arguments for a run's model, with the sampling of `inv chat`.
+
+    `what` is base, adapter or merged. Raises UsageError when it is not there.
+    """
+    options = argparse.Namespace(
+        run=run,
+        what=what,
+        model=None,
+        template=None,
+        thinking=None,
+        max_new_tokens=1024,
+        seed=42,
+        greedy=False,
+        temperature=None,
+        top_p=None,
+    )
+    _look_for_base(run, what)
+    args = chat.model_arguments(options)
+    integrity.check_here(run, what)
+    sampling = chat.choose_sampling(options, args)
+    return args | {
+        "do_sample": sampling.do_sample,
+        "max_new_tokens": sampling.max_new_tokens,
+        "repetition_penalty": sampling.repetition_penalty,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+
+
+def _look_for_base(run: Path, what: str) -> None:
+    """Refuse a run whose base model is gone, or lies under another path: in a container that
+    mounts its folder elsewhere than where it was trained."""
+    config = run_config.read_config(run)
+    adapter = what == "adapter" and config.get("finetuning_type", "lora") == "lora"
+    model = Path(str(config["model_name_or_path"]))
+    if (adapter or what == "base") and model.is_absolute() and not model.is_dir():
+        raise UsageError(
+            f"{model}: the base model of run {run.name} is not there; mount its folder under "
+            "this path, or serve the merged model, which needs none: `--what merged`"
+        )
+
+
+def serve(record_file: Path) -> None:
+    """Load the model, then serve until the process is ended.
+
+    Raises UsageError without a key or without the model.
+    """
+    record = read_json(record_file)
+    gate = manager.gate(record_file, browser=False)
+    os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
+    args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
+
+    import uvicorn  # type: ignore[import-not-found]  # the training environment has it
+    from llamafactory.api.app import create_app
+    from llamafactory.chat import ChatModel
+
+    model = ChatModel(args)
+    # Read when the app is made, and only then: processes started before (torch's compile
+    # workers) or after must not have the key in their environment.
+    os.environ["API_KEY"] = gate.key
+    app = create_app(model)
+    del os.environ["API_KEY"]
+    uvicorn.run(before_asgi(app, gate), host=str(record["listen"]), port=int(record["port"]))
+
+
+def main() -> int:
+    """Serve what the record says."""
+    try:
+        serve(Path(sys.argv[1]))
+    except TunesmithError as error:
+        return refused(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""LLaMA Board over our data, base models and runs: `python -m tunesmith.job.services.board RECORD`.
+
+The Board of LLaMA-Factory 0.9.3 knows files by paths relative to its folder (webui/common.py):
+data/, saves/<model>/<tuning>/<run>, cache/user_config.yaml. They are laid out here, below
+BASE/board, and the Board is opened without a browser and without a share, on loopback only
+(in a container where it is told to be, so that Docker can publish it), behind
+job/services/access.py: by itself it has no login, and answers pages of any name that leads to it.
+
+It asks for hub code in everything it starts (trust_remote_code, hard-coded; CVE-2026-58116):
+that is turned off here, so the code of a model folder never runs because somebody picked it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.catalogue import load_models
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import read_json, write_text
+from tunesmith.core.patching import install
+from tunesmith.job.patches.llamafactory import NO_HUB_CODE
+from tunesmith.job.run import seals
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.services import manager
+from tunesmith.job.services.access import before_asgi
+from tunesmith.job.services.manager import refused
+
+# Our sources lie in one folder, in a clone and on a host.
+_KNOWN = Path(__file__).resolve().parents[4] / "configs" / "models.yml"
+# Marks a folder below saves/ that stands for a run of ours.
+OURS = ".tunesmith-run"
+_USER_CONFIG = Path("cache", "user_config.yaml")
+
+
+def lay_out(
+    board: Path,
+    settings: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> dict[str, Path]:
+    """Make the Board's folder show data, base models and finished runs.
+
+    `settings` has the folders `data`, `models` and `runs`, and `language`; `names` gives the
+    Board's name of a model by its repo id (others are called by the id's last part). Returns
+    the folders of our base models by the Board's names.
+    """
+    board.mkdir(parents=True, exist_ok=True)
+    _link(board / "data", Path(settings["data"]))
+    found = {_board_name(name, names): path for name, path in base_models(settings["models"])}
+    kept = set()
+    newest = ""
+    for run, request, config in _finished(Path(settings["runs"])):
+        model = _board_name(str(request["model"]["name"]), names)
+        tuning = str(config.get("finetuning_type", "lora"))
+        folder = board / "saves" / model.replace(" ", "") / tuning / run.run_id
+        if _as_sealed(run) and _show_run(folder, Path(config["output_dir"])):
+            kept.add(folder)
+            newest = model
+    for marker in board.glob(f"saves/*/*/*/{OURS}"):
+        if marker.parent not in kept:
+            shutil.rmtree(marker.parent)  # links only: the run itself lies elsewhere
+    _configure(board, found, newest or next(iter(found), ""), str(settings["language"]))
+    return found
+
+
+def base_models(store: str | Path) -> Iterator[tuple[str, Path]]:
+    """Yield repo id and folder of every base model that was fetched, oldest revision first."""
+    names = {str(read_json(file)["name"]) for file in Path(store).glob(f"*/{model_store.MANIFEST}")}
+    for name in sorted(names):
+        for entry in model_store.entries(Path(store), name)[:1]:
+            if entry.model.path.is_dir():
+                yield name, entry.model.path
+
+
+def _board_name(name: str, names: Mapping[str, str]) -> str:
+    return names.get(name) or Path(name).name
+
+
+def _finished(runs: Path) -> Iterator[tuple[RunFolder, dict[str, Any], dict[str, Any]]]:
+    """Yield the runs whose training succeeded, with request and config, oldest first."""
+    for file in sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime):
+        run = RunFolder(file.parent)
+        if run.status()["phases"].get("train") == "succeeded" and run.config_file.is_file():
+            # One that is damaged has no place among those to talk to; `inv runs` tells of it.
+            with contextlib.suppress(UsageError):
+                request, config = run.request(), run.config()
+                if (request.get("model") or {}).get("name") and config.get("output_dir"):
+                    yield run, request, config
+
+
+def _as_sealed(run: RunFolder) -> bool:
+    """Whether a run's result is the one that was sealed; if not, the Board's log says why it is
+    not shown."""
+    try:
+        seals.check(run.path, ("output",), adopt=False)
+    except UsageError as error:
+        print(f"run {run.run_id} is not shown: {error.message}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _show_run(folder: Path, output: Path) -> bool:
+    """Make `folder` show the result files of a run; False when there are none any more.
+
+    A folder of links, not a link to the folder: the Board writes into what it offers to go
+    on with, and it offers whatever has a checkpoint-N in it.
+    """
+    files = [path for path in sorted(output.glob("*")) if path.is_file() and path.name[0] != "."]
+    if not any(path.suffix == ".safetensors" for path in files):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        _link(folder / path.name, path)
+    write_text(folder / OURS, str(output))
+    return True
+
+
+def _link(place: Path, leads_to: Path) -> None:
+    if place.is_symlink():
+        if place.readlink() == leads_to:
+            return
+        place.unlink()
+    elif place.exists():
+        raise UsageError(f"{place}: something else is there; move it away")
+    place.symlink_to(leads_to)
+
+
+def _configure(board: Path, found: Mapping[str, Path], last: str, language: str) -> None:
+    """Write user_config.yaml; what the user chose in the Board stays."""
+    file = board / _USER_CONFIG
+    was = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
+    paths = dict(was.get("path_dict") or {})
+    for name, path in found.items():
+        if not Path(str(paths.get(name, "missing"))).is_dir():
+            paths[name] = str(path)
+    now = {
+        "lang": was.get("lang") or language,
+        "last_model": was.get("last_model") or last or None,
+        "path_dict": paths,
+        "cache_dir": was.get("cache_dir"),
+    }
+    write_text(file, yaml.safe_dump(now, allow_unicode=True))
+
+
+def _teach(found: Mapping[str, Path], templates: Mapping[str, str]) -> None:
+    """Let the Board's list have our models, each with the template it was trained with."""
+    from llamafactory.extras import constants
+
+    for name, path in found.items():
+        if name not in constants.SUPPORTED_MODELS:
+            constants.SUPPORTED_MODELS[name] = {constants.DownloadSource.DEFAULT: str(path)}
+    constants.DEFAULT_TEMPLATE.update(templates)
+
+
+def _names() -> dict[str, str]:
+    """Return the Board's name of each model by its repo id."""
+    from llamafactory.extras import constants
+
+    return {
+        str(sources[constants.DownloadSource.DEFAULT]): name
+        for name, sources in constants.SUPPORTED_MODELS.items()
+        if constants.DownloadSource.DEFAULT in sources
+    }
+
+
+def serve(record_file: Path) -> None:
+    """Serve until the process is ended.
+
+    Raises UsageError when the folder cannot be laid out, or without a key.
+    """
+    record = read_json(record_file)
+    gate = manager.gate(record_file, browser=True)
+    board = Path(record["base"]) / "board"
+    names = _names()
+    found = lay_out(board, record["settings"], names)
+    known = load_models(_KNOWN)
+    os.chdir(board)
+    os.environ["GRADIO_TEMP_DIR"] = str(board / "cache" / "gradio")
+    _teach(found, {_board_name(name, names): model.template for name, model in known.items()})
+    for patch in NO_HUB_CODE:
+        install(patch)
+
+    import uvicorn  # type: ignore[import-not-found]  # the training environment has it
+    from fastapi import FastAPI  # type: ignore[import-not-found]
+    from gradio import mount_gradio_app  # type: ignore[import-not-found]
+    from llamafactory.webui.interface import create_ui
+
+    # Not Gradio's launch(), which asks itself over HTTP, makes shares, and takes no middleware
+    # that stands before its own (that one answers every origin, with credentials).
+    # With path="/" its 5.31 sends / on to //.
+    app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="")
+    uvicorn.run(
+        before_asgi(app, gate),
+        host=str(record["listen"]),
+        port=int(record["port"]),
+        log_level="warning",
+        access_log=False,  # addresses have tokens in them
+        timeout_graceful_shutdown=2,  # an open page keeps its connections for ever
+    )
+
+
+def main() -> int:
+    """Serve what the record says."""
+    try:
+        serve(Path(sys.argv[1]))
+    except TunesmithError as error:
+        return refused(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A process with all that it has started: found by /proc, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from tunesmith.job.run.process import Identity, identify
+
+_GRACE_SECONDS = 8.0
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below `pid`, parents before their children."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        if fields[0] != "Z":
+            below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found = [pid]
+    for one in found:
+        found += below.get(one, [])
+    return found[1:]
+
+
+def command_of(pid: int) -> list[str]:
+    """Return the argv of a process; empty when it is gone."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
+
+
+def end_tree(pid: int) -> None:
+    """End a process and all below it: asked first, killed after a grace of seconds."""
+    everyone = []
+    for one in (pid, *descendants(pid)):
+        with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+            everyone.append(identify(one))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for member in everyone:
+            if not _gone(member):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.pid, number)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline:
+            if all(_gone(member) for member in everyone):
+                return
+            time.sleep(0.05)
+
+
+def _gone(process: Identity) -> bool:
+    """Whether a process has ended with all its threads.
+
+    When only the first one has, the process is called a zombie, yet its sockets are open.
+    """
+    if process.alive():
+        return False
+    try:
+        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) <= 1
+    except (FileNotFoundError, ProcessLookupError):
+        return True

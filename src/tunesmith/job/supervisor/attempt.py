@@ -1,0 +1,158 @@
+"""One worker process, from its start to its end, as the supervisor sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core import isolated
+from tunesmith.job.run import records
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.process import SUPERVISOR_PID
+from tunesmith.job.run.stored import DamagedError, read_object
+from tunesmith.job.system import disk, resources
+
+_WORKER = "tunesmith.job.supervisor.worker"
+_LOG_TAIL_BYTES = 16_384
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended. `code` is negative for a signal, as subprocess has it."""
+
+    code: int
+    stalled: bool
+    oom_killed: bool
+    log_tail: str
+
+
+class Attempt:
+    """A running worker. Its stdout and stderr are appended to train.log."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        phase: str,
+        environment: dict[str, str],
+        locks: Sequence[int],
+        workplace: Path,
+    ) -> None:
+        """Start it. Raises OSError when the run's disk does not even take a log."""
+        self._run = run
+        self._log_offset = run.log_file.stat().st_size if run.log_file.exists() else 0
+        self._oom_kills = resources.oom_kills()
+        with run.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                isolated.argv(
+                    sys.executable, _WORKER, str(run.path), phase, options=isolated.UNBUFFERED
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=workplace,
+                env={**environment, SUPERVISOR_PID: str(os.getpid())},
+                # Its own session and group: Ctrl-C in a terminal reaches only the supervisor,
+                # and a signal to the group reaches the worker's children too.
+                start_new_session=True,
+                # The worker keeps the locks of run and turn if the supervisor is killed.
+                pass_fds=tuple(locks),
+            )
+        self._last_sign = time.monotonic()
+        self._last_step: int | None = None
+        self._first: tuple[float, int] | None = None
+        self._stalled = False
+        self._in_file: dict[str, Any] = {}
+        self.heartbeat: dict[str, Any] = {}
+
+    def poll(self) -> Ended | None:
+        """Return how the worker ended, or None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            self._read_heartbeat()
+            return None
+        # Children that outlive their worker would hold the GPU's memory.
+        self._signal_group(signal.SIGKILL)
+        oom_killed = resources.oom_kills() > self._oom_kills
+        return Ended(code, self._stalled, oom_killed, self.log_tail())
+
+    def request_stop(self) -> None:
+        """Ask for a checkpoint and an end."""
+        self._signal_group(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the worker and its children at once."""
+        self._signal_group(signal.SIGKILL)
+
+    def sign(self) -> None:
+        """Count something that the worker reported as a sign of life."""
+        self._last_sign = time.monotonic()
+
+    def silent_seconds(self) -> float:
+        """Return how long no step was finished (a pause for disk space does not count)."""
+        return time.monotonic() - self._last_sign
+
+    def mark_stalled(self, dump_seconds: float) -> None:
+        """Write the stacks of all threads to train.log, then end the worker."""
+        self._stalled = True
+        # SIGCONT first: a stopped process could not write its stacks.
+        self._signal_group(signal.SIGCONT)
+        self._process.send_signal(signal.SIGUSR1)
+        time.sleep(dump_seconds)
+        self.kill()
+
+    def eta_seconds(self) -> float | None:
+        """Return the time left at this attempt's own pace; a resume does not bend it."""
+        step, total = self.heartbeat.get("step"), self.heartbeat.get("total_steps")
+        if self._first is None or not step or not total or step <= self._first[1]:
+            return None
+        done = int(step - self._first[1])
+        pace = float(self.heartbeat["time"] - self._first[0]) / done
+        return round(max(0.0, int(total - step) * pace), 1)
+
+    def log_tail(self) -> str:
+        """Return the last part of what this worker wrote to train.log."""
+        try:
+            with self._run.log_file.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_offset, size - _LOG_TAIL_BYTES))
+                return log.read().decode("utf-8", "replace")
+        except OSError as error:
+            if not disk.refused(error):
+                raise
+            return ""
+
+    def hear(self, heartbeat: dict[str, Any]) -> None:
+        """Take the newest heartbeat: of the file, or one that its disk had refused."""
+        if heartbeat.get("step") != self._last_step or heartbeat.get("paused"):
+            self._last_sign = time.monotonic()
+            self._last_step = heartbeat["step"]
+        if self._first is None and heartbeat.get("step_seconds") is not None:
+            self._first = (heartbeat["time"], heartbeat["step"])
+        self.heartbeat = heartbeat
+
+    def _read_heartbeat(self) -> None:
+        try:
+            heartbeat = read_object(self._run.heartbeat_file, records.HEARTBEAT, "")
+        except (FileNotFoundError, DamagedError):
+            return  # the next one comes within a second of a step
+        except OSError as error:
+            if not disk.refused(error):
+                raise
+            return
+        # What stands there from before its disk refused says nothing new.
+        if heartbeat != self._in_file:
+            self._in_file = heartbeat
+            self.hear(heartbeat)
+
+    def _signal_group(self, signum: int) -> None:
+        try:
+            os.killpg(self._process.pid, signum)
+        except ProcessLookupError:
+            return  # it is gone: nothing to signal

@@ -1,0 +1,62 @@
+"""How a worker, a phase or a run ended, and what the supervisor makes of a worker's end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.job.run.failures import CLASSES, classify_exit
+from tunesmith.job.supervisor.attempt import Ended
+from tunesmith.job.system import disk
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker, a phase or the run ended: succeeded, stopped, or failed with a class.
+
+    `retry` overrules whether the class is tried again.
+    """
+
+    state: str
+    failure: str | None = None
+    message: str = ""
+    detail: tuple[str, ...] = ()
+    retry: bool | None = None
+
+    def may_pass(self) -> bool:
+        """Whether a failure may pass by itself."""
+        if self.failure is None:
+            return False
+        return CLASSES[self.failure].retry if self.retry is None else self.retry
+
+
+def reported(failure: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that a worker's `failure` event tells."""
+    return Outcome(
+        "failed",
+        failure["failure"],
+        failure["message"],
+        tuple(failure["detail"]),
+        failure.get("retry"),
+    )
+
+
+def refused(folder: Path, error: OSError) -> Outcome:
+    """Return the outcome of work that the disk of `folder` refused; it may pass."""
+    return Outcome("failed", disk.fault(error), disk.describe(folder, error), retry=True)
+
+
+def crashed(ended: Ended, folder: Path, trouble: OSError | None) -> Outcome:
+    """Return the outcome of a worker that ended without a word of its own.
+
+    `trouble` is what the disk of `folder` refuses the supervisor itself: the reason where there
+    is no better one.
+    """
+    failure, message = classify_exit(ended.code, ended.log_tail, oom_killed=ended.oom_killed)
+    detail = tuple(ended.log_tail.splitlines()[-12:])
+    if failure == "code" and trouble is not None:
+        return replace(refused(folder, trouble), detail=detail)
+    retry = True if failure in (disk.FULL, disk.READ_ONLY) else None
+    return Outcome("failed", failure, message, detail, retry)

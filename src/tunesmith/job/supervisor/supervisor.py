@@ -1,0 +1,546 @@
+"""The supervisor: owns a run from its first phase to its last.
+
+One process, in a session of its own, with the run's lock: it starts a worker for each
+phase, follows its heartbeat, passes a stop on, starts a fallen worker again from the
+newest sealed checkpoint, and writes status.json. Standard library and yaml only, so
+that it is up at once and cannot be hurt by what hurts the worker. Nor by the run's disk:
+what that refuses is kept in memory (job/run/journal.py), and limits, stops and what was ordered
+for after the run need none.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from tunesmith.core import isolated
+from tunesmith.core.errors import UsageError
+from tunesmith.job.run import checkpoints, integrity, queue
+from tunesmith.job.run.adjustments import adjusted_config, refusal, step_down
+from tunesmith.job.run.failures import CLASSES
+from tunesmith.job.run.folder import (
+    PHASES,
+    RunFolder,
+    RunLock,
+    acquire,
+    claim_output,
+    mend_events,
+)
+from tunesmith.job.run.journal import Journal
+from tunesmith.job.run.limits import After, Limits, carry_out
+from tunesmith.job.run.records import needed
+from tunesmith.job.run.relay import RELAY
+from tunesmith.job.supervisor import workplace
+from tunesmith.job.supervisor.attempt import Attempt, Ended
+from tunesmith.job.supervisor.intake import Intake
+from tunesmith.job.supervisor.outcome import Outcome, crashed, refused, reported
+from tunesmith.job.supervisor.worker import FAILED, STOPPED
+from tunesmith.job.system import disk
+from tunesmith.job.system.gpu import Sampler
+
+_POLL_SECONDS = 0.2
+_PROBE_SECONDS = 1.0
+T = TypeVar("T")
+
+
+def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
+    """Run the phases of `run_dir`, by default those not yet succeeded.
+
+    Returns 0 when they succeeded or were stopped on request, 1 when one failed. Raises
+    UsageError when the folder is no run, a phase is unknown, another process works in it,
+    another run has the turn, its time is used up, or its disk takes nothing: then nothing
+    was changed.
+    """
+    run = RunFolder(run_dir.resolve())
+    request = run.request()
+    needed(request, run.run_id, "phases")
+    if run.config_file.exists():
+        run.config()
+    run.adjustments()
+    unknown = [phase for phase in phases or [] if phase not in PHASES]
+    if unknown:
+        raise UsageError(f"unknown phase {unknown[0]!r}; known are {', '.join(PHASES)}")
+    lock = acquire(run)
+    journal = Journal(run)
+    try:
+        _open(run, journal)
+        with workplace.of(run) as place:
+            supervisor = _Supervisor(run, request, lock, journal, place)
+            code = supervisor.run(phases or supervisor.unfinished())
+    finally:
+        journal.close()
+        lock.release()
+    supervisor.afterwards()
+    return code
+
+
+def _open(run: RunFolder, journal: Journal) -> None:
+    """Make room for what will be told. Raises UsageError naming the disk without any."""
+    try:
+        journal.open()
+        mend_events(run.events_file)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        raise UsageError(
+            f"run {run.run_id} cannot start: {disk.describe(run.path, error)}, then "
+            f"`inv resume --run {run.run_id}`"
+        ) from None
+
+
+class _Supervisor:
+    def __init__(
+        self, run: RunFolder, request: dict[str, Any], lock: RunLock, journal: Journal, place: Path
+    ) -> None:
+        self._run = run
+        self._place = place
+        self._journal = journal
+        self._emit = journal.emit
+        self._intake = Intake(run, journal)
+        self._request = request
+        self._lock = lock
+        self._limits = Limits.from_request(request)
+        self._after = After.from_request(request)
+        self._ordered = False
+        self._turn: queue.Turn | None = None
+        self._sampler = Sampler()
+        self._stop_requests = 0
+        self._spent = False
+        self._failure: dict[str, Any] | None = None
+        self._written_at = 0.0
+        previous = run.last_status()
+        self._worked_before = float(previous.get("worked_seconds") or 0.0)
+        self._began: float | None = None
+        self._status: dict[str, Any] = {
+            "run_id": run.run_id,
+            "state": "running",
+            "phase": None,
+            "phases": dict(previous.get("phases", {})),
+            "failure": None,
+            "message": "",
+            "detail": [],
+            "started": previous.get("started"),
+            "worked_seconds": self._worked_before,
+            "step": previous.get("step", 0),
+            "total_steps": previous.get("total_steps"),
+            "loss": previous.get("loss"),
+            "learning_rate": previous.get("learning_rate"),
+            "tokens_per_second": None,
+            "eta_seconds": None,
+            "supervisor": lock.owner.to_json(),
+            "price": request.get("price"),
+        }
+
+    def unfinished(self) -> list[str]:
+        """Return the phases that were asked for, or begun, and have not succeeded yet."""
+        known = self._status["phases"]
+        begun = [phase for phase in PHASES if phase in known]
+        phases = [*self._request["phases"], *begun]
+        return [p for p in dict.fromkeys(phases) if known.get(p) != "succeeded"]
+
+    def run(self, phases: list[str]) -> int:
+        self._refuse_spent()
+        signal.signal(signal.SIGTERM, self._request_stop)
+        signal.signal(signal.SIGINT, self._request_stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        owed = any(self._status["phases"].get(p) != "succeeded" for p in self._request["phases"])
+        if not self._await_turn(phases):
+            message = f"it left the queue; `inv resume --run {self._run.run_id}` joins it again"
+            self._end(Outcome("stopped", None, message))
+            return 0
+        try:
+            return self._work(phases, owed=owed)
+        finally:
+            if self._turn:
+                self._turn.release()
+
+    def afterwards(self) -> None:
+        """Do what was ordered for after the success."""
+        if self._after and self._ordered:
+            in_turn = self._turn is not None
+            after, run = self._after, self._run
+            carry_out(after, run, self._emit, lambda: self._stop_requests > 0, in_turn=in_turn)
+
+    def _work(self, phases: list[str], *, owed: bool) -> int:
+        self._began = time.monotonic()
+        self._status["started"] = self._status["started"] or time.time()
+        self._status["state"] = "running"
+        self._sampler.start()
+        self._emit("run_started", phases=phases)
+        self._queue(phases)
+        outcome = Outcome("succeeded")
+        for phase in phases:
+            outcome = self._run_phase(phase)
+            self._status["phases"][phase] = outcome.state
+            if outcome.state != "succeeded":
+                break
+        done = outcome.state == "succeeded" and owed
+        if self._after and done and set(self._request["phases"]) <= self._succeeded():
+            self._ordered = True
+            told = f"`{shlex.join(self._after.command)}` in {self._after.seconds:.0f} s; "
+            told += f"`inv stop --run {self._run.run_id}` prevents it"
+            self._emit("after_command", text=told, **asdict(self._after))
+        self._end(outcome)
+        return 1 if outcome.state == "failed" else 0
+
+    def _end(self, outcome: Outcome) -> None:
+        # The event first: whoever reads a final state has everything that came before.
+        self._emit("run_ended", state=outcome.state, failure=outcome.failure)
+        self._write(
+            state=outcome.state,
+            failure=outcome.failure,
+            message=outcome.message,
+            detail=list(outcome.detail),
+        )
+        asked = self._stop_requests
+        seconds = self._limits.last_words_seconds
+        if not self._journal.last_words(seconds, lambda: self._stop_requests > asked):
+            why = self._journal.trouble and disk.describe(self._run.path, self._journal.trouble)
+            told = f"run {self._run.run_id}: {outcome.state}, which nobody can read there: {why}"
+            print(told, file=sys.stderr, flush=True)
+
+    def _succeeded(self) -> set[str]:
+        return {phase for phase, state in self._status["phases"].items() if state == "succeeded"}
+
+    def _queue(self, phases: list[str]) -> None:
+        for phase in phases:
+            self._status["phases"][phase] = "queued"
+
+    def _await_turn(self, phases: list[str]) -> bool:
+        """Take the turn of the folder of runs, if the request wants one; wait if it says so.
+
+        Returns False when a stop was asked for meanwhile. Raises UsageError when another
+        run has it and this one does not wait.
+        """
+        wanted = self._request.get("turn")
+        if wanted is None:
+            return True
+        if wanted not in ("refuse", "wait"):
+            raise UsageError(f"run.json: unknown turn {wanted!r}; known are refuse, wait")
+        runs, run_id = self._run.path.parent, self._run.run_id
+        self._turn, ahead = queue.take(runs, run_id)
+        if self._turn is None and wanted == "refuse":
+            raise UsageError(
+                f"run {ahead[0]} works on this host, and one run works at a time; `inv attach "
+                f"--run {ahead[0]}` follows it, `inv train --queue` waits for its end"
+            )
+        if self._turn is None:
+            self._queue(phases)
+            with queue.Ticket(runs, run_id) as ticket:
+                self._wait(ticket)
+        return self._turn is not None
+
+    def _wait(self, ticket: queue.Ticket) -> None:
+        told: list[str] = []
+        while not self._stop_requests:
+            self._turn, ahead = ticket.take()
+            if self._turn is not None:
+                break
+            if ahead != told:
+                told = ahead
+                self._emit("queued", ahead=ahead)
+                self._write(state="queued", ahead=ahead)
+            self._journal.flush()
+            time.sleep(_POLL_SECONDS)
+        self._status.pop("ahead", None)
+
+    def _worked(self) -> float:
+        """Return how many seconds this run has worked in all, its resumes included."""
+        now = 0.0 if self._began is None else time.monotonic() - self._began
+        return self._worked_before + now
+
+    def _refuse_spent(self) -> None:
+        limit = self._limits.max_seconds
+        if limit is not None and self._worked_before >= limit:
+            raise UsageError(
+                f"run {self._run.run_id} has worked {_hours(self._worked_before)}, and its "
+                f"max-hours is {_hours(limit)}; `inv resume --run {self._run.run_id} "
+                "--max-hours N` gives it more"
+            )
+
+    def _mind_limit(self) -> None:
+        """Ask for a checkpoint and an end when the run has worked as long as it may."""
+        limit = self._limits.max_seconds
+        if limit is None or self._stop_requests or self._worked() < limit:
+            return
+        self._spent = True
+        self._stop_requests += 1
+        self._emit("limit", what="max-hours", seconds=limit)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, unless a stop is asked for."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._stop_requests:
+            self._mind_limit()
+            self._journal.flush()
+            time.sleep(_POLL_SECONDS)
+
+    def _request_stop(self, _signum: int, _frame: FrameType | None) -> None:
+        self._stop_requests += 1
+
+    def _run_phase(self, phase: str) -> Outcome:
+        began = time.monotonic()
+        outcome = self._attempts(phase)
+        if outcome.failure is not None:
+            advice = CLASSES[outcome.failure].advice.replace("RUN", self._run.run_id)
+            outcome = replace(outcome, message=f"{outcome.message}; {advice}")
+        seconds = round(time.monotonic() - began, 2)
+        self._emit("phase_ended", phase=phase, state=outcome.state, seconds=seconds)
+        return outcome
+
+    def _attempts(self, phase: str) -> Outcome:
+        """Run workers until one succeeds, a stop is asked for, or trying again is no use."""
+        attempt, restarts, stalls, reached = 0, 0, 0, -1
+        while True:
+            attempt += 1
+            step, ended, outcome = self._attempt(phase, attempt)
+            restarts = 0 if step > reached else restarts
+            reached = max(reached, step)
+            if outcome.failure is None or self._stop_requests:
+                return outcome
+            if outcome.failure == "gpu_oom" and phase == "train":
+                lowered = self._tried(lambda: step_down(self._run, self._emit))
+                if lowered is True:
+                    continue
+                outcome = lowered or outcome
+            restarts += 1
+            stalls += ended is not None and ended.stalled
+            if not outcome.may_pass() or restarts > self._limits.restarts or stalls > 1:
+                return outcome
+            if outcome.failure in (disk.FULL, disk.READ_ONLY) and not self._await_disk(outcome):
+                return self._stopped() if self._stop_requests else outcome
+            self._emit("restarting", phase=phase, failure=outcome.failure, why=outcome.message)
+            if outcome.retry and outcome.failure not in (disk.FULL, disk.READ_ONLY):
+                self._pause(self._limits.retry_seconds * 2 ** (restarts - 1))
+                if self._stop_requests:
+                    return self._stopped()
+
+    def _attempt(self, phase: str, attempt: int) -> tuple[int, Ended | None, Outcome]:
+        """Run one worker; return the step it began at (-1: none), its end and the outcome."""
+        changed = self._tried(lambda: self._compared(phase))
+        if changed is not None:
+            return -1, None, changed
+        step = self._tried(self._prepare_training) if phase == "train" else -1
+        if isinstance(step, Outcome):
+            return -1, None, step
+        worker = self._tried(lambda: self._start(phase, attempt))
+        if isinstance(worker, Outcome):
+            return step, None, worker
+        ended = self._follow(worker)
+        outcome = self._judge(ended)
+        if outcome.state == "succeeded":
+            # The fetch phase writes there where the base model lies.
+            request = self._tried(self._run.request)
+            if isinstance(request, Outcome):
+                return step, ended, request
+            self._request = request
+        return step, ended, outcome
+
+    def _tried(self, do: Callable[[], T]) -> T | Outcome:
+        """Return what `do` returns, or as an outcome that the run's disk refused it."""
+        try:
+            return do()
+        except OSError as error:
+            if not disk.refused(error):
+                raise
+            return self._failed(refused(self._run.path, error))
+
+    def _start(self, phase: str, attempt: int) -> Attempt:
+        # Before anybody is told, so that the last worker's is not read as this one's.
+        self._run.heartbeat_file.unlink(missing_ok=True)
+        self._emit("phase_started", phase=phase, attempt=attempt)
+        self._status["phases"][phase] = "running"
+        self._write(phase=phase)
+        locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
+        environment = self._environment() | {RELAY: self._intake.address}
+        return Attempt(self._run, phase, environment, locks, self._place)
+
+    def _await_disk(self, outcome: Outcome) -> bool:
+        """Wait until the disk takes something again; False when it did not in time."""
+        full = outcome.failure == disk.FULL
+        seconds = self._limits.disk_wait_seconds
+        until = time.monotonic() + (seconds if full else min(seconds, disk.READ_ONLY_SECONDS))
+        told = False
+        while (error := refusal(self._run)) is not None:
+            self._mind_limit()
+            if self._stop_requests or time.monotonic() > until:
+                return False
+            if not told:
+                told = True
+                why = disk.describe(self._run.path, error)
+                self._emit("paused", step=self._status["step"], why=why)
+            self._refresh(None)
+            time.sleep(_PROBE_SECONDS)
+        if told:
+            self._emit("continued", step=self._status["step"])
+        return not self._stop_requests
+
+    def _compared(self, phase: str) -> Outcome | None:
+        """Compare what the phase reads with seals and record; None when all is as it was."""
+        self._status["phase"] = phase
+
+        def say(text: str) -> None:
+            self._emit("note", phase=phase, text=text)
+
+        def tell(done: int, total: int) -> None:
+            figures = {"done": done // 1_000_000, "total": max(1, total // 1_000_000)}
+            self._emit("progress", phase=phase, **figures, unit="MB compared")
+            self._mind_limit()
+            self._write()
+            if self._stop_requests:
+                raise _StopAsked
+
+        try:
+            integrity.check(self._run.path, phase, say, tell)
+        except _StopAsked:
+            return self._stopped()
+        except UsageError as error:
+            self._emit("failure", phase=phase, failure="changed", **_words(error))
+            return Outcome("failed", "changed", error.message, error.detail)
+        return None
+
+    def _follow(self, attempt: Attempt) -> Ended:
+        """Watch a worker until it ends, and keep status.json fresh."""
+        asked = 0
+        asked_at = 0.0
+        self._failure = None
+        while (ended := attempt.poll()) is None:
+            self._mind_limit()
+            if self._stop_requests > asked:
+                # A second request means: now.
+                attempt.request_stop() if asked == 0 else attempt.kill()
+                asked, asked_at = self._stop_requests, time.monotonic()
+            if asked and time.monotonic() - asked_at > self._limits.stop_seconds:
+                attempt.kill()
+            if attempt.silent_seconds() > self._patience(attempt):
+                attempt.mark_stalled(self._limits.dump_seconds)
+            self._take_events(attempt)
+            self._refresh(attempt)
+            time.sleep(_POLL_SECONDS)
+        self._take_events(attempt)
+        self._refresh(attempt)
+        return ended
+
+    def _patience(self, attempt: Attempt) -> float:
+        """Return how many silent seconds are still normal.
+
+        Before the first step nothing is known yet (a large data set is tokenised, a large
+        model read from a slow disk), so the limit is four times as long.
+        """
+        step = attempt.heartbeat.get("step_seconds")
+        if step is None:
+            return 4 * self._limits.stall_seconds
+        return max(self._limits.stall_seconds, self._limits.stall_steps * float(step))
+
+    def _judge(self, ended: Ended) -> Outcome:
+        if ended.code == 0:
+            return Outcome("succeeded")
+        if ended.stalled:
+            return Outcome("failed", "stalled", "no step was finished for too long")
+        if ended.code == STOPPED or (self._stop_requests and ended.code < 0):
+            return self._stopped()
+        if ended.code == FAILED and self._failure is not None:
+            return reported(self._failure)
+        return self._failed(crashed(ended, self._run.path, self._journal.trouble))
+
+    def _failed(self, outcome: Outcome) -> Outcome:
+        """Tell a failure that no worker has told."""
+        self._emit(
+            "failure",
+            failure=outcome.failure,
+            message=outcome.message,
+            detail=list(outcome.detail),
+        )
+        return outcome
+
+    def _stopped(self) -> Outcome:
+        resume = f"inv resume --run {self._run.run_id}"
+        if not self._spent:
+            return Outcome("stopped", None, f"`{resume}` continues it")
+        limit = _hours(self._limits.max_seconds or 0.0)
+        return Outcome(
+            "stopped", None, f"max-hours reached ({limit}); `{resume} --max-hours N` continues it"
+        )
+
+    def _take_events(self, attempt: Attempt) -> None:
+        """Carry what the worker reported into the status."""
+        news = self._intake.new()
+        for heartbeat in news.heartbeats:
+            attempt.hear(heartbeat)
+        for event in news.events:
+            if event["event"] == "progress":
+                # A phase without steps: a download may well take hours.
+                attempt.sign()
+            if event["event"] == "log":
+                for key in ("step", "total_steps", "loss", "learning_rate", "tokens_per_second"):
+                    self._status[key] = event.get(key)
+            elif event["event"] == "failure" and "phase" in event:
+                # Without a phase it is one of our own, about the worker before.
+                self._failure = event
+
+    def _refresh(self, attempt: Attempt | None) -> None:
+        if time.monotonic() - self._written_at < 1:
+            self._journal.flush()
+            return
+        if attempt is None:
+            self._write()
+            return
+        heartbeat = attempt.heartbeat
+        if heartbeat:
+            self._status["step"] = heartbeat["step"]
+            self._status["total_steps"] = heartbeat["total_steps"]
+            self._status["paused"] = heartbeat["paused"]
+        self._write(eta_seconds=attempt.eta_seconds())
+
+    def _write(self, **fields: Any) -> None:
+        self._status |= fields
+        self._status["worked_seconds"] = round(self._worked(), 1)
+        if gpus := self._sampler.newest():
+            self._status["gpu"] = gpus
+        else:
+            self._status.pop("gpu", None)
+        self._status["updated"] = time.time()
+        self._written_at = time.monotonic()
+        self._journal.status(self._status)
+
+    def _prepare_training(self) -> int:
+        """Set faulty checkpoints aside; return the step training continues from, or -1."""
+        output = Path(adjusted_config(self._run)["output_dir"])
+        claim_output(self._run, output)
+        newest, discarded = checkpoints.newest_valid(output)
+        for name, why in discarded:
+            self._emit("discarded", checkpoint=name, why=why)
+        return newest.step if newest else -1
+
+    def _environment(self) -> dict[str, str]:
+        """Return the worker's environment: ours, the stack's variables, the env's programs.
+
+        PYTHONPATH and user site-packages are left out unless the request names them, and then
+        they are for what a worker starts: itself it takes code from its environment alone.
+        """
+        environment = isolated.variables(os.environ)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        programs = str(Path(sys.executable).parent)
+        environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+        environment["PYTHONUNBUFFERED"] = "1"
+        return environment | {k: str(v) for k, v in (self._request.get("env") or {}).items()}
+
+
+class _StopAsked(Exception):
+    """A stop was asked for while files were compared."""
+
+
+def _words(error: UsageError) -> dict[str, Any]:
+    return {"message": error.message, "detail": list(error.detail)}
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h"

@@ -1,0 +1,1 @@
+"""The train phase, and what makes it start and step faster."""

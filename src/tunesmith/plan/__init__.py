@@ -1,0 +1,1 @@
+"""From a config and what was asked to a plan of a run: read, check, decide; starts nothing."""

@@ -1,0 +1,211 @@
+"""A LLaMA-Factory YAML, read and checked before anything is started.
+
+Every key and type comes from LLaMA-Factory's own dataclasses (configs/schema/), so that
+a wrong one is refused in milliseconds instead of after the model was loaded. The image
+plans with this module too, on Python 3.10 with the lock alone, which has no jsonschema; the
+schema needs five of its words (docs/decisions/0007-the-image.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.core.bounded import MOST_OF_YAML, read_text
+from tunesmith.core.errors import UsageError
+
+# A number that YAML 1.1 (PyYAML) reads as text, because it wants a dot before the e.
+_FLOAT_TEXT = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+# Whether a value has a JSON type; 2.0 is a whole number there, and true none.
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": lambda value: _number(value) and float(value).is_integer(),
+    "number": lambda value: _number(value),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A flat LLaMA-Factory config: its file, its keys with overrides applied, the overrides."""
+
+    file: Path
+    values: Mapping[str, Any]
+    overrides: Mapping[str, Any]
+
+    @property
+    def stem(self) -> str:
+        """The file's stem: train, merge and predict files of one model share it."""
+        return self.file.stem
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a key's value."""
+        return self.values.get(key, default)
+
+
+def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Config:
+    """Read `file`, apply `key=value` overrides, and check every key.
+
+    Raises UsageError with all faults: one line for the first, the others as detail.
+    """
+    values = _read(file)
+    schema = json.loads(schema_file.read_text(encoding="utf-8"))
+    parsed = parse_overrides(overrides) | _options_named(overrides, schema)
+    values |= parsed
+    faults = find_faults(values, schema, frozenset(parsed))
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise UsageError(f"{file}: {faults[0]}{more}", faults[1:])
+    return Config(file, values, parsed)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` words; a value is read as YAML, and 1e-4 as the number it means."""
+    parsed: dict[str, Any] = {}
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(
+                f"{word!r} is not an override; write key=value, as in num_train_epochs=1"
+            )
+        try:
+            parsed[key] = float(text) if _FLOAT_TEXT.match(text) else yaml.safe_load(text)
+        except yaml.YAMLError:
+            parsed[key] = text
+    return parsed
+
+
+def _options_named(overrides: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the words that are an option of their key: eval_strategy=no is no YAML false."""
+    known = schema["properties"]
+    words = [(key, text) for key, _, text in (word.partition("=") for word in overrides)]
+    return {key: text for key, text in words if key in known and text in _options(known[key])}
+
+
+def find_faults(
+    values: Mapping[str, Any], schema: Mapping[str, Any], overridden: frozenset[str]
+) -> list[str]:
+    """Return one line for each key that LLaMA-Factory would refuse or misread."""
+    known = schema["properties"]
+    faults = []
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "; LLaMA-Factory has no such key"
+            faults.append(f"unknown key `{key}`{hint}")
+    for key, value in values.items():
+        if key in known and not fits(value, known[key]):
+            where = " (given on the command line)" if key in overridden else ""
+            faults.append(f"`{key}`{where} {_explain(value, known[key])}")
+    if values.get("stage", "sft") != "pt" and not values.get("template"):
+        faults.append(
+            "`template` is missing; the model's answers depend on it (`inv model.list` shows the "
+            "template of each known model)"
+        )
+    if values.get("do_train") and not values.get("dataset"):
+        faults.append("`dataset` is missing; name a key of dataset_info.json")
+    if not values.get("model_name_or_path"):
+        faults.append("`model_name_or_path` is missing; name a repo id or a folder")
+    return faults
+
+
+def fits(value: Any, rule: Mapping[str, Any]) -> bool:
+    """Whether a JSON Schema (anyOf, enum, type, items: job/data/config_schema.py) takes a value."""
+    if "anyOf" in rule:
+        return any(fits(value, choice) for choice in rule["anyOf"])
+    if "enum" in rule:
+        # For JSON, true is no 1.
+        return any(
+            value == o and isinstance(value, bool) == isinstance(o, bool) for o in rule["enum"]
+        )
+    if not rule:
+        return True
+    if not _TYPES[rule["type"]](value):
+        return False
+    return "items" not in rule or all(fits(item, rule["items"]) for item in value)
+
+
+def _explain(value: Any, rule: Mapping[str, Any]) -> str:
+    wanted = _wanted(rule)
+    if isinstance(value, str) and _FLOAT_TEXT.match(value) and "number" in wanted:
+        return f"is {value}, which YAML reads as text; write {_with_dot(value)}"
+    if isinstance(value, bool) and "one of" in wanted:
+        spelled = "no or off" if value is False else "yes or on"
+        return f"is {value} (YAML reads {spelled} so); write it in quotes; it must be {wanted}"
+    if isinstance(value, str) and "one of" in wanted:
+        options = [option for option in _options(rule) if isinstance(option, str)]
+        near = difflib.get_close_matches(value, options, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"is {value!r}, but must be {wanted}{hint}"
+    return f"is {value!r}, but must be {wanted}"
+
+
+def _with_dot(text: str) -> str:
+    mantissa, _, exponent = text.lower().partition("e")
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
+
+
+def _options(rule: Mapping[str, Any]) -> list[Any]:
+    if "enum" in rule:
+        return list(rule["enum"])
+    return [option for choice in rule.get("anyOf", ()) for option in _options(choice)]
+
+
+def _wanted(rule: Mapping[str, Any]) -> str:
+    """Return in words what a schema wants."""
+    names = {
+        "boolean": "true or false",
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "array": "a list",
+        "object": "a mapping",
+        "null": "null",
+    }
+    if "enum" in rule:
+        shown = [str(option) for option in rule["enum"][:12]]
+        return f"one of {', '.join(shown)}" + (", ..." if len(rule["enum"]) > 12 else "")
+    if "anyOf" in rule:
+        return " or ".join(
+            _wanted(choice) for choice in rule["anyOf"] if choice != {"type": "null"}
+        )
+    return names.get(str(rule.get("type")), "another value")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = read_text(file, MOST_OF_YAML)
+    except FileNotFoundError:
+        raise UsageError(f"{file}: no such config; `ls configs/train` shows ours") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not a UTF-8 text file ({type(error).__name__})") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}; name a config") from None
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}; is it a config?") from None
+    try:
+        # LLaMA-Factory takes JSON too, and JSON is YAML. Only the safe loader: a tag that
+        # would build a Python object is an error here.
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{file}: lists or keys nested too deep to be read; mend it") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
+    return values

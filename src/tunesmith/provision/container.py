@@ -1,0 +1,288 @@
+"""Hosts whose training environment is a container of the image (`inv host.add --runner container`).
+
+One container stands there and does nothing. Where another host has the interpreter of its conda
+environment, this one has a script that runs Python inside the container, with tunesmith's
+folder mounted under the same path. So runs, their supervisor, and the web services are the
+same as on any host: the container is an environment, not a job.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import docker
+from docker.errors import NotFound
+from docker.models.containers import Container
+from docker.types import DeviceRequest, Mount
+
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import short_digest
+from tunesmith.core.mirrors import load_mirror, mirror_file
+from tunesmith.hosts import agent, replies
+from tunesmith.hosts.answers import DIGEST, PLACE, WORD, Asked, Number, parse_json
+from tunesmith.hosts.layout import DATA_DISKS, FIND_BASE
+from tunesmith.hosts.remote import Remote
+from tunesmith.image import engine, remote_engine, ship
+from tunesmith.image.engine import SHM_SIZE
+from tunesmith.job.run.folder import ACTIVE
+from tunesmith.project import Project
+from tunesmith.stack.environment import MARKER
+from tunesmith.stack.sources import app_digest
+
+# What the container was made for, so that one that fits is kept.
+_LABEL = "tunesmith.environment"
+_ENVIRONMENT = "container"
+_LOOK = f"""{FIND_BASE}
+for disk in {" ".join(DATA_DISKS)} "$HOME"; do
+    [ -z "$base" ] && [ -d "$disk" ] && [ -w "$disk" ] && base=$disk/tunesmith
+done
+printf '%s\\n' "$base" "$(id -u)" "$(id -g)"
+for marker in "$base"/envs/*/{MARKER}; do
+    [ -f "$marker" ] && printf '%s\\n' "$marker"
+done
+exit 0
+"""
+# $1 base, $2 HF_HOME; the files' texts, one JSON string each, come on stdin with their modes.
+_FOLDERS = """
+umask 077
+cd "$1" 2>/dev/null || mkdir -p "$1" && cd "$1" || exit 1
+mkdir -p "envs/container/bin" data models uploads runs services "$2" && chmod 0700 .
+"""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _There:
+    """What a host says: tunesmith's folder, and the user whose jobs the container runs."""
+
+    host: str
+    base: PurePosixPath
+    user: str
+
+    @property
+    def name(self) -> str:
+        """The container's name: one a user and folder."""
+        return f"tunesmith-{short_digest([str(self.base), self.user])[:8]}"
+
+    @property
+    def hf_home(self) -> PurePosixPath:
+        """The hub's cache, beside the folder as on every host."""
+        return self.base.parent / "Hugging-Face"
+
+
+def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: str | None) -> None:
+    """Make the container and what belongs to it on the host; nothing where it is there.
+
+    Raises UsageError when the host has no engine or not this clone's image, or when it is at
+    work and would have to be stopped.
+    """
+    folder = project.root / "configs" / "mirrors"
+    profile = load_mirror(mirror, folder)
+    if profile.ca_bundle:
+        raise UsageError(
+            f"--mirror {mirror}: `ca_bundle` is not brought into containers; build the image with "
+            "this mirror and provision with a named one"
+        )
+    remote = Remote(name, project.inventory)
+    ship.look(remote)
+    there = _look(remote)
+    chosen = project.stack.flavour(flavour)
+    with remote_engine.client(remote) as client:
+        with engine.explained(f"{name}: its Docker engine", foreign=True):
+            image = _image(client, project, name, engine.tag_of(chosen))
+            found = _find(client, there.name)
+            found_is = (found.status, found.labels) if found else None
+            gpus = engine.has_nvidia(client)
+        variables = dict(project.stack.variables) | {
+            "HF_HOME": str(there.hf_home),
+            "HF_ENDPOINT": profile.hf_endpoints[0],
+        }
+        wanted = short_digest([str(image.id), variables, profile.http_proxy])
+        if profile.http_proxy:
+            variables |= {"http_proxy": profile.http_proxy, "https_proxy": profile.http_proxy}
+        if found_is and found_is[0] == "running" and found_is[1].get(_LABEL) == wanted:
+            tell(f"{name}: in state (container {there.name})")
+            return
+        if found:
+            _refuse_busy(remote, found)
+        if not gpus:
+            tell(f"{name}: the Docker engine has no NVIDIA runtime, so the CPU will do the work")
+        _write(remote, there, _files(there, image.labels, variables, project, mirror))
+        with engine.explained(f"{name}: container {there.name}"):
+            if found:
+                found.remove(force=True)
+            made = client.containers.create(
+                image.id,
+                ["sleep", "infinity"],
+                entrypoint=["tini", "--"],
+                name=there.name,
+                labels={_LABEL: wanted},
+                user=there.user,
+                working_dir=str(there.base),
+                environment=variables,
+                mounts=[
+                    Mount(str(path), str(path), type="bind") for path in (there.base, there.hf_home)
+                ],
+                # Services listen on the host's loopback, where the tunnel ends.
+                network_mode="host",
+                shm_size=SHM_SIZE,
+                restart_policy={"Name": "always"},
+                device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else None,
+                **engine.HARDENED,
+            )
+            made.start()
+    tell(f"{name}: container {there.name} of {engine.tag_of(chosen)}, folder {there.base}")
+
+
+def reset(project: Project, name: str, tell: Tell) -> None:
+    """Remove the container and what belongs to it; data, models, runs and HF_HOME stay."""
+    remote = Remote(name, project.inventory)
+    there = _look(remote)
+    with remote_engine.client(remote) as client:
+        with engine.explained(f"{name}: its Docker engine", foreign=True):
+            found = _find(client, there.name)
+        if found:
+            _refuse_busy(remote, found)
+            with engine.explained(f"{name}: container {there.name}"):
+                found.remove(force=True)
+    remote.run(
+        'cd "$1" && rm -rf envs/container services env.sh mirror.yml state.json',
+        arguments=[str(there.base)],
+    )
+    tell(f"{name}: the container is gone; kept in {there.base}: data, base models, runs")
+
+
+def _look(remote: Remote) -> _There:
+    lines = remote.run(_LOOK).stdout.splitlines()
+    asked = Asked(remote.name, "where tunesmith's folder is")
+    if len(lines) < 3:
+        raise asked.refused("a folder, a user and a group", " ".join(lines))
+    base, markers = PLACE.read(asked, lines[0]), [PLACE.read(asked, line) for line in lines[3:]]
+    uid, gid = (Number(0, (1 << 32) - 1).read(asked, line) for line in lines[1:3])
+    foreign = [path for path in markers if f"/envs/{_ENVIRONMENT}/" not in path]
+    if foreign:
+        raise UsageError(
+            f"{remote.name} has a conda environment ({PurePosixPath(foreign[0]).parent}); `inv "
+            f"host.reset --on {remote.name}` removes it, or `inv host.add {remote.name} ... "
+            "--runner conda` goes on using it"
+        )
+    return _There(remote.name, PurePosixPath(base), f"{uid}:{gid}")
+
+
+def _image(client: docker.DockerClient, project: Project, name: str, tag: str) -> Any:
+    try:
+        image = engine.find_image(client, tag)
+    except UsageError:
+        raise UsageError(
+            f"{name} has no image {tag}; `inv image.ship --on {name}` brings it"
+        ) from None
+    if image.labels.get(engine.APP) != app_digest(project.root):
+        raise UsageError(
+            f"{name}: {tag} there was made from other sources than this clone's; `inv image.build "
+            f"image.ship --on {name}` brings these"
+        )
+    return image
+
+
+def _find(client: docker.DockerClient, name: str) -> Container | None:
+    try:
+        return client.containers.get(name)
+    except NotFound:
+        return None
+
+
+def _refuse_busy(remote: Remote, found: Container) -> None:
+    """A container that is made anew takes its runs with it, and what the Board trains."""
+    if found.status != "running":
+        return
+    if folder := _trained_in_board(remote, found):
+        raise UsageError(
+            f"{remote.name}: LLaMA Board trains {folder} in the container that must be replaced; "
+            f"`inv webui --on {remote.name} --stop` ends both, then this again"
+        )
+    for run in agent.call(remote, "runs")["runs"]:
+        if run["state"] in ACTIVE:
+            raise UsageError(
+                f"{remote.name}: run {run['run_id']} works in the container that must be replaced; "
+                f"`inv stop --on {remote.name} --run {run['run_id']}`, then this again"
+            )
+
+
+def _trained_in_board(remote: Remote, found: Container) -> str | None:
+    """Return the folder of a training that was started in the Board, or None."""
+    asked = Asked(remote.name, f"container {found.name}")
+    config = found.attrs.get("Config")
+    folder = config.get("WorkingDir") if isinstance(config, dict) else None
+    base = PLACE.read(asked.at("WorkingDir"), folder)
+    argv = isolated.argv(
+        "python", "tunesmith.job.services.manager", "--base", base, "wait", "webui"
+    )
+    with engine.explained(f"{remote.name}: container {found.name}"):
+        code, output = found.exec_run(argv)
+    assert isinstance(output, bytes)  # as it was not asked for as a stream
+    lines = output[-(1 << 20) :].decode("utf-8", "replace").splitlines()
+    if code != 0 or not lines:
+        raise TunesmithError(
+            f"{remote.name}: container {found.name} does not say whether LLaMA Board trains in "
+            f"it (exit code {code}); `docker rm -f {found.name}` there removes it unasked",
+            lines[-3:],
+        )
+    training = replies.Service("wait").read(asked, parse_json(asked, lines[-1])).get("training")
+    return str(training["folder"]) if training else None
+
+
+def _files(
+    there: _There,
+    labels: Mapping[str, str],
+    variables: Mapping[str, str],
+    project: Project,
+    mirror: str,
+) -> dict[str, tuple[str, str]]:
+    """Return what lies in the folder: name -> (mode, text). The last one says it is whole."""
+    asked_of_image = Asked(there.host, "its image's labels")
+    flavour = WORD.read(asked_of_image, labels.get(engine.FLAVOUR))
+    lock = DIGEST.read(asked_of_image, labels.get(engine.LOCK))
+    name = project.stack.environment_name
+    python = f"/opt/tunesmith/envs/{name}/bin/python"
+    exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
+    marker = {"flavour": flavour, "lock_sha256": lock}
+    asked = {
+        "app": short_digest(app_digest(project.root)),
+        "flavour": flavour,
+        "mirror": mirror,
+        "runner": "container",
+    }
+    fingerprint = ",".join(f"{key}={value}" for key, value in asked.items())
+    script = (
+        "#!/bin/sh\n# Python of the container that `inv provision` made.\n"
+        "[ -t 0 ] && [ -t 1 ] && tty=-t || tty=\n"
+        f'exec docker exec -i $tty --workdir "$PWD" {there.name} {python} "$@"\n'
+    )
+    return {
+        "mirror.yml": ("0600", mirror_file(mirror, project.root / "configs/mirrors").read_text()),
+        "env.sh": ("0644", exports),
+        f"envs/{_ENVIRONMENT}/bin/python": ("0755", script),
+        f"envs/{_ENVIRONMENT}/{MARKER}": ("0644", json.dumps(marker) + "\n"),
+        "state.json": ("0644", json.dumps({"fingerprint": fingerprint}) + "\n"),
+    }
+
+
+def _write(remote: Remote, there: _There, files: Mapping[str, tuple[str, str]]) -> None:
+    script = _FOLDERS
+    for name, (mode, text) in files.items():
+        script += (
+            f"printf %s {shlex.quote(text)} >{name}.part && chmod {mode} {name}.part && "
+            f"mv {name}.part {name} || exit 1\n"
+        )
+    done = remote.run(script, arguments=[str(there.base), str(there.hf_home)])
+    if done.returncode != 0:
+        raise TunesmithError(
+            f"{remote.name}: {there.base} cannot be written", done.stderr.splitlines()[-3:]
+        )

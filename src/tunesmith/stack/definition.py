@@ -1,0 +1,238 @@
+"""configs/stack.yml as frozen values, and the rules they must obey."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.specifiers import SpecifierSet
+
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import parse_yaml, sha256_of
+
+# The first line of a lock names what it was resolved from, so that drift is seen.
+DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
+_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One build of the training environment.
+
+    `minimum_driver` is the major version of the NVIDIA driver it starts on, higher for the
+    compute capabilities in `minimum_driver_of_capability`; from `native_driver` on nothing
+    has to be tried first. `compute_capabilities` are those its binaries hold code for,
+    `size_bytes` is what it takes on disk.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    cuda: str
+    minimum_driver: int
+    minimum_driver_of_capability: Mapping[str, int]
+    native_driver: int
+    compute_capabilities: tuple[str, ...]
+    size_bytes: int
+    lock: Path
+
+    @property
+    def lock_sha256(self) -> str:
+        """Digest of the lock file: the identity of what is installed."""
+        return sha256_of(self.lock)
+
+
+@dataclass(frozen=True)
+class CondaInstaller:
+    """The Miniforge installer for hosts that have no conda (Linux x86-64)."""
+
+    version: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The one definition of the training environment.
+
+    `uncompiled` are patterns of modules whose bytecode is not made at the installation
+    (stack/bytecode.py).
+    """
+
+    path: Path
+    control_python: str
+    python: str
+    llamafactory: str
+    llamafactory_python: Mapping[str, str]
+    requirements: tuple[str, ...]
+    environment_name: str
+    conda: CondaInstaller
+    host_spare_bytes: int
+    host_inodes: int
+    default_flavour: str
+    flavours: Mapping[str, Flavour]
+    platform: str
+    source_packages: tuple[str, ...]
+    uncompiled: tuple[str, ...]
+    image_base: str
+    variables: Mapping[str, str]
+
+    @property
+    def build_constraints(self) -> Path:
+        """Hashed versions of the build tools for what has no wheel."""
+        return self.path.parent / "locks" / "build-constraints.txt"
+
+    @property
+    def schema(self) -> Path:
+        """JSON Schema of LLaMA-Factory's config keys, rendered from its dataclasses."""
+        return self.path.parent / "schema" / f"llamafactory-{self.llamafactory}.schema.json"
+
+    def flavour(self, name: str | None = None) -> Flavour:
+        """Return a flavour, by default the default one. Raises UsageError if unknown."""
+        name = name or self.default_flavour
+        if name not in self.flavours:
+            known = ", ".join(self.flavours)
+            raise UsageError(f"flavour {name!r} is not in {self.path}; known are {known}")
+        return self.flavours[name]
+
+    @property
+    def host_free_bytes(self) -> int:
+        """What must be free on a host's data disk, whichever flavour it gets."""
+        return max(f.size_bytes for f in self.flavours.values()) + self.host_spare_bytes
+
+    def inputs(self, flavour: Flavour) -> tuple[str, ...]:
+        """Return the requirement lines a lock is resolved from."""
+        return (*self.requirements, *flavour.requirements)
+
+    def inputs_digest(self, flavour: Flavour) -> str:
+        """Return the sha256 of everything that decides what a lock holds."""
+        material = [self.python, self.platform, sorted(self.inputs(flavour))]
+        return hashlib.sha256(json.dumps(material).encode()).hexdigest()
+
+
+def load_stack(path: Path) -> Stack:
+    """Read stack.yml and check its rules.
+
+    Raises UsageError naming the key when one is missing or wrong, and when PyPI forbids
+    the pair of Python and LLaMA-Factory.
+    """
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        flavours = {
+            name: Flavour(
+                name=name,
+                requirements=tuple(value["requirements"]),
+                cuda=str(value["cuda"]),
+                minimum_driver=int(value["minimum_driver"]),
+                minimum_driver_of_capability=dict(value.get("minimum_driver_of_capability", {})),
+                native_driver=int(value["native_driver"]),
+                compute_capabilities=tuple(value["compute_capabilities"]),
+                size_bytes=int(value["size_bytes"]),
+                lock=path.parent / "locks" / f"{name}.txt",
+            )
+            for name, value in raw["flavours"].items()
+        }
+        stack = Stack(
+            path=path,
+            control_python=raw["control"]["python"],
+            python=_text(raw["training"], "python", path),
+            llamafactory=_text(raw["training"], "llamafactory", path),
+            llamafactory_python=dict(raw["llamafactory_python"]),
+            requirements=tuple(raw["requirements"]),
+            environment_name=raw["environment_name"],
+            conda=CondaInstaller(
+                version=raw["conda"]["version"],
+                size_bytes=int(raw["conda"]["size_bytes"]),
+                sha256=raw["conda"]["sha256"],
+            ),
+            host_spare_bytes=int(raw["host_room"]["spare_bytes"]),
+            host_inodes=int(raw["host_room"]["inodes"]),
+            default_flavour=raw["default_flavour"],
+            flavours=flavours,
+            platform=raw["platform"],
+            source_packages=tuple(raw["source_packages"]),
+            uncompiled=tuple(raw["uncompiled"]),
+            image_base=_by_digest(raw["image"], path),
+            variables=dict(raw["variables"]),
+        )
+    except KeyError as error:
+        raise UsageError(f"{path}: the key {error.args[0]!r} is missing") from None
+    stack.flavour()
+    check_pair(stack)
+    return stack
+
+
+def driver_requirement(flavour: Flavour) -> str:
+    """Return what the NVIDIA container toolkit must find before it starts the image.
+
+    Its NVIDIA_REQUIRE_* syntax: words are alternatives, a comma in one means "and".
+    """
+    special = flavour.minimum_driver_of_capability
+    if not special:
+        return f"driver>={flavour.minimum_driver}"
+    # Every GPU runs on the highest; one below the first special capability on the lowest, too.
+    first = min(special, key=float)
+    return f"driver>={max(special.values())} arch<{first},driver>={flavour.minimum_driver}"
+
+
+def check_pair(stack: Stack) -> None:
+    """Refuse a Python and a LLaMA-Factory that PyPI does not let together."""
+    accepts = stack.llamafactory_python.get(stack.llamafactory)
+    if accepts is None:
+        raise UsageError(
+            f"{stack.path}: llamafactory {stack.llamafactory} has no line in llamafactory_python; "
+            "add the Requires-Python that PyPI shows for it"
+        )
+    if stack.python not in SpecifierSet(accepts):
+        fitting = [
+            v for v, s in stack.llamafactory_python.items() if stack.python in SpecifierSet(s)
+        ]
+        raise UsageError(
+            f"{stack.path}: LLaMA-Factory {stack.llamafactory} needs Python {accepts} (PyPI), the "
+            f"stack has {stack.python}; with Python {stack.python} the newest is "
+            f"{max(fitting, default='none')}"
+        )
+    pinned = [line for line in stack.requirements if line.startswith("llamafactory")]
+    if not any(line.endswith(f"=={stack.llamafactory}") for line in pinned):
+        raise UsageError(
+            f"{stack.path}: training.llamafactory is {stack.llamafactory}, but requirements say "
+            f"{', '.join(pinned) or 'nothing'}"
+        )
+
+
+def drift(stack: Stack) -> tuple[str, ...]:
+    """Return one line for every lock that was not resolved from the stack as it is now."""
+    lines = []
+    for flavour in stack.flavours.values():
+        if not flavour.lock.is_file():
+            lines.append(f"{flavour.lock} is missing; `inv stack.lock` makes it")
+            continue
+        with flavour.lock.open(encoding="utf-8") as lock:
+            first = lock.readline().strip()
+        if first != DIGEST_PREFIX + stack.inputs_digest(flavour):
+            lines.append(f"{flavour.lock} is not of this stack.yml; `inv stack.lock` renews it")
+    return tuple(lines)
+
+
+def _by_digest(image: Mapping[str, Any], path: Path) -> str:
+    digest = str(image["digest"])
+    if not _DIGEST.match(digest):
+        # A tag can be given to other bytes tomorrow.
+        raise UsageError(f"{path}: image.digest must be sha256:64 hex digits (found {digest})")
+    return f"{image['base']}@{digest}"
+
+
+def _text(section: Mapping[str, Any], key: str, path: Path) -> str:
+    value = section[key]
+    if not isinstance(value, str):
+        # YAML reads 3.10 as the number 3.1.
+        raise UsageError(f'{path}: training.{key} must be in quotes (found {value}): "3.10"')
+    return value

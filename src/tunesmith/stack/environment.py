@@ -1,0 +1,355 @@
+"""Locks and environments: resolves configs/stack.yml with uv and installs the result.
+
+uv is a pinned dependency of the control environment, so nothing has to be installed by
+hand, and both environments are made by the same version of it.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.files import fsync_folder, held, human_bytes, read_json, replacing, write_json
+from tunesmith.core.mirrors import Mirror
+from tunesmith.core.swap import exchange
+from tunesmith.job.system.resources import cpu_count, memory_limit
+from tunesmith.stack import bytecode
+from tunesmith.stack.definition import DIGEST_PREFIX, Flavour, Stack
+from tunesmith.stack.environment_users import users_of
+
+MARKER = ".tunesmith-environment.json"
+
+# Wheels in the cache, the environment and temporary files at the same time.
+_INSTALL_ROOM = 2.2
+# What a process takes that compiles: some modules of sympy are large.
+_PROCESS_BYTES = 400_000_000
+
+# The verb that ends a process of a module.
+_SERVICES = {
+    "tunesmith.job.services.board": "webui",
+    "tunesmith.job.services.api": "api",
+    "tunesmith.job.services.tensorboard": "tensorboard",
+}
+
+# What a training environment cannot do without; a Python built without one of them fails
+# late and strangely.
+_PROBE = "import bz2, ctypes, lzma, sqlite3, ssl, sys; print('%d.%d' % sys.version_info[:2])"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An installed training environment."""
+
+    path: Path
+    flavour: Flavour
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.path / "bin" / "python"
+
+    @property
+    def packages(self) -> Path:
+        """Its site-packages."""
+        return next((self.path / "lib").glob("python3.*")) / "site-packages"
+
+    def current(self) -> bool:
+        """Whether it was finished, and from the lock as it is now."""
+        try:
+            marker = read_json(self.path / MARKER)
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(marker.get("lock_sha256") == self.flavour.lock_sha256 and self.python.exists())
+
+
+def install(
+    stack: Stack,
+    environment: Environment,
+    project: Path,
+    mirror: Mirror,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any] | None:
+    """Make the training environment from its hashed lock, with bytecode of what jobs import.
+
+    Returns its versions, or None when it was already current, perhaps by another installation
+    that was waited for (`tell` hears of it). It is built beside and takes its place whole, so
+    that one that is not finished never counts; what killed installations left is deleted. uv
+    shows its own progress. Raises UsageError when the disk is too small, no Python fits, or
+    somebody works with the environment that would be replaced; TunesmithError when uv fails.
+    """
+    if environment.current() and not _leftovers(environment):
+        return None
+    environment.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def waiting(owner: str) -> None:
+        tell(f"training environment: {owner} is installing {environment.path.name}; waiting")
+
+    with held(environment.path.with_name(f".{environment.path.name}.lock"), waiting) as lock:
+        for leftover in _leftovers(environment):
+            shutil.rmtree(leftover)
+        if environment.current():
+            return None
+        refuse_while_used(environment)
+        _check_room(environment.path, environment.flavour)
+        size = human_bytes(environment.flavour.size_bytes)
+        tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
+        place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
+        built = Environment(Path(place), environment.flavour)
+        try:
+            versions = _build(stack, built, project, mirror, lock)
+            # Again: that took a while. A process that starts from here on loads the new one.
+            refuse_while_used(environment)
+            _take_place(built.path, environment.path)
+        finally:
+            # What was replaced, or what did not become one.
+            shutil.rmtree(built.path, ignore_errors=True)
+        return versions
+
+
+def refuse_while_used(environment: Environment) -> None:
+    """Raise UsageError naming the run, or the process, that works with an environment."""
+    users = users_of(environment.path) if environment.path.exists() else ()
+    again = f"{environment.path} has to be made again, but"
+    if runs := sorted({user.run for user in users if user.run}):
+        raise UsageError(
+            f"{again} run {runs[0]} works with it; wait for its end (`inv attach --run {runs[0]}`) "
+            f"or end it (`inv stop --run {runs[0]}`), then `inv stack.install`",
+            [f"run {run}" for run in runs],
+        )
+    if users:
+        verb = next((verb for name, verb in _SERVICES.items() if name in users[0].command), None)
+        mend = f"`inv {verb} --stop`" if verb else f"wait for its end, or `kill {users[0].pid}`"
+        raise UsageError(
+            f"{again} process {users[0].pid} works with it; {mend}, then `inv stack.install`",
+            [f"process {user.pid}: {user.command[:200]}" for user in users],
+        )
+
+
+def _build(
+    stack: Stack, environment: Environment, project: Path, mirror: Mirror, lock: int
+) -> dict[str, Any]:
+    """Make an environment that works wherever it is moved to; `lock` is held by uv, too."""
+    interpreter = find_python(stack.python) or stack.python
+    # Relocatable: its programs look for their Python beside themselves.
+    _uv(["venv", "--relocatable", "--python", interpreter, str(environment.path)], inherited=lock)
+    _uv(
+        [
+            *("pip", "install", "--python", str(environment.python)),
+            # The lock says everything: no package has to be asked what it depends on.
+            *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
+            *(f"--no-binary={name}" for name in stack.source_packages),
+            *("--build-constraints", str(stack.build_constraints)),
+            *("--requirements", str(environment.flavour.lock)),
+        ],
+        mirror,
+        inherited=lock,
+    )
+    # tunesmith itself, as on a host: the job half is the one in this folder.
+    (environment.packages / "tunesmith.pth").write_text(f"{project / 'src'}\n", encoding="utf-8")
+    make_bytecode(environment, stack)
+    versions = probe(environment)
+    found = (versions["python"].rpartition(".")[0], versions["llamafactory"])
+    if found != (stack.python, stack.llamafactory):
+        raise TunesmithError(
+            f"{environment.path}: Python and LLaMA-Factory are {found}, stack.yml says "
+            f"{(stack.python, stack.llamafactory)}"
+        )
+    flavour = environment.flavour
+    write_json(
+        environment.path / MARKER,
+        {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
+    )
+    return versions
+
+
+def _beside(environment: Environment) -> str:
+    """Return how the names of folders begin in which this environment is built."""
+    return f".{environment.path.name}.building-"
+
+
+def _leftovers(environment: Environment) -> list[Path]:
+    return sorted(environment.path.parent.glob(f"{glob.escape(_beside(environment))}*"))
+
+
+def _take_place(built: Path, path: Path) -> None:
+    """Put a finished environment under its name; what was there lies under the other then."""
+    if not path.exists():
+        built.rename(path)
+    elif not exchange(built, path):
+        # Two steps: one that is killed between them leaves none, and the next makes it again.
+        aside = built.with_name(f"{built.name}.replaced")
+        path.rename(aside)
+        built.rename(path)
+        aside.rename(built)
+    fsync_folder(path.parent)
+
+
+def make_bytecode(environment: Environment, stack: Stack) -> None:
+    """Make what stack.yml does not leave out. Raises TunesmithError where it cannot be written."""
+    processes = min(cpu_count(), max(1, memory_limit() // _PROCESS_BYTES))
+    # -I and -S: nothing of the environment or of ours is loaded, it is only read.
+    argv = [str(environment.python), "-I", "-S", str(Path(bytecode.__file__))]
+    argv += [str(environment.packages), str(processes), *stack.uncompiled]
+    mend = "its bytecode could not be made; free space, then `inv stack.install` again"
+    _output(environment, argv, mend)
+
+
+def probe(environment: Environment) -> dict[str, Any]:
+    """Return the versions the environment reports about itself (imports torch there)."""
+    argv = isolated.argv(environment.python, "tunesmith.job.system.versions")
+    mend = "the environment does not work; delete it and run `inv stack.install`"
+    versions: dict[str, Any] = json.loads(_output(environment, argv, mend))
+    return versions
+
+
+def _output(environment: Environment, argv: list[str], mend: str) -> str:
+    """Return what a command of the environment prints; TunesmithError with `mend` if it fails."""
+    done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        detail = done.stderr.strip().splitlines()[-8:]
+        raise TunesmithError(f"{environment.path}: {mend}", detail)
+    return done.stdout
+
+
+def find_python(version: str) -> str | None:
+    """Return an interpreter of `version` that works, or None (uv then fetches one).
+
+    Looks at TUNESMITH_PYTHON, PATH, pyenv's versions and conda's environments, in this
+    order. A pyenv shim on PATH may stand for no version at all, so each is tried.
+    """
+    named = os.environ.get("TUNESMITH_PYTHON")
+    candidates = [named] if named else _candidates(version)
+    for candidate in candidates:
+        try:
+            done = subprocess.run(
+                isolated.code(candidate, _PROBE), capture_output=True, text=True, check=False
+            )
+        except OSError:
+            continue  # not there, or not a program
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return candidate
+    if named:
+        raise UsageError(f"TUNESMITH_PYTHON={named} is not a working Python {version}")
+    return None
+
+
+def _candidates(version: str) -> list[str]:
+    home = Path.home()
+    found = [path] if (path := shutil.which(f"python{version}")) else []
+    found += sorted(map(str, home.glob(f".pyenv/versions/{version}*/bin/python")))
+    for conda in (os.environ.get("CONDA_PREFIX"), home / "miniconda3", home / "miniforge3"):
+        if conda:
+            found.append(f"{conda}/bin/python")
+            found += sorted(map(str, Path(conda).glob("envs/*/bin/python")))
+    return found
+
+
+def lock(stack: Stack, project: Path, mirror: Mirror) -> tuple[Path, ...]:
+    """Resolve the stack into hashed locks: one a flavour, the control environment's, and what
+    TensorBoard needs beside a training environment, which stays as it is."""
+    written = []
+    for flavour in stack.flavours.values():
+        lines = "".join(f"{line}\n" for line in stack.inputs(flavour))
+        with tempfile.TemporaryDirectory() as scratch:
+            inputs = Path(scratch) / "requirements.in"
+            inputs.write_text(lines, encoding="utf-8")
+            arguments = ["--python-version", stack.python, "--python-platform", stack.platform]
+            _compile([str(inputs)], arguments, flavour.lock, stack.inputs_digest(flavour), mirror)
+        written.append(flavour.lock)
+    manifest = str(project / "pyproject.toml")
+    control = stack.path.parent / "locks" / "control.txt"
+    arguments = ["--universal", "--python-version", stack.control_python.lstrip(">=")]
+    arguments += ["--extra", "control", "--group", f"{manifest}:dev"]
+    _compile([manifest], arguments, control, None, mirror)
+    beside = stack.path.parent / "locks" / "tensorboard.txt"
+    arguments = ["--python-version", stack.python, "--python-platform", stack.platform]
+    for path in written:
+        arguments += ["--constraint", str(path)]
+    for name in sorted({name for path in written for name in _names(path)}):
+        arguments += ["--no-emit-package", name]
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs = Path(scratch) / "requirements.in"
+        inputs.write_text("tensorboard\n", encoding="utf-8")
+        _compile([str(inputs)], arguments, beside, None, mirror)
+    return (*written, control, beside)
+
+
+def _names(lock: Path) -> list[str]:
+    """Return the packages of a lock."""
+    return re.findall(r"(?m)^([A-Za-z0-9._-]+)==", lock.read_text(encoding="utf-8"))
+
+
+def _compile(
+    inputs: Sequence[str],
+    arguments: Sequence[str],
+    target: Path,
+    digest: str | None,
+    mirror: Mirror,
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        # A fresh file: uv would keep the pins of one that is there.
+        output = Path(scratch) / "lock.txt"
+        options = ["--generate-hashes", "--no-annotate", "--no-header"]
+        _uv(["pip", "compile", *options, *arguments, "-o", str(output), *inputs], mirror)
+        with replacing(target) as part:
+            head = f"{DIGEST_PREFIX}{digest}\n" if digest else ""
+            note = "# Made by `inv stack.lock`; do not edit.\n"
+            part.write_text(head + note + output.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _check_room(path: Path, flavour: Flavour) -> None:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    needed = int(flavour.size_bytes * _INSTALL_ROOM)
+    if free < needed:
+        raise UsageError(
+            f"{existing}: {human_bytes(free)} free, the {flavour.name} environment needs "
+            f"{human_bytes(needed)} while it is installed; free space or set TUNESMITH_HOME"
+        )
+
+
+def _uv(
+    arguments: Sequence[str], mirror: Mirror | None = None, *, inherited: int | None = None
+) -> None:
+    """Run uv and let it speak for itself, with each index of the mirror until one works.
+
+    It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
+    when it fails with all of them.
+    """
+    from uv import find_uv_bin  # not in the image, which reads environments and makes none
+
+    environment = dict(os.environ)
+    # Ours alone decides: an active environment or a project's own settings must not.
+    environment.pop("VIRTUAL_ENV", None)
+    environment["UV_NO_CONFIG"] = "1"
+    own_index = environment.get("UV_DEFAULT_INDEX")
+    indexes = (own_index,) if own_index or mirror is None else mirror.pypi_indexes
+    # A list of 145 packages says nothing in a log; on a terminal uv shows bars.
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    for index in indexes:
+        if index:
+            environment["UV_DEFAULT_INDEX"] = index
+        done = subprocess.run(
+            [find_uv_bin(), *quiet, *arguments],
+            env=environment,
+            check=False,
+            pass_fds=() if inherited is None else (inherited,),
+        )
+        if done.returncode == 0:
+            return
+    raise TunesmithError(
+        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}; its message is "
+        "above. A slow or blocked index is answered by `--mirror cn`"
+    )

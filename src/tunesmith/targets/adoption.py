@@ -1,0 +1,77 @@
+"""A run that was pulled from a host, made one that can be used here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.core.errors import UsageError
+from tunesmith.core.files import write_json, write_text
+from tunesmith.job.run import config as run_config
+from tunesmith.job.run import foreign, inputs, seals
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.records import needed
+from tunesmith.project import Project
+from tunesmith.targets.local import LocalTarget
+
+
+def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -> None:
+    """Let a run that was pulled from a host be used here: its base model is the one here.
+
+    `fetch` returns a base model by its name; so are the variables. A run that was made here is
+    left alone. Raises UsageError where the base model is not the run's, or not known.
+    """
+    folder = RunFolder(project.run_folder(run_id))
+    if not folder.is_copy:
+        return
+    foreign.ensure(folder)
+    request = folder.request()
+    path = needed(request, run_id, "model").get("path")
+    if path and Path(path).is_dir():
+        return
+    host = folder.copied()["from"]
+    name = needed(request, run_id, "model", "name")
+    weights = {
+        file: record["sha256"]
+        for file, record in needed(request, run_id, "model", "files").items()
+        if file.endswith(".safetensors")
+    }
+    below = run_config.tuned_adapters(foreign.foreign_config(folder), folder.output)[:-1]
+    if not name or not weights or below:
+        what = "other adapters of its own" if below else "a base model of its own"
+        raise UsageError(
+            f"run {run_id} was trained on {host} with {what}, which is not known here; use it "
+            f"there: --on {host}"
+        )
+    model = fetch(str(name))
+    files = {file: record.sha256 for file, record in model.files.items()}
+    for file, sha256 in weights.items():
+        if files.get(file) != sha256:
+            raise UsageError(
+                f"run {run_id} was trained on other weights of {model.name} than those in "
+                f"{model.path}; use it on the host: --on {host}",
+                [f"{file}: sha256 {files.get(file)}, the run's base model has {sha256}"],
+            )
+    named = [f.name for f in (folder.request_file, folder.config_file) if f.is_file()]
+    with seals.rewriting(folder.path, seals.SETTLED, *named):
+        _let_name(project, folder, request, model)
+    # Those it was just compared in; others are read once more before their first use.
+    same = {n: r for n, r in request["model"]["files"].items() if files.get(n) == r["sha256"]}
+    inputs.remember_model(folder.path, {"model": {"path": str(model.path), "files": same}})
+
+
+def _let_name(
+    project: Project, folder: RunFolder, request: dict[str, Any], model: ModelFolder
+) -> None:
+    """Let a run's config and request name the base model and the folders of this machine."""
+    if folder.config_file.is_file():
+        config = folder.config() | {"model_name_or_path": str(model.path)}
+        config |= {"output_dir": str(folder.output), "trust_remote_code": False}
+        write_text(folder.config_file, yaml.safe_dump(config, allow_unicode=True, sort_keys=True))
+    variables = LocalTarget(project).variables() | {"HF_HUB_OFFLINE": "1"}
+    own = {"model": request["model"] | {"path": str(model.path)}, "env": variables}
+    write_json(folder.request_file, request | own)
