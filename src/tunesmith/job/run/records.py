@@ -27,6 +27,10 @@ from tunesmith.job.run.shapes import (
     whole,
 )
 
+# The version of what the two halves say to each other (run.json, status.json, events, answers of
+# the agent). Hosts and images are compared by a digest over this half's files, this one among
+# them: raise it where a change of the other half alone asks for more than they know.
+CONTRACT = 1
 STATES = ("queued", "running", "succeeded", "failed", "stopped")
 # Why work on a run began: by whom or what, and `retry` after a failure that may pass.
 Cause = Literal["user", "resume", "autostart", "container", "queue", "retry"]
