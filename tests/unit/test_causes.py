@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from docker.errors import APIError
+from rich.console import Console
 
 from tunesmith.cli import container as cli_container
 from tunesmith.cli import run as cli_run
@@ -19,7 +21,7 @@ from tunesmith.core.files import write_json
 from tunesmith.hosts import autostart, replies
 from tunesmith.hosts.answers import Asked
 from tunesmith.job.run import foreign, records
-from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.process import identify
 from tunesmith.plan import build
 from tunesmith.project import Project
@@ -253,3 +255,25 @@ def test_the_report_says_how_work_began_each_time(tmp_path: Path) -> None:
     assert set(sections.STARTS) == set(records.CAUSES)
     for words in sections.STARTS.values():
         assert teller("zh")(words) != words
+
+
+def test_a_list_of_80_columns_has_whole_ids_and_causes(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = "smollm2_135m_lora_sft-20261125-100000"
+    run = RunFolder((project.runs / "r").rename(project.runs / run_id))
+    write_json(run.request_file, {"run_id": run_id, "created": "1", "phases": ["train"]})
+    status = {"run_id": run_id, "state": "running", "phases": {"train": "running"}}
+    lock = acquire(run)
+    try:
+        write_json(run.status_file, status | {"cause": "retry", "retried": "host_oom"})
+        out = io.StringIO()
+        monkeypatch.setattr(cli_run, "console", Console(file=out, width=80))
+        cli_run.list_runs(project.root, "local", as_json=False)
+    finally:
+        lock.release()
+    shown = out.getvalue()
+    assert run_id in shown
+    head, *rows = shown.splitlines()
+    column = slice(head.index("state"), head.index("step"))
+    assert "".join(row[column].strip() for row in rows) == "running(retry:host_oom)", shown

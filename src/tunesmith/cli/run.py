@@ -292,7 +292,8 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     # An id is there to be copied: it is never cut.
     table.add_column("run", no_wrap=True, overflow="ignore")
     for name in ("on", "state", "step", "loss", "phases"):
-        table.add_column(name)
+        # Neither is what a run does, and why, where there is room for little.
+        table.add_column(name, overflow="fold" if name == "state" else "ellipsis")
     for run in found:
         step = f"{run.get('step') or 0}/{run.get('total_steps') or '?'}"
         loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
