@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -205,6 +206,24 @@ def test_a_run_fetches_its_model_and_says_where_it_lies(agent: Agent, hub: Hub) 
     assert len(hub.seen) == asked, "what is proven costs no network"
 
 
+def test_every_start_says_its_cause(agent: Agent, hub: Hub) -> None:
+    run = agent.create_fetch("one", hub)
+    refused = agent.ask("start", "one", "--cause", "whim", code=2)["error"]
+    assert "invalid choice: 'whim'" in refused
+    agent.ask("start", "one", "--cause", "resume")
+    assert agent.wait_for("one", "succeeded")["cause"] == "resume"
+    agent.wait(lambda: not run.busy(), "the end")
+    agent.ask("start", "one", "fetch")
+    agent.wait(lambda: len(agent.events("one", "run_ended")) == 2, "the second end")
+    status = agent.wait_for("one", "succeeded")
+    assert (status["cause"], status.get("retried")) == ("user", None)
+    assert [e["cause"] for e in agent.events("one", "run_started")] == ["resume", "user"]
+    first, *rest = run.log_file.read_text().splitlines()
+    words = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ run one started "
+    assert re.fullmatch(words + r"\(resume\): fetch", first)
+    assert [line for line in rest if re.fullmatch(words + r"\(user\): fetch", line)]
+
+
 def test_a_model_that_cannot_be_had_says_which_source_failed_how(agent: Agent, hub: Hub) -> None:
     limits = {"limits": {"retry_seconds": 0.1, "restarts": 2}}
     agent.create_fetch("one", "http://127.0.0.1:9", **limits)
@@ -215,6 +234,8 @@ def test_a_model_that_cannot_be_had_says_which_source_failed_how(agent: Agent, h
     assert "inv resume --run one" in status["message"]
     assert any("http://127.0.0.1:9: no connection" in line for line in status["detail"])
     assert len(agent.events("one", "phase_started")) == 3, "it may pass: twice more"
+    assert (status["cause"], status["retried"]) == ("retry", "model")
+    assert agent.events("one", "run_started")[0]["cause"] == "user"
     agent.ask("start", "one")
 
     hub.repos.clear()
@@ -343,6 +364,10 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     answer = agent.ask("resume-all")
     # The ones that worked before the one that waited; c was stopped on purpose.
     assert answer == {"started": ["a", "d", "e", "b"], "refused": {}}
+    assert agent.events("a", "run_started")[-1]["cause"] == "autostart"
+    # It had waited before: its turn came.
+    assert agent.events("d", "run_started")[0]["cause"] == "queue"
+    assert agent.status("b")["cause"] == "autostart"
     agent.wait(lambda: agent.status("b").get("ahead") == ["a", "d", "e"], "the new queue")
     assert agent.ask("resume-all") == {"started": [], "refused": {}}
 

@@ -167,7 +167,7 @@ def test_tags_are_made_of_what_was_found() -> None:
 
 
 def test_an_image_of_another_clone_is_told() -> None:
-    wanted = {engine.STACK: "a", engine.LOCK: "b", engine.APP: "c"}
+    wanted = {engine.STACK: "a", engine.LOCK: "b", engine.SOURCES: "c"}
     assert measure.drift(measured(**wanted), wanted) == []
     lines = measure.drift(measured(**(wanted | {engine.LOCK: "x"})), wanted)
     assert len(lines) == 1

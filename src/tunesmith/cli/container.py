@@ -17,10 +17,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes
+
+if TYPE_CHECKING:
+    from tunesmith.job.run.folder import RunFolder
+    from tunesmith.job.run.records import Cause
 
 # The image's own copy of the repository: sources, configs, demo data.
 APP = Path(__file__).resolve().parents[3]
@@ -194,7 +198,9 @@ def _parser(verb: str, *, config: bool = False, run: bool = False) -> argparse.A
 def _train(words: list[str]) -> None:
     from tunesmith.cli import run as cli_run
     from tunesmith.cli.console import say
+    from tunesmith.job.run.folder import RunFolder
     from tunesmith.plan import build
+    from tunesmith.project import Project
 
     parser = _parser("train", config=True, run=True)
     parser.add_argument("--prompts", type=Path, help="YAML with prompts for before and after")
@@ -219,7 +225,8 @@ def _train(words: list[str]) -> None:
     unfinished = None if options.new else _unfinished(asked)
     if unfinished:
         say(f"run {unfinished} of this config was not finished (--new would start another)")
-        cli_run.resume(APP, "local", unfinished, dry=False)
+        cause = _cause(RunFolder(Project.at(APP).run_folder(unfinished)), "resume")
+        cli_run.resume(APP, "local", unfinished, cause=cause, dry=False)
         return
     cli_run.train(APP, "local", asked, cli_run.Choices())
 
@@ -245,6 +252,15 @@ def _unfinished(asked: Any) -> str | None:
             # The newest of its kind decides: one that is through is not passed over.
             return run_id if may_continue(run) else None
     return None
+
+
+def _cause(run: RunFolder, usual: Cause) -> Cause:
+    """Return why work on a run begins here: what is usual, unless the engine has started again
+    the very container that worked on it."""
+    from tunesmith.job.run.process import Identity
+
+    worked = run.last_status().get("supervisor")
+    return "container" if worked and Identity.from_json(worked).restarted() else usual
 
 
 def identity(request: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -276,11 +292,14 @@ def _check_shm(config: Path, overrides: Sequence[str]) -> None:
 
 def _resume(words: list[str]) -> None:
     from tunesmith.cli import run as cli_run
+    from tunesmith.job.run.listing import find
+    from tunesmith.project import Project
 
     options = _parser("resume", run=True).parse_args(words)
     _prepare()
     _say_device()
-    cli_run.resume(APP, "local", options.run, dry=False)
+    run = find(Project.at(APP).runs, options.run)
+    cli_run.resume(APP, "local", run.run_id, cause=_cause(run, "resume"), dry=False)
 
 
 def _merge(words: list[str]) -> None:
@@ -410,7 +429,12 @@ def _version(words: list[str]) -> None:
 
 def _job(words: list[str]) -> int:
     from tunesmith.job import __main__ as job
+    from tunesmith.job.run.folder import RunFolder
 
+    # The engine says a container's first words again when it starts it again.
+    if words[:1] == ["run"] and len(words) > 1:
+        again = _cause(RunFolder(Path(words[1]).resolve()), "user") == "container"
+        words += ["--cause", "container"] if again else []
     sys.argv = ["job", *words]
     return job.main()
 

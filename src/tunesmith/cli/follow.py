@@ -121,11 +121,12 @@ def gpu_line(gpu: dict[str, Any]) -> str:
 
 def told(event: dict[str, Any]) -> str | None:
     """Return an event in words; None for one that the bar or the lines show themselves."""
-    words: dict[str, Callable[[], str]] = {
+    words: dict[str, Callable[[], str | None]] = {
         "damaged_line": lambda: (
             f"events.jsonl: the line at byte {event.get('byte')} is damaged and left out: "
             f"{event.get('why')}"
         ),
+        "run_started": lambda: _begun(event),
         "phase_started": lambda: _started(event),
         "phase_ended": lambda: (
             f"{event['phase']}: {event['state']} after {duration(event.get('seconds', 0))}"
@@ -147,6 +148,11 @@ def told(event: dict[str, Any]) -> str | None:
         "after_command_ended": lambda: _after(event),
     }
     return words[event["event"]]() if event["event"] in words else None
+
+
+def _begun(event: dict[str, Any]) -> str | None:
+    cause, phases = event.get("cause"), event.get("phases") or ()
+    return f"started ({cause}): {', '.join(phases)}" if cause else None
 
 
 def _figure(loss: float | None) -> str:

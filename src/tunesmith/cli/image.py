@@ -15,7 +15,7 @@ from tunesmith.core.files import human_bytes, sha256_of, write_text
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.image import build, engine, measure, prune, push, ship, verify
 from tunesmith.project import Project
-from tunesmith.stack.sources import app_digest
+from tunesmith.stack.sources import image_digest
 
 
 def image_build(
@@ -151,5 +151,5 @@ def _wanted(project: Project, flavour: str | None) -> dict[str, str]:
     return {
         engine.STACK: sha256_of(project.stack.path),
         engine.LOCK: project.stack.flavour(flavour).lock_sha256,
-        engine.APP: app_digest(project.root),
+        engine.SOURCES: image_digest(project.root),
     }

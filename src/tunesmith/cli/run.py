@@ -25,9 +25,9 @@ from tunesmith.core.mirrors import known_mirrors, load_mirror
 from tunesmith.core.printable import printable
 from tunesmith.hosts import inventory
 from tunesmith.hosts.remote import SSH_FAILED
-from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.folder import ACTIVE, RunFolder
 from tunesmith.job.run.manifest import PARTS, USUAL
-from tunesmith.job.run.records import needed
+from tunesmith.job.run.records import Cause, needed
 from tunesmith.job.run.run_id import RunId
 from tunesmith.plan import build
 from tunesmith.plan.config import Config
@@ -89,6 +89,7 @@ def resume(
     *,
     mirror: str | None = None,
     max_hours: float | None = None,
+    cause: Cause = "resume",
     dry: bool,
 ) -> None:
     """Continue a run's unfinished phases and follow them.
@@ -121,7 +122,7 @@ def resume(
     if max_hours is not None:
         build.set_limit(target, run_id, max_hours)
     offset = target.events(run_id, 0)[1]
-    target.start(run_id, left if set(left) & {"merge", "proof", "predict"} else ())
+    target.start(run_id, left if set(left) & {"merge", "proof", "predict"} else (), cause)
     say(f"run {run_id}")
     _finish(project, target, run_id, offset)
 
@@ -291,12 +292,12 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     # An id is there to be copied: it is never cut.
     table.add_column("run", no_wrap=True, overflow="ignore")
     for name in ("on", "state", "step", "loss", "phases"):
-        table.add_column(name)
+        # Neither is what a run does, and why, where there is room for little.
+        table.add_column(name, overflow="fold" if name == "state" else "ellipsis")
     for run in found:
-        state = run["state"] + (f" ({run['failure']})" if run["failure"] else "")
         step = f"{run.get('step') or 0}/{run.get('total_steps') or '?'}"
         loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
-        table.add_row(run["run_id"], run["on"], state, step, loss, _phases(run["phases"]))
+        table.add_row(run["run_id"], run["on"], _state(run), step, loss, _phases(run["phases"]))
     console.print(table)
     for run in found:
         if run["failure"] == "damaged":
@@ -304,6 +305,18 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
             say(f"run {run['run_id']}{on}: {run['message']}")
     if silent:
         raise TunesmithError(f"{silent} of {len(names)} targets did not answer; see above")
+
+
+def _state(run: dict[str, Any]) -> str:
+    """Return a run's state, with the failure or, while it is worked on, what has started it."""
+    if run["failure"]:
+        return f"{run['state']} ({run['failure']})"
+    cause = run.get("cause") if run["state"] in ACTIVE else None
+    # That somebody has asked for it is the usual case.
+    if cause in (None, "user"):
+        return str(run["state"])
+    after = f": {run['retried']}" if run.get("retried") else ""
+    return f"{run['state']} ({cause}{after})"
 
 
 def _phases(phases: dict[str, str]) -> str:

@@ -45,6 +45,8 @@ _COMMAND = re.compile(r"(`inv (?:attach|stop|resume|runs|train|logs|merge|predic
 _SILENT_SECONDS = 10.0
 # Characters of one line; a list of 10^5 files of a run is such a line.
 _LONGEST = 64 << 20
+# What an agent says that does not know what it is asked.
+_OLDER = ("No module named", "invalid choice", "unrecognized arguments")
 # Why ssh failed, where trying again cannot help.
 _FINAL: tuple[ssh_errors.Kind, ...] = ("wrong_key", "changed", "unpinned", "moved", "unknown")
 
@@ -180,16 +182,17 @@ def _addressed(value: dict[str, Any], name: str) -> dict[str, Any]:
 def _refused(
     remote: Remote, verb: str, code: int, value: dict[str, Any] | None, stderr: str
 ) -> TunesmithError:
+    said = stderr if value is None else str(value.get("error"))
+    if any(words in said for words in _OLDER):
+        return UsageError(
+            f"{remote.name} has an older tunesmith; `inv provision --on {remote.name}` brings "
+            "this one"
+        )
     if value is not None and "error" in value:
         refusal = replies.REFUSAL.read(Asked(remote.name, f"its refusal of `{verb}`"), value)
         kind = UsageError if code == UsageError.exit_code else TunesmithError
         detail = [addressed(line, remote.name) for line in refusal.get("detail", ())]
         return kind(addressed(refusal["error"], remote.name), detail)
-    if "No module named" in stderr or "invalid choice" in stderr:
-        return UsageError(
-            f"{remote.name} has an older tunesmith; `inv provision --on {remote.name}` brings "
-            "this one"
-        )
     return TunesmithError(
         f"{remote.name}: {verb} failed there with exit code {code}", stderr.splitlines()[-5:]
     )

@@ -34,7 +34,8 @@ cat >"$script.part" <<END
 : "\\${HOME:=/root}"
 export HOME
 date
-cd "$1" && . ./env.sh && exec "$2" -I -m tunesmith.job.supervisor.agent --runs "$1/runs" resume-all
+cd "$1" && . ./env.sh && exec "$2" -I -m tunesmith.job.supervisor.agent --runs "$1/runs" \\
+    resume-all --cause autostart
 END
 chmod 0755 "$script.part" && mv "$script.part" "$script" || exit 1
 cat >>"$3" <<END

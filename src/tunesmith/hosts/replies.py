@@ -29,6 +29,7 @@ from tunesmith.hosts.answers import (
     Words,
 )
 from tunesmith.job.run.folder import STATES
+from tunesmith.job.run.records import CAUSES
 
 _LINE = Words(2000)
 # A loss may be no number any more; a rate or a time may not.
@@ -61,6 +62,9 @@ _STATUS = Record(
         "price": Maybe(Real(0, 1e9)),
         "gpu": Maybe(Each(_GPU, 1024)),
         "ahead": Each(RUN_ID),
+        # Not of an older tunesmith there.
+        "cause": OneOf(CAUSES),
+        "retried": WORD,
         "created": _LINE,
         "title": _LINE,
         "path": _LINE,
@@ -80,6 +84,7 @@ class _Status:
 STATUS: Shape = _Status()
 
 _EVENTS: Mapping[str, Record] = {
+    "run_started": Record(may={"phases": Each(WORD, 50), "cause": OneOf(CAUSES)}),
     "phase_started": Record({"phase": WORD, "attempt": Number(0, 1 << 32)}),
     "phase_ended": Record({"phase": WORD, "state": WORD, "seconds": _SECONDS}),
     "progress": Record({"done": Real(0), "total": Maybe(Real(0)), "unit": _LINE}),

@@ -23,7 +23,7 @@ from tunesmith.core.mirrors import Mirror
 from tunesmith.image import engine
 from tunesmith.project import Project
 from tunesmith.stack.definition import Flavour, driver_requirement
-from tunesmith.stack.sources import app_digest
+from tunesmith.stack.sources import app_digest, image_digest
 
 # Clients before this one carry BuildKit's client themselves; from it on it is buildx's.
 _BUILDX_SINCE = 23
@@ -192,6 +192,7 @@ def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
         engine.STACK: sha256_of(project.stack.path),
         engine.LOCK: flavour.lock_sha256,
         engine.APP: app_digest(project.root),
+        engine.SOURCES: image_digest(project.root),
         engine.FLAVOUR: flavour.name,
     }
     if digest:

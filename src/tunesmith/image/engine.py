@@ -22,6 +22,8 @@ REPOSITORY = "tunesmith"
 # Labels of an image of ours: what it is, and the digests of what it was made from.
 TITLE = "org.opencontainers.image.title"
 STACK, LOCK, APP = "tunesmith.stack.sha256", "tunesmith.lock.sha256", "tunesmith.app.sha256"
+# APP is of what works on runs, SOURCES of all of ours (stack/sources.py).
+SOURCES = "tunesmith.sources.sha256"
 FLAVOUR = "tunesmith.flavour"
 
 DEFAULT = "unix:///var/run/docker.sock"

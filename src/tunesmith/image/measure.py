@@ -88,7 +88,7 @@ def drift(measured: Measured, wanted: Mapping[str, str]) -> list[str]:
     names = {
         engine.STACK: "configs/stack.yml",
         engine.LOCK: "the lock",
-        engine.APP: "tunesmith's sources",
+        engine.SOURCES: "tunesmith's sources",
     }
     return [
         f"{what} of this clone is not what the image was made from; `inv image.build` makes it anew"

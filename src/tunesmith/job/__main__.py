@@ -3,6 +3,8 @@
 run    work here, in the foreground, until the phases are done (the image's way)
 start  start the same in a session of its own and return when it has the run's lock
 stop   ask the supervisor of RUN for a checkpoint and an end
+
+--cause says why it is started: the run's events, status and log name it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.job.run import streams
+from tunesmith.job.run import records, streams
 from tunesmith.job.supervisor.launch import start, stop
 from tunesmith.job.supervisor.supervisor import supervise
 from tunesmith.job.system import disk
@@ -24,13 +26,14 @@ def main() -> int:
     parser.add_argument("verb", choices=("run", "start", "stop"))
     parser.add_argument("run", type=Path)
     parser.add_argument("phases", nargs="*")
+    parser.add_argument("--cause", choices=records.CAUSES, default="user")
     arguments = parser.parse_args()
     streams.outlive_disk()
     try:
         if arguments.verb == "run":
-            return supervise(arguments.run, arguments.phases or None)
+            return supervise(arguments.run, arguments.phases or None, arguments.cause)
         if arguments.verb == "start":
-            start(arguments.run, arguments.phases)
+            start(arguments.run, arguments.phases, arguments.cause)
         else:
             stop(arguments.run)
     except TunesmithError as error:

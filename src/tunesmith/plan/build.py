@@ -288,7 +288,7 @@ def start_training(project: Project, target: Target, plan: Plan) -> str:
     check_room(target, plan.needs)
     target.create(plan)
     try:
-        target.start(plan.run_id, plan.phases)
+        target.start(plan.run_id, plan.phases, "user")
     except UsageError:
         # It was refused, so there is nothing in it yet.
         target.remove(plan.run_id)
@@ -411,7 +411,7 @@ def start_on_run(target: Target, plan: Plan) -> str:
         target.renew(plan)
     else:
         target.create(plan)
-    target.start(plan.run_id, plan.phases)
+    target.start(plan.run_id, plan.phases, "user")
     return plan.run_id
 
 

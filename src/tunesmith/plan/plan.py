@@ -79,7 +79,7 @@ class Plan:
     @property
     def argv(self) -> tuple[str, ...]:
         """The command that starts the job on its target."""
-        words = ("start", str(self.place.run), *self.phases)
+        words = ("start", str(self.place.run), *self.phases, "--cause", "user")
         return tuple(isolated.argv(self.place.python, "tunesmith.job", *words))
 
     def render(self) -> str:

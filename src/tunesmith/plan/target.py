@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tunesmith.job.run.folder import ACTIVE
+from tunesmith.job.run.records import Cause
 from tunesmith.plan.plan import Place, Plan
 
 
@@ -104,8 +105,8 @@ class Target(Protocol):
         """Return the config of the training; empty when the run has none."""
         ...
 
-    def start(self, run_id: str, phases: Sequence[str]) -> None:
-        """Start phases of a run, detached; return when it is under way."""
+    def start(self, run_id: str, phases: Sequence[str], cause: Cause) -> None:
+        """Start phases of a run, detached; return when it is under way. `cause` is why."""
         ...
 
     def stop(self, run_id: str) -> None:

@@ -241,6 +241,13 @@ _CHINESE: dict[str, str] = {
         "按每小时 {rate} 计，这些阶段的费用：{total}。"
     ),
     "Time": "用时",
+    "Started": "启动方式",
+    "by the user": "由用户启动",
+    "by a resume": "由 resume 继续",
+    "by the start of the host": "主机开机后自动继续",
+    "by the restart of its container": "容器重启后继续",
+    "by its turn in the queue": "排队轮到后启动",
+    "by a retry": "重试",
     "step {done} of {total}": "第 {done} 步，共 {total} 步",
     "not measured": "未测量",
     "before only": "仅训练前",

@@ -107,6 +107,7 @@ def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
         "parameters": sections.parameters(record),
         "data": sections.data_statistics(record, tell),
         "times": times,
+        "starts": sections.starts(record.events, tell),
         "throughput": sections.throughput(curve),
         "notes": sections.notes(record, curve, tell),
         "commands": sections.commands(record),

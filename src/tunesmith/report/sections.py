@@ -251,6 +251,16 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
     )
 
 
+def starts(events: tuple[Row, ...], tell: Tell) -> tuple[str, ...]:
+    """What has started work on the run each time, and how long after the first event."""
+    first = next((float(event["time"]) for event in events if "time" in event), 0.0)
+    return tuple(
+        f"{tell(STARTS[event['cause']])} ({duration(float(event.get('time', first)) - first)})"
+        for event in events
+        if event.get("event") == "run_started" and event.get("cause") in STARTS
+    )
+
+
 def _memory(peak: Mapping[str, Any]) -> str:
     parts = [human_bytes(peak["ram"])] if peak.get("ram") else []
     parts += [f"GPU {human_bytes(peak['gpu'])}"] if peak.get("gpu") else []
@@ -564,6 +574,14 @@ GROUPS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     ),
 }
 
+STARTS = {
+    "user": "by the user",
+    "resume": "by a resume",
+    "autostart": "by the start of the host",
+    "container": "by the restart of its container",
+    "queue": "by its turn in the queue",
+    "retry": "by a retry",
+}
 NOTES = {
     "resumed": "Resumed at step {step} from {checkpoint}; {lost} logged steps were done again.",
     "discarded": "Discarded {checkpoint}: {why}.",

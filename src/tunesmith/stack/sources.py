@@ -1,4 +1,8 @@
-"""tunesmith's own sources as they go to a host: one archive, the same bytes for one tree."""
+"""tunesmith's own sources as they go to a host: one archive, the same bytes for one tree.
+
+What goes there is what runs there: job/ and what it imports and reads. So a change of a verb or of
+the report asks for no provision and no build.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,34 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# What the job half needs there, relative to the repository root.
-_WHAT = ("src/tunesmith", "pyproject.toml", "configs/models.yml", "configs/mirrors")
+# What runs on a host, and for a run in the image, relative to the repository root. The version of
+# what the two halves say to each other is part of it (job/run/records.py: CONTRACT).
+_JOB = (
+    "src/tunesmith/__init__.py",
+    "src/tunesmith/py.typed",
+    "src/tunesmith/basemodel",
+    "src/tunesmith/core",
+    "src/tunesmith/job",
+    "configs/models.yml",
+    "configs/mirrors",
+)
+# The image has verbs of its own besides.
+_IMAGE = ("src/tunesmith", "pyproject.toml", "configs/models.yml", "configs/mirrors")
 
 
 @functools.cache
 def app_tar(root: Path) -> bytes:
-    """Return the tar archive of the sources below a repository root.
+    """Return the tar archive of what runs on a host, from below a repository root.
 
     Names are sorted; times, owners and modes are fixed, so it depends on the files alone.
     """
+    return _tar(root, _JOB)
+
+
+def _tar(root: Path, what: tuple[str, ...]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for path in _files(root):
+        for path in _files(root, what):
             entry = tarfile.TarInfo(path.relative_to(root).as_posix())
             content = path.read_bytes()
             entry.size, entry.mode = len(content), 0o644
@@ -31,11 +50,16 @@ def app_tar(root: Path) -> bytes:
 
 
 def app_digest(root: Path) -> str:
-    """Return the sha256 of the tar, as 64 hex digits.
+    """Return the sha256 of the tar, as 64 hex digits: what clients, hosts and images compare.
 
     Of what is inside the gzip file, whose own bytes depend on the version of zlib.
     """
     return hashlib.sha256(app_tar(root)).hexdigest()
+
+
+def image_digest(root: Path) -> str:
+    """Return the sha256, as 64 hex digits, of all sources that an image has, its verbs included."""
+    return hashlib.sha256(_tar(root, _IMAGE)).hexdigest()
 
 
 def write_app_archive(root: Path, path: Path) -> None:
@@ -44,8 +68,8 @@ def write_app_archive(root: Path, path: Path) -> None:
         stream.write(app_tar(root))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for name in _WHAT:
+def _files(root: Path, what: tuple[str, ...]) -> Iterator[Path]:
+    for name in what:
         top = root / name
         yield from sorted(filter(_ours, top.rglob("*"))) if top.is_dir() else [top]
 

@@ -25,6 +25,7 @@ from tunesmith.core import isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
+from tunesmith.job.run.records import Cause
 from tunesmith.plan.plan import PATH_KEYS, Place, Plan
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
@@ -99,7 +100,7 @@ class ContainerTarget(LocalTarget):
             )
         super().create(plan)
 
-    def start(self, run_id: str, phases: Sequence[str]) -> None:
+    def start(self, run_id: str, phases: Sequence[str], cause: Cause) -> None:
         """Start phases of a run in a container of its own; return when it is under way."""
         folder = self._folder(run_id)
         self._sweep()
@@ -118,7 +119,7 @@ class ContainerTarget(LocalTarget):
         with engine.explained(f"run {run_id}"):
             container = self._client.containers.create(
                 self._image,
-                ["job", "run", str(folder.path), *phases],
+                ["job", "run", str(folder.path), *phases, "--cause", cause],
                 name=f"tunesmith-{run_id}",
                 labels={RUN_LABEL: run_id, HOME_LABEL: str(self._project.home)},
                 user=f"{os.getuid()}:{os.getgid()}",

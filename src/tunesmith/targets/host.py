@@ -25,6 +25,7 @@ from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.platforms import Platform, load_platforms, platform_of
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.folder import ACTIVE, COPY_FILE, RunFolder
+from tunesmith.job.run.records import Cause
 from tunesmith.job.run.run_id import RunId
 from tunesmith.plan.plan import Input, Place, Plan
 from tunesmith.plan.target import Look
@@ -165,9 +166,9 @@ class HostTarget:
         """Return the config of the training; empty when the run has none."""
         return dict(self._show(run_id)["config"] or {})
 
-    def start(self, run_id: str, phases: Sequence[str]) -> None:
+    def start(self, run_id: str, phases: Sequence[str], cause: Cause) -> None:
         """Start phases of a run, detached; return when it is under way or in the queue."""
-        agent.call(self._remote, "start", run_id, *phases, timeout=90)
+        agent.call(self._remote, "start", run_id, *phases, "--cause", cause, timeout=90)
 
     def stop(self, run_id: str) -> None:
         """Ask a run for a checkpoint and an end."""
@@ -375,7 +376,7 @@ class HostTarget:
     def resume_all(self) -> tuple[list[str], list[str]]:
         """Continue every run that ended without a word; return their ids, and why others
         were not continued."""
-        said = agent.call(self._remote, "resume-all", timeout=180)
+        said = agent.call(self._remote, "resume-all", "--cause", "resume", timeout=180)
         refused = [agent.addressed(str(text), self.name) for text in said["refused"].values()]
         return [str(run) for run in said["started"]], refused
 

@@ -19,6 +19,7 @@ from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.run import foreign, inputs, listing, seals
 from tunesmith.job.run import watch as watching
 from tunesmith.job.run.folder import OWNER_FILE, EventTail, RunFolder, acquire
+from tunesmith.job.run.records import Cause
 from tunesmith.job.run.removal import delete_all, take_away
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.supervisor import launch
@@ -120,9 +121,9 @@ class LocalTarget:
         run = self._folder(run_id)
         return run.config() if run.config_file.exists() else {}
 
-    def start(self, run_id: str, phases: Sequence[str]) -> None:
+    def start(self, run_id: str, phases: Sequence[str], cause: Cause) -> None:
         """Start phases of a run, detached; return when it is under way."""
-        done = self._job("start", run_id, *phases)
+        done = self._job("start", run_id, *phases, "--cause", cause)
         if done.returncode != 0:
             first, *detail = done.stderr.strip().splitlines() or ["the run did not start"]
             kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
@@ -185,13 +186,13 @@ class LocalTarget:
     def _variables(self) -> dict[str, str]:
         return isolated.variables(os.environ) | dict(self.variables())
 
-    def _job(self, verb: str, run_id: str, *phases: str) -> subprocess.CompletedProcess[str]:
+    def _job(self, verb: str, run_id: str, *more: str) -> subprocess.CompletedProcess[str]:
         if not self._environment.current():
             raise UsageError(
                 f"{self._environment.path}: no finished training environment; `inv stack.install` "
                 "makes it"
             )
-        words = (verb, str(self._folder(run_id).path), *phases)
+        words = (verb, str(self._folder(run_id).path), *more)
         return subprocess.run(
             isolated.argv(self._environment.python, "tunesmith.job", *words),
             cwd=isolated.NOWHERE,

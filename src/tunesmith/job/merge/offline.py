@@ -54,7 +54,7 @@ def _merge(run: RunFolder) -> dict[str, Any]:
     integrity.check_here(run.path, _PHASE)
     mend_events(run.events_file)
     began, state = time.monotonic(), "failed"
-    run.emit("run_started", phases=[_PHASE])
+    run.emit("run_started", phases=[_PHASE], cause="user")
     run.emit("phase_started", phase=_PHASE, attempt=1)
     try:
         summary = merge_phase.run(run.path, request, _tell) | {"peak_memory": peak_memory()}

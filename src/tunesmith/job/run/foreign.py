@@ -98,6 +98,7 @@ _DATA: dict[str, Check] = {
 _STATUS = (
     *("state", "phase", "phases", "failure", "message", "detail", "started", "updated", "step"),
     *("worked_seconds", "total_steps", "loss", "learning_rate", "tokens_per_second", "price"),
+    *("cause", "retried"),
 )
 
 

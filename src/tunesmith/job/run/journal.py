@@ -56,6 +56,13 @@ class Journal:
         """Tell an event of a worker that could not write it, with the time it had."""
         self._queue((json.dumps(event, ensure_ascii=False) + "\n").encode())
 
+    def log(self, text: str) -> None:
+        """Add a line to train.log, unless its disk refuses it: it says no more than the events."""
+        try:
+            disk.append(self._run.log_file, f"{text}\n".encode())
+        except OSError as error:
+            self._note(error)
+
     def status(self, value: dict[str, Any]) -> None:
         """Tell where the run stands."""
         self._status = json.dumps(value, ensure_ascii=False, indent=2) + "\n"

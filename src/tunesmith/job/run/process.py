@@ -37,6 +37,10 @@ class Identity:
             return False
         return start_ticks(self.pid) == self.started
 
+    def restarted(self) -> bool:
+        """Whether it worked in this very container, which was started again since."""
+        return self.hostname == socket.gethostname() and self.init_started != (start_ticks(1) or 0)
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that `from_json` reads."""
         return asdict(self)

@@ -7,7 +7,7 @@ without. Standard library only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.shapes import (
@@ -27,7 +27,14 @@ from tunesmith.job.run.shapes import (
     whole,
 )
 
+# The version of what the two halves say to each other (run.json, status.json, events, answers of
+# the agent). Hosts and images are compared by a digest over this half's files, this one among
+# them: raise it where a change of the other half alone asks for more than they know.
+CONTRACT = 1
 STATES = ("queued", "running", "succeeded", "failed", "stopped")
+# Why work on a run began: by whom or what, and `retry` after a failure that may pass.
+Cause = Literal["user", "resume", "autostart", "container", "queue", "retry"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 # Of an event that stands for a line that is none.
 DAMAGED_LINE = "damaged_line"
 
@@ -104,6 +111,8 @@ STATUS = fields(
         "gpu": maybe(items(_GPU)),
         "paused": maybe(either(flag, text)),
         "ahead": items(text),
+        "cause": one_of(CAUSES),
+        "retried": text,
     },
     ("state",),
 )
@@ -196,7 +205,7 @@ CONFIG: Check = each(anything)
 
 _EVENT = {"event": text, "time": finite}
 _EVENTS: dict[str, Check] = {
-    "run_started": fields(_EVENT | {"phases": items(text)}, ("phases",)),
+    "run_started": fields(_EVENT | {"phases": items(text), "cause": one_of(CAUSES)}, ("phases",)),
     "run_ended": fields(_EVENT | {"state": text, "failure": maybe(text)}, ("state",)),
     "phase_started": fields(_EVENT | {"phase": text, "attempt": whole}, ("phase",)),
     "phase_ended": fields(
@@ -287,6 +296,7 @@ def status_from(events: Iterable[Mapping[str, Any]], run_id: str) -> dict[str, A
         if name == "run_started":
             status["started"] = status["started"] or event.get("time")
             status["state"] = "running"
+            status |= {"cause": event["cause"]} if "cause" in event else {}
             status["phases"] |= dict.fromkeys(event["phases"], "queued")
         elif name == "phase_started":
             status["phase"] = event["phase"]

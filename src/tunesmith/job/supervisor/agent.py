@@ -4,7 +4,8 @@
 
 create             make a run: {"run_id", "request", "config", "inputs"} on stdin
 renew RUN          give an idle run another request: {"request", "inputs"} on stdin
-start RUN [PHASE]  start its phases, detached; a run that waits for its turn has started
+start RUN [PHASE]  start its phases, detached; a run that waits for its turn has started;
+                   --cause says why (records.CAUSES)
 stop RUN           ask it for a checkpoint and an end
 find [RUN]         {"run_id"} of a run, by default the newest
 show RUN           {"request", "config", "status"}
@@ -13,7 +14,8 @@ watch RUN          a line whenever something changes, until the run has ended
 manifest RUN       {"files": {name: {"size", "sha256"}}}: what a pull brings
 remove RUN         delete an idle run: {"freed": bytes}
 afterwards RUN     {"command": [...]} on stdin, run once, after a success: {"code", "why"}
-resume-all         start the runs that a restart of the host has cut off
+resume-all         start the runs that a restart of the host has cut off; --cause says why,
+                   by default autostart: the host's own start asks
 
 The answer is one line of JSON on stdout (watch: many; manifest: lines {"hashing", "total"}
 before it). What is refused is {"error", "detail"}, with exit code 2 (nothing was changed)
@@ -183,7 +185,7 @@ def afterwards(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "why": why}
 
 
-def resume_all(runs: Path) -> dict[str, Any]:
+def resume_all(runs: Path, cause: records.Cause = "autostart") -> dict[str, Any]:
     """Start every run that ended without a word: power loss, restart, kill -9.
 
     Those that worked come before those that waited for their turn, then the oldest first.
@@ -209,7 +211,7 @@ def resume_all(runs: Path) -> dict[str, Any]:
         cut_off.append((left["state"] == "queued", created, run))
     for _, _, run in sorted(cut_off, key=lambda item: (*item[:2], item[2].run_id)):
         try:
-            launch.start(run.path, [])
+            launch.start(run.path, [], cause)
         except TunesmithError as error:
             answer["refused"][run.run_id] = error.message
         else:
@@ -262,7 +264,7 @@ def _answer(given: argparse.Namespace) -> None:
         whole: dict[str, Callable[[], dict[str, Any]]] = {
             "create": lambda: create(runs, _stdin()),
             "runs": lambda: {"runs": list_runs(runs)},
-            "resume-all": lambda: resume_all(runs),
+            "resume-all": lambda: resume_all(runs, given.cause),
         }
         _say(whole[verb]())
         return
@@ -279,7 +281,7 @@ def _answer(given: argparse.Namespace) -> None:
         return
     answers: dict[str, Callable[[], dict[str, Any]]] = {
         "renew": lambda: renew(run, _stdin()),
-        "start": lambda: _launched(launch.start, run, list(given.phases)),
+        "start": lambda: _launched(launch.start, run, list(given.phases), given.cause),
         "stop": lambda: _launched(launch.stop, run),
         "find": lambda: {"run_id": run.run_id},
         "show": lambda: show(run),
@@ -301,14 +303,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m tunesmith.job.supervisor.agent")
     parser.add_argument("--runs", type=Path, required=True, help="folder of run folders")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("create", "runs", "resume-all"):
+    for name in ("create", "runs"):
         verbs.add_parser(name)
+    resuming = verbs.add_parser("resume-all")
+    resuming.add_argument("--cause", choices=records.CAUSES, default="autostart")
     verbs.add_parser("find").add_argument("run", nargs="?")
     for name in ("renew", "start", "stop", "show", "watch", "manifest", "remove", "afterwards"):
         verb = verbs.add_parser(name)
         verb.add_argument("run")
         if name == "start":
             verb.add_argument("phases", nargs="*")
+            verb.add_argument("--cause", choices=records.CAUSES, default="user")
         elif name == "watch":
             verb.add_argument("--events", type=int, default=0, help="byte of events.jsonl")
             verb.add_argument("--log", type=int, default=-1, help="byte of train.log; -1: none")

@@ -15,12 +15,13 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.manifest import output_of
 from tunesmith.job.run.process import Identity, identify
+from tunesmith.job.run.records import Cause
 from tunesmith.job.system import disk
 
 _START_SECONDS = 30.0
 
 
-def start(run_dir: Path, phases: list[str]) -> None:
+def start(run_dir: Path, phases: list[str], cause: Cause = "user") -> None:
     """Start a supervisor that nothing here can take down, and wait until it has the lock.
 
     Its session, stdin and output are its own, so a dropped SSH connection or a closed
@@ -29,11 +30,12 @@ def start(run_dir: Path, phases: list[str]) -> None:
     """
     run = RunFolder(run_dir.resolve())
     run.request()
+    words = ("run", str(run.path), *phases, "--cause", cause)
     _refuse_disk(run)
     with run.log_file.open("ab") as log:
         began = log.tell()
         process = subprocess.Popen(
-            isolated.argv(sys.executable, "tunesmith.job", "run", str(run.path), *phases),
+            isolated.argv(sys.executable, "tunesmith.job", *words),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -36,7 +36,7 @@ from tunesmith.job.run.folder import (
 )
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.run.limits import After, Limits, carry_out
-from tunesmith.job.run.records import needed
+from tunesmith.job.run.records import Cause, needed
 from tunesmith.job.run.relay import RELAY
 from tunesmith.job.supervisor import workplace
 from tunesmith.job.supervisor.attempt import Attempt, Ended
@@ -51,8 +51,8 @@ _PROBE_SECONDS = 1.0
 T = TypeVar("T")
 
 
-def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
-    """Run the phases of `run_dir`, by default those not yet succeeded.
+def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "user") -> int:
+    """Run the phases of `run_dir`, by default those not yet succeeded; `cause` is why.
 
     Returns 0 when they succeeded or were stopped on request, 1 when one failed. Raises
     UsageError when the folder is no run, a phase is unknown, another process works in it,
@@ -73,7 +73,7 @@ def supervise(run_dir: Path, phases: list[str] | None = None) -> int:
     try:
         _open(run, journal)
         with workplace.of(run) as place:
-            supervisor = _Supervisor(run, request, lock, journal, place)
+            supervisor = _Supervisor(run, request, lock, journal, place, cause)
             code = supervisor.run(phases or supervisor.unfinished())
     finally:
         journal.close()
@@ -98,11 +98,18 @@ def _open(run: RunFolder, journal: Journal) -> None:
 
 class _Supervisor:
     def __init__(
-        self, run: RunFolder, request: dict[str, Any], lock: RunLock, journal: Journal, place: Path
+        self,
+        run: RunFolder,
+        request: dict[str, Any],
+        lock: RunLock,
+        journal: Journal,
+        place: Path,
+        cause: Cause = "user",
     ) -> None:
         self._run = run
         self._place = place
         self._journal = journal
+        self._cause = cause
         self._emit = journal.emit
         self._intake = Intake(run, journal)
         self._request = request
@@ -137,6 +144,7 @@ class _Supervisor:
             "eta_seconds": None,
             "supervisor": lock.owner.to_json(),
             "price": request.get("price"),
+            "cause": cause,
         }
 
     def unfinished(self) -> list[str]:
@@ -174,7 +182,12 @@ class _Supervisor:
         self._status["started"] = self._status["started"] or time.time()
         self._status["state"] = "running"
         self._sampler.start()
-        self._emit("run_started", phases=phases)
+        self._status["cause"] = self._cause
+        self._emit("run_started", phases=phases, cause=self._cause)
+        now = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
+        self._journal.log(
+            f"{now} run {self._run.run_id} started ({self._cause}): {', '.join(phases)}"
+        )
         self._queue(phases)
         outcome = Outcome("succeeded")
         for phase in phases:
@@ -243,6 +256,7 @@ class _Supervisor:
         while not self._stop_requests:
             self._turn, ahead = ticket.take()
             if self._turn is not None:
+                self._cause = "queue"
                 break
             if ahead != told:
                 told = ahead
@@ -288,6 +302,8 @@ class _Supervisor:
 
     def _run_phase(self, phase: str) -> Outcome:
         began = time.monotonic()
+        self._status["cause"] = self._cause
+        self._status.pop("retried", None)
         outcome = self._attempts(phase)
         if outcome.failure is not None:
             advice = CLASSES[outcome.failure].advice.replace("RUN", self._run.run_id)
@@ -318,6 +334,7 @@ class _Supervisor:
             if outcome.failure in (disk.FULL, disk.READ_ONLY) and not self._await_disk(outcome):
                 return self._stopped() if self._stop_requests else outcome
             self._emit("restarting", phase=phase, failure=outcome.failure, why=outcome.message)
+            self._status |= {"cause": "retry", "retried": outcome.failure}
             if outcome.retry and outcome.failure not in (disk.FULL, disk.READ_ONLY):
                 self._pause(self._limits.retry_seconds * 2 ** (restarts - 1))
                 if self._stop_requests:
