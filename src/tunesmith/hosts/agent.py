@@ -19,7 +19,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes
 from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import Asked, MalformedError, parse_json
-from tunesmith.hosts.layout import FIND_BASE, FIND_ENVIRONMENT, not_provisioned
+from tunesmith.hosts.layout import FIND_ENVIRONMENT, find_base, not_provisioned
 from tunesmith.hosts.remote import (
     MOST_OUTPUT,
     SSH_FAILED,
@@ -31,7 +31,7 @@ from tunesmith.hosts.remote import (
 
 # Exit status of our script when there is nothing to ask.
 _NOT_PROVISIONED = 96
-_SCRIPT = f"""{FIND_BASE}
+_SCRIPT = f"""
 [ -n "$base" ] || exit {_NOT_PROVISIONED}
 {FIND_ENVIRONMENT}
 [ -n "$environment" ] || exit {_NOT_PROVISIONED}
@@ -63,7 +63,9 @@ def call(
     TunesmithError when the host is out of reach or its answer is none.
     """
     text = None if stdin is None else json.dumps(stdin, ensure_ascii=False)
-    done = remote.run(_SCRIPT, arguments=(verb, *words), stdin=text, timeout=timeout, most=most)
+    done = remote.run(
+        find_base() + _SCRIPT, arguments=(verb, *words), stdin=text, timeout=timeout, most=most
+    )
     if done.returncode == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
     asked = Asked(remote.name, f"its answer to `{verb}`")
@@ -82,7 +84,7 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
     host is out of reach, and what the agent refused with.
     """
     options = ["-o", "ControlPath=none"] if fresh else []
-    argv = remote.argv("/bin/sh", "-c", _SCRIPT, "sh", verb, *words)
+    argv = remote.argv("/bin/sh", "-c", find_base() + _SCRIPT, "sh", verb, *words)
     asked = Asked(remote.name, f"its answer to `{verb}`")
     last: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors:

@@ -1,0 +1,41 @@
+"""A fact stands in one place: what code, scripts and playbooks need of it they read there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tunesmith.hosts.platforms import data_disks
+
+pytestmark = pytest.mark.contract
+
+KINDS = {".py", ".sh", ".yml", ".yaml", ".j2", ".cfg", ".toml"}
+# Names that mean more than a rented disk: the image's mount, a folder of ours, LLaMA-Factory's.
+COMMON = {"/workspace", "/data"}
+
+
+def lines(root: Path) -> list[tuple[str, str]]:
+    """Return (file, line) of all that is run or configured, comments left out."""
+    found = []
+    for top in ("src", "ansible", "configs", "docker"):
+        for file in sorted((root / top).rglob("*")):
+            if file.is_file() and (file.suffix in KINDS or file.name == "Dockerfile"):
+                text = file.read_text(encoding="utf-8")
+                name = file.relative_to(root).as_posix()
+                found += [(name, line.partition("#")[0]) for line in text.splitlines()]
+    return found
+
+
+def test_the_data_disks_stand_in_platforms_yml_alone(root: Path) -> None:
+    named: dict[str, set[str]] = {}
+    for disk in data_disks():
+        whole = re.compile(rf"(?<![\w./$}}~-]){re.escape(disk)}(?![\w/.-])")
+        for file, line in lines(root):
+            if whole.search(line):
+                named.setdefault(file, set()).add(disk)
+    # The common names alone are no list of disks; beside each other they are one.
+    lists = {file for file, disks in named.items() if disks - COMMON or len(disks) > 1}
+    lists -= {"docker/Dockerfile"} if named.get("docker/Dockerfile") == COMMON else set()
+    assert lists == {"configs/platforms.yml"}
