@@ -49,6 +49,11 @@ _LONGEST = 64 << 20
 _FINAL: tuple[ssh_errors.Kind, ...] = ("wrong_key", "changed", "unpinned", "moved", "unknown")
 
 
+def script() -> str:
+    """Return the shell script that finds the agent and runs it; its arguments are the agent's."""
+    return find_base() + _SCRIPT
+
+
 def call(
     remote: Remote,
     verb: str,
@@ -63,9 +68,7 @@ def call(
     TunesmithError when the host is out of reach or its answer is none.
     """
     text = None if stdin is None else json.dumps(stdin, ensure_ascii=False)
-    done = remote.run(
-        find_base() + _SCRIPT, arguments=(verb, *words), stdin=text, timeout=timeout, most=most
-    )
+    done = remote.run(script(), arguments=(verb, *words), stdin=text, timeout=timeout, most=most)
     if done.returncode == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
     asked = Asked(remote.name, f"its answer to `{verb}`")
@@ -84,7 +87,7 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
     host is out of reach, and what the agent refused with.
     """
     options = ["-o", "ControlPath=none"] if fresh else []
-    argv = remote.argv("/bin/sh", "-c", find_base() + _SCRIPT, "sh", verb, *words)
+    argv = remote.argv("/bin/sh", "-c", script(), "sh", verb, *words)
     asked = Asked(remote.name, f"its answer to `{verb}`")
     last: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors:
