@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.hosts.platforms import data_disks
+from tunesmith.job.services.manager import PORTS
 
 pytestmark = pytest.mark.contract
 
@@ -39,3 +40,24 @@ def test_the_data_disks_stand_in_platforms_yml_alone(root: Path) -> None:
     lists = {file for file, disks in named.items() if disks - COMMON or len(disks) > 1}
     lists -= {"docker/Dockerfile"} if named.get("docker/Dockerfile") == COMMON else set()
     assert lists == {"configs/platforms.yml"}
+
+
+def test_the_ports_of_services_are_numbers_in_one_module(root: Path) -> None:
+    """Docker Compose can read no Python: its ports are compared."""
+    number = re.compile(rf"(?<![\w.])({'|'.join(map(str, PORTS.values()))})(?![\w.])")
+    places = {
+        file
+        for file, line in lines(root)
+        # What fits into a text or an answer is a number of 8000, too, and no port.
+        if number.search(line) and file.endswith(".py") and "Text(" not in line
+    }
+    # The image's help names two of them to people.
+    assert places <= {"src/tunesmith/job/services/manager.py", "src/tunesmith/cli/container.py"}
+    compose = (root / "docker/compose.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r'ports: \["127\.0\.0\.1:(\d+):\1"\]', compose)) == {
+        str(PORTS["webui"]),
+        str(PORTS["api"]),
+    }
+    helped = (root / "src/tunesmith/cli/container.py").read_text(encoding="utf-8")
+    assert set(number.findall(helped)) == {str(PORTS["webui"]), str(PORTS["api"])}
+    assert len(number.findall(helped)) == 2
