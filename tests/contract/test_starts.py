@@ -192,7 +192,7 @@ def test_a_hosts_agent_takes_no_code_from_homes_and_runs(tmp_path: Path) -> None
     overlaid(Path(sys.executable), environment)
     (environment / ".tunesmith-environment.json").write_text("{}")
     done = subprocess.run(
-        ["/bin/sh", "-c", agent._SCRIPT, "sh", "runs"],
+        ["/bin/sh", "-c", agent.script(), "sh", "runs"],
         cwd=home,
         env={"HOME": str(home), "PATH": os.environ["PATH"]},
         capture_output=True,

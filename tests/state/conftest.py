@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.hosts.layout import FIND_BASE
+from tunesmith.hosts.layout import find_base
 from tunesmith.stack.definition import Flavour, Stack, load_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +125,7 @@ def place(host: Any, stack: Stack) -> Place:
     """Our folder there. Fails when the host was never provisioned to the end."""
     if host.backend.get_connection_type() == "docker":
         return in_image(host, stack)
-    find = f"{FIND_BASE}printf '%s' \"$base\""
+    find = f"{find_base()}printf '%s' \"$base\""
     base = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout.strip()
     assert base, "not provisioned, or not to the end: there is no state.json"
     disk = base.rpartition("/")[0]

@@ -19,6 +19,7 @@ import pytest
 from support import lacking
 from tunesmith.doctor.check import PROBE
 from tunesmith.doctor.facts import Facts, parse
+from tunesmith.hosts.platforms import data_disks
 
 pytestmark = pytest.mark.contract
 
@@ -67,6 +68,7 @@ def probe(
     **settings: str,
 ) -> tuple[Facts, str]:
     """Run probe.sh in an environment that has nothing but HOME and PATH; return facts, text."""
+    settings = {"DISKS": " ".join(data_disks()), **settings}
     head = "".join(f"TUNESMITH_PROBE_{k}={shlex.quote(v)}\n" for k, v in settings.items())
     done = subprocess.run(
         shell or ["sh", "-s"],

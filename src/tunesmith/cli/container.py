@@ -449,7 +449,7 @@ def _webui(words: list[str]) -> None:
     options = parser.parse_args(words)
     if fault := _mount_fault():
         raise UsageError(fault)
-    listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
+    listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "webui")
     data = str(Project.at(APP).find("data"))
     _tell_way("GRADIO_SERVER_NAME", listen, port)
     settings = {"data": data, "language": options.language}
@@ -490,7 +490,7 @@ def _api(words: list[str]) -> None:
     parser.add_argument("config", nargs="?", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     key = _given_key()
-    listen, port = _listening("API_HOST", "API_PORT", 8000)
+    listen, port = _listening("API_HOST", "API_PORT", "api")
     if not key:
         # One made here would be told in the container's log, which Docker keeps.
         raise UsageError(
@@ -530,9 +530,12 @@ def _given_key() -> str:
         ) from None
 
 
-def _listening(key: str, port_key: str, usual: int) -> tuple[str, int]:
-    """Return the address and port that the variables ask for."""
-    listen, given = os.environ.get(key) or "127.0.0.1", os.environ.get(port_key) or str(usual)
+def _listening(key: str, port_key: str, service: str) -> tuple[str, int]:
+    """Return the address and port that the variables ask for, else those of the service."""
+    from tunesmith.job.services.manager import LOOPBACK, PORTS
+
+    listen = os.environ.get(key) or LOOPBACK
+    given = os.environ.get(port_key) or str(PORTS[service])
     if not (given.isascii() and given.isdecimal() and 0 < int(given) < 65536):
         raise UsageError(f"{port_key}={given}: a number from 1 to 65535 is expected")
     return listen, int(given)
@@ -567,7 +570,7 @@ def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **mor
 
 
 def _webchat(words: list[str]) -> None:
-    listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", 7860)
+    listen, port = _listening("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "webui")
     _tell_way("GRADIO_SERVER_NAME", listen, port)
     _pass_on("webchat")(words)
 

@@ -168,7 +168,7 @@ def host_names(on: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(filter(None, map(str.strip, on.split(",")))))
     if not names:
         raise UsageError("--on is empty; name a host, or several as in gpu1,gpu2")
-    local = [name for name in names if name in ("local", "container")]
+    local = [name for name in names if name in inventory.TARGETS]
     if local:
         raise UsageError(f"--on {local[0]}: only a host can be provisioned; `inv host.list`")
     return names

@@ -15,6 +15,7 @@ from tunesmith.doctor import facts as reading
 from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.flavours import Decision
 from tunesmith.doctor.rules import Verdict, decide, judge
+from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 from tunesmith.stack.definition import Stack
@@ -85,6 +86,7 @@ def probe_script(mirror: Mirror, stack: Stack) -> str:
     """Return probe.sh with what it is to try. Raises UsageError when the CA file is not there."""
     settings = {
         "URLS": " ".join(f"{kind}={url}" for kind, url in addresses(mirror, stack)),
+        "DISKS": " ".join(data_disks()),
         "ENV": stack.environment_name,
         "PROXY": mirror.http_proxy or "",
     }

@@ -6,6 +6,7 @@
 #   TUNESMITH_PROBE_URLS   words "kind=url" to try in parallel
 #   TUNESMITH_PROBE_PROXY  HTTP proxy for those
 #   TUNESMITH_PROBE_CA     PEM text of the authorities to trust for those
+#   TUNESMITH_PROBE_DISKS  words: where a data disk may be mounted, in the order of looking
 #   TUNESMITH_PROBE_ENV    name of the conda environment to look for
 #   TUNESMITH_PROBE_ROOT   folder that stands for / where /proc, /sys and /etc are read (tests)
 #
@@ -195,7 +196,7 @@ disks() {
     plain=
     disk /
     disk "$HOME"
-    for place in /root/autodl-tmp /root/gpufree-data /hy-tmp /workspace /data /mnt/data; do
+    for place in ${TUNESMITH_PROBE_DISKS:-}; do
         [ -d "$root$place" ] || continue
         disk "$root$place"
         [ -w "$root$place" ] || continue

@@ -19,7 +19,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes
 from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import Asked, MalformedError, parse_json
-from tunesmith.hosts.layout import FIND_BASE, FIND_ENVIRONMENT, not_provisioned
+from tunesmith.hosts.layout import FIND_ENVIRONMENT, find_base, not_provisioned
 from tunesmith.hosts.remote import (
     MOST_OUTPUT,
     SSH_FAILED,
@@ -31,7 +31,7 @@ from tunesmith.hosts.remote import (
 
 # Exit status of our script when there is nothing to ask.
 _NOT_PROVISIONED = 96
-_SCRIPT = f"""{FIND_BASE}
+_SCRIPT = f"""
 [ -n "$base" ] || exit {_NOT_PROVISIONED}
 {FIND_ENVIRONMENT}
 [ -n "$environment" ] || exit {_NOT_PROVISIONED}
@@ -51,6 +51,11 @@ _OLDER = ("No module named", "invalid choice", "unrecognized arguments")
 _FINAL: tuple[ssh_errors.Kind, ...] = ("wrong_key", "changed", "unpinned", "moved", "unknown")
 
 
+def script() -> str:
+    """Return the shell script that finds the agent and runs it; its arguments are the agent's."""
+    return find_base() + _SCRIPT
+
+
 def call(
     remote: Remote,
     verb: str,
@@ -65,7 +70,7 @@ def call(
     TunesmithError when the host is out of reach or its answer is none.
     """
     text = None if stdin is None else json.dumps(stdin, ensure_ascii=False)
-    done = remote.run(_SCRIPT, arguments=(verb, *words), stdin=text, timeout=timeout, most=most)
+    done = remote.run(script(), arguments=(verb, *words), stdin=text, timeout=timeout, most=most)
     if done.returncode == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
     asked = Asked(remote.name, f"its answer to `{verb}`")
@@ -84,7 +89,7 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
     host is out of reach, and what the agent refused with.
     """
     options = ["-o", "ControlPath=none"] if fresh else []
-    argv = remote.argv("/bin/sh", "-c", _SCRIPT, "sh", verb, *words)
+    argv = remote.argv("/bin/sh", "-c", script(), "sh", verb, *words)
     asked = Asked(remote.name, f"its answer to `{verb}`")
     last: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors:

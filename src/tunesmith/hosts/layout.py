@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,32 +23,9 @@ from tunesmith.hosts.answers import (
     fields,
     parse_json,
 )
+from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 
-# Where rental platforms mount the disk that survives a rebuild, in the order of looking; the
-# home folder comes after them.
-DATA_DISKS = (
-    "/root/autodl-tmp",
-    "/root/gpufree-data",
-    "/hy-tmp",
-    "/workspace",
-    "/data",
-    "/mnt/data",
-)
-
-# Sets $base as drift.sh finds it: tunesmith's folder that the start files name (preflight_base
-# may have put it anywhere), else on the first data disk that has one.
-FIND_BASE = f"""
-ours='/^# BEGIN tunesmith/,/^# END tunesmith/'
-base=$(sed -n "$ours s/^if \\[ -r '*\\(.*\\)\\/env\\.sh'* \\]; .*/\\1/p" \\
-    "$HOME/.bashrc" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" 2>/dev/null |
-    head -n 1)
-[ -f "$base/state.json" ] || base=
-for disk in {" ".join(DATA_DISKS)} "$HOME"; do
-    [ -z "$base" ] || break
-    [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith
-done
-"""
 # Sets $environment, the finished training environment below $base.
 FIND_ENVIRONMENT = """
 environment=
@@ -55,7 +33,7 @@ for folder in "$base"/envs/*/; do
     [ -f "$folder.tunesmith-environment.json" ] && environment=${folder%/}
 done
 """
-_LOOK = f"""{FIND_BASE}
+_LOOK = f"""
 printf 'base=%s\\n' "$base"
 [ -n "$base" ] || exit 0
 {FIND_ENVIRONMENT}
@@ -139,13 +117,33 @@ class Layout:
         return self.base / "env.sh"
 
 
+@functools.cache
+def find_base() -> str:
+    """Return shell that sets $base as drift.sh finds it: tunesmith's folder.
+
+    The start files name it (preflight_base may have put it anywhere), else it is on the first
+    data disk that has one. Raises UsageError where configs/platforms.yml is at fault.
+    """
+    return f"""
+ours='/^# BEGIN tunesmith/,/^# END tunesmith/'
+base=$(sed -n "$ours s/^if \\[ -r '*\\(.*\\)\\/env\\.sh'* \\]; .*/\\1/p" \\
+    "$HOME/.bashrc" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" 2>/dev/null |
+    head -n 1)
+[ -f "$base/state.json" ] || base=
+for disk in {" ".join(data_disks())} "$HOME"; do
+    [ -z "$base" ] || break
+    [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith
+done
+"""
+
+
 def look(remote: Remote) -> Layout:
     """Return where things lie on a host.
 
     Raises UsageError for a host that was not provisioned to the end, TunesmithError for one
     that answers what no such host does.
     """
-    done = remote.run(_LOOK)
+    done = remote.run(find_base() + _LOOK)
     asked = Asked(remote.name, "its layout")
     found = fields(asked, done.stdout.split("\n"), _FIELDS)
     if not found.get("base") or not found.get("environment"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,12 @@ import yaml
 
 from tunesmith.core.errors import UsageError
 
+FILE = Path(__file__).resolve().parents[3] / "configs" / "platforms.yml"
+
 _KEYS = ("disks", "poweroff", "release_days", "start_hook", "note")
 _OTHER = "other"
+# Disks become words of shell scripts, as they are.
+_DISK = re.compile(r"(/[A-Za-z0-9._-]+)+")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,15 @@ def load_platforms(path: Path) -> tuple[Platform, ...]:
     return tuple(_platform(path, name, value) for name, value in raw.items())
 
 
+@functools.cache
+def data_disks() -> tuple[str, ...]:
+    """Return the data disks of all platforms, in the order of looking.
+
+    The home folder comes after them. Raises UsageError as `load_platforms` does.
+    """
+    return tuple(disk for platform in load_platforms(FILE) for disk in platform.disks)
+
+
 def platform_of(platforms: tuple[Platform, ...], disk: str) -> Platform:
     """Return the platform whose data disk is `disk`."""
     other = next(platform for platform in platforms if platform.name == _OTHER)
@@ -55,6 +70,12 @@ def _platform(path: Path, name: str, raw: Any) -> Platform:
             continue
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise UsageError(f"{path}: `{name}.{key}`: expected a list of words, found {words!r}")
+    for disk in raw["disks"]:
+        if not _DISK.fullmatch(disk):
+            raise UsageError(
+                f"{path}: `{name}.disks`: expected absolute paths of letters, digits and ._-, "
+                f"found {disk!r}"
+            )
     return Platform(
         name=name,
         disks=tuple(raw["disks"]),

@@ -26,7 +26,8 @@ from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import load_mirror, mirror_file
 from tunesmith.hosts import agent, replies
 from tunesmith.hosts.answers import DIGEST, PLACE, WORD, Asked, Number, parse_json
-from tunesmith.hosts.layout import DATA_DISKS, FIND_BASE
+from tunesmith.hosts.layout import find_base
+from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine, remote_engine, ship
 from tunesmith.image.engine import SHM_SIZE
@@ -38,8 +39,9 @@ from tunesmith.stack.sources import app_digest
 # What the container was made for, so that one that fits is kept.
 _LABEL = "tunesmith.environment"
 _ENVIRONMENT = "container"
-_LOOK = f"""{FIND_BASE}
-for disk in {" ".join(DATA_DISKS)} "$HOME"; do
+# The data disks are its arguments.
+_LOOK = f"""
+for disk in "$@" "$HOME"; do
     [ -z "$base" ] && [ -d "$disk" ] && [ -w "$disk" ] && base=$disk/tunesmith
 done
 printf '%s\\n' "$base" "$(id -u)" "$(id -g)"
@@ -160,7 +162,7 @@ def reset(project: Project, name: str, tell: Tell) -> None:
 
 
 def _look(remote: Remote) -> _There:
-    lines = remote.run(_LOOK).stdout.splitlines()
+    lines = remote.run(find_base() + _LOOK, arguments=data_disks()).stdout.splitlines()
     asked = Asked(remote.name, "where tunesmith's folder is")
     if len(lines) < 3:
         raise asked.refused("a folder, a user and a group", " ".join(lines))

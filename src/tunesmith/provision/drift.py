@@ -21,7 +21,7 @@ from tunesmith.core.files import human_bytes, sha256_of, short_digest
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.printable import one_line
 from tunesmith.hosts.answers import PLACE, Asked, Each, MalformedError, Record, Text, parse_json
-from tunesmith.hosts.layout import DATA_DISKS
+from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 from tunesmith.stack.definition import Stack
@@ -164,7 +164,7 @@ def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
     began = time.monotonic()
     try:
         done = remote.run(
-            SCRIPT.read_text(encoding="utf-8"), arguments=("--check", *DATA_DISKS), timeout=120
+            SCRIPT.read_text(encoding="utf-8"), arguments=("--check", *data_disks()), timeout=120
         )
         state = read_answer(remote.name, done.stdout, wanted)
         if done.returncode != 0:

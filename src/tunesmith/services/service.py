@@ -20,7 +20,7 @@ from tunesmith.core.files import human_bytes, read_json
 from tunesmith.hosts import layout, replies, transfer
 from tunesmith.hosts.answers import Asked, parse_json
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.services.manager import REFUSED
+from tunesmith.job.services.manager import PORTS, REFUSED
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
 
@@ -49,9 +49,11 @@ class Kind:
 
 
 KINDS = {
-    "webui": Kind("webui", "LLaMA Board", 7860, 300.0, "/", browsed=True),
-    "api": Kind("api", "the API", 8000, 900.0, "/v1/models", browsed=False),
-    "tensorboard": Kind("tensorboard", "TensorBoard", 6006, 300.0, "/", browsed=True),
+    "webui": Kind("webui", "LLaMA Board", PORTS["webui"], 300.0, "/", browsed=True),
+    "api": Kind("api", "the API", PORTS["api"], 900.0, "/v1/models", browsed=False),
+    "tensorboard": Kind(
+        "tensorboard", "TensorBoard", PORTS["tensorboard"], 300.0, "/", browsed=True
+    ),
 }
 # What we make ourselves; a host's answer goes into a header and onto the screen.
 _KEY = re.compile(r"[A-Za-z0-9_-]{43,128}")

@@ -33,6 +33,6 @@ def target_of(
     if name in known:
         return HostTarget(project, name, tell, bar)
     raise UsageError(
-        f"unknown target {name!r}; known are: {', '.join(['local', 'container', *known])}; "
+        f"unknown target {name!r}; known are: {', '.join([*inventory.TARGETS, *known])}; "
         '`inv host.add NAME "ssh ..."` adds a host'
     )

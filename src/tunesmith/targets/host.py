@@ -22,6 +22,7 @@ from tunesmith.core.files import human_bytes, private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
+from tunesmith.hosts.platforms import FILE as PLATFORMS
 from tunesmith.hosts.platforms import Platform, load_platforms, platform_of
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.folder import ACTIVE, COPY_FILE, RunFolder
@@ -76,11 +77,7 @@ class HostTarget:
     @property
     def platform(self) -> Platform:
         """The rental platform, by its data disk."""
-        return platform_of(load_platforms(self._platforms), str(self.layout.disk))
-
-    @property
-    def _platforms(self) -> Path:
-        return self._project.root / "configs" / "platforms.yml"
+        return platform_of(load_platforms(PLATFORMS), str(self.layout.disk))
 
     def place(self, run_id: str) -> Place:
         """Return where a run of this id lives, or would live."""
@@ -383,11 +380,11 @@ class HostTarget:
     def autostart(self, *, wanted: bool) -> None:
         """Let the host resume its runs at each start, or not any more (hosts.autostart)."""
         change = autostart.install if wanted else autostart.remove
-        change(self._remote, self.layout, self._platforms)
+        change(self._remote, self.layout, PLATFORMS)
 
     def renew_autostart(self) -> None:
         """Bring back what a rebuild of the host has taken of it."""
-        autostart.renew(self._remote, self.layout, self._platforms)
+        autostart.renew(self._remote, self.layout, PLATFORMS)
 
     def _show(self, run_id: str) -> dict[str, Any]:
         return agent.call(self._remote, "show", run_id)

@@ -41,6 +41,8 @@ from tunesmith.job.services import access
 from tunesmith.job.services.process_tree import command_of, descendants, end_tree
 
 LOOPBACK = "127.0.0.1"
+# The port people know each by, where it is free.
+PORTS = {"webui": 7860, "api": 8000, "tensorboard": 6006}
 # Module that serves each, and the path that answers 200 when it is up.
 MODULES = {"webui": "board", "api": "api", "tensorboard": "tensorboard"}
 PATHS = {"webui": "/", "api": "/v1/models", "tensorboard": "/"}
