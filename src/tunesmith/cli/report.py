@@ -7,8 +7,12 @@ from pathlib import Path
 
 from tunesmith.cli.console import console, say
 from tunesmith.core.errors import UsageError
+from tunesmith.core.files import short_digest
 from tunesmith.project import Project
 from tunesmith.targets import factory
+
+# Of a page's name: with a suffix of ours it must fit into the 255 bytes of a file's.
+_LONGEST = 200
 
 
 def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path:
@@ -21,8 +25,11 @@ def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path
     target = factory.target_of(project, on, say)
     found = [target.find(name) for name in names]
     folders = [target.results(name) for name in found]
+    name = "+".join(found)
+    if len(name) > _LONGEST:
+        name = f"{found[0]}+{len(found) - 1}-{short_digest(found)}"
     page = write_comparison(
-        folders, project.folder("comparisons") / f"{'+'.join(found)}.html", language=language
+        folders, project.folder("comparisons") / f"{name}.html", language=language
     )
     console.print(comparison_table(folders, language=language))
     say(f"comparison: {page}")
