@@ -25,15 +25,19 @@ def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path
     target = factory.target_of(project, on, say)
     found = [target.find(name) for name in names]
     folders = [target.results(name) for name in found]
-    name = "+".join(found)
-    if len(name) > _LONGEST:
-        name = f"{found[0]}+{len(found) - 1}-{short_digest(found)}"
     page = write_comparison(
-        folders, project.folder("comparisons") / f"{name}.html", language=language
+        folders, project.folder("comparisons") / page_name(found), language=language
     )
     console.print(comparison_table(folders, language=language))
     say(f"comparison: {page}")
     return page
+
+
+def page_name(runs: Sequence[str]) -> str:
+    """Return the file name of a comparison of runs: their ids, as far as a file's name can hold
+    them all."""
+    name = "+".join(runs)
+    return f"{name if len(name) <= _LONGEST else f'{runs[0]}+{short_digest(runs)}'}.html"
 
 
 def export(

@@ -87,7 +87,12 @@ def template(name: str) -> Template:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        cell=_cell, code=_code, bytes=human_bytes, duration=sections.duration, figure=_figure
+        cell=_cell,
+        code=_code,
+        printable=printable,
+        bytes=human_bytes,
+        duration=sections.duration,
+        figure=_figure,
     )
     return environment.get_template(name)
 
