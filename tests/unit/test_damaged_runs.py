@@ -281,11 +281,14 @@ def aliases(levels: int) -> str:
         ("config.yaml", aliases(9), "more than 1000000 values"),
         ("config.yaml", "a: &a [*a]\n", "nested too deeply"),
         ("config.yaml", "a: 1\n" + "#" * (2 << 20), "bytes long"),
+        ("config.yaml", 'default_system: "\\ud800"\n', "half a character"),
+        ("run.json", '{"title": "\\ud800"}', "half a character"),
+        ("run.json", '{"title": "\\ud83d\\ude00"}', ""),
         ("run.json", json.dumps({"overrides": {"x": "[" * 200 + "]" * 200}}), ""),
         ("run.json", '{"overrides": {"x": ' + "[" * 200 + "]" * 200 + "}}", "nested too deeply"),
     ],
 )
-def test_a_value_too_large_to_be_written_out_is_refused(
+def test_a_value_that_cannot_be_written_out_is_refused(
     tmp_path: Path, name: str, content: str, why: str
 ) -> None:
     run = RunFolder(tmp_path / "run")

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from tests.unit.run_folder import CONFIG, RUN_ID, SHA, answers, build_run
 from tunesmith.core.errors import UsageError
+from tunesmith.core.printable import CONTROLS
 from tunesmith.report import i18n, page, record, sections
 from tunesmith.report.curve import read_curve
 from tunesmith.report.page import write_report
@@ -97,7 +98,7 @@ def test_markdown_holds_the_same_and_no_markup_of_others(run: Path) -> None:
 
 def test_no_text_of_others_is_markup_of_the_markdown(run: Path) -> None:
     """Whatever a pulled run says of itself: a page of Markdown is opened by others, too."""
-    evil = "x` ``` ![p](https://evil/p) |\r\n\r\n# y\n```\n<img src=x>\x1b[2J"
+    evil = "x` ``` ![p](https://evil/p) |\r\n\r\n# y\n```\n<img src=x>\x1b[2J\u202e"
     request = json.loads((run / "run.json").read_text(encoding="utf-8"))
     request |= dict.fromkeys(("title", "created", "config_file"), evil)
     request["price"] = {"per_hour": 1, "currency": evil}
@@ -127,7 +128,8 @@ def test_no_text_of_others_is_markup_of_the_markdown(run: Path) -> None:
     text = page.markdown(found, read_curve(found.events))
 
     assert text.count("evil/p") > 20
-    assert "\x1b" not in text
+    assert CONTROLS.search(text) is None
+    assert CONTROLS.search(page.render(found, read_curve(found.events), ("", ""))) is None
     seen = Shown(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
     assert seen.links == [("img", "training_loss.png")]
     assert [word for word in seen.words if word.strip() == "y"] == []

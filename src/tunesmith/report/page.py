@@ -59,6 +59,11 @@ def markdown(record: Record, curve: Curve, language: str = "en") -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+def _shown(value: object) -> object:
+    """What a page shows of a value: people print pages to terminals, too."""
+    return printable(value) if type(value) is str else value
+
+
 def _cell(value: object) -> str:
     """Other people's text in a cell of a Markdown table: no markup of its own, one line."""
     text = re.sub(r"([\\`*_\[\]|])", r"\\\1", printable(str(value)).strip())
@@ -82,6 +87,7 @@ def template(name: str) -> Template:
         autoescape=name.endswith(".html.j2"),
         # Any key of any file may be absent: its place stays empty.
         undefined=ChainableUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

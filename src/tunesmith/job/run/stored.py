@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tunesmith.job.run.shapes import Check
 LARGEST = 64 * 1024 * 1024
 # Aliases of YAML let a few lines stand for more values than any memory holds.
 _MOST_VALUES = 1_000_000
+_HALF = re.compile(r"\\[uU](?:0000)?[dD][89a-fA-F]")
 
 
 class DamagedError(UsageError):
@@ -50,7 +52,8 @@ def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
 
     content = read_plain(path, remedy, MOST_OF_YAML)
     try:
-        value = yaml.safe_load(content.decode())
+        text = content.decode()
+        value = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"not UTF-8 at byte {error.start}", remedy) from None
     except RecursionError:
@@ -62,6 +65,8 @@ def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
         raise DamagedError(path, f"not YAML{place}: {problem}", remedy) from None
     if fault := _extent_fault(value):
         raise DamagedError(path, fault, remedy)
+    if _HALF.search(text) and not _is_writable(value):
+        raise DamagedError(path, "holds half a character", remedy)
     return _checked(path, value, check, remedy)
 
 
@@ -83,7 +88,18 @@ def parse_json(content: bytes) -> Any:
     # Of few lists and objects none is deep.
     if text.count("[") + text.count("{") > DEEPEST and (fault := _extent_fault(value)):
         raise ValueError(fault)
+    if _HALF.search(text) and not _is_writable(value):
+        raise ValueError("holds half a character")
     return value
+
+
+def _is_writable(value: Any) -> bool:
+    """Whether UTF-8 can hold the texts of a value: escapes can spell half a character."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _extent_fault(value: Any) -> str:
