@@ -87,7 +87,7 @@ def test_a_run_takes_no_code_from_its_folder(trapped: Job, mark: Path, base: Pat
     for name in ("services", "board"):
         traps.lay(base / name, mark)
     settings = {"runs": str(folder.parent), "models": str(base), "data": str(base)}
-    for service, more in (("api", {"run": None, "key": "k"}), ("webui", {})):
+    for service, more in (("api", {"run": None, "key": "k"}), ("webui", {"key": "k"})):
         asked = {
             "serves": {"what": "merged"} if service == "api" else {},
             "settings": settings | {"language": "en"},

@@ -313,7 +313,7 @@ def test_without_a_key_nobody_is_served(tmp_path: Path, root: Path, name: str, m
     serves = {"run": RUN_ID, "what": "base"}
     write_json(record, {"name": name, "port": 9, "settings": settings, "serves": serves})
     done = subprocess.run(
-        [sys.executable, "-m", f"tunesmith.job.{module}", str(record)],
+        [sys.executable, "-m", f"tunesmith.job.services.{module}", str(record)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root / "src"), "API_KEY": ""},

@@ -105,7 +105,7 @@ def test_reopening_tells_a_reason_once_and_ends_where_trying_cannot_help(
             return len((remote.config.parent / "tries").read_text().splitlines())
 
         def take_it() -> None:
-            until = time.monotonic() + 10
+            until = time.monotonic() + 60
             while attempts() < 4 and time.monotonic() < until:
                 time.sleep(0.005)
             other.bind(("127.0.0.1", way.here))
@@ -117,6 +117,30 @@ def test_reopening_tells_a_reason_once_and_ends_where_trying_cannot_help(
             reopen(way, told.append)
         thief.join()
     assert len(told) == 1 and told[0].endswith("; connecting again")
+
+
+def test_a_port_that_another_has_taken_meanwhile_is_not_the_tunnel(remote: Remote) -> None:
+    way = Tunnel(remote, 7860, free_port(None))
+    begun = remote.config.parent / "begun"
+    remote.config.write_text(
+        "Host gpu1\n  HostName 127.0.0.1\n"
+        f"  ProxyCommand sh -c 'touch {begun}; sleep 2; echo Connection refused >&2'\n"
+    )
+    with socket.socket() as other:
+
+        def take_it() -> None:
+            until = time.monotonic() + 60
+            while not begun.exists() and time.monotonic() < until:
+                time.sleep(0.005)
+            other.bind(("127.0.0.1", way.here))
+            other.listen()
+
+        thief = threading.Thread(target=take_it)
+        thief.start()
+        with pytest.raises(TunesmithError):
+            way.open()
+        thief.join()
+    way.close()
 
 
 def data_folder(folder: Path, registry: object) -> Path:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 from tunesmith.core.errors import TunesmithError, UsageError
@@ -28,6 +29,8 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
 _FATAL = ("changed", "unpinned", "wrong_key")
 _OPEN_SECONDS = 40.0
 _PR_SET_PDEATHSIG = 1
+# The state in /proc/net/tcp (proc(5), net/tcp_states.h).
+_LISTENING = "0A"
 
 
 def free_port(wanted: int | None, usual: int | None = None) -> int:
@@ -109,7 +112,7 @@ class Tunnel:
         while time.monotonic() < deadline:
             if not self.alive():
                 raise self.error()
-            if self._answers():
+            if self._answers() and self._listens():
                 self._was_up = True
                 return
             time.sleep(0.05)
@@ -169,6 +172,26 @@ class Tunnel:
         with socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex((LOOPBACK, self.here)) == 0
+
+    def _listens(self) -> bool:
+        """Whether it is our ssh that has the port: another program may have been quicker.
+
+        Where the system does not tell (no /proc), whoever answers is taken for it.
+        """
+        assert self._ssh is not None
+        table, own = Path("/proc/net/tcp"), Path(f"/proc/{self._ssh.pid}/fd")
+        if not table.exists():
+            return True
+        inodes = {
+            fields[9]
+            for fields in map(str.split, table.read_text().splitlines()[1:])
+            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == self.here
+        }
+        try:
+            opened = {str(file.readlink()) for file in own.iterdir()}
+        except OSError:
+            return False  # it has ended meanwhile
+        return any(f"socket:[{inode}]" in opened for inode in inodes)
 
     def _said(self) -> str:
         if self._errors is None:
