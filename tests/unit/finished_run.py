@@ -72,8 +72,8 @@ def make(top: Path) -> Path:
     inputs.remember_model(run, request)
     for result, (phase, names) in RESULTS.items():
         for name in names:
-            manifest = name == "MANIFEST.json"
-            write(run / result / name, '{"files": {}}' if manifest else f"{result} {name}")
+            read = name in ("MANIFEST.json", "adapter_config.json")
+            write(run / result / name, '{"files": {}}' if read else f"{result} {name}")
         seals.seal(run, phase, (result,))
     for name in seals.FILES:
         write(run / name, "{}\n")

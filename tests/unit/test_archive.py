@@ -86,6 +86,8 @@ HOSTILE_TARS = [
     ([_file("evil/a"), _file("evil")], "file and a folder"),
     ([_file("evil\\..\\a")], "not a plain name"),
     ([_file("evil\na")], "not a plain name"),
+    ([_file("a\u202egpj.exe")], "not a plain name"),
+    ([_file("x" * 256)], "a name that is too long"),
     ([_file(".")], "no name"),
     ([_special("evil", tarfile.DIRTYPE), _file("evil")], "twice"),
 ]

@@ -106,6 +106,20 @@ def test_a_long_row_of_wide_characters_is_refused(tmp_path: Path) -> None:
     assert any("longer" in line for line in met(_CHECK, a_line(tmp_path / "rows.jsonl", begin)))
 
 
+@pytest.mark.parametrize("rows", [1, 3000], ids=["one row", "together"])
+def test_more_keys_than_columns_are_refused(tmp_path: Path, rows: int) -> None:
+    """Each was compared with each role of the entry: minutes for a million of them."""
+    count = 3000
+    file = tmp_path / "rows.json"
+    keys = [f"k{number}" for number in range(count)]
+    step = count // rows
+    file.write_text(
+        json.dumps([dict.fromkeys(keys[at : at + step], "") for at in range(0, count, step)])
+    )
+    said = [fault.message for fault in check_file(file, Entry(key="rows")).findings]
+    assert [line for line in said if "3000" in line and "at most 1000" in line]
+
+
 def test_a_long_row_below_the_cap_is_read(tmp_path: Path) -> None:
     row = {"instruction": "a" * 20_000_000, "input": "", "output": "b"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")

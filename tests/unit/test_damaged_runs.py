@@ -20,6 +20,7 @@ from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import foreign, queue
 from tunesmith.job.run.folder import COPY_FILE, RunFolder
 from tunesmith.job.run.manifest import PARTS, manifest
+from tunesmith.job.run.stored import DamagedError
 from tunesmith.job.run.watch import look
 from tunesmith.job.supervisor import agent, supervisor
 from tunesmith.report import page
@@ -251,6 +252,54 @@ def test_a_run_without_run_json_is_told_and_can_be_deleted(
     with pytest.raises(UsageError, match=r"run\.json is missing"):
         cli_run.merge(root, "local", RUN_ID, (), dry=True)
     cli_run.remove(root, "local", RUN_ID, dry=False)
+
+
+def test_a_run_that_cannot_be_looked_into_does_not_hide_the_others(
+    root: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(runs / RUN_ID)
+    (run.path / COPY_FILE).unlink()
+    write_json(run.status_file, {"run_id": RUN_ID, "state": "running"})
+    run.lock_file.unlink(missing_ok=True)
+    run.lock_file.symlink_to(run.lock_file)  # opening it fails
+    cli_run.list_runs(root, "local", as_json=False)
+    said = capsys.readouterr().out
+    assert f"{run.lock_file}: cannot be read" in said.replace("\n", "")
+    assert GOOD in said
+
+
+def aliases(levels: int) -> str:
+    """YAML of a few lines that stands for 9 ** levels values."""
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels + 1)]
+    return "\n".join([*lines, f"adapter_name_or_path: *a{levels}", ""])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("config.yaml", aliases(9), "more than 1000000 values"),
+        ("config.yaml", "a: &a [*a]\n", "nested too deeply"),
+        ("config.yaml", "a: 1\n" + "#" * (2 << 20), "bytes long"),
+        ("config.yaml", 'default_system: "\\ud800"\n', "half a character"),
+        ("run.json", '{"title": "\\ud800"}', "half a character"),
+        ("run.json", '{"title": "\\ud83d\\ude00"}', ""),
+        ("run.json", json.dumps({"overrides": {"x": "[" * 200 + "]" * 200}}), ""),
+        ("run.json", '{"overrides": {"x": ' + "[" * 200 + "]" * 200 + "}}", "nested too deeply"),
+    ],
+)
+def test_a_value_that_cannot_be_written_out_is_refused(
+    tmp_path: Path, name: str, content: str, why: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / name).write_text(content)
+    read = run.config if name == "config.yaml" else run.request
+    if not why:
+        read()
+        return
+    with pytest.raises(DamagedError, match=why):
+        read()
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(runs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -418,3 +419,15 @@ def test_a_new_prediction_records_its_rows_anew(top: Path, monkeypatch: pytest.M
     integrity.check(run.path, "predict", silent)
     with pytest.raises(UsageError, match="changed since run run was made"):
         integrity.check(run.path, "train", silent)
+
+
+@pytest.mark.parametrize("use", ["after", "merge", "proof", "predict", integrity.ADAPTER])
+@pytest.mark.parametrize("key", ["auto_mapping", "megatron_config"])
+def test_an_adapter_that_names_code_is_not_loaded(top: Path, use: str, key: str) -> None:
+    """Sealed as it is: so a host can send it."""
+    run = top / "runs" / "run"
+    file = run / "output" / "adapter_config.json"
+    write(file, json.dumps({"peft_type": "LORA", key: {"x": 1}, "megatron_core": "antigravity"}))
+    seals.seal(run, "train", ("output",))
+    told = refused(lambda: integrity.check(run, use, silent), file)
+    assert f"{key} is set, which names code" in told

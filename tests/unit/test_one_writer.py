@@ -297,3 +297,12 @@ def test_an_open_folder_is_closed(tmp_path: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     assert stat.S_IMODE(private_folder(folder).stat().st_mode) == 0o700
+
+
+def test_a_folder_of_all_users_is_not_closed(tmp_path: Path) -> None:
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    with pytest.raises(UsageError, match=r"shared by all users.*TUNESMITH_HOME"):
+        private_folder(shared)
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777

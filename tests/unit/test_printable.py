@@ -32,7 +32,7 @@ CLIPBOARD = "\x1b]52;c;dG91Y2ggQ0FOQVJZ\x07"
         ("\x1bPq#0\x1b\\a\x1bcb\x1b(Bc", "abc"),
         ("a\x7f\x08\x07\x00b", "ab"),
         ("one\r\ntwo\rthree\tx\n", "one\ntwo\nthree\tx\n"),
-        ("\u202egpj.exe\u2066\u200f", "gpj.exe"),
+        ("\u202egpj.exe\u2066\u200f\u206a\u206f", "gpj.exe"),
         ("\x1b]52;c;" + "A" * 9000, "]52;c;" + "A" * 9000),
         ("\x1b\x1b[2J\x1b", ""),
         ("\ud800x", "x"),

@@ -14,6 +14,7 @@ from invoke.parser import Parser, ParserContext
 from rich.console import Console
 
 from tests.unit.run_folder import build_run
+from tunesmith.cli import report as cli_report
 from tunesmith.core.errors import UsageError
 from tunesmith.report.compare import compare, comparison_table, write_comparison
 
@@ -115,6 +116,14 @@ def test_runs_are_named_as_words_after_compare() -> None:
     assert task.name == "report"
     assert task.args.compared.value == ["20260114-093005-x", "demo", "third"]
     assert task.args.language.value == "zh"
+
+
+def test_a_page_of_many_runs_has_a_name_that_a_file_can_have() -> None:
+    assert cli_report.page_name(["a", "b"]) == "a+b.html"
+    many = [f"{number}".rjust(80, "r") for number in range(9)]
+    names = {cli_report.page_name(many), cli_report.page_name(many[::-1])}
+    assert len(names) == 2
+    assert max(map(len, names)) < 200
 
 
 def test_without_compare_a_word_is_the_next_task() -> None:

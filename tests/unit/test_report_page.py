@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from tests.unit.run_folder import CONFIG, RUN_ID, SHA, answers, build_run
 from tunesmith.core.errors import UsageError
+from tunesmith.core.printable import CONTROLS
 from tunesmith.report import i18n, page, record, sections
 from tunesmith.report.curve import read_curve
 from tunesmith.report.page import write_report
@@ -91,6 +94,54 @@ def test_markdown_holds_the_same_and_no_markup_of_others(run: Path) -> None:
     table = [line for line in text.splitlines() if line.startswith("| ") and "ROUGE" in line]
     assert table
     assert {line.count("|") for line in table} == {4}
+
+
+def test_no_text_of_others_is_markup_of_the_markdown(run: Path) -> None:
+    """Whatever a pulled run says of itself: a page of Markdown is opened by others, too."""
+    evil = "x` ``` ![p](https://evil/p) |\r\n\r\n# y\n```\n<img src=x>\x1b[2J\u202e"
+    request = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    request |= dict.fromkeys(("title", "created", "config_file"), evil)
+    request["price"] = {"per_hour": 1, "currency": evil}
+    request["overrides"] = {evil: evil}
+    request["data"] = [{"key": evil, "file": evil, evil: evil}]
+    request["model"] |= {"name": evil, "files": {evil: {"size": 1, "sha256": evil}}}
+    proof = json.loads((run / "proof.json").read_text(encoding="utf-8"))
+    proof["checks"].append({"name": evil, "passed": True, "detail": evil})
+    proof["files"] = {evil: {"size": 1, "sha256": evil}}
+    parity = json.loads((run / "parity.json").read_text(encoding="utf-8"))
+    parity |= {"ends": [evil], "corrected": [{"file": evil}]}
+    status = {"run_id": RUN_ID, "state": "failed", "failure": evil, "message": evil}
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ended = {"event": "phase_ended", "phase": evil, "state": evil, "seconds": 1}
+    lines += [json.dumps({"time": 1783383005, **ended})]
+    (run / "events.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (run / "config.yaml").write_text(yaml.safe_dump({evil: evil}), encoding="utf-8")
+    for name, value in (
+        *(("run.json", request), ("proof.json", proof), ("parity.json", parity)),
+        *(("status.json", status), ("versions.json", {evil: evil})),
+    ):
+        (run / name).write_text(json.dumps(value), encoding="utf-8")
+    for name in ("before.jsonl", "after.jsonl"):
+        row = {"prompt": evil, "answer": evil, "set": evil, "expect": evil, "met": True}
+        (run / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    found = record.read_record(run)
+    text = page.markdown(found, read_curve(found.events))
+
+    assert text.count("evil/p") > 20
+    assert CONTROLS.search(text) is None
+    assert CONTROLS.search(page.render(found, read_curve(found.events), ("", ""))) is None
+    seen = Shown(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
+    assert seen.links == [("img", "training_loss.png")]
+    assert [word for word in seen.words if word.strip() == "y"] == []
+
+
+def test_a_loss_of_nothing_has_no_change_in_percent() -> None:
+    assert [sections.percent(*of) for of in ((0.0, 1.0), (math.nan, 1.0), (1e-320, 1.0))] == [
+        "–",
+        "–",
+        "–",
+    ]
+    assert sections.percent(2.0, 1.0) == "−50%"
 
 
 def test_the_guard_set_has_its_own_place(run: Path) -> None:

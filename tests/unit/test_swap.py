@@ -114,6 +114,16 @@ def test_a_recovery_that_is_killed_is_taken_up_again(
             content(final)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{", "\0" * 20])
+def test_a_damaged_journal_leaves_the_old_one(tmp_path: Path, content: str) -> None:
+    old = make(tmp_path / "runs" / ".r.swap.old", "old")
+    (tmp_path / "runs" / ".r.swap.json").write_text(content)
+    swap.recover(tmp_path / "runs")
+    assert not old.exists()
+    assert list(tmp_path.glob("runs/.*.json")) == []
+    assert (tmp_path / "runs" / "r").is_dir()
+
+
 def test_a_first_one_needs_no_swap_and_an_error_is_none_of_a_kind(tmp_path: Path) -> None:
     swap.put_in_place(make(tmp_path / "fresh", "new"), tmp_path / "runs/r")
     assert content(tmp_path / "runs/r") == "new"

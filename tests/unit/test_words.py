@@ -87,3 +87,15 @@ def test_a_disk_that_takes_nothing_is_named_in_one_line() -> None:
     assert ended.value.code == 1
     assert ended.value.message.startswith("/no/such: its disk is full (No space left on device; ")
     assert "\n" not in ended.value.message
+
+
+def test_a_file_system_without_locks_is_told_in_one_line() -> None:
+    @door()
+    def write(_c: Context) -> None:
+        """Write."""
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with pytest.raises(Exit) as ended:
+        write(Context())
+    assert ended.value.code == 1
+    assert "gives no locks" in ended.value.message

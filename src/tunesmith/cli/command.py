@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 from collections.abc import Callable
@@ -17,6 +18,11 @@ from tunesmith.core.patching import Patch
 from tunesmith.job.system import disk
 
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*=")
+# The error does not say which file: locks are taken by a descriptor.
+_NO_LOCKS = (
+    "a file system gives no locks, without which two commands could write one file: is it a "
+    "network disk? TUNESMITH_HOME names another place for .tunesmith"
+)
 _RUN = re.compile(r"^\w[\w.-]*$")
 
 
@@ -127,6 +133,8 @@ def door(**options: Any) -> Callable[[Callable[..., None]], Any]:
             except TunesmithError as error:
                 raise Exit(error.render(), code=error.exit_code) from None
             except OSError as error:
+                if error.errno == errno.ENOLCK:
+                    raise Exit(_NO_LOCKS, code=1) from None
                 if not disk.refused(error):
                     raise
                 told = disk.explain(error, Path.cwd())

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from tunesmith.cli.console import console, say
 from tunesmith.core.errors import UsageError
+from tunesmith.core.files import short_digest
 from tunesmith.project import Project
 from tunesmith.targets import factory
+
+# Of a page's name: with a suffix of ours it must fit into the 255 bytes of a file's.
+_LONGEST = 200
 
 
 def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path:
@@ -22,11 +26,18 @@ def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path
     found = [target.find(name) for name in names]
     folders = [target.results(name) for name in found]
     page = write_comparison(
-        folders, project.folder("comparisons") / f"{'+'.join(found)}.html", language=language
+        folders, project.folder("comparisons") / page_name(found), language=language
     )
     console.print(comparison_table(folders, language=language))
     say(f"comparison: {page}")
     return page
+
+
+def page_name(runs: Sequence[str]) -> str:
+    """Return the file name of a comparison of runs: their ids, as far as a file's name can hold
+    them all."""
+    name = "+".join(runs)
+    return f"{name if len(name) <= _LONGEST else f'{runs[0]}+{short_digest(runs)}'}.html"
 
 
 def export(

@@ -21,9 +21,11 @@ from typing import IO
 from tunesmith.core.bounded import kind_fault, open_plain
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes
+from tunesmith.core.printable import printable
 
 _PIECE = 1 << 20
 _MAX_NAME = 1024
+_LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
 # Of a header that says more about a file (a long name): read whole, before anything is judged.
 _MAX_EXTENDED = 64 << 10
 # Of a zip's list of files, which is read whole, too.
@@ -211,8 +213,10 @@ def _name_fault(name: str) -> str:
         return "is an absolute name"
     if ".." in name.split("/"):
         return "leads out of the folder"
-    if "\\" in name or any(ord(letter) < 32 for letter in name) or len(name) > _MAX_NAME:
+    if "\\" in name or printable(name) != name or "\n" in name or "\t" in name:
         return "is not a plain name"
+    if len(name) > _MAX_NAME or any(len(p.encode()) > _LONGEST_NAME for p in name.split("/")):
+        return "has a name that is too long"
     return ""
 
 

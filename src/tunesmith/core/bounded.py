@@ -21,6 +21,8 @@ MOST_BYTES = 64 << 20
 MOST_OF_YAML = 2 << 20
 # Of one line or one row of data.
 LONGEST_ROW = 32 << 20
+# Keys of a row, and of all rows together: each becomes a column of a table.
+MOST_COLUMNS = 1000
 # No data and no config are nested half as deep; readers end at some hundreds.
 DEEPEST = 100
 _COUNTED = 100_000

@@ -8,12 +8,14 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.bounded import open_plain
+from tunesmith.core.errors import UsageError
 
 # A file system, or a kernel, that cannot: NFS refuses a lock on a folder opened to be read.
 _NO_FOLDER_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES)
@@ -68,11 +70,17 @@ def held(lock: Path, waiting: Callable[[str], None]) -> Iterator[int]:
 def private_folder(folder: Path) -> Path:
     """Make a folder that only its owner can look into; one of ours that is open is closed.
 
-    Returns it. One that belongs to somebody else (a volume of a container) stays as it is.
+    Returns it. One that belongs to somebody else (a volume of a container) stays as it is. Raises
+    UsageError for one that others use too, as /tmp: closing it would take their files from them.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     there = folder.stat()
     if there.st_mode & 0o077 and os.geteuid() in (0, there.st_uid):
+        if there.st_mode & stat.S_ISVTX:
+            raise UsageError(
+                f"{folder} is shared by all users of this machine, and would be closed to them; "
+                f"let TUNESMITH_HOME name a folder of its own, as {folder / 'tunesmith'}"
+            )
         folder.chmod(0o700)
     return folder
 

@@ -21,7 +21,7 @@ SEQUENCES = re.compile(
 # writing direction; separators that some programs take for a new line; lone surrogates, which
 # no stream can encode.
 CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]"
 )
 _ENDS = re.compile(r"\r\n?")
 

@@ -59,15 +59,23 @@ def recover(folder: Path) -> None:
     with _alone(folder):
         for journal in _journals(folder):
             final = folder / journal.name[1 : -len(_JOURNAL)]
-            fresh, old = Path(str(read_json(journal)["fresh"])), _hidden(final, _OLD)
+            old = _hidden(final, _OLD)
             # The journal was written when `fresh` was whole.
-            candidates = [path for path in (fresh, old) if path.exists()]
+            candidates = [path for path in (*_named(journal), old) if path.exists()]
             if candidates and not final.exists():
                 candidates[0].rename(final)
                 fsync_folder(folder)
             journal.unlink()
             if final.exists():
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _named(journal: Path) -> list[Path]:
+    """Return the folder that a journal names; of a damaged one none, and the old one stays."""
+    try:
+        return [Path(str(read_json(journal)["fresh"]))]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tunesmith.core.bounded import MOST_COLUMNS
 from tunesmith.dataset.entry import ROLES, TAG_DEFAULTS, Entry
 from tunesmith.dataset.reading import Piece
 from tunesmith.dataset.report import Finding, Severity
@@ -51,6 +52,9 @@ class Place:
 def similar(key: str, wanted: str) -> bool:
     """Whether `key` looks like a misspelling of `wanted`."""
     a, b = key.strip().casefold(), wanted.casefold()
+    # No ratio is above what the lengths alone allow: most keys need no closer look.
+    if 2 * min(len(a), len(b)) < 0.8 * (len(a) + len(b)):
+        return False
     return a == b or difflib.SequenceMatcher(None, a, b).ratio() >= 0.8
 
 
@@ -114,6 +118,9 @@ def check_columns(shapes: Shapes, entry: Entry, stage: str, again: str) -> list[
     """
     findings = list(_check_names(entry, again))
     first = shapes.first()
+    if len(first) > MOST_COLUMNS:
+        message = f"the rows have {len(first)} different keys, at most {MOST_COLUMNS} are read"
+        return [*findings, Finding("error", message, "is it data? each key becomes a column")]
     needed = needed_roles(entry, stage)
     used = [(role, entry.column(role)) for role in entry.used_roles()]
     known = {column for _, column in used if column}

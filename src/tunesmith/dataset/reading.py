@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tunesmith.core.bounded import LONGEST_ROW, kind_fault, open_plain
+from tunesmith.core.bounded import LONGEST_ROW, MOST_COLUMNS, kind_fault, open_plain
 from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
@@ -95,9 +95,9 @@ class Reader:
                 for file in files:
                     self._digest.update(file.name.encode() if folder else b"")
                     with open_plain(file) as stream:
-                        yield from self._json(file, stream, file.name if folder else None)
+                        yield from _narrow(self._json(file, stream, file.name if folder else None))
             else:
-                yield from self._table(files)
+                yield from _narrow(self._table(files))
             self.sha256 = self._digest.hexdigest()
         except FileNotFoundError:
             near = sorted(p.name for p in self.path.parent.glob("*.json*") if p.is_file())
@@ -105,7 +105,7 @@ class Reader:
             self._unread("no such file", f"correct the name, or put the file there{there}")
         except OSError as error:
             self._unread(f"cannot be read: {error.strerror}", "mend its path or permissions")
-        except _LongLineError as error:
+        except (_LongLineError, _WideRowError) as error:
             self._unread(error.told, error.fix, error.file)
 
     def _unread(self, message: str, fix: str, file: str | None = None) -> None:
@@ -330,6 +330,25 @@ class _LongLineError(Exception):
         self.told = f"line {line} is longer than {human_bytes(LONGEST_ROW)}"
         self.fix = "is it data? one row, or one document, has to be shorter: split it"
         self.file = file
+
+
+class _WideRowError(Exception):
+    """A row that has more than MOST_COLUMNS keys: reading goes no further."""
+
+    def __init__(self, row: Row, keys: int, file: str | None) -> None:
+        super().__init__(row)
+        self.told = f"row {row.number} has {keys} keys, at most {MOST_COLUMNS} are read"
+        self.fix = "is it data? each key becomes a column"
+        self.file = file
+
+
+def _narrow(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield the pieces, up to a row of more columns than any data set has."""
+    for piece in pieces:
+        for row in piece.rows:
+            if isinstance(row.value, dict) and len(row.value) > MOST_COLUMNS:
+                raise _WideRowError(row, len(row.value), piece.file)
+        yield piece
 
 
 def _batch_of(stream: BinaryIO, name: str | None, lines: int) -> bytes:

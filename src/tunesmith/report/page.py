@@ -12,6 +12,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from tunesmith.core.files import human_bytes, write_text
+from tunesmith.core.printable import printable
 from tunesmith.report import sections
 from tunesmith.report.curve import Curve, read_curve
 from tunesmith.report.diagnosis import diagnose, facts_of
@@ -58,10 +59,23 @@ def markdown(record: Record, curve: Curve, language: str = "en") -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+def _shown(value: object) -> object:
+    """What a page shows of a value: people print pages to terminals, too."""
+    return printable(value) if type(value) is str else value
+
+
 def _cell(value: object) -> str:
     """Other people's text in a cell of a Markdown table: no markup of its own, one line."""
-    text = re.sub(r"([\\`*_\[\]|])", r"\\\1", str(value).strip())
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", "<br>")
+    text = re.sub(r"([\\`*_\[\]|])", r"\\\1", printable(str(value)).strip())
+    return "<br>".join(text.replace("&", "&amp;").replace("<", "&lt;").splitlines())
+
+
+def _code(value: object) -> str:
+    """Other people's text as Markdown's code, in a table too: it cannot end its own fence."""
+    text = " ".join(printable(str(value)).split()).replace("|", r"\|")
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"
 
 
 @cache
@@ -73,12 +87,18 @@ def template(name: str) -> Template:
         autoescape=name.endswith(".html.j2"),
         # Any key of any file may be absent: its place stays empty.
         undefined=ChainableUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        cell=_cell, bytes=human_bytes, duration=sections.duration, figure=_figure
+        cell=_cell,
+        code=_code,
+        printable=printable,
+        bytes=human_bytes,
+        duration=sections.duration,
+        figure=_figure,
     )
     return environment.get_template(name)
 

@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.job.run import integrity, records, seals
 from tunesmith.job.run.folder import RunFolder, damaged_lines, read_events
 from tunesmith.job.run.shapes import Check
-from tunesmith.job.run.stored import DamagedError, parse_json, read_object
+from tunesmith.job.run.stored import DamagedError, parse_json, read_object, read_plain
 
 Row = dict[str, Any]
 
@@ -190,7 +190,7 @@ def _read_answers(path: Path) -> list[Row]:
     """Return the rows of a file of answers. Raises ValueError naming a line that is none."""
     rows = []
     # What stands behind the last line's end was being written.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(read_plain(path, "").split(b"\n")[:-1], 1):
         if not line.strip(b"\0 \r"):
             continue
         try:

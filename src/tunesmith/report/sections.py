@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -337,8 +338,11 @@ def duration(seconds: float) -> str:
 
 
 def percent(before: float, after: float) -> str:
-    """The relative change in whole percent, with a true minus sign."""
-    change = round((after / before - 1) * 100)
+    """The relative change in whole percent, with a true minus sign; a dash where there is none."""
+    share = after / before if before else math.inf
+    if not math.isfinite(share):
+        return "–"
+    change = round((share - 1) * 100)
     return f"{'−' if change < 0 else '+'}{abs(change)}%"
 
 

@@ -158,7 +158,7 @@ class LocalTarget:
     def runs(self) -> list[dict[str, Any]]:
         """Return the status of every run, oldest first."""
         for folder in listing.folders(self._project.runs):
-            with contextlib.suppress(TunesmithError):  # damaged: the list shows it
+            with contextlib.suppress(TunesmithError, OSError):  # damaged: the list shows it
                 foreign.ensure(RunFolder(folder))
         return [run | {"on": self.name} for run in listing.list_runs(self._project.runs)]
 

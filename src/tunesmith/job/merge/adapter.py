@@ -7,7 +7,6 @@ shape [rank, in_features], and `lora_B.weight`, shape [out_features, rank].
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +17,8 @@ from typing import Any
 from tunesmith.basemodel.files import Shapes, pickles, tensor_shapes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json
+from tunesmith.job.run.adapters import ADAPTER_CONFIG, refuse_code
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # What transformers' trainer leaves beside the weights.
@@ -83,15 +82,12 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Shapes]:
         config = read_json(config_file)
     except FileNotFoundError:
         raise UsageError(f"{config_file}: missing: copy the adapter folder again") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{config_file}: not JSON ({error}): copy the folder again") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UsageError(f"{config_file}: peft_type is {kind!r}, 'LORA' expected")
-    # PEFT imports the modules these name.
-    for key in ("auto_mapping", "megatron_config"):
-        if config.get(key):
-            raise UsageError(f"{config_file}: {key} is set, which names code: no adapter of ours")
+    refuse_code(folder)
     # Reward runs keep a value_head.safetensors beside it, which is no part of the adapter.
     shapes = tensor_shapes(folder)
     tensors = {name: found for name, found in shapes.items() if name.startswith(_PREFIX)}

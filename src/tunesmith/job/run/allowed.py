@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from tunesmith.core.bounded import MOST_OF_YAML
 from tunesmith.job.run.folder import MERGED
 
 RECORD = "record"
@@ -60,6 +61,7 @@ _WHOLE_NAMES = ("Modelfile", "README.md", "LICENSE", "NOTICE")
 _LARGEST = (
     ((".safetensors", ".gguf"), 4 << 40),
     ((".jsonl", ".log", ".csv"), 8 << 30),
+    ((".yaml",), MOST_OF_YAML),
     ((), 64 << 20),
 )
 # What lies in a run folder as a rule and is not for others: our own pages (each machine makes

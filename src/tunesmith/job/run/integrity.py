@@ -16,6 +16,7 @@ from tunesmith.core.files import human_bytes
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, seals
 from tunesmith.job.run import manifest as run_manifest
+from tunesmith.job.run.adapters import refuse_code
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.seals import ANSWERS, REQUEST, Tell
 from tunesmith.job.system import disk
@@ -91,6 +92,12 @@ def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
         say(_told(run_dir, found.unsealed))
     if use == "proof":
         seals.check_files(run_dir, ("merged/MANIFEST.json",))
+    if use in _ANY_MODEL:
+        loaded = request.get("predict") or {} if use == "predict" else config
+        for name in run_config.starting_adapters(loaded):
+            refuse_code(Path(name))
+    if "output" in results:
+        refuse_code(run_manifest.output_of(folder))
 
 
 def _of_the_run(run_dir: Path, request: Mapping[str, Any]) -> bool:

@@ -23,7 +23,14 @@ def folders(runs: Path) -> list[Path]:
         found = sorted(path for path in runs.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
         return []
-    return [path for path in found if any((path / mark).is_file() for mark in _MARKS)]
+    return [path for path in found if _is_run(path)]
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return any((folder / mark).is_file() for mark in _MARKS)
+    except OSError:
+        return True  # what cannot be looked into is shown as damaged
 
 
 def find(runs: Path, run_id: str | None) -> RunFolder:
@@ -61,6 +68,9 @@ def list_runs(runs: Path) -> list[dict[str, Any]]:
             found.append(run.status() | shown | {"path": str(folder)})
         except TunesmithError as error:
             found.append(_damaged(run, error.message))
+        except OSError as error:
+            why = f"{error.filename or folder}: cannot be read ({error.strerror})"
+            found.append(_damaged(run, why))
     return sorted(found, key=lambda item: (item["created"], item["run_id"]))
 
 
@@ -69,7 +79,7 @@ def _asked_at(folder: Path) -> float:
     for mark in _MARKS:
         try:
             return (folder / mark).stat().st_mtime
-        except FileNotFoundError:
+        except OSError:
             continue
     return 0.0
 

@@ -74,12 +74,13 @@ def read(run_dir: Path) -> dict[str, dict[str, Any]]:
     try:
         value = read_json(file)
         files: dict[str, dict[str, Any]] = value["files"]
-        if value["version"] != _VERSION:
+        if isinstance(value["version"], int) and value["version"] > _VERSION:
             raise UsageError(
                 f"{file}: made by a newer version of tunesmith (format {value['version']}); "
                 "update this one"
             )
-        whole = value["sha256"] == _digest(files) and all(map(_well_formed, files.items()))
+        whole = value["version"] == _VERSION and value["sha256"] == _digest(files)
+        whole = whole and all(map(_well_formed, files.items()))
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

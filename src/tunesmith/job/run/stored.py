@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.bounded import DEEPEST, MOST_OF_YAML
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.shapes import Check
 
-# No JSON or YAML file of a run comes near it.
+# No JSON file of a run comes near it.
 LARGEST = 64 * 1024 * 1024
+# Aliases of YAML let a few lines stand for more values than any memory holds.
+_MOST_VALUES = 1_000_000
+_HALF = re.compile(r"\\[uU](?:0000)?[dD][89a-fA-F]")
 
 
 class DamagedError(UsageError):
@@ -45,9 +50,10 @@ def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
     """Return the mapping of a YAML file; raises as `read_object` does."""
     import yaml  # here: who reads no YAML must not wait for it
 
-    content = read_plain(path, remedy)
+    content = read_plain(path, remedy, MOST_OF_YAML)
     try:
-        value = yaml.safe_load(content.decode())
+        text = content.decode()
+        value = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"not UTF-8 at byte {error.start}", remedy) from None
     except RecursionError:
@@ -57,6 +63,10 @@ def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:120]
         raise DamagedError(path, f"not YAML{place}: {problem}", remedy) from None
+    if fault := _extent_fault(value):
+        raise DamagedError(path, fault, remedy)
+    if _HALF.search(text) and not _is_writable(value):
+        raise DamagedError(path, "holds half a character", remedy)
     return _checked(path, value, check, remedy)
 
 
@@ -69,16 +79,49 @@ def parse_json(content: bytes) -> Any:
     if not text.strip("\0 \n"):
         raise ValueError("empty")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         at = len(text[: error.pos].encode())
         raise ValueError(f"not JSON at byte {at}: {error.msg}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    # Of few lists and objects none is deep.
+    if text.count("[") + text.count("{") > DEEPEST and (fault := _extent_fault(value)):
+        raise ValueError(fault)
+    if _HALF.search(text) and not _is_writable(value):
+        raise ValueError("holds half a character")
+    return value
 
 
-def read_plain(path: Path, remedy: str) -> bytes:
-    """Return the bytes of a plain file; raises as `read_object` does for anything else.
+def _is_writable(value: Any) -> bool:
+    """Whether UTF-8 can hold the texts of a value: escapes can spell half a character."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _extent_fault(value: Any) -> str:
+    """Return why a value is more than may be walked through and written out, "" if it is not."""
+    level, count = [value], 0
+    for _ in range(DEEPEST + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, (dict, list)):
+                count += len(item)
+                if count > _MOST_VALUES:
+                    return f"more than {_MOST_VALUES} values"
+                below += item.values() if isinstance(item, dict) else item
+        if not below:
+            return ""
+        level = below
+    return "nested too deeply"
+
+
+def read_plain(path: Path, remedy: str, most: int = LARGEST) -> bytes:
+    """Return the bytes of a plain file, `most` at most; raises as `read_object` does for
+    anything else.
 
     A symbolic link to a plain file is one, as everywhere; a pipe would be waited for.
     """
@@ -94,9 +137,9 @@ def read_plain(path: Path, remedy: str) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise DamagedError(path, "not a plain file", remedy)
-            if status.st_size > LARGEST:
+            if status.st_size > most:
                 raise DamagedError(path, f"{status.st_size} bytes long", remedy)
-            return stream.read(LARGEST)
+            return stream.read(most)
         except OSError as error:
             raise DamagedError(path, f"cannot be read ({error.strerror})", remedy) from None
 
