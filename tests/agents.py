@@ -125,7 +125,7 @@ class Agent:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         for pid in pids:
-            self.wait(lambda pid=pid: _state(pid) in "TXZ", f"the halt of process {pid}")
+            self.wait(lambda pid=pid: _halted(pid), f"the halt of process {pid}")
 
     def processes(self, run_id: str) -> list[int]:
         """Return the pids of a run's supervisor and of all below it, parents first."""
@@ -141,6 +141,18 @@ class Agent:
 
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _halted(pid: int) -> bool:
+    """Whether a process does nothing more. One that waits for its vfork's child (D) cannot even
+    be stopped while that child is."""
+    if _state(pid) != "D":
+        return _state(pid) in "TXZ"
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return True
+    return any(_state(int(child)) == "T" for child in children)
 
 
 def _state(pid: int) -> str:
