@@ -13,6 +13,8 @@ from tunesmith.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["replica_fixtures"]
+# Run inside the training environment (tests/e2e/test_training_side.py).
+collect_ignore = ["training"]
 
 # A shell that starts us in the background has Ctrl-C ignored, and so would the programs under
 # test that are stopped by it.
