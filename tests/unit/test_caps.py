@@ -120,6 +120,15 @@ def test_more_keys_than_columns_are_refused(tmp_path: Path, rows: int) -> None:
     assert [line for line in said if "3000" in line and "at most 1000" in line]
 
 
+def test_of_a_run_of_commas_the_first_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "commas.json"
+    file.write_text("[" + ", \n" * 100_000)
+    told = [finding.message for finding in check_file(file).findings]
+    assert told[0] == "a comma too many"
+    # One more where the window of a long text ends in the run.
+    assert len(told) < 10 and told[-1] == "the file ends inside the list"
+
+
 def test_a_long_row_below_the_cap_is_read(tmp_path: Path) -> None:
     row = {"instruction": "a" * 20_000_000, "input": "", "output": "b"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")

@@ -17,6 +17,7 @@ from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding
 from tunesmith.dataset.syntax import excerpt, explain, kind_of
 
+_COMMAS = re.compile(r"(?:\s*,)+")
 _SPACE = re.compile(r"[ \t\r\n]*")
 # Strings are skipped whole. JSON allows no line break in one, so a string that is not
 # closed misleads the search on its own line only.
@@ -219,7 +220,10 @@ class Scan:
                     self._fault(position, told, "put [ and ] around all rows, or delete the commas")
                     self.commas_told = True
                 elif self.listed and not row_before:
+                    # Of a run of them the first is told, and none looked at again.
                     self._fault(position, "a comma too many", "delete it")
+                    run = _COMMAS.match(self.text, position)
+                    position = run.end() - 1 if run else position
                 position, row_before, comma_before = position + 1, False, True
                 continue
             number += 1
