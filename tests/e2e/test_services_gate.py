@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
+from tunesmith.core.files import read_json, write_json
 from tunesmith.job.services.manager import PATHS, Service
 from tunesmith.job.services.process_tree import descendants
 from tunesmith.project import Project
@@ -114,4 +115,8 @@ def test_the_api(start: Callable[..., Service], tiny_model: Path, tmp_path: Path
     run = build_run(tmp_path / "runs")
     config = CONFIG | {"model_name_or_path": str(tiny_model)}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    # What is served is compared with the record: of the model that is there.
+    request = read_json(run / "run.json")
+    request["model"] |= {"path": str(tiny_model), "files": {}}
+    write_json(run / "run.json", request)
     assert_guarded(start("api", run=RUN_ID, serves={"what": "base"}))
