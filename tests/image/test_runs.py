@@ -63,10 +63,10 @@ def test_a_run_in_the_image_equals_one_here(
         ("merge",),
         ("predict", "--config", str(here / "predict.yaml"), "--run", "RUN", *common[1:]),
     ):
-        ours = sorted((tmp_path / "home/runs").glob("*"))
+        ours = sorted((tmp_path / "home/runs").glob("[!.]*"))
         done = built.inv(*(ours[0].name if word == "RUN" else word for word in words), **home)
         assert done.returncode == 0, done.stdout + done.stderr
-    other = RunFolder(only(sorted((tmp_path / "home/runs").glob("*"))))
+    other = RunFolder(only(sorted((tmp_path / "home/runs").glob("[!.]*"))))
 
     assert losses(run) == losses(other)
     assert len(losses(run)) == 6
@@ -137,7 +137,7 @@ def test_on_container(built: Built, tiny_model: Path, tmp_path: Path) -> None:
     done = built.inv("train", *on, "--config", config, "--no-attach", *words, **home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the Docker engine has no NVIDIA runtime, so the CPU does it" in done.stdout
-    run = RunFolder(only(sorted((tmp_path / "home/runs").glob("*"))))
+    run = RunFolder(only(sorted((tmp_path / "home/runs").glob("[!.]*"))))
     labels = {"label": f"tunesmith.run={run.run_id}"}
     container = built.client.containers.list(filters=labels)[0]
     check_hardened(container.attrs)
