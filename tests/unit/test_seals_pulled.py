@@ -44,6 +44,14 @@ def test_seals_come_with_the_results(sealed: Host) -> None:
     seals.check(folder, seals.FOLDERS)
 
 
+def test_what_a_pull_leaves_on_the_host_is_not_missed(host: Host) -> None:
+    (host.there / "r/output/training_args.bin").write_bytes(b"a pickle")
+    seals.seal(host.there / "r", "train", (*seals.FOLDERS, "proof.json"))
+    folder = host.pull("r", PARTS)
+    assert not (folder / "output/training_args.bin").exists()
+    seals.check(folder, seals.FOLDERS)
+
+
 def test_a_result_that_is_not_the_sealed_one_is_not_taken(sealed: Host) -> None:
     sealed.pull("r", ["adapter"])
     flip(sealed.there / "r" / WEIGHTS)

@@ -26,6 +26,7 @@ from typing import Any
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import manifest as run_manifest
+from tunesmith.job.run.allowed import part_of_allowed
 from tunesmith.job.run.folder import COPY_FILE, MANIFEST, RunFolder, read_events
 
 SEALS = "seals.json"
@@ -264,7 +265,11 @@ def _counts(run_dir: Path, name: str, record: Record) -> bool:
 
     The request of a pulled run is made again here from the host's: the host's seal is of another.
     """
-    return part(name) not in REQUEST or record["phase"] == SETTLED or not _copy(run_dir)
+    if not _copy(run_dir):
+        return True
+    # What a pull leaves where it is (the trainer's pickle) is missed by nobody here.
+    own = part(name) not in REQUEST or record["phase"] == SETTLED
+    return own and part_of_allowed(name) is not None
 
 
 def _copy(run_dir: Path) -> bool:
