@@ -58,6 +58,7 @@ class Disk:
         """Take nothing from now on."""
         if self.way == "full":
             self.fill()
+            assert os.statvfs(self.folder).f_bavail == 0
         elif self.way == "eio":
             self._switch.write_text(str(errno.EIO))
         else:
@@ -83,7 +84,6 @@ class Disk:
                         pass
                 except OSError as error:
                     assert error.errno == errno.ENOSPC
-        assert os.statvfs(self.folder).f_bavail == 0
 
     def _mount(self, *options: str | Path) -> None:
         done = subprocess.run(["mount", *options, self.folder], capture_output=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from tunesmith.job.run import foreign
+from tunesmith.job.run.folder import RunFolder
 
 
 def lacking(what: str, remedy: str) -> NoReturn:
@@ -13,3 +17,12 @@ def lacking(what: str, remedy: str) -> NoReturn:
     if os.environ.get("TUNESMITH_REQUIRE_ALL"):
         pytest.fail(f"{what}; {remedy}", pytrace=False)
     pytest.skip(f"{what}; {remedy}")
+
+
+def as_fetched(run: Path, name: str) -> Path:
+    """Return where a file of a pulled run lies with the very bytes its host has.
+
+    What is written anew of checked fields lies beside in the host's own words.
+    """
+    kept = foreign.foreign_file(RunFolder(run), name)
+    return kept if kept.exists() else run / name

@@ -20,7 +20,7 @@ import pytest
 
 from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
-from support import lacking
+from support import as_fetched, lacking
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import sha256_of
 from tunesmith.plan.build import plan_merge, start_on_run
@@ -389,7 +389,8 @@ def test_a_host_is_powered_off_once_and_only_after_a_whole_pull(
     assert f"{PROVISIONED}: off; " in said
     pulled = json.loads((made.project.runs / "last" / "pulled.json").read_text())["files"]
     for name, record in pulled.items():
-        assert sha256_of(made.project.runs / "last" / name) == record["sha256"], name
+        file = as_fetched(made.project.runs / "last", name)
+        assert sha256_of(file) == record["sha256"], name
     assert len(power_offs.read_text().splitlines()) == 1
     deadline = time.monotonic() + 20
     while replica.running():

@@ -22,6 +22,7 @@ import pytest
 
 from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
+from support import as_fetched
 
 pytestmark = pytest.mark.host
 
@@ -184,7 +185,8 @@ def test_a_pull_is_complete_or_absent_though_the_line_is_cut(
     assert "merged/model.safetensors" in manifest
     for name, record in manifest.items():
         there = replica.sh(f"sha256sum {RUNS}/path/{name}").split()[0]
-        here = subprocess.run(["sha256sum", str(final / name)], capture_output=True, text=True)
+        file = as_fetched(final, name)
+        here = subprocess.run(["sha256sum", str(file)], capture_output=True, text=True)
         assert there == here.stdout.split()[0] == record["sha256"], name
     total = sum(record["size"] for record in manifest.values())
     assert _bytes_sent(replica) - sent <= 1.3 * total

@@ -122,7 +122,7 @@ def test_of_six_that_delete_a_run_one_does(tmp_path: Path, root: Path) -> None:
     told = at_once([lambda: LocalTarget(project).remove("r1")] * 6)
     assert told.count("") == 1
     for line in told:
-        assert line == "" or line.startswith(("run r1 is gone", "no run 'r1'")), line
+        assert line == "" or line.startswith(("error: run r1 is gone", "error: no run 'r1'")), line
         assert "\n" not in line
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
     assert list((tmp_path / "deleted").iterdir()) == []

@@ -55,7 +55,7 @@ def test_a_value_in_a_message_is_one_short_line() -> None:
 
 def test_an_error_is_printable_whatever_it_quotes() -> None:
     error = TunesmithError(f"gpu1: it says {CLIPBOARD}hello", [f"\x1b[2J{CLIPBOARD}x"])
-    assert error.render() == "gpu1: it says hello\n  x"
+    assert error.render() == "error: gpu1: it says hello\n  x"
     assert error.message == "gpu1: it says hello"
 
 

@@ -61,7 +61,7 @@ def test_a_word_is_no_task() -> None:
 def test_errors_become_lines_and_exit_codes() -> None:
     with pytest.raises(Exit) as misuse:
         train(Context(), config="c.yaml")
-    assert (misuse.value.code, misuse.value.message) == (2, "c.yaml: bad\n  more")
+    assert (misuse.value.code, misuse.value.message) == (2, "error: c.yaml: bad\n  more")
     with pytest.raises(Exit) as failed:
         other(Context())
     assert failed.value.code == 1
@@ -85,7 +85,9 @@ def test_a_disk_that_takes_nothing_is_named_in_one_line() -> None:
     with pytest.raises(Exit) as ended:
         write(Context())
     assert ended.value.code == 1
-    assert ended.value.message.startswith("/no/such: its disk is full (No space left on device; ")
+    assert ended.value.message.startswith(
+        "error: /no/such: its disk is full (No space left on device; "
+    )
     assert "\n" not in ended.value.message
 
 

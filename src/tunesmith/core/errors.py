@@ -15,20 +15,23 @@ from tunesmith.core.printable import printable
 class TunesmithError(Exception):
     """The work failed. Exit code 1.
 
-    `message` is the one line a person reads first: it names the file, row, key or
-    host, the value found, and the command that mends it. `detail` lines follow it.
+    `message` is the one line a person reads first: it names the file, row, key or host and the
+    value found. `detail` lines follow it. `hint` names the command that mends it, and only one
+    that does.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, detail: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, detail: Sequence[str] = (), *, hint: str = "") -> None:
         super().__init__(message)
         self.message = printable(message)
         self.detail = tuple(map(printable, detail))
+        self.hint = printable(hint)
 
     def render(self) -> str:
-        """Return the message and, indented below it, the detail lines."""
-        return "\n".join([self.message, *(f"  {line}" for line in self.detail)])
+        """Return `error: MESSAGE`, the detail lines indented below it, and `hint: HINT`."""
+        lines = [f"error: {self.message}", *(f"  {line}" for line in self.detail)]
+        return "\n".join([*lines, f"hint: {self.hint}"] if self.hint else lines)
 
 
 class UsageError(TunesmithError):
