@@ -161,7 +161,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     )
 
     # A terminal that is closed takes the tunnel along, not the Board.
-    owner = replica.sh("pgrep -f '[t]unesmith.job.board'")
+    owner = replica.sh("pgrep -f '[t]unesmith.job.services.board'")
     opened.process.send_signal(signal.SIGHUP)
     assert opened.process.wait(30) == 0
     assert not tunnels(config)
@@ -169,7 +169,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     assert http_status(again.port, "/", key) == 200
     assert opened.address().partition("?")[2] != again.address().partition("?")[2]
     assert "LLaMA Board is there already" in again.said()
-    assert replica.sh("pgrep -f '[t]unesmith.job.board'") == owner
+    assert replica.sh("pgrep -f '[t]unesmith.job.services.board'") == owner
 
     # Nor does a killed client leave a tunnel behind.
     again.process.kill()
@@ -183,7 +183,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     assert there(replica) == before
     assert not tunnels(config)
     assert http_status(port, "/") is None
-    assert replica.sh("pgrep -f '[t]unesmith.job.board'", check=False) == ""
+    assert replica.sh("pgrep -f '[t]unesmith.job.services.board'", check=False) == ""
 
 
 def test_any_port_of_the_host(client: Callable[..., Client]) -> None:
