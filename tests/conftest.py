@@ -18,8 +18,9 @@ pytest_plugins = ["replica_fixtures"]
 collect_ignore = ["training"]
 
 # A shell that starts us in the background has Ctrl-C ignored, and so would the programs under
-# test that are stopped by it.
+# test that are stopped by it; so has nohup a hang-up.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # As for every job (configs/stack.yml): on shared cores spinning threads starve each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
