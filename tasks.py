@@ -73,25 +73,25 @@ def train(
     Progress is shown until the end; Ctrl-C leaves the run alone and returns.
     """
     from tunesmith.cli import run as cli_run
-    from tunesmith.plan import build
+    from tunesmith.plan.options import TrainOptions, number_of, words_of
 
-    asked = build.Asked(
-        Path(config),
-        tuple(overrides or ()),
-        Path(prompts) if prompts else None,
-        evaluate,
-        run or None,
-        revision or None,
-        mirror or None,
-        queue,
-        build.words_of(then),
-        build.number_of("price", price.removesuffix("/h")),
-        build.number_of("max-hours", max_hours),
-        build.number_of("max-cost", max_cost),
-        preset or None,
+    options = TrainOptions(
+        config=Path(config),
+        overrides=tuple(overrides or ()),
+        prompts=Path(prompts) if prompts else None,
+        evaluate=evaluate,
+        run_id=run or None,
+        revision=revision or None,
+        mirror=mirror or None,
+        queue=queue,
+        then=words_of(then),
+        price=number_of("price", price.removesuffix("/h")),
+        max_hours=number_of("max-hours", max_hours),
+        max_cost=number_of("max-cost", max_cost),
+        preset=preset or None,
     )
     choices = cli_run.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
-    cli_run.train(ROOT, on, asked, choices)
+    cli_run.train(ROOT, on, options, choices)
 
 
 @door(
@@ -107,9 +107,9 @@ def resume(
 ) -> None:
     """Continue a stopped or failed run."""
     from tunesmith.cli import run as cli_run
-    from tunesmith.plan import build
+    from tunesmith.plan.options import number_of
 
-    hours = build.number_of("max-hours", max_hours)
+    hours = number_of("max-hours", max_hours)
     cli_run.resume(
         ROOT, on, run or None, mirror=mirror or None, max_hours=hours, dry=c.config.run.dry
     )

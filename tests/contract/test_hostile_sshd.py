@@ -17,7 +17,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.printable import printable
 from tunesmith.doctor.check import check
 from tunesmith.hosts import commands, inventory
-from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
 from tunesmith.provision import playbook
 from tunesmith.provision.events import Step
 
@@ -114,7 +114,7 @@ def test_check(client: Client, known: Liar, canary: Path) -> None:
 
 
 def test_train(client: Client, known: Liar, root: Path, canary: Path) -> None:
-    asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"))
+    asked = TrainOptions(config=Path("configs/train/smollm2_135m_lora_sft.yaml"))
     for key in ("base", "HF_HOME", "free"):
         known.lies("layout", hostile.lines_of({**hostile.LAYOUT, key: f"/{jinja(canary)}"}))
         refused(

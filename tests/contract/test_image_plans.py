@@ -17,13 +17,15 @@ import sys
 from pathlib import Path
 from tunesmith.cli import container as cli_container, run as cli_run
 from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
 from tunesmith.targets import factory
 from tunesmith.project import Project
 from tunesmith.report import page, terminal
 project = Project.at(cli_container.APP)
 target = factory.target_of(project, "local", print)
-asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), ("max_steps=3",))
-plan = build.plan_training(project, target, asked, None)
+file = Path("configs/train/smollm2_135m_lora_sft.yaml")
+options = TrainOptions(config=file, overrides=("max_steps=3",))
+plan = build.plan_training(project, target, options)
 control = {"docker", "uv", "invoke", "jsonschema", "ansible_runner", "ansible"} & set(sys.modules)
 print(sys.version_info[:2] == (3, 10), plan.config["max_steps"], sorted(control))
 """

@@ -374,7 +374,7 @@ def test_misuse_writes_nothing(client: Client, line: str) -> None:
     with pytest.raises(UsageError):
         commands.add(client.project, "gpu1", line)
     with pytest.raises(UsageError):
-        commands.add(client.project, "local", "root@127.0.0.1:1")
+        commands.add(client.project, "all", "root@127.0.0.1:1")
     with pytest.raises(UsageError, match="ssh-keygen"):
         commands.add(client.project, "gpu1", "root@127.0.0.1:1", identity=Path("/no/key"))
     open_key = client.home / "open"

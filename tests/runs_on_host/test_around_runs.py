@@ -23,7 +23,8 @@ from replica_fixtures import PROVISIONED, HostProject
 from support import as_fetched, lacking
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import sha256_of
-from tunesmith.plan.build import plan_merge, start_on_run
+from tunesmith.plan.build import plan_merge
+from tunesmith.plan.start import start_on_run
 from tunesmith.project import Project
 from tunesmith.targets.factory import target_of
 from tunesmith.targets.host import HostTarget

@@ -23,7 +23,7 @@ from tunesmith.hosts.answers import Asked
 from tunesmith.job.run import foreign, records
 from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.process import identify
-from tunesmith.plan import build
+from tunesmith.plan import start
 from tunesmith.project import Project
 from tunesmith.report import sections
 from tunesmith.report.i18n import teller
@@ -100,7 +100,7 @@ def test_a_resume_says_that_it_is_one(
 def test_what_a_user_asks_for_says_so(project: Project, tmp_path: Path) -> None:
     target = local(project, tmp_path / "said")
     plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request={})
-    build.start_on_run(target, plan)
+    start.start_on_run(target, plan)
     assert (tmp_path / "said").read_text().split()[-3:] == ["merge", "--cause", "user"]
 
 

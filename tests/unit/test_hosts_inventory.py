@@ -173,7 +173,7 @@ def test_names(name: str) -> None:
     "name",
     [
         *("", "GPU", "-x", ".x", "_x", "a b", "a/b", "a\n", "a" * 32, "ä", "$(x)", "a,b", "*"),
-        *("local", "container", "all", "localhost", "ungrouped", "gpu_hosts"),
+        *("all", "localhost", "ungrouped", "gpu_hosts"),
     ],
 )
 def test_what_cannot_be_a_name(name: str) -> None:

@@ -21,8 +21,9 @@ from tunesmith.job.merge import bundle, offline
 from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, read_events
 from tunesmith.job.run.manifest import USUAL, items_of
 from tunesmith.plan import build
-from tunesmith.targets import adoption
+from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
+from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +52,7 @@ class Host(HostTarget):
     def config(self, run_id: str) -> Any:
         return {}
 
-    def place(self, run_id: str) -> Any:
+    def location(self, run_id: str) -> Any:
         return SimpleNamespace(run=PurePosixPath("/data/runs") / run_id)
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
@@ -61,6 +62,17 @@ class Host(HostTarget):
     def pull(self, run_id: str, parts: Sequence[str]) -> Path:
         self.asked.append(("pull", tuple(parts)))
         return self.folder
+
+
+class Here(LocalTarget):
+    """This machine, which only notes what it is asked."""
+
+    def __init__(self, asked: list[Any]) -> None:
+        self.asked = asked
+
+    def adopt_pulled_run(self, run_id: str, fetch: Callable[[str], Any]) -> None:
+        self.asked.append("adopt")
+        fetch("m/m")
 
 
 @pytest.fixture
@@ -75,15 +87,12 @@ def asked(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[A
         run_folder=lambda _: folder,
         root=root,
         models=tmp_path / "models",
+        mirror=Project.at(root).mirror,
+        base_models=Project.at(root).base_models,
     )
     monkeypatch.setattr(cli_run.Project, "at", lambda _: project)
-    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(told, folder))
-
-    def settle(_project: Any, _run_id: str, fetch: Callable[[str], Any]) -> None:
-        told.append("settle")
-        fetch("m/m")
-
-    monkeypatch.setattr(adoption, "settle", settle)
+    here, there = Here(told), Host(told, folder)
+    monkeypatch.setattr(cli_run, "_target", lambda _, on: here if on == "local" else there)
     monkeypatch.setattr(build, "fetch_model", lambda *_, mirror, **__: told.append(mirror))
     monkeypatch.setattr(cli_run, "_tell_model", lambda _: None)
 
@@ -101,7 +110,7 @@ def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) ->
         "check_pull",
         ("tunesmith.job.merge.bundle", ["--run", "/data/runs/r"]),
         ("pull", USUAL),
-        "settle",
+        "adopt",
         "default",
         ["-I", "-m", "tunesmith.job.merge.offline", str(tmp_path / "run")],
     ]
@@ -116,7 +125,7 @@ def test_the_base_model_is_fetched_by_the_mirror_that_was_asked_for(
     asked: list[Any], tmp_path: Path
 ) -> None:
     cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn")
-    assert asked[asked.index("settle") + 1] == "cn"
+    assert asked[asked.index("adopt") + 1] == "cn"
 
 
 def test_a_mirror_that_cannot_be_used_is_told_before_the_host_works(
@@ -191,8 +200,9 @@ def test_a_base_model_that_is_another_one_here_is_refused(tmp_path: Path) -> Non
         name="m", path=tmp_path, files={"model.safetensors": SimpleNamespace(sha256="1" * 64)}
     )
     project: Any = SimpleNamespace(run_folder=lambda _: tmp_path)
-    with pytest.raises(UsageError, match=r"trained on other weights of m .* --on gpu1"):
-        adoption.settle(project, "r", lambda _: other)
+    with pytest.raises(UsageError, match=r"trained on other weights of m ") as caught:
+        LocalTarget(project).adopt_pulled_run("r", lambda _: other)
+    assert caught.value.hint.endswith("--on gpu1")
 
 
 def test_numpy_merges_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.supervisor import agent
 from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
 from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
@@ -70,7 +71,7 @@ def home(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_training_is_refused_before_anything_is_written(
     root: Path, home: Path, text: str
 ) -> None:
-    asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), run_id=text)
+    asked = TrainOptions(config=Path("configs/train/smollm2_135m_lora_sft.yaml"), run_id=text)
     before = sorted(path.name for path in root.iterdir())
     for dry in (True, False):
         with pytest.raises(UsageError, match="run id"):
@@ -91,7 +92,7 @@ def test_every_verb_refuses_it(root: Path, home: Path, text: str) -> None:
         lambda: cli_run.merge(root, "local", text, (), dry=True),
         lambda: cli_run.remove(root, "local", text, dry=False),
         lambda: cli_run.report(root, "local", text, language="en"),
-        lambda: target.place(text),
+        lambda: target.location(text),
         lambda: target.exists(text),
         lambda: agent.find(home / "runs", text),
         lambda: agent.create(home / "runs", {"run_id": text, "request": {}}),

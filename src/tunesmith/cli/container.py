@@ -25,6 +25,8 @@ from tunesmith.core.files import human_bytes
 if TYPE_CHECKING:
     from tunesmith.job.run.folder import RunFolder
     from tunesmith.job.run.records import Cause
+    from tunesmith.plan.plan import Plan
+    from tunesmith.plan.target import Target
 
 # The image's own copy of the repository: sources, configs, demo data.
 APP = Path(__file__).resolve().parents[3]
@@ -200,7 +202,9 @@ def _train(words: list[str]) -> None:
     from tunesmith.cli.console import say
     from tunesmith.job.run.folder import RunFolder
     from tunesmith.plan import build
+    from tunesmith.plan.options import TrainOptions
     from tunesmith.project import Project
+    from tunesmith.targets import factory
 
     parser = _parser("train", config=True, run=True)
     parser.add_argument("--prompts", type=Path, help="YAML with prompts for before and after")
@@ -210,45 +214,41 @@ def _train(words: list[str]) -> None:
     parser.add_argument("--new", action="store_true", help="do not continue a stopped run")
     options = parser.parse_intermixed_args(words)
     _prepare()
-    asked = build.Asked(
-        _find(options.config),
-        tuple(options.overrides),
-        _find(options.prompts) if options.prompts else None,
-        options.evaluate,
-        options.run,
-        options.revision,
-        options.mirror,
+    chosen = TrainOptions(
+        config=_find(options.config),
+        overrides=tuple(options.overrides),
+        prompts=_find(options.prompts) if options.prompts else None,
+        evaluate=options.evaluate,
+        run_id=options.run,
+        revision=options.revision,
+        mirror=options.mirror,
         preset=options.preset,
     )
-    _check_shm(asked.config, asked.overrides)
-    _say_device()
-    unfinished = None if options.new else _unfinished(asked)
-    if unfinished:
-        say(f"run {unfinished} of this config was not finished (--new would start another)")
-        cause = _cause(RunFolder(Project.at(APP).run_folder(unfinished)), "resume")
-        cli_run.resume(APP, "local", unfinished, cause=cause, dry=False)
-        return
-    cli_run.train(APP, "local", asked, cli_run.Choices())
-
-
-def _unfinished(asked: Any) -> str | None:
-    """Return the run that the words of `train` mean to go on with, or None.
-
-    `docker run` and a container that its engine starts again say the same words each time.
-    """
-    from tunesmith.cli.console import say
-    from tunesmith.plan import build
-    from tunesmith.project import Project
-    from tunesmith.targets import factory
-
     project = Project.at(APP)
     target = factory.target_of(project, "local", say)
-    plan = build.plan_training(project, target, asked, None)
+    plan = build.plan_training(project, target, chosen)
+    _check_shm(plan.config or {})
+    _say_device()
+    unfinished = None if options.new else _unfinished(target, plan, options.run)
+    if unfinished:
+        say(f"run {unfinished} of this config was not finished (--new would start another)")
+        cause = _cause(RunFolder(project.run_folder(unfinished)), "resume")
+        cli_run.resume(APP, "local", unfinished, cause=cause, dry=False)
+        return
+    cli_run.train_planned(project, target, plan, chosen, cli_run.Choices())
+
+
+def _unfinished(target: Target, plan: Plan, requested: str | None) -> str | None:
+    """Return the run that the words of `train` mean to go on with, or None.
+
+    `docker run` and a container that its engine starts again say the same words each time;
+    `requested` is the run that they name.
+    """
     wanted = identity(plan.request, plan.config or {})
     for run in reversed(target.runs()):
         run_id = str(run["run_id"])
         known = identity(target.request(run_id), target.config(run_id))
-        if asked.run_id in (None, run_id) and known == wanted:
+        if requested in (None, run_id) and known == wanted:
             # The newest of its kind decides: one that is through is not passed over.
             return run_id if may_continue(run) else None
     return None
@@ -279,13 +279,9 @@ def may_continue(status: Mapping[str, Any]) -> bool:
     return bool(ended and status["phases"].get("train") != "succeeded")
 
 
-def _check_shm(config: Path, overrides: Sequence[str]) -> None:
-    from tunesmith.plan import build
-    from tunesmith.project import Project
-
-    values = build.read_config(Project.at(APP), config, overrides).values
+def _check_shm(config: Mapping[str, Any]) -> None:
     room = os.statvfs(SHM)
-    fault = short_of_shm(values, room.f_blocks * room.f_frsize, gpus())
+    fault = short_of_shm(config, room.f_blocks * room.f_frsize, gpus())
     if fault:
         raise UsageError(fault)
 
@@ -381,6 +377,7 @@ def _check(words: list[str]) -> int:
     """Say what the container has; with a config, whether it and its data are good."""
     from tunesmith.cli.console import say
     from tunesmith.plan import build
+    from tunesmith.plan.options import TrainOptions
     from tunesmith.project import Project
     from tunesmith.targets import factory
 
@@ -398,12 +395,13 @@ def _check(words: list[str]) -> int:
     say(f"{SHM}     {human_bytes(room.f_blocks * room.f_frsize)}")
     say(f"GPUs         {gpus() or 'none: the CPU does the work; `--gpus all` gives them'}")
     if options.config:
-        asked = build.Asked(_find(options.config), tuple(options.overrides))
-        _check_shm(asked.config, asked.overrides)
+        chosen = TrainOptions(config=_find(options.config), overrides=tuple(options.overrides))
         target = factory.target_of(project, "local", say)
-        for found in build.plan_training(project, target, asked, None).request["data"]:
+        plan = build.plan_training(project, target, chosen)
+        _check_shm(plan.config or {})
+        for found in plan.request["data"]:
             say(f"data         {found['key']}: {found['rows']} rows checked")
-        say(f"config       {asked.config}: good")
+        say(f"config       {chosen.config}: good")
     if fault:
         raise UsageError(fault)
     return 0

@@ -13,8 +13,10 @@ from tunesmith.core.errors import UsageError
 from tunesmith.hosts import commands
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts.probe import fingerprint
+from tunesmith.plan.target import Resumable
 from tunesmith.project import Project
-from tunesmith.targets.host import HostTarget
+from tunesmith.targets import factory
+from tunesmith.targets.capability import require
 
 
 def host_add(
@@ -31,6 +33,7 @@ def host_add(
     """Add a host; the password for `install_key` comes from the terminal or from stdin."""
     project = Project.at(root)
     key = Path(identity) if identity else None
+    factory.check_host_name(name)
     if dry:
         inventories.check_name(name)
         found = commands.address_of(address, key)
@@ -98,8 +101,8 @@ def host_trust(root: Path, name: str, *, expected: str = "", dry: bool = False) 
 
 def host_autostart(root: Path, name: str, *, off: bool = False, dry: bool = False) -> None:
     """Let a host resume its runs by itself when it starts, or not any more."""
-    target = HostTarget(Project.at(root), name)
-    hook = target.platform.start_hook
+    target = require(factory.target_of(Project.at(root), name, say), Resumable)
+    hook = target.start_hook()
     if dry and hook:
         say(f"would {'take the line out of' if off else 'write a line into'} {hook} of {name}")
         return

@@ -12,7 +12,6 @@ from tunesmith.cli.console import console, say, write
 from tunesmith.cli.follow import duration
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes, sha256_of, write_text
-from tunesmith.core.mirrors import load_mirror
 from tunesmith.image import build, engine, measure, prune, push, ship, verify
 from tunesmith.project import Project
 from tunesmith.stack.sources import image_digest
@@ -23,7 +22,7 @@ def image_build(
 ) -> None:
     """Build the image of a flavour; the docker command shows its progress."""
     project = Project.at(root)
-    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    profile = project.mirror(mirror)
     base = base or os.environ.get("BASE_IMAGE")
     plan = build.plan_build(project, flavour, profile, base, toolkit=toolkit)
     if dry:

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from tunesmith.cli.console import console, say
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.mirrors import load_mirror
 from tunesmith.hosts import inventory
 from tunesmith.project import Project
 from tunesmith.provision.drift import State, check_reach, check_states, fingerprint, wanted_of
@@ -24,6 +23,7 @@ from tunesmith.provision.events import HostResult, Step
 from tunesmith.provision.playbook import Asked, Provisioned
 from tunesmith.provision.playbook import provision as run_playbook
 from tunesmith.provision.playbook import reset as run_reset
+from tunesmith.targets import factory
 
 # Lines of drift shown; a lost environment would have hundreds.
 _SHOWN = 10
@@ -65,7 +65,7 @@ def provision(
         names = tuple(name for name in names if name not in boxed)
         if not names:
             return
-    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    profile = project.mirror(mirror)
     wanted = wanted_of(project, profile, flavour=flavour, toolkit=toolkit)
     if dry:
         say(f"would bring {', '.join(names)} to {fingerprint(wanted)}")
@@ -168,7 +168,7 @@ def host_names(on: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(filter(None, map(str.strip, on.split(",")))))
     if not names:
         raise UsageError("--on is empty; name a host, or several as in gpu1,gpu2")
-    local = [name for name in names if name in inventory.TARGETS]
+    local = [name for name in names if name in factory.TARGETS]
     if local:
         raise UsageError(f"--on {local[0]}: only a host can be provisioned; `inv host.list`")
     return names

@@ -49,7 +49,7 @@ def export(
     if kind not in FORMATS:
         raise UsageError(f"--format {kind}: one of {', '.join(FORMATS)} expected")
     target = factory.target_of(Project.at(root), on, say)
-    arguments = ["--run", str(target.place(target.find(run)).run), "--format", kind]
+    arguments = ["--run", str(target.location(target.find(run)).run), "--format", kind]
     arguments += ["--quantise", quantise] if quantise else []
     arguments += ["--server", server] if server else []
     if dry:

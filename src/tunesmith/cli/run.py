@@ -16,12 +16,13 @@ from rich.table import Table
 
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.fetch import ModelFolder, Progress
+from tunesmith.basemodel.files import tensor_shapes
 from tunesmith.cli.console import console, moving, say, write
 from tunesmith.cli.follow import Detached, duration, follow
 from tunesmith.core import isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes
-from tunesmith.core.mirrors import known_mirrors, load_mirror
+from tunesmith.core.mirrors import known_mirrors
 from tunesmith.core.printable import printable
 from tunesmith.hosts import inventory
 from tunesmith.hosts.remote import SSH_FAILED
@@ -29,41 +30,54 @@ from tunesmith.job.run.folder import ACTIVE, RunFolder
 from tunesmith.job.run.manifest import PARTS, USUAL
 from tunesmith.job.run.records import Cause, needed
 from tunesmith.job.run.run_id import RunId
-from tunesmith.plan import build
-from tunesmith.plan.config import Config
+from tunesmith.plan import build, start
+from tunesmith.plan.options import THEN, TrainOptions, words_of
 from tunesmith.plan.plan import Plan
-from tunesmith.plan.target import Target
+from tunesmith.plan.target import (
+    ModelReceiver,
+    PowerControl,
+    PullDestination,
+    PullSource,
+    Resumable,
+    Target,
+)
 from tunesmith.project import Project
-from tunesmith.targets import adoption, factory
-from tunesmith.targets.host import HostTarget
-from tunesmith.targets.local import LocalTarget
+from tunesmith.targets import factory
+from tunesmith.targets.capability import require
 
 
-def train(root: Path, on: str, asked: build.Asked, choices: Choices) -> str | None:
+def train(root: Path, on: str, options: TrainOptions, choices: Choices) -> str | None:
     """Train, follow, and do what was asked to follow; return the run id."""
     project = Project.at(root)
     target = _target(project, on)
     if choices.from_laptop:
-        _host(target)
+        require(target, ModelReceiver)
+    _check_after(target, options.then)
+    plan = build.plan_training(project, target, options)
     if choices.dry:
-        say(build.plan_training(project, target, asked, None).render())
+        say(plan.render())
         if choices.from_laptop:
             say(f"before that the base model goes to {target.name} from {choices.from_laptop}")
         return None
-    # What can be wrong is found before anything is fetched or uploaded.
-    config = build.read_config(project, asked.config, asked.overrides)
-    _tell_data(project, build.plan_training(project, target, asked, None))
-    name = str(config.get("model_name_or_path"))
-    _check_after(target, asked.then)
+    return train_planned(project, target, plan, options, choices)
+
+
+def train_planned(
+    project: Project, target: Target, plan: Plan, options: TrainOptions, choices: Choices
+) -> str:
+    """Fetch the base model, start the planned training, follow it; return the run id."""
+    # What can be wrong was found before anything is fetched or uploaded.
+    _tell_data(project, plan)
+    name = str(plan.request["model"]["name"])
     if choices.from_laptop:
-        _host(target).send_model(name, project.find(choices.from_laptop))
-    fetched_there = target.fetch_order(name, asked.revision, asked.mirror) is not None
-    mirror = asked.mirror or "default"
-    code = bool(config.overrides.get("trust_remote_code"))
-    model = None if fetched_there else _model(project, name, mirror, asked.revision, code=code)
-    plan = build.plan_training(project, target, asked, model)
-    _tell_decisions(config, asked, plan)
-    run_id = build.start_training(project, target, plan)
+        require(target, ModelReceiver).send_model(name, project.find(choices.from_laptop))
+    if "fetch" not in plan.phases:
+        code = bool(plan.request["overrides"].get("trust_remote_code"))
+        mirror = options.mirror or "default"
+        model = _model(project, name, mirror, options.revision, code=code)
+        plan = plan.with_model(model, tensor_shapes(model.path))
+    _tell_decisions(options, plan)
+    run_id = start.start_training(target, plan)
     say(f"run {run_id}" + (f" on {target.name}" if target.shared else ""))
     if not choices.attach:
         say(f"started; `inv attach{_on(target)} --run {run_id}` follows it")
@@ -100,8 +114,8 @@ def resume(
     """
     project = Project.at(root)
     target = _target(project, on)
-    if run is None and isinstance(target, HostTarget) and not dry:
-        _heal(root, target, mirror)
+    if run is None and isinstance(target, Resumable) and not dry:
+        _heal(project, target, mirror)
         target.renew_autostart()
         started, refused = target.resume_all()
         for why in refused:
@@ -120,32 +134,27 @@ def resume(
         say(f"would continue run {run_id} with {', '.join(left) or 'its first phase'}")
         return
     if max_hours is not None:
-        build.set_limit(target, run_id, max_hours)
+        start.set_limit(target, run_id, max_hours)
     offset = target.events(run_id, 0)[1]
     target.start(run_id, left if set(left) & {"merge", "proof", "predict"} else (), cause)
     say(f"run {run_id}")
     _finish(project, target, run_id, offset)
 
 
-def _heal(root: Path, target: HostTarget, mirror: str | None) -> None:
+def _heal(project: Project, target: Target, mirror: str | None) -> None:
     """Bring a host to the state it was provisioned for; one that is there costs one look."""
     from tunesmith.cli import provision as cli_provision
 
-    asked = target.layout.asked
-    flavour = asked.get("flavour", "auto")
-    name = mirror or asked.get("mirror", "default").partition(":")[0]
-    if mirror is None and name not in known_mirrors(root / "configs" / "mirrors"):
+    was = require(target, Resumable).provisioning()
+    name = mirror or was.mirror
+    if mirror is None and name not in known_mirrors(project.mirrors):
         say(
             f"{target.name} was provisioned with a mirror file of your own; with --mirror FILE "
             "what a rebuild has taken is brought back too"
         )
         return
     cli_provision.provision(
-        root,
-        target.name,
-        mirror=name,
-        flavour=None if flavour == "auto" else flavour,
-        toolkit=asked.get("toolkit") == "yes",
+        project.root, target.name, mirror=name, flavour=was.flavour, toolkit=was.toolkit
     )
 
 
@@ -164,8 +173,8 @@ def stop(root: Path, on: str, run: str | None) -> None:
     target.stop(run_id)
     say(f"run {run_id}: stopping after a checkpoint")
     status: dict[str, Any] = {}
-    for look in target.watch(run_id, target.events(run_id, 0)[1]):
-        status = look.status
+    for snapshot in target.watch(run_id, target.events(run_id, 0)[1]):
+        status = snapshot.status
     say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
 
 
@@ -187,13 +196,14 @@ def pull(
     project = Project.at(root)
     if merge_here:
         # One that is unknown is told before the host works.
-        load_mirror(mirror or "default", project.root / "configs" / "mirrors")
+        project.mirror(mirror or "default")
     elif mirror:
         raise UsageError(
             f"--mirror {mirror}: a pull comes from {on} itself; it is for --merge-here"
         )
-    target = _host(_target(project, on))
-    parts = build.words_of(what) or (USUAL if merge_here else PARTS)
+    target = _target(project, on)
+    source = require(target, PullSource)
+    parts = words_of(what) or (USUAL if merge_here else PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"--what {unknown[0]}: it takes {', '.join(PARTS)}")
     if merge_here and ("adapter" not in parts or "merged" in parts):
@@ -201,7 +211,7 @@ def pull(
     run_id = target.find(run)
     if merge_here or dry:
         # Before the host works for a pull that would be refused.
-        target.check_pull(run_id)
+        source.check_pull(run_id)
     if merge_here:
         build.check_trained(target, run_id)
     if dry:
@@ -217,10 +227,11 @@ def pull(
         _merge_here(project, run_id, mirror or "default")
 
 
-def _make_kit(target: HostTarget, run_id: str) -> None:
+def _make_kit(target: Target, run_id: str) -> None:
     """Let the host write all of the merged model but its weights."""
     say(f"{target.name}: writing what belongs around the weights")
-    code = target.interact("tunesmith.job.merge.bundle", ["--run", str(target.place(run_id).run)])
+    run = str(target.location(run_id).run)
+    code = target.interact("tunesmith.job.merge.bundle", ["--run", run])
     if code == SSH_FAILED:
         raise TunesmithError(
             f"{target.name}: the connection was lost; the same command goes on where it ended"
@@ -242,9 +253,10 @@ def _merge_here(project: Project, run_id: str, mirror: str) -> None:
 
     With the training environment it is merged and proven as on the host, without one by NumPy.
     """
-    adoption.settle(project, run_id, lambda name: _model(project, name, mirror, None))
+    target = _target(project, "local")
+    adopter = require(target, PullDestination)
+    adopter.adopt_pulled_run(run_id, lambda name: _model(project, name, mirror, None))
     if project.environment().current():
-        target = _target(project, "local")
         _work_on(target, build.plan_merge(project, target, run_id, ()))
     else:
         say("no training environment here: NumPy does the sums, and no proof is made")
@@ -330,12 +342,12 @@ def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
     """Print a run's log, and with `follow` what is added to it until the run ends."""
     target = _target(Project.at(root), on)
     try:
-        for look in target.watch(target.find(run), log=0):
-            if look.lost is not None:
-                sys.stderr.write(f"{printable(look.lost)}\n")
+        for snapshot in target.watch(target.find(run), log=0):
+            if snapshot.lost is not None:
+                sys.stderr.write(f"{printable(snapshot.lost)}\n")
                 continue
-            write(look.log)
-            if not follow and not look.more:
+            write(snapshot.log)
+            if not follow and not snapshot.more:
                 return
     except KeyboardInterrupt:
         return
@@ -357,7 +369,7 @@ def merge(
     plan = build.plan_merge(project, target, run_id, overrides, accept=accept)
     if not dry:
         _work_on(target, plan)
-        say(f"merged model: {_where(target)}{plan.place.run / 'merged'}")
+        say(f"merged model: {_where(target)}{plan.location.run / 'merged'}")
         return
     say(plan.render())
 
@@ -375,17 +387,16 @@ def predict(
     """Answer a data set with LLaMA-Factory's do_predict and print the scores."""
     project = Project.at(root)
     target = _target(project, on)
-    model = None
-    values = build.read_config(project, config, overrides)
-    name = str(values.get("model_name_or_path"))
-    code = bool(values.overrides.get("trust_remote_code"))
-    if not dry and run is None and target.fetch_order(name, None, mirror or None) is None:
-        model = _model(project, name, mirror or "default", None, code=code)
     run_id = _usable(project, target, run, dry=dry) if run else None
-    plan = build.plan_predict(project, target, config, overrides, run_id, model, mirror or None)
+    plan = build.plan_predict(project, target, config, overrides, run_id, mirror or None)
     if dry:
         say(plan.render())
         return
+    if run is None and "fetch" not in plan.phases:
+        name = str(plan.request["model"]["name"])
+        code = bool(plan.request["overrides"].get("trust_remote_code"))
+        model = _model(project, name, mirror or "default", None, code=code)
+        plan = plan.with_model(model, tensor_shapes(model.path))
     summary = _work_on(target, plan)
     for name, value in sorted(summary["metrics"].items()):
         say(f"{name:<36} {value}")
@@ -410,7 +421,7 @@ def chat(
     # A merged model needs no base model beside it.
     alone = what == "merged"
     run_id = target.find(run) if alone else _usable(project, target, run, dry=dry)
-    arguments = ["--run", str(target.place(run_id).run), "--what", what]
+    arguments = ["--run", str(target.location(run_id).run), "--what", what]
     arguments += ["--prompt", prompt] if prompt else []
     arguments += ["--system", system] if system else []
     arguments += ["--greedy"] if greedy else []
@@ -439,17 +450,17 @@ def report(root: Path, on: str, run: str | None, *, language: str) -> Path:
 
 def demo(root: Path, *, mirror: str, dry: bool) -> None:
     """Do the main job with the small model: fetch, train, measure, merge, prove, report."""
-    asked = build.Asked(
-        Path("configs/train/smollm2_135m_lora_sft.yaml"),
+    options = TrainOptions(
+        config=Path("configs/train/smollm2_135m_lora_sft.yaml"),
         prompts=Path("configs/prompts/philosophy.yaml"),
         mirror=mirror,
     )
     if dry:
-        train(root, "local", asked, Choices(dry=True))
+        train(root, "local", options, Choices(dry=True))
         return
     began = time.monotonic()
     install_stack(root, None, mirror=mirror, dry=False)
-    run_id = train(root, "local", asked, Choices())
+    run_id = train(root, "local", options, Choices())
     merge(root, "local", run_id, (), dry=False)
     report(root, "local", run_id, language="en")
     folder = Project.at(root).run_folder(run_id)
@@ -491,8 +502,8 @@ def fetch_model(
 
 def _sources(project: Project, name: str, mirror: str) -> str:
     """Return the kinds of sources of a base model, and the hub's address."""
-    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
-    known = build.known_models(project).get(name)
+    profile = project.mirror(mirror)
+    known = project.base_models.get(name)
     sources = ", ".join(known.sources) if known else "hub"
     return f"{sources} ({profile.hf_endpoints[0]})"
 
@@ -502,7 +513,7 @@ def list_models(root: Path) -> None:
     table = Table(
         "base model", "template", "weights", "licence", "sources", box=None, pad_edge=False
     )
-    for model in build.known_models(Project.at(root)).values():
+    for model in Project.at(root).base_models.values():
         size = human_bytes(model.size_bytes)
         table.add_row(model.repo_id, model.template, size, model.licence, ", ".join(model.sources))
     console.print(table)
@@ -532,7 +543,7 @@ def lock_stack(root: Path, *, mirror: str, dry: bool) -> None:
     from tunesmith.stack import environment as stack_environment
 
     project = Project.at(root)
-    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    profile = project.mirror(mirror)
     if dry:
         for flavour in project.stack.flavours.values():
             say(f"would resolve {flavour.lock} from {len(project.stack.inputs(flavour))} lines")
@@ -578,7 +589,7 @@ def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) ->
         say(f"would install {environment.flavour.lock} in {environment.path}")
         return
     began = time.monotonic()
-    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    profile = project.mirror(mirror)
     project.folder()
     versions = stack_environment.install(project.stack, environment, project.root, profile, say)
     if versions is None:
@@ -625,7 +636,7 @@ def _work_on(target: Target, plan: Plan) -> dict[str, Any]:
     """Start a plan's phases, follow them, and return the last phase's summary."""
     run_id = plan.run_id
     offset = target.events(run_id, 0)[1] if target.exists(run_id) else 0
-    build.start_on_run(target, plan)
+    start.start_on_run(target, plan)
     _await(target, run_id, offset)
     events, _ = target.events(run_id, offset)
     summaries = (event for event in reversed(events) if event["event"] == "summary")
@@ -642,17 +653,17 @@ def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> N
     """Follow a run; when it has succeeded, write its report and do what was asked to follow."""
     _await(target, run_id, offset)
     request = target.request(run_id)
-    then = [word for word in request.get("then") or [] if word in build.THEN]
-    if "pull" in then and isinstance(target, HostTarget):
+    then = [word for word in request.get("then") or [] if word in THEN]
+    if "pull" in then and isinstance(target, PullSource):
         _pull(target, run_id, PARTS)
     else:
         _write_report(target.results(run_id))
-    if isinstance(target, HostTarget):
-        _leave(target, run_id, then)
+    if isinstance(target, PowerControl):
+        _leave(target, target, run_id, then)
 
 
-def _pull(target: HostTarget, run_id: str, parts: tuple[str, ...]) -> Path:
-    folder = target.pull(run_id, parts)
+def _pull(target: Target, run_id: str, parts: tuple[str, ...]) -> Path:
+    folder = require(target, PullSource).pull(run_id, parts)
     size = sum(record["size"] for record in RunFolder(folder).copied()["files"].values())
     say(f"pulled: {folder} ({human_bytes(size)}, every file as on {target.name})")
     if "report" in parts:
@@ -668,35 +679,34 @@ def _write_report(folder: Path) -> None:
         say(f"report: {write_report(folder)}")
 
 
-def _leave(target: HostTarget, run_id: str, then: list[str]) -> None:
-    """Power the host off when that was asked for; else say what leaving it alone costs."""
-    platform = target.platform
+def _leave(target: Target, power: PowerControl, run_id: str, then: list[str]) -> None:
+    """Power the machine off when that was asked for; else say what leaving it alone costs."""
+    rental = power.rental()
     if "poweroff" in then and "pull" in then:
         say(f"{target.name}: powering off")
         try:
-            target.power_off(run_id)
+            power.power_off(run_id)
         except UsageError as error:
             say(f"{target.name} stays on: {error.message}")
             return
-        say(f"{target.name}: off; {platform.note}")
+        say(f"{target.name}: off; {rental.note}")
     elif "poweroff" in then:
-        say(f"{target.name}: powers itself off; {platform.note}")
+        say(f"{target.name}: powers itself off; {rental.note}")
     elif "pull" not in then:
         say(f"fetch it: inv pull --on {target.name} --run {run_id}")
-    if platform.release_days:
+    if rental.release_days:
         say(
-            f"{platform.name} deletes an instance and its disk {platform.release_days} days after "
+            f"{rental.platform} deletes an instance and its disk {rental.release_days} days after "
             "power-off"
         )
 
 
 def _check_after(target: Target, then: tuple[str, ...]) -> None:
     """Refuse what cannot follow a run on this target, before it is started."""
-    here = [word for word in then if word in ("pull", "poweroff")]
-    if here and not isinstance(target, HostTarget):
-        raise UsageError(f"--then {here[0]} is for hosts; this run is on {target.name}")
-    if "poweroff" in then and isinstance(target, HostTarget):
-        target.poweroff_command()
+    if "pull" in then:
+        require(target, PullSource)
+    if "poweroff" in then:
+        require(target, PowerControl).poweroff_command()
 
 
 def _await(target: Target, run_id: str, offset: int) -> None:
@@ -724,15 +734,9 @@ def _target(project: Project, on: str) -> Target:
 def _usable(project: Project, target: Target, run: str | None, *, dry: bool) -> str:
     """Return the id of a run to work with; one pulled from a host gets its base model here."""
     run_id = target.find(run)
-    if isinstance(target, LocalTarget) and not dry:
-        adoption.settle(project, run_id, lambda name: _model(project, name, "default", None))
+    if isinstance(target, PullDestination) and not dry:
+        target.adopt_pulled_run(run_id, lambda name: _model(project, name, "default", None))
     return run_id
-
-
-def _host(target: Target) -> HostTarget:
-    if not isinstance(target, HostTarget):
-        raise UsageError(f"this is for hosts: --on NAME; {target.name} keeps its runs here")
-    return target
 
 
 def _on(target: Target) -> str:
@@ -756,12 +760,11 @@ def _tell_data(project: Project, plan: Plan) -> None:
         say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
 
 
-def _tell_decisions(config: Config, asked: build.Asked, plan: Plan) -> None:
-    if "template" in config.overrides and not any(
-        w.startswith("template=") for w in asked.overrides
-    ):
-        say(f"template: {config.get('template')} (that of {config.get('model_name_or_path')})")
-    for item in plan.owned:
+def _tell_decisions(options: TrainOptions, plan: Plan) -> None:
+    template = plan.request["overrides"].get("template")
+    if template and not any(w.startswith("template=") for w in options.overrides):
+        say(f"template: {template} (that of {plan.request['model']['name']})")
+    for item in plan.managed:
         if item.was not in (None, item.value) and item.key not in (
             "model_name_or_path",
             "output_dir",

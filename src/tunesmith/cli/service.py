@@ -15,12 +15,13 @@ from typing import Any
 from tunesmith.cli.console import say
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing
-from tunesmith.hosts.remote import Remote
 from tunesmith.job.services.manager import http_status
 from tunesmith.project import Project
 from tunesmith.services import service
-from tunesmith.services.service import KINDS, Kind, Place
+from tunesmith.services.service import KINDS, Kind, ServiceAccess, Services
 from tunesmith.services.tunnel import Tunnel, free_port, reopen
+from tunesmith.targets import factory
+from tunesmith.targets.capability import require
 
 # How often it is asked whether the service lives, in seconds.
 _LOOK_SECONDS = 10.0
@@ -34,12 +35,12 @@ class _HangupError(Exception):
 def webui(root: Path, on: str, *, port: int, browser: bool, stop: bool, dry: bool) -> None:
     """Open LLaMA Board on a target."""
     project, kind = Project.at(root), KINDS["webui"]
-    place, local = _asked(project, on, kind, port, stop=stop, dry=dry)
+    access, local = _asked(project, on, kind, port, stop=stop, dry=dry)
     if local is None:
         return
     with _signals():
-        body = service.asked_of(place, kind, datasets=place.bring_data(_teller(place)))
-        _serve(place, kind, body, local, opener=_opener(project, kind, browser=browser))
+        body = service.asked_of(access, kind, datasets=access.stage_data(_teller(access)))
+        _serve(access, kind, body, local, opener=_opener(project, kind, browser=browser))
 
 
 def api(
@@ -57,12 +58,12 @@ def api(
     project, kind = Project.at(root), KINDS["api"]
     if what not in ("adapter", "merged", "base"):
         raise UsageError(f"--what {what}: adapter, merged or base is expected")
-    place, local = _asked(project, on, kind, port, stop=stop, dry=dry)
+    access, local = _asked(project, on, kind, port, stop=stop, dry=dry)
     if local is None:
         return
     with _signals():
-        body = service.asked_of(place, kind, serves={"what": what}, run=run)
-        _serve(place, kind, body, local, show_key=show_key)
+        body = service.asked_of(access, kind, serves={"what": what}, run=run)
+        _serve(access, kind, body, local, show_key=show_key)
 
 
 def tensorboard(
@@ -82,32 +83,33 @@ def tensorboard(
     )
 
     project, kind = Project.at(root), KINDS["tensorboard"]
-    place, local = _asked(project, on, kind, port, stop=stop, dry=dry)
+    access, local = _asked(project, on, kind, port, stop=stop, dry=dry)
     if local is None:
         return
     with _signals():
-        there = place.bring_packages(packages.install(project, mirror), _teller(place))
+        there = access.stage_packages(packages.install(project, mirror), _teller(access))
         settings = {"packages": str(there)}
         if run:
-            body = service.asked_of(place, kind, settings=settings, run=run)
+            body = service.asked_of(access, kind, settings=settings, run=run)
         else:
-            body = service.asked_of(place, kind, serves={"runs": "all"}, settings=settings)
-        _serve(place, kind, body, local, opener=_opener(project, kind, browser=browser))
+            body = service.asked_of(access, kind, serves={"runs": "all"}, settings=settings)
+        _serve(access, kind, body, local, opener=_opener(project, kind, browser=browser))
 
 
 def _asked(
     project: Project, on: str, kind: Kind, port: int, *, stop: bool, dry: bool
-) -> tuple[Place, int | None]:
+) -> tuple[ServiceAccess, int | None]:
     """Return where to serve, and on which local port; None: it was stopped, or only told."""
-    place = service.place_of(project, on, ending=stop)
+    target = require(factory.target_of(project, on, say), Services)
+    access = target.services(ending=stop)
     if stop:
-        _stop(place, kind, dry=dry)
-        return place, None
-    local = _local_port(place, kind, port)
+        _stop(access, kind, dry=dry)
+        return access, None
+    local = _local_port(access, kind, port)
     if dry:
-        _tell_plan(place, kind, local)
-        return place, None
-    return place, local
+        _tell_plan(access, kind, local)
+        return access, None
+    return access, local
 
 
 def tunnel(root: Path, on: str, port_word: str, *, local: int, dry: bool) -> None:
@@ -115,9 +117,11 @@ def tunnel(root: Path, on: str, port_word: str, *, local: int, dry: bool) -> Non
     port = int(port_word) if port_word.isascii() and port_word.isdecimal() else 0
     if not 0 < port < 65536:
         raise UsageError(f"port {port_word}: a number from 1 to 65535 is expected")
-    if on == "local":
-        raise UsageError("--on local: its ports are here already; name a host of `inv host.list`")
-    remote = Remote(on, Project.at(root).inventory)
+    remote = require(factory.target_of(Project.at(root), on, say), Services).ports()
+    if remote is None:
+        raise UsageError(
+            f"--on {on}: its ports are here already", hint="`inv host.list` shows the hosts"
+        )
     way = Tunnel(remote, port, free_port(local or None, port))
     if dry:
         say("would run: " + " ".join(way.argv()))
@@ -134,7 +138,7 @@ def tunnel(root: Path, on: str, port_word: str, *, local: int, dry: bool) -> Non
 
 
 def _serve(
-    place: Place,
+    access: ServiceAccess,
     kind: Kind,
     body: Mapping[str, Any],
     local: int,
@@ -151,24 +155,24 @@ def _serve(
     wanted = (1 + (opener is not None)) if kind.browsed else 0
     tokens = [service.new_secret() for _ in range(wanted)]
     try:
-        said = service.start(place, kind, {**body, "tokens": tokens}, say)
+        said = service.start(access, kind, {**body, "tokens": tokens}, say)
         there = int(said["port"])
-        if place.remote is not None:
-            way = Tunnel(place.remote, there, local)
+        if access.remote is not None:
+            way = Tunnel(access.remote, there, local)
             way.open()
         here = way.here if way else there
-        _wait_for_answer(place, kind, here, said.get("key"))
+        _wait_for_answer(access, kind, here, said.get("key"))
         url = f"http://127.0.0.1:{here}"
         told, *for_browser = [f"{url}/?token={token}" for token in tokens] or [url]
-        say(f"{place.name}: {kind.title} is at {told}")
-        _tell_more(place, kind, url, said, show_key=show_key)
+        say(f"{access.name}: {kind.title} is at {told}")
+        _tell_more(access, kind, url, said, show_key=show_key)
         if opener is not None:
             _open(opener, for_browser[0])
-        _stay(place, kind, way)
+        _stay(access, kind, way)
     except KeyboardInterrupt:
         if way is not None:
             way.close()
-        _leave(place, kind)
+        _leave(access, kind)
     finally:
         if way is not None:
             way.close()
@@ -196,7 +200,7 @@ def _open(file: Path, address: str) -> None:
     webbrowser.open(file.as_uri())
 
 
-def _wait_for_answer(place: Place, kind: Kind, port: int, key: str | None) -> None:
+def _wait_for_answer(access: ServiceAccess, kind: Kind, port: int, key: str | None) -> None:
     deadline = time.monotonic() + _ANSWER_SECONDS
     status = http_status(port, kind.path, key)
     while status != 200 and time.monotonic() < deadline:
@@ -205,42 +209,42 @@ def _wait_for_answer(place: Place, kind: Kind, port: int, key: str | None) -> No
     if status != 200:
         found = "nothing" if status is None else f"HTTP {status}"
         raise TunesmithError(
-            f"{place.name}: {kind.title} answers there, but {found} comes from 127.0.0.1:{port} "
-            f"here; `inv {kind.name} --on {place.name}` tries again"
+            f"{access.name}: {kind.title} answers there, but {found} comes from 127.0.0.1:{port} "
+            f"here; `inv {kind.name} --on {access.name}` tries again"
         )
 
 
 def _tell_more(
-    place: Place, kind: Kind, url: str, said: Mapping[str, Any], *, show_key: bool
+    access: ServiceAccess, kind: Kind, url: str, said: Mapping[str, Any], *, show_key: bool
 ) -> None:
     if said.get("key") is None:
         say(
             f"it was started by an earlier version, and opens to anybody who reaches its port: "
-            f"end it (`inv {kind.name} --on {place.name} --stop`) and start it again"
+            f"end it (`inv {kind.name} --on {access.name} --stop`) and start it again"
         )
     elif kind.browsed:
         say("the address works once, for one browser; the same command gives another")
     if kind.name == "webui":
-        say(f"data {place.folders.data}, trainings of the Board {place.folders.base / 'board'}")
+        say(f"data {access.folders.data}, trainings of the Board {access.folders.base / 'board'}")
     if kind.name == "api":
         serves = said["serves"]
         say(f"model {serves['run']} ({serves['what']})")
         if show_key or not said["reused"]:
             say(f"export API_KEY={said['key']}")
         else:
-            say(f"the key was told at the start; `inv api --on {place.name} --show-key` tells it")
+            say(f"the key was told at the start; `inv api --on {access.name} --show-key` tells it")
         # By a pipe: what curl is started with is seen by every user of the machine.
         say(
             'printf "Authorization: Bearer %s" "$API_KEY" | curl -H @- -H "Content-Type: '
             f'application/json" {url}/v1/chat/completions -d \'{{"model": "{serves["run"]}", '
             '"messages": [{"role": "user", "content": "Hello"}]}\''
         )
-    ends = "tunnel and service" if place.remote else "the service"
+    ends = "tunnel and service" if access.remote else "the service"
     stays = "; a training started in it goes on" if kind.name == "webui" else ""
     say(f"Ctrl-C ends {ends}{stays}")
 
 
-def _stay(place: Place, kind: Kind, way: Tunnel | None) -> None:
+def _stay(access: ServiceAccess, kind: Kind, way: Tunnel | None) -> None:
     """Keep the tunnel, and return only by an exception: Ctrl-C, or the service's end."""
     looked = time.monotonic()
     while True:
@@ -249,75 +253,75 @@ def _stay(place: Place, kind: Kind, way: Tunnel | None) -> None:
             looked = 0.0  # the host may have been started anew: look at once
         if time.monotonic() - looked > _LOOK_SECONDS:
             looked = time.monotonic()
-            _check_alive(place, kind)
+            _check_alive(access, kind)
         time.sleep(0.5)
 
 
-def _check_alive(place: Place, kind: Kind) -> None:
+def _check_alive(access: ServiceAccess, kind: Kind) -> None:
     """Raise TunesmithError when the service has ended."""
     try:
-        said = place.ask("wait", kind.name)
+        said = access.ask("wait", kind.name)
     except TunesmithError:
-        if place.remote is None:
+        if access.remote is None:
             raise
         return  # a host out of reach is the tunnel's affair, and it says so
     if said["state"] == "absent":
         raise TunesmithError(
-            f"{place.name}: {kind.title} was ended from elsewhere; `inv {kind.name} --on "
-            f"{place.name}` starts it again"
+            f"{access.name}: {kind.title} was ended from elsewhere; `inv {kind.name} --on "
+            f"{access.name}` starts it again"
         )
     if said["state"] == "ended":
-        raise service.ended(place, kind, said, "ended")
+        raise service.ended(access, kind, said, "ended")
 
 
-def _leave(place: Place, kind: Kind) -> None:
+def _leave(access: ServiceAccess, kind: Kind) -> None:
     """After Ctrl-C: end the service, unless a training runs in it."""
     try:
-        said = place.ask("stop", kind.name)
+        said = access.ask("stop", kind.name)
     except TunesmithError as error:
         raise TunesmithError(
-            f"{place.name}: {kind.title} may still run there; `inv {kind.name} --on {place.name} "
+            f"{access.name}: {kind.title} may still run there; `inv {kind.name} --on {access.name} "
             "--stop` ends it",
             [error.message],
         ) from None
     if said["state"] == "kept":
-        say(f"{place.name}: {kind.title} trains {said['training']['folder']}, so it stays")
-        say(f"come back: `inv {kind.name} --on {place.name}`")
-        say(f"end it and the training: `inv {kind.name} --on {place.name} --stop`")
+        say(f"{access.name}: {kind.title} trains {said['training']['folder']}, so it stays")
+        say(f"come back: `inv {kind.name} --on {access.name}`")
+        say(f"end it and the training: `inv {kind.name} --on {access.name} --stop`")
     else:
-        say(f"{place.name}: {kind.title} is ended")
+        say(f"{access.name}: {kind.title} is ended")
 
 
-def _stop(place: Place, kind: Kind, *, dry: bool) -> None:
+def _stop(access: ServiceAccess, kind: Kind, *, dry: bool) -> None:
     if dry:
-        say(f"would end {kind.title} of {place.name}")
+        say(f"would end {kind.title} of {access.name}")
         return
-    said = place.ask("stop", kind.name, "--force")
+    said = access.ask("stop", kind.name, "--force")
     if said["state"] == "absent":
-        say(f"{place.name}: {kind.title} does not run")
+        say(f"{access.name}: {kind.title} does not run")
         return
-    say(f"{place.name}: {kind.title} is ended")
+    say(f"{access.name}: {kind.title} is ended")
     if said.get("training"):
         say(f"its training in {said['training']['folder']} was ended too; checkpoints stay there")
 
 
-def _local_port(place: Place, kind: Kind, port: int) -> int:
+def _local_port(access: ServiceAccess, kind: Kind, port: int) -> int:
     """Return the local end of the tunnel. Without a tunnel the target chooses the port."""
-    if place.remote is None:
+    if access.remote is None:
         if port:
             raise UsageError(f"--port {port}: only a host's service has a port of its own here")
         return 0
     return free_port(port or None, kind.port)
 
 
-def _tell_plan(place: Place, kind: Kind, local: int) -> None:
-    say(f"would start {kind.title} on {place.name}, on its loopback, below {place.folders.base}")
-    if place.remote is not None:
+def _tell_plan(access: ServiceAccess, kind: Kind, local: int) -> None:
+    say(f"would start {kind.title} on {access.name}, on its loopback, below {access.folders.base}")
+    if access.remote is not None:
         say(f"would forward 127.0.0.1:{local} of this machine to it")
 
 
-def _teller(place: Place) -> service.Tell:
-    return lambda text: say(f"{place.name}: {text}")
+def _teller(access: ServiceAccess) -> service.Tell:
+    return lambda text: say(f"{access.name}: {text}")
 
 
 @contextlib.contextmanager

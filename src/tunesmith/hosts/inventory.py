@@ -30,10 +30,9 @@ _ABSENT = object()
 # What jobs run in: an environment that `inv provision` installs, or a container of the image.
 RUNNERS = ("conda", "container")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
-# What `--on` names that is no host.
-TARGETS = ("local", "container")
-# Besides, words that mean something else to us or to Ansible.
-_RESERVED = (*TARGETS, "all", "localhost", "ungrouped", GROUP)
+# Words that mean something else to us or to Ansible. Those that `--on` takes for targets of
+# their own are targets.factory's.
+_RESERVED = ("all", "localhost", "ungrouped", GROUP)
 _HEAD = """\
 # Written by `inv host.add`, `inv host.trust` and `inv host.remove`. Keys and hosts of your
 # own are kept, comments are not. How a host is reached stands in ssh_config.

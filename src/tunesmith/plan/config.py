@@ -9,6 +9,7 @@ schema needs five of its words (docs/decisions/0007-the-image.md).
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +43,15 @@ def _number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Config:
-    """A flat LLaMA-Factory config: its file, its keys with overrides applied, the overrides."""
+    """A flat LLaMA-Factory config: its file, its keys with overrides applied, the overrides.
+
+    `head` are the comment lines that the file begins with.
+    """
 
     file: Path
     values: Mapping[str, Any]
     overrides: Mapping[str, Any]
+    head: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
@@ -63,7 +68,7 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
 
     Raises UsageError with all faults: one line for the first, the others as detail.
     """
-    values = _read(file)
+    values, head = _read(file)
     schema = json.loads(schema_file.read_text(encoding="utf-8"))
     parsed = parse_overrides(overrides) | _options_named(overrides, schema)
     values |= parsed
@@ -71,7 +76,7 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UsageError(f"{file}: {faults[0]}{more}", faults[1:])
-    return Config(file, values, parsed)
+    return Config(file, values, parsed, head)
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -187,7 +192,8 @@ def _wanted(rule: Mapping[str, Any]) -> str:
     return names.get(str(rule.get("type")), "another value")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the keys of a config, and the comment lines it begins with."""
     try:
         text = read_text(file, MOST_OF_YAML)
     except FileNotFoundError:
@@ -208,4 +214,5 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: lists or keys nested too deep to be read; mend it") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
-    return values
+    head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
+    return values, tuple(head)
