@@ -23,7 +23,7 @@ def main() -> int:
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str | os.PathLike):
             if (arguments[2] or 0) & os.O_ACCMODE == os.O_RDONLY:
-                read[os.path.abspath(os.fspath(arguments[0]))] += 1
+                read[str(Path(arguments[0]).absolute())] += 1
         elif event == "subprocess.Popen":
             started.append([str(word) for word in arguments[1]])
 

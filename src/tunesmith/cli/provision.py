@@ -170,7 +170,10 @@ def host_names(on: str) -> tuple[str, ...]:
         raise UsageError("--on is empty; name a host, or several as in gpu1,gpu2")
     local = [name for name in names if name in factory.TARGETS]
     if local:
-        raise UsageError(f"--on {local[0]}: only a host can be provisioned; `inv host.list`")
+        raise UsageError(
+            f"--on {local[0]}: only a host can be provisioned",
+            hint="`inv host.list` shows the hosts",
+        )
     return names
 
 
