@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.records import Cause
 from tunesmith.plan.plan import Plan, RunLocation
-from tunesmith.plan.target import FetchSpec, RunSnapshot, Target
+from tunesmith.plan.target import FetchSpec, RunUpdate, Target
 
 
 class BareTarget:
@@ -91,9 +91,9 @@ class BareTarget:
         """Return none."""
         return [], offset
 
-    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunSnapshot]:
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
         """Yield the end."""
-        yield RunSnapshot(self.status(run_id), (), events, "the log\n", 0)
+        yield RunUpdate(self.status(run_id), (), events, "the log\n", 0)
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the one run."""

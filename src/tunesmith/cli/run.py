@@ -173,8 +173,8 @@ def stop(root: Path, on: str, run: str | None) -> None:
     target.stop(run_id)
     say(f"run {run_id}: stopping after a checkpoint")
     status: dict[str, Any] = {}
-    for snapshot in target.watch(run_id, target.events(run_id, 0)[1]):
-        status = snapshot.status
+    for update in target.watch(run_id, target.events(run_id, 0)[1]):
+        status = update.status
     say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
 
 
@@ -342,12 +342,12 @@ def logs(root: Path, on: str, run: str | None, *, follow: bool) -> None:
     """Print a run's log, and with `follow` what is added to it until the run ends."""
     target = _target(Project.at(root), on)
     try:
-        for snapshot in target.watch(target.find(run), log=0):
-            if snapshot.lost is not None:
-                sys.stderr.write(f"{printable(snapshot.lost)}\n")
+        for update in target.watch(target.find(run), log=0):
+            if update.lost is not None:
+                sys.stderr.write(f"{printable(update.lost)}\n")
                 continue
-            write(snapshot.log)
-            if not follow and not snapshot.more:
+            write(update.log)
+            if not follow and not update.more:
                 return
     except KeyboardInterrupt:
         return

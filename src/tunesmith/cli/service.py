@@ -8,9 +8,8 @@ import signal
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tunesmith.cli.console import say
 from tunesmith.core.errors import TunesmithError, UsageError
@@ -18,7 +17,7 @@ from tunesmith.core.files import replacing
 from tunesmith.job.services.manager import http_status
 from tunesmith.project import Project
 from tunesmith.services import service
-from tunesmith.services.service import KINDS, Kind, ServiceAccess, Services
+from tunesmith.services.service import KINDS, Body, Kind, ServiceAccess, Services, ServiceState
 from tunesmith.services.tunnel import Tunnel, free_port, reopen
 from tunesmith.targets import factory
 from tunesmith.targets.capability import require
@@ -140,7 +139,7 @@ def tunnel(root: Path, on: str, port_word: str, *, local: int, dry: bool) -> Non
 def _serve(
     access: ServiceAccess,
     kind: Kind,
-    body: Mapping[str, Any],
+    body: Body,
     local: int,
     *,
     opener: Path | None = None,
@@ -215,7 +214,7 @@ def _wait_for_answer(access: ServiceAccess, kind: Kind, port: int, key: str | No
 
 
 def _tell_more(
-    access: ServiceAccess, kind: Kind, url: str, said: Mapping[str, Any], *, show_key: bool
+    access: ServiceAccess, kind: Kind, url: str, said: ServiceState, *, show_key: bool
 ) -> None:
     if said.get("key") is None:
         say(
@@ -285,7 +284,7 @@ def _leave(access: ServiceAccess, kind: Kind) -> None:
             [error.message],
         ) from None
     if said["state"] == "kept":
-        say(f"{access.name}: {kind.title} trains {said['training']['folder']}, so it stays")
+        say(f"{access.name}: {kind.title} trains {service.folder_of_training(said)}, so it stays")
         say(f"come back: `inv {kind.name} --on {access.name}`")
         say(f"end it and the training: `inv {kind.name} --on {access.name} --stop`")
     else:
@@ -301,8 +300,8 @@ def _stop(access: ServiceAccess, kind: Kind, *, dry: bool) -> None:
         say(f"{access.name}: {kind.title} does not run")
         return
     say(f"{access.name}: {kind.title} is ended")
-    if said.get("training"):
-        say(f"its training in {said['training']['folder']} was ended too; checkpoints stay there")
+    if folder := service.folder_of_training(said):
+        say(f"its training in {folder} was ended too; checkpoints stay there")
 
 
 def _local_port(access: ServiceAccess, kind: Kind, port: int) -> int:

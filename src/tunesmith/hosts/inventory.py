@@ -25,6 +25,11 @@ from tunesmith.hosts import sshconfig
 from tunesmith.hosts.address import Address, parse_jump
 from tunesmith.hosts.answers import PYTHON, Asked, OneOf, Shape, Text
 
+# hosts.yml as Ansible reads it: groups, their hosts, and keys of the user's own.
+Document = dict[str, Any]
+# A host's variables there: ours and the user's.
+Variables = dict[str, Any]
+
 GROUP = "gpu_hosts"
 _ABSENT = object()
 # What jobs run in: an environment that `inv provision` installs, or a container of the image.
@@ -85,7 +90,7 @@ def unsafe(value: Any) -> Any:
     return [unsafe(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def variables(values: Mapping[str, Any]) -> str:
+def variables(values: Mapping[str, object]) -> str:
     """Return variables as YAML for ansible-playbook, none of them a template."""
     return yaml.dump(unsafe(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -149,7 +154,7 @@ def names(inventory: Path) -> tuple[str, ...]:
     return tuple(_known(inventory))
 
 
-def _known(inventory: Path) -> dict[str, tuple[dict[str, Any], str]]:
+def _known(inventory: Path) -> dict[str, tuple[Variables, str]]:
     """Return what hosts.yml and ssh_config have of each host that both know.
 
     One that only hosts.yml has is the user's own, which is reached in a way of his own.
@@ -159,7 +164,7 @@ def _known(inventory: Path) -> dict[str, tuple[dict[str, Any], str]]:
     return {name: (raw or {}, blocks[name]) for name, raw in hosts.items() if name in blocks}
 
 
-def _host(inventory: Path, name: str, values: Mapping[str, Any], block: str) -> Host:
+def _host(inventory: Path, name: str, values: Variables, block: str) -> Host:
     """Return a host. What was once a host's answer is looked at as when it came."""
 
     def read(key: str, shape: Shape) -> Any:
@@ -295,7 +300,7 @@ def locked(inventory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _load(inventory: Path) -> dict[str, Any]:
+def _load(inventory: Path) -> Document:
     path = inventory / "hosts.yml"
     try:
         raw = parse(_text(path))
@@ -308,7 +313,7 @@ def _load(inventory: Path) -> dict[str, Any]:
     return raw
 
 
-def _hosts_in(everything: dict[str, Any], inventory: Path) -> dict[str, Any]:
+def _hosts_in(everything: Document, inventory: Path) -> dict[str, Variables | None]:
     """Return the mapping of our hosts inside `everything`, made when it is not there."""
     place = everything
     for key in (GROUP, "hosts"):
@@ -327,7 +332,7 @@ def _hosts_in(everything: dict[str, Any], inventory: Path) -> dict[str, Any]:
     return place
 
 
-def _dump(inventory: Path, everything: dict[str, Any]) -> None:
+def _dump(inventory: Path, everything: Document) -> None:
     text = yaml.dump(everything, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     _write(inventory / "hosts.yml", _HEAD + text)
 

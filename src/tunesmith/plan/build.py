@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
@@ -181,7 +182,7 @@ def tables_here(project: Project) -> Tables | None:
     return tables_of(environment.python, {"HF_HOME": str(project.hf_home)})
 
 
-def check_data(values: Mapping[str, Any], tables: Tables | None = None) -> list[DatasetReport]:
+def check_data(values: documents.Config, tables: Tables | None = None) -> list[DatasetReport]:
     """Check the data sets a config names. Raises UsageError naming all faults of the first
     faulty file. Without `tables`, CSV and Parquet are passed over."""
     names = [values[key] for key in ("dataset", "eval_dataset") if values.get(key)]
@@ -281,7 +282,7 @@ def plan_predict(
     return Plan(location, phases, request, None, tuple(managed), inputs=staged)
 
 
-def merge_keys(project: Project, config: Config) -> dict[str, Any]:
+def merge_keys(project: Project, config: Config) -> documents.Config:
     """Return how to merge: the merge config of the same stem, over the defaults.
 
     It lies in the folder merge/ beside the config's own, as in configs/; a container has its
@@ -327,7 +328,7 @@ def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if all(map(is_local, reports)) else {}
 
 
-def needed_key(target: Target, run_id: str, config: Mapping[str, Any], key: str) -> Any:
+def needed_key(target: Target, run_id: str, config: documents.Config, key: str) -> Any:
     """Return what a run's config says. Raises UsageError where it says nothing."""
     if not config.get(key):
         raise UsageError(
@@ -341,7 +342,7 @@ def check_trained(target: Target, run_id: str) -> None:
     _trained(target, run_id)
 
 
-def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], documents.Config]:
     """Return id, request and config of a run whose training succeeded."""
     found = target.find(run_id)
     phases = target.status(found)["phases"]

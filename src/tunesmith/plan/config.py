@@ -19,9 +19,13 @@ from typing import Any
 
 import yaml
 
+from tunesmith.core import documents
 from tunesmith.core.bounded import MOST_OF_YAML, read_text
+from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
 
+# https://json-schema.org, as job/data/config_schema.py writes it.
+JsonSchema = Mapping[str, Any]
 # A number that YAML 1.1 (PyYAML) reads as text, because it wants a dot before the e.
 _FLOAT_TEXT = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
@@ -49,8 +53,8 @@ class Config:
     """
 
     file: Path
-    values: Mapping[str, Any]
-    overrides: Mapping[str, Any]
+    values: documents.Config
+    overrides: documents.Config
     head: tuple[str, ...] = ()
 
     @property
@@ -79,9 +83,9 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
     return Config(file, values, parsed, head)
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> Arguments:
     """Read `key=value` words; a value is read as YAML, and 1e-4 as the number it means."""
-    parsed: dict[str, Any] = {}
+    parsed: Arguments = {}
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
@@ -95,7 +99,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _options_named(overrides: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+def _options_named(overrides: Sequence[str], schema: JsonSchema) -> Arguments:
     """Return the words that are an option of their key: eval_strategy=no is no YAML false."""
     known = schema["properties"]
     words = [(key, text) for key, _, text in (word.partition("=") for word in overrides)]
@@ -103,7 +107,7 @@ def _options_named(overrides: Sequence[str], schema: Mapping[str, Any]) -> dict[
 
 
 def find_faults(
-    values: Mapping[str, Any], schema: Mapping[str, Any], overridden: frozenset[str]
+    values: documents.Config, schema: JsonSchema, overridden: frozenset[str]
 ) -> list[str]:
     """Return one line for each key that LLaMA-Factory would refuse or misread."""
     known = schema["properties"]
@@ -129,7 +133,7 @@ def find_faults(
     return faults
 
 
-def fits(value: Any, rule: Mapping[str, Any]) -> bool:
+def fits(value: Any, rule: JsonSchema) -> bool:
     """Whether a JSON Schema (anyOf, enum, type, items: job/data/config_schema.py) takes a value."""
     if "anyOf" in rule:
         return any(fits(value, choice) for choice in rule["anyOf"])
@@ -145,7 +149,7 @@ def fits(value: Any, rule: Mapping[str, Any]) -> bool:
     return "items" not in rule or all(fits(item, rule["items"]) for item in value)
 
 
-def _explain(value: Any, rule: Mapping[str, Any]) -> str:
+def _explain(value: Any, rule: JsonSchema) -> str:
     wanted = _wanted(rule)
     if isinstance(value, str) and _FLOAT_TEXT.match(value) and "number" in wanted:
         return f"is {value}, which YAML reads as text; write {_with_dot(value)}"
@@ -165,13 +169,13 @@ def _with_dot(text: str) -> str:
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
 
 
-def _options(rule: Mapping[str, Any]) -> list[Any]:
+def _options(rule: JsonSchema) -> list[Any]:
     if "enum" in rule:
         return list(rule["enum"])
     return [option for choice in rule.get("anyOf", ()) for option in _options(choice)]
 
 
-def _wanted(rule: Mapping[str, Any]) -> str:
+def _wanted(rule: JsonSchema) -> str:
     """Return in words what a schema wants."""
     names = {
         "boolean": "true or false",
@@ -192,7 +196,7 @@ def _wanted(rule: Mapping[str, Any]) -> str:
     return names.get(str(rule.get("type")), "another value")
 
 
-def _read(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _read(file: Path) -> tuple[Arguments, tuple[str, ...]]:
     """Return the keys of a config, and the comment lines it begins with."""
     try:
         text = read_text(file, MOST_OF_YAML)

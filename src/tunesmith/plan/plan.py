@@ -7,7 +7,7 @@ LLaMA-Factory gets, the environment, the command. Nothing here reads or writes a
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,7 +16,9 @@ import yaml
 
 from tunesmith.basemodel.files import Shapes
 from tunesmith.basemodel.store import ModelFolder
-from tunesmith.core import formats, isolated
+from tunesmith.core import documents, formats, isolated
+from tunesmith.core.documents import Arguments
+from tunesmith.dataset.prompts import Prompt
 from tunesmith.plan.config import Config
 
 # Keys that name a file or folder; a worker runs in the run folder, so they must be absolute.
@@ -66,7 +68,7 @@ class Plan:
     location: RunLocation
     phases: tuple[str, ...]
     request: Mapping[str, Any]
-    config: Mapping[str, Any] | None = None
+    config: documents.Config | None = None
     managed: tuple[ManagedKey, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -139,9 +141,7 @@ def model_record(name: str, model: ModelFolder | None) -> dict[str, Any]:
     }
 
 
-def set_model_path(
-    values: dict[str, Any], managed: Sequence[ManagedKey], path: str
-) -> list[ManagedKey]:
+def set_model_path(values: Arguments, managed: Sequence[ManagedKey], path: str) -> list[ManagedKey]:
     """Let `values` name the base model's folder, in place; return the managed keys with it."""
     was = values.get("model_name_or_path")
     values["model_name_or_path"] = path
@@ -152,7 +152,7 @@ def set_model_path(
 
 def apply_managed_keys(
     config: Config, location: RunLocation, output: str = "output"
-) -> tuple[dict[str, Any], list[ManagedKey]]:
+) -> tuple[Arguments, list[ManagedKey]]:
     """Return the config a worker gets, and each key that differs from what was written.
 
     `output` is the name of the folder for results in the run's folder.
@@ -189,7 +189,7 @@ def apply_managed_keys(
     return values, managed
 
 
-def absolute_paths(values: dict[str, Any], find: Any) -> None:
+def absolute_paths(values: Arguments, find: Callable[[str], Path]) -> None:
     """Make the path keys of `values` absolute, in place, by `find(path) -> Path`."""
     for key in PATH_KEYS:
         value = values.get(key)
@@ -198,7 +198,7 @@ def absolute_paths(values: dict[str, Any], find: Any) -> None:
             values[key] = str(find(value))
 
 
-def train_phases(config: Config, prompts: Sequence[Any], *, evaluate: bool) -> tuple[str, ...]:
+def train_phases(config: Config, prompts: Sequence[Prompt], *, evaluate: bool) -> tuple[str, ...]:
     """Return the phases of a training run: measured before and after where that can be done."""
     held_out = bool(config.get("eval_dataset")) or float(config.get("val_size") or 0) > 0
     measurable = config.get("stage", "sft") == "sft" and (held_out or bool(prompts))
@@ -208,7 +208,7 @@ def train_phases(config: Config, prompts: Sequence[Any], *, evaluate: bool) -> t
 
 
 def disk_needs(
-    config: Mapping[str, Any],
+    config: documents.Config,
     shapes: Shapes,
     weight_bytes: int,
     merge: bool,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset.registry import REGISTRY
 from tunesmith.dataset.report import DatasetReport
@@ -16,7 +16,7 @@ from tunesmith.plan.target import Target
 def stage_inputs(
     target: Target,
     run_id: str,
-    values: dict[str, Any],
+    values: Arguments,
     reports: Sequence[DatasetReport],
     below: str = "",
 ) -> tuple[Input, ...]:

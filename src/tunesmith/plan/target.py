@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tunesmith.basemodel.store import ModelFolder
+from tunesmith.core import documents
 from tunesmith.job.run.folder import ACTIVE
 from tunesmith.job.run.records import Cause
 from tunesmith.plan.plan import Plan, RunLocation
 
 
 @dataclass(frozen=True)
-class RunSnapshot:
+class RunUpdate:
     """What one poll of a run brought.
 
     `events` are those since the last poll and `log` is the log's text since then; both
@@ -116,7 +117,7 @@ class Target(Protocol):
         """Return what was asked: run.json."""
         ...
 
-    def config(self, run_id: str) -> dict[str, Any]:
+    def config(self, run_id: str) -> documents.Config:
         """Return the config of the training; empty when the run has none."""
         ...
 
@@ -136,8 +137,8 @@ class Target(Protocol):
         """Return the events from byte `offset` on, and the offset behind them."""
         ...
 
-    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunSnapshot]:
-        """Yield snapshots of a run, at least one every few seconds, until it is over.
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
+        """Yield updates of a run, at least one every few seconds, until it is over.
 
         `events` and `log` are the byte offsets to begin at; None: the log is not wanted. A
         target out of reach is told by `lost`, and looked for until it is back.

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypedDict, cast, runtime_checkable
 
 from tunesmith.core import formats
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
 from tunesmith.hosts import replies
@@ -22,10 +23,8 @@ from tunesmith.job.services.manager import PORTS, REFUSED
 
 Tell = Callable[[str], None]
 
-# What a service is started with, as JSON on the manager's stdin.
-Body = Mapping[str, Any]
 # Entries of a dataset_info.json by name, as LLaMA-Factory reads them.
-Registry = Mapping[str, Any]
+Registry = Mapping[str, JsonObject]
 
 # A service is waited for in pieces, each one command, so that Ctrl-C is answered soon.
 _PIECE_SECONDS = 5
@@ -60,6 +59,48 @@ KINDS = {
 _KEY = re.compile(r"[A-Za-z0-9_-]{43,128}")
 
 
+class _Body(TypedDict):
+    serves: Mapping[str, str]
+    settings: Mapping[str, str]
+    datasets: Registry
+    key: str
+
+
+class Body(_Body, total=False):
+    """What a service is started with: job.services.manager.start, as JSON on its stdin.
+
+    `settings` are for the service's module, `serves` is what a living one must serve to be taken.
+    """
+
+    run: str
+    tokens: Sequence[str]
+
+
+class Training(TypedDict):
+    """A training that runs in the Board."""
+
+    folder: str
+
+
+class _State(TypedDict):
+    state: str
+
+
+class ServiceState(_State, total=False):
+    """How a service is: job.services.manager.state, read by hosts.replies.Service.
+
+    `state` is absent, starting, ready, ended, stopped or kept; only that is always there.
+    """
+
+    port: int
+    log: str
+    tail: list[str]
+    serves: dict[str, str]
+    key: str | None
+    reused: bool
+    training: Training | None
+
+
 @dataclass(frozen=True)
 class Folders:
     """Folders of a target, as paths of its own."""
@@ -90,7 +131,7 @@ class ServiceAccess(Protocol):
 
     def ask(
         self, verb: str, *words: str, body: Body | None = None, timeout: float = 60
-    ) -> dict[str, Any]:
+    ) -> ServiceState:
         """Ask tunesmith.job.services.manager there. Raises what it refused with."""
         ...
 
@@ -119,7 +160,7 @@ class Services(Protocol):
         ...
 
 
-def registered(data: Path) -> tuple[dict[str, Any], dict[str, Path], list[str]]:
+def registered(data: Path) -> tuple[Registry, dict[str, Path], list[str]]:
     """Return the entries of a dataset_info.json, the files they need, and what is not there.
 
     Names are relative to the folder; an entry whose file lies outside of it, or is missing, is
@@ -132,7 +173,7 @@ def registered(data: Path) -> tuple[dict[str, Any], dict[str, Path], list[str]]:
         raise UsageError(f"{registry}: not JSON: {error}") from None
     if not isinstance(known, dict):
         raise UsageError(f"{registry}: expected data sets by name, found {type(known).__name__}")
-    entries: dict[str, Any] = {}
+    entries: dict[str, JsonObject] = {}
     files: dict[str, Path] = {}
     missing = []
     for key, entry in known.items():
@@ -157,21 +198,21 @@ def asked_of(
     kind: Kind,
     *,
     serves: Mapping[str, str] | None = None,
-    datasets: Mapping[str, Any] | None = None,
+    datasets: Registry | None = None,
     settings: Mapping[str, str] | None = None,
-    **more: Any,
-) -> dict[str, Any]:
+    run: str | None = None,
+) -> Body:
     """Return the body of `start`, with a new key: `settings` are for the service's module,
-    beside those that all have; `more` are further keys of the body, as `run`."""
+    beside those that all have; `run` is the run to serve."""
     chinese = os.environ.get("LC_ALL", os.environ.get("LANG", "")).startswith("zh")
     own = {"language": "zh" if chinese else "en", **(settings or {})}
-    body: dict[str, Any] = {
-        "serves": dict(serves or {}),
-        "settings": access.folders.settings() | own,
-        "datasets": dict(datasets or {}),
-        "key": new_secret(),
-    }
-    return body | more
+    body = Body(
+        serves=dict(serves or {}),
+        settings=access.folders.settings() | own,
+        datasets=dict(datasets or {}),
+        key=new_secret(),
+    )
+    return {**body, "run": run} if run else body
 
 
 def new_secret() -> str:
@@ -182,7 +223,7 @@ def new_secret() -> str:
     return secrets.token_urlsafe(32)
 
 
-def start(access: ServiceAccess, kind: Kind, body: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+def start(access: ServiceAccess, kind: Kind, body: Body, tell: Tell) -> ServiceState:
     """Start a service, or take the living one; return its state once it answers there.
 
     Raises UsageError when the living one serves something else, TunesmithError with the end
@@ -204,18 +245,17 @@ def start(access: ServiceAccess, kind: Kind, body: Mapping[str, Any], tell: Tell
         )
     if not began["reused"]:
         tell(f"{access.name}: starting {kind.title}; loading its libraries takes a while")
-    elif began.get("training"):
-        folder = began["training"]["folder"]
+    elif folder := folder_of_training(began):
         tell(f"{access.name}: {kind.title} is there already, training {folder}")
     else:
         tell(f"{access.name}: {kind.title} is there already")
     deadline = time.monotonic() + kind.patience
     while time.monotonic() < deadline:
-        said = _patient(access, kind, tell)
-        if said["state"] == "ready":
-            return began | said
-        if said["state"] != "starting":
-            raise ended(access, kind, said, "ended while it started")
+        state = _patient(access, kind, tell)
+        if state["state"] == "ready":
+            return {**began, **state}
+        if state["state"] != "starting":
+            raise ended(access, kind, state, "ended while it started")
     raise TunesmithError(
         f"{access.name}: {kind.title} did not answer within {formats.duration(kind.patience)}",
         [f"log: {began['log']}"],
@@ -223,11 +263,17 @@ def start(access: ServiceAccess, kind: Kind, body: Mapping[str, Any], tell: Tell
     )
 
 
+def folder_of_training(state: ServiceState) -> str | None:
+    """Return the folder of the training that runs in the Board, or None."""
+    training = state.get("training")
+    return training["folder"] if training else None
+
+
 def _stops(access: ServiceAccess, kind: Kind) -> str:
     return f"`inv {kind.name} --on {access.name} --stop`"
 
 
-def _patient(access: ServiceAccess, kind: Kind, tell: Tell) -> dict[str, Any]:
+def _patient(access: ServiceAccess, kind: Kind, tell: Tell) -> ServiceState:
     """Ask how a service that starts is, some times if need be: it goes on without us."""
     for pause in (1.0, 2.0, 4.0, 8.0):
         try:
@@ -240,22 +286,22 @@ def _patient(access: ServiceAccess, kind: Kind, tell: Tell) -> dict[str, Any]:
     return access.ask("wait", kind.name, str(_PIECE_SECONDS))
 
 
-def ended(access: ServiceAccess, kind: Kind, said: Mapping[str, Any], how: str) -> TunesmithError:
+def ended(access: ServiceAccess, kind: Kind, state: ServiceState, how: str) -> TunesmithError:
     """Return the error for a service that is gone: the last line of its log, then more."""
-    lines = [str(line) for line in said.get("tail") or ()]
+    lines = [str(line) for line in state.get("tail") or ()]
     last = lines[-1].strip() if lines else "its log is empty"
     if last.startswith(REFUSED):
         return TunesmithError(f"{access.name}: {last.removeprefix(REFUSED)}")
     return TunesmithError(
         f"{access.name}: {kind.title} {how}: {last}",
-        [*lines[:-1], f"log: {said.get('log')}"],
+        [*lines[:-1], f"log: {state.get('log')}"],
         hint=f"{access.mends} repairs the environment",
     )
 
 
 def answer_of(
     access: ServiceAccess, verb: str, done: subprocess.CompletedProcess[str]
-) -> dict[str, Any]:
+) -> ServiceState:
     """Return what the manager answered to `verb`, read by types. Raises what it refused with."""
     asked = Asked(access.name, f"its answer to `{verb}` of a service")
     value = _last_object(asked, done.stdout.splitlines())
@@ -269,10 +315,10 @@ def answer_of(
             done.stderr.splitlines()[-5:],
             hint=f"{access.mends} repairs the environment",
         )
-    return replies.Service(verb).read(asked, value)
+    return cast(ServiceState, replies.Service(verb).read(asked, value))
 
 
-def _last_object(asked: Asked, lines: Sequence[str]) -> dict[str, Any] | None:
+def _last_object(asked: Asked, lines: Sequence[str]) -> JsonObject | None:
     for line in reversed(lines):
         if line.startswith("{"):
             value = parse_json(asked, line)

@@ -21,7 +21,7 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from tunesmith.core import formats, isolated
+from tunesmith.core import documents, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
@@ -246,7 +246,7 @@ def network() -> dict[str, str]:
     return found | {key: file for key, file in files.items() if Path(file).is_file()}
 
 
-def input_folders(values: Mapping[str, Any]) -> dict[Path, bool]:
+def input_folders(values: documents.Config) -> dict[Path, bool]:
     """Return the folders that a config's paths need: folder -> is it written to.
 
     Only what is there is mounted; a path that will be made is represented by its parent.

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from tunesmith.basemodel.store import ModelFolder
+from tunesmith.core import documents
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.run import foreign, inputs, listing, seals
@@ -21,7 +22,7 @@ from tunesmith.job.run.folder import OWNER_FILE, EventTail, RunFolder, acquire
 from tunesmith.job.run.removal import delete_all, take_away
 from tunesmith.job.run.run_id import RunId
 from tunesmith.plan.plan import Plan, RunLocation
-from tunesmith.plan.target import FetchSpec, RunSnapshot
+from tunesmith.plan.target import FetchSpec, RunUpdate
 from tunesmith.project import Project
 from tunesmith.stack.environment import Environment
 from tunesmith.targets import adoption
@@ -120,7 +121,7 @@ class FolderTarget:
         """Return what was asked: run.json."""
         return self._folder(run_id).request()
 
-    def config(self, run_id: str) -> dict[str, Any]:
+    def config(self, run_id: str) -> documents.Config:
         """Return the config of the training; empty when the run has none."""
         run = self._folder(run_id)
         return run.config() if run.config_file.exists() else {}
@@ -134,11 +135,11 @@ class FolderTarget:
         tail = EventTail(self._folder(run_id).events_file, offset)
         return tail.new(), tail.offset
 
-    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunSnapshot]:
-        """Yield a snapshot whenever something changed, and every few seconds, until it is over."""
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
+        """Yield an update whenever something changed, and every few seconds, until it is over."""
         run = self._folder(run_id)
         for line in watching.watch(run, events, -1 if log is None else log):
-            yield RunSnapshot(
+            yield RunUpdate(
                 line.status,
                 tuple(line.events),
                 line.events_offset,
@@ -177,7 +178,7 @@ def _exists(folder: RunFolder) -> UsageError:
     return UsageError(f"run {folder.run_id} exists already", hint="`inv runs` lists it")
 
 
-def _checked(plan: Plan) -> dict[Path, dict[str, Any]]:
+def _checked(plan: Plan) -> dict[Path, inputs.Record]:
     """Return size and sha256 of the data files that were read whole for the plan."""
     return {
         path: {"size": path.stat().st_size, "sha256": found["sha256"]}

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
-from tunesmith.core import formats, isolated, swap
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
@@ -29,7 +29,7 @@ from tunesmith.job.run.folder import ACTIVE, COPY_FILE, RunFolder
 from tunesmith.job.run.records import Cause
 from tunesmith.job.run.run_id import RunId
 from tunesmith.plan.plan import Input, Plan, RunLocation
-from tunesmith.plan.target import FetchSpec, Provisioning, Rental, RunSnapshot
+from tunesmith.plan.target import FetchSpec, Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
 from tunesmith.services.service import ServiceAccess
 from tunesmith.stack.sources import app_digest
@@ -49,10 +49,6 @@ _OFF_SECONDS = 60.0
 Tell = Callable[[str], None]
 
 
-def _silent(_text: str) -> None:
-    return None
-
-
 class HostTarget:
     """Runs jobs on a host of the inventory. Raises UsageError when the name is not there."""
 
@@ -62,7 +58,7 @@ class HostTarget:
         self,
         project: Project,
         name: str,
-        tell: Tell = _silent,
+        tell: Tell = lambda _: None,
         bar: transfer.Bar = transfer.unseen,
     ) -> None:
         self.name = name
@@ -157,7 +153,7 @@ class HostTarget:
         """Return what was asked: run.json."""
         return dict(self._show(run_id)["request"])
 
-    def config(self, run_id: str) -> dict[str, Any]:
+    def config(self, run_id: str) -> documents.Config:
         """Return the config of the training; empty when the run has none."""
         return dict(self._show(run_id)["config"] or {})
 
@@ -179,8 +175,8 @@ class HostTarget:
         said = agent.call(self._remote, "watch", run_id, *words)
         return list(said["events"]), int(said["events_offset"])
 
-    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunSnapshot]:
-        """Yield snapshots as the host tells them; after a lost connection go on where it was.
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
+        """Yield updates as the host tells them; after a lost connection go on where it was.
 
         Raises TunesmithError when the host has been out of reach for half an hour.
         """
@@ -197,7 +193,7 @@ class HostTarget:
                     status, events = said["status"], int(said["events_offset"])
                     text = str(said.get("log", ""))
                     log_offset = int(said["log_offset"]) if log is not None else -1
-                    snapshot = RunSnapshot(
+                    update = RunUpdate(
                         status,
                         tuple(said["events"]),
                         events,
@@ -205,8 +201,8 @@ class HostTarget:
                         max(log_offset, 0),
                         more=bool(said.get("more")),
                     )
-                    yield snapshot
-                    if snapshot.over:
+                    yield update
+                    if update.over:
                         return
                 if heard:
                     continue
@@ -222,7 +218,7 @@ class HostTarget:
                     [reason],
                     hint=f"`inv attach --on {self.name} --run {run_id}` follows it again",
                 )
-            yield RunSnapshot(status, (), events, "", max(log_offset, 0), lost=reason)
+            yield RunUpdate(status, (), events, "", max(log_offset, 0), lost=reason)
             time.sleep(_RETRY_SECONDS[min(failed, len(_RETRY_SECONDS) - 1)])
             # A kept connection that died may hang for a while: not that one.
             fresh, failed = True, failed + 1

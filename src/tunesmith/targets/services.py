@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from pathlib import Path, PurePath
-from typing import Any
 
 from tunesmith.core import files as core_files
 from tunesmith.core import formats, isolated
@@ -16,7 +15,7 @@ from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 from tunesmith.services import service
-from tunesmith.services.service import Body, Folders, Registry, Tell, answer_of
+from tunesmith.services.service import Body, Folders, Registry, ServiceState, Tell, answer_of
 from tunesmith.stack.environment import Environment
 from tunesmith.stack.sources import app_digest
 
@@ -46,7 +45,7 @@ class HostServices:
 
     def ask(
         self, verb: str, *words: str, body: Body | None = None, timeout: float = 60
-    ) -> dict[str, Any]:
+    ) -> ServiceState:
         """Ask tunesmith.job.services.manager there, by one SSH command."""
         script = '. "$1" && cd "$2" || exit 1\nshift 2\nexec "$@"\n'
         words = ("--base", str(self._layout.base), verb, *words)
@@ -106,7 +105,7 @@ class LocalServices:
 
     def ask(
         self, verb: str, *words: str, body: Body | None = None, timeout: float = 60
-    ) -> dict[str, Any]:
+    ) -> ServiceState:
         """Ask tunesmith.job.services.manager here."""
         words = ("--base", str(self._project.home), verb, *words)
         argv = isolated.argv(self._environment.python, "tunesmith.job.services.manager", *words)
