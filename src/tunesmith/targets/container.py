@@ -22,7 +22,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
 from tunesmith.core import documents, formats, isolated
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import TunesmithError, UsageError, printed_error
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
 from tunesmith.job.run.records import Cause
@@ -203,13 +203,12 @@ class ContainerTarget(FolderTarget):
             container.reload()
             if container.status == "exited":
                 code = container.attrs["State"]["ExitCode"]
-                said = container.logs().decode("utf-8", "replace").strip().splitlines()
+                text = container.logs().decode("utf-8", "replace")
                 container.remove()
                 if code == 0:
                     return
-                first, *detail = said or [f"the container ended with exit code {code}"]
-                kind = UsageError if code == UsageError.exit_code else TunesmithError
-                raise kind(first, detail[-8:])
+                ended = f"run {run_id}: the container ended with exit code {code}"
+                raise printed_error(text, code, ended)
             if folder.busy() and folder.status_file.exists():
                 owner = folder.last_status().get("supervisor") or {}
                 if owner.get("hostname") == str(container.id)[:12]:

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 
 from tunesmith.core import isolated
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import printed_error
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.records import Cause
 from tunesmith.job.supervisor import launch
@@ -25,9 +25,7 @@ class LocalTarget(FolderTarget):
         """Start phases of a run, detached; return when it is under way."""
         done = self._job("start", run_id, *phases, "--cause", cause)
         if done.returncode != 0:
-            first, *detail = done.stderr.strip().splitlines() or ["the run did not start"]
-            kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
-            raise kind(first, [line.strip() for line in detail])
+            raise printed_error(done.stderr, done.returncode, f"run {run_id}: it did not start")
 
     def stop(self, run_id: str) -> None:
         """Ask a run for a checkpoint and an end."""
