@@ -517,7 +517,7 @@ def test_two_pulls_of_a_run_at_once_are_one(host: Host, monkeypatch: pytest.Monk
 
     def meanwhile(run_id: str, parts: Sequence[str]) -> Any:
         monkeypatch.setattr(host, "_manifest", honest)
-        with pytest.raises(UsageError, match="is being brought from gpu1 by another command"):
+        with pytest.raises(UsageError, match="is being pulled from gpu1 by another command"):
             host.pull("r", PARTS)
         refused.append(True)
         return honest(run_id, parts)

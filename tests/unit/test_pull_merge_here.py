@@ -186,8 +186,9 @@ def test_what_is_not_trained_is_refused_before_the_host_works(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Host, "training", "stopped")
-    with pytest.raises(UsageError, match="`inv resume --on gpu1 --run r` continues it"):
+    with pytest.raises(UsageError, match="its training is stopped") as caught:
         cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert caught.value.hint == "`inv resume --on gpu1 --run r` continues it"
     assert asked == ["check_pull"]
 
 

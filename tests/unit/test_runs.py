@@ -34,8 +34,9 @@ def test_the_wrong_template_of_a_known_model_is_refused_with_the_right_one(
     project: Project, tmp_path: Path
 ) -> None:
     file = config_file(tmp_path, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "qwen")
-    with pytest.raises(UsageError, match="write `template: deepseekr1`"):
+    with pytest.raises(UsageError, match="was trained with deepseekr1") as caught:
         build.read_config(project, file, ())
+    assert caught.value.hint.startswith("write `template: deepseekr1`")
     assert build.read_config(project, file, ("template=qwen",)).get("template") == "qwen"
 
 

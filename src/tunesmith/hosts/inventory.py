@@ -128,7 +128,9 @@ def check_name(name: str) -> str:
             "with a letter or digit, as in gpu1"
         )
     if name in _RESERVED:
-        raise UsageError(f"{name!r} means something else here; call the host gpu1, for example")
+        raise UsageError(
+            f"{name!r} is a word of Ansible or of `--on`", hint="call the host gpu1, for example"
+        )
     return name
 
 
@@ -185,8 +187,8 @@ def _host(inventory: Path, name: str, values: Variables, block: str) -> Host:
             parse_jump(jump)
     except (UsageError, ValueError):
         raise UsageError(
-            f"{ssh_config(inventory)}: `{name}`: not what `inv host.add` writes; "
-            f"`inv host.remove {name}`, then `inv host.add` again"
+            f"{ssh_config(inventory)}: `{name}`: not what `inv host.add` writes",
+            hint=f"`inv host.remove {name}`, then add the host again",
         ) from None
     return Host(
         name=name,
@@ -202,7 +204,8 @@ def _host(inventory: Path, name: str, values: Variables, block: str) -> Host:
 def _refused(inventory: Path, name: str, key: str, value: object) -> UsageError:
     return UsageError(
         f"{inventory / 'hosts.yml'}: `{name}`: {key}: {quoted(value)} is not what `inv host.add` "
-        f"writes, and nothing is done with it; `inv host.remove {name}`, then add the host again"
+        "writes, and nothing is done with it",
+        hint=f"`inv host.remove {name}`, then add the host again",
     )
 
 
@@ -218,8 +221,8 @@ def unknown(inventory: Path, name: str) -> UsageError:
     """Return the error for a name that is not in the inventory; it lists those that are."""
     known = ", ".join(names(inventory)) or "none yet"
     return UsageError(
-        f"no host {name!r} in {inventory}; known are: {known}; "
-        '`inv host.add NAME "ssh ..."` adds one'
+        f"no host {name!r} in {inventory}; known are: {known}",
+        hint='`inv host.add NAME "ssh ..."` adds one',
     )
 
 
@@ -241,7 +244,8 @@ def write(
         if before is not None and (there.keys if there else ()) != before:
             done = "written" if there else "removed"
             raise UsageError(
-                f"{host.name}: another command has {done} it meanwhile; `inv host.list` shows them"
+                f"{host.name}: another command has {done} it meanwhile",
+                hint="`inv host.list` shows the hosts",
             )
         known_hosts = pinned(inventory, host.name)
         known_hosts.parent.mkdir(mode=0o700, exist_ok=True)
@@ -277,7 +281,9 @@ def remove(inventory: Path, name: str) -> bool:
     with locked(inventory):
         everything = _load(inventory)
         if _hosts_in(everything, inventory).pop(name, _ABSENT) is _ABSENT:
-            raise UsageError(f"{name}: another command has removed it; `inv host.list` shows all")
+            raise UsageError(
+                f"{name}: another command has removed it", hint="`inv host.list` shows the hosts"
+            )
         _dump(inventory, everything)
         config = ssh_config(inventory)
         blocks = sshconfig.blocks(_text(config))

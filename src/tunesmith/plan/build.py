@@ -103,8 +103,9 @@ def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Confi
         )
     raise UsageError(
         f"{config.file}: `template` is {template}, but {known.repo_id} was trained with "
-        f"{known.template}; write `template: {known.template}`, or insist with "
-        f"`template={template}` on the command line"
+        f"{known.template}",
+        hint=f"write `template: {known.template}`, or insist with `template={template}` on the "
+        "command line",
     )
 
 
@@ -215,7 +216,7 @@ def plan_merge(
         unknown = sorted(set(parsed) - set(MERGE_KEYS))
         if unknown:
             raise UsageError(
-                f"`{unknown[0]}` is no key of a merge; these are: {', '.join(MERGE_KEYS)}"
+                f"`{unknown[0]}` is no key of a merge; known are: {', '.join(MERGE_KEYS)}"
             )
         chosen |= parsed
     weights = sum(
@@ -332,7 +333,8 @@ def needed_key(target: Target, run_id: str, config: documents.Config, key: str) 
     """Return what a run's config says. Raises UsageError where it says nothing."""
     if not config.get(key):
         raise UsageError(
-            f"run {run_id} on {target.name}: its config.yaml has no {key}; write it there again"
+            f"run {run_id} on {target.name}: its config.yaml has no {key}",
+            hint="write it there again",
         )
     return config[key]
 
@@ -350,6 +352,7 @@ def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], d
         state = phases.get("train", "not started")
         on = f" --on {target.name}" if target.shared else ""
         raise UsageError(
-            f"run {found}: its training is {state}; `inv resume{on} --run {found}` continues it"
+            f"run {found}: its training is {state}",
+            hint=f"`inv resume{on} --run {found}` continues it",
         )
     return found, target.request(found), target.config(found)

@@ -90,7 +90,7 @@ def parse_overrides(overrides: Sequence[str]) -> Arguments:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(
-                f"{word!r} is not an override; write key=value, as in num_train_epochs=1"
+                f"{word!r} is not an override", hint="write key=value, as in num_train_epochs=1"
             )
         try:
             parsed[key] = float(text) if _FLOAT_TEXT.match(text) else yaml.safe_load(text)
@@ -201,13 +201,13 @@ def _read(file: Path) -> tuple[Arguments, tuple[str, ...]]:
     try:
         text = read_text(file, MOST_OF_YAML)
     except FileNotFoundError:
-        raise UsageError(f"{file}: no such config; `ls configs/train` shows ours") from None
+        raise UsageError(f"{file}: no such config", hint="`ls configs/train` shows ours") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not a UTF-8 text file ({type(error).__name__})") from None
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}; name a config") from None
+        raise UsageError(f"{file}: {error.strerror}", hint="name a config file") from None
     except ValueError as error:
-        raise UsageError(f"{file}: {error}; is it a config?") from None
+        raise UsageError(f"{file}: {error}", hint="name a config file") from None
     try:
         # LLaMA-Factory takes JSON too, and JSON is YAML. Only the safe loader: a tag that
         # would build a Python object is an error here.
@@ -215,7 +215,7 @@ def _read(file: Path) -> tuple[Arguments, tuple[str, ...]]:
     except yaml.YAMLError as error:
         raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UsageError(f"{file}: lists or keys nested too deep to be read; mend it") from None
+        raise UsageError(f"{file}: lists or keys nested too deeply to be read") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
     head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
