@@ -72,7 +72,7 @@ def train(
 
     Progress is shown until the end; Ctrl-C leaves the run alone and returns.
     """
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import training
     from tunesmith.plan import build
 
     asked = build.Asked(
@@ -90,8 +90,8 @@ def train(
         build.number_of("max-cost", max_cost),
         preset or None,
     )
-    choices = cli_run.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
-    cli_run.train(ROOT, on, asked, choices)
+    choices = training.Choices(dry=c.config.run.dry, attach=attach, from_laptop=from_laptop)
+    training.train(ROOT, on, asked, choices)
 
 
 @door(
@@ -106,11 +106,11 @@ def resume(
     c: Context, run: str = "", on: str = "local", mirror: str = "", max_hours: str = ""
 ) -> None:
     """Continue a stopped or failed run."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import training
     from tunesmith.plan import build
 
     hours = build.number_of("max-hours", max_hours)
-    cli_run.resume(
+    training.resume(
         ROOT, on, run or None, mirror=mirror or None, max_hours=hours, dry=c.config.run.dry
     )
 
@@ -118,17 +118,17 @@ def resume(
 @door(help={"run": RUN, "on": ON})
 def attach(_c: Context, run: str = "", on: str = "local") -> None:
     """Follow a run; Ctrl-C leaves it running."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import training
 
-    cli_run.attach(ROOT, on, run or None)
+    training.attach(ROOT, on, run or None)
 
 
 @door(help={"run": RUN, "on": ON})
 def stop(_c: Context, run: str = "", on: str = "local") -> None:
     """Stop a run after a checkpoint."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import training
 
-    cli_run.stop(ROOT, on, run or None)
+    training.stop(ROOT, on, run or None)
 
 
 @door(
@@ -149,34 +149,34 @@ def pull(
     mirror: str = "",
 ) -> None:
     """Bring a run from a host, complete or not at all."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import pulling
 
     dry = c.config.run.dry
-    cli_run.pull(ROOT, on, run or None, what, merge_here=merge_here, mirror=mirror, dry=dry)
+    pulling.pull(ROOT, on, run or None, what, merge_here=merge_here, mirror=mirror, dry=dry)
 
 
 @door(name="rm", help={"run": "run id", "on": ON})
 def remove(c: Context, run: str, on: str = "local") -> None:
     """Delete a run and all it made."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import listing
 
-    cli_run.remove(ROOT, on, run, dry=c.config.run.dry)
+    listing.remove(ROOT, on, run, dry=c.config.run.dry)
 
 
 @door(help={"json": "one JSON list on stdout", "on": f"{ON}, several (gpu1,gpu2), or all"})
 def runs(_c: Context, json: bool = False, on: str = "local") -> None:
     """List runs with state, step and result."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import listing
 
-    cli_run.list_runs(ROOT, on, as_json=json)
+    listing.list_runs(ROOT, on, as_json=json)
 
 
 @door(help={"run": RUN, "on": ON, "follow": "go on until the run ends"})
 def logs(_c: Context, run: str = "", on: str = "local", follow: bool = False) -> None:
     """Print the log of a run."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import listing
 
-    cli_run.logs(ROOT, on, run or None, follow=follow)
+    listing.logs(ROOT, on, run or None, follow=follow)
 
 
 @door(
@@ -195,10 +195,10 @@ def merge(
     overrides: list[str] | None = None,
 ) -> None:
     """Merge a run's adapter and prove the result."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     words = tuple(overrides or ())
-    cli_run.merge(ROOT, on, run or None, words, accept=accept_mismatch, dry=c.config.run.dry)
+    results.merge(ROOT, on, run or None, words, accept=accept_mismatch, dry=c.config.run.dry)
 
 
 @door(
@@ -219,9 +219,9 @@ def export(
     server: str = "",
 ) -> None:
     """Take a merged model to Ollama, llama.cpp or vLLM."""
-    from tunesmith.cli import report as cli_report
+    from tunesmith.cli import results
 
-    cli_report.export(
+    results.export(
         ROOT, on, run or None, format, quantise=quantise, server=server, dry=c.config.run.dry
     )
 
@@ -244,10 +244,10 @@ def predict(
     overrides: list[str] | None = None,
 ) -> None:
     """Answer a data set and score the answers."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     words = tuple(overrides or ())
-    cli_run.predict(ROOT, on, Path(config), run or None, words, mirror=mirror, dry=c.config.run.dry)
+    results.predict(ROOT, on, Path(config), run or None, words, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(
@@ -272,9 +272,9 @@ def chat(
     on: str = "local",
 ) -> None:
     """Talk to a run's model in the terminal."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
-    cli_run.chat(
+    results.chat(
         ROOT,
         on,
         run or None,
@@ -305,15 +305,12 @@ def report(
     compared: list[str] | None = None,
 ) -> None:
     """Write a run's report, or compare several runs."""
-    from tunesmith.cli import report as cli_report
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     if compare or compared:
-        cli_report.compare(
-            ROOT, on, [*([run] if run else []), *(compared or [])], language=language
-        )
+        results.compare(ROOT, on, [*([run] if run else []), *(compared or [])], language=language)
         return
-    cli_run.report(ROOT, on, run or None, language=language)
+    results.report(ROOT, on, run or None, language=language)
 
 
 @door(
@@ -452,9 +449,9 @@ def tunnel(c: Context, port: str, on: str, local: int = 0) -> None:
 @door(help={"mirror": MIRROR})
 def demo(c: Context, mirror: str = "default") -> None:
     """Do the whole path with a small model, no GPU."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import demo
 
-    cli_run.demo(ROOT, mirror=mirror, dry=c.config.run.dry)
+    demo.demo(ROOT, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(
@@ -581,9 +578,9 @@ def model_fetch(
     allow_pickle: bool = False,
 ) -> None:
     """Fetch and verify a base model."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import base_model
 
-    cli_run.fetch_model(
+    base_model.fetch_model(
         ROOT,
         name,
         revision=revision or None,
@@ -597,49 +594,49 @@ def model_fetch(
 @door(name="list")
 def model_list(_c: Context) -> None:
     """List the known base models."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import base_model
 
-    cli_run.list_models(ROOT)
+    base_model.list_models(ROOT)
 
 
 @door(name="show")
 def stack_show(_c: Context) -> None:
     """Print the pins and variables in force."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import stack
 
-    cli_run.show_stack(ROOT)
+    stack.show_stack(ROOT)
 
 
 @door(name="lock", help={"mirror": MIRROR})
 def stack_lock(c: Context, mirror: str = "default") -> None:
     """Resolve stack.yml into hashed locks."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import stack
 
-    cli_run.lock_stack(ROOT, mirror=mirror, dry=c.config.run.dry)
+    stack.lock_stack(ROOT, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(name="render")
 def stack_render(c: Context) -> None:
     """Rewrite every file derived from the stack."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import stack
 
-    cli_run.render_stack(ROOT, dry=c.config.run.dry)
+    stack.render_stack(ROOT, dry=c.config.run.dry)
 
 
 @door(name="check")
 def stack_check(_c: Context) -> None:
     """Check locks and derived files for drift."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import stack
 
-    cli_run.check_stack(ROOT)
+    stack.check_stack(ROOT)
 
 
 @door(name="install", help={"flavour": "cu128 (default) or cu126", "mirror": MIRROR})
 def stack_install(c: Context, flavour: str = "", mirror: str = "default") -> None:
     """Install the training environment here."""
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import stack
 
-    cli_run.install_stack(ROOT, flavour or None, mirror=mirror, dry=c.config.run.dry)
+    stack.install_stack(ROOT, flavour or None, mirror=mirror, dry=c.config.run.dry)
 
 
 @door(

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.contract
 _PLAN = """
 import sys
 from pathlib import Path
-from tunesmith.cli import container as cli_container, run as cli_run
+from tunesmith.cli import container as cli_container, training
 from tunesmith.plan import build
 from tunesmith.targets import factory
 from tunesmith.project import Project

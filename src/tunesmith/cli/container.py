@@ -196,7 +196,7 @@ def _parser(verb: str, *, config: bool = False, run: bool = False) -> argparse.A
 
 
 def _train(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import training
     from tunesmith.cli.console import say
     from tunesmith.job.run.folder import RunFolder
     from tunesmith.plan import build
@@ -226,9 +226,9 @@ def _train(words: list[str]) -> None:
     if unfinished:
         say(f"run {unfinished} of this config was not finished (--new would start another)")
         cause = _cause(RunFolder(Project.at(APP).run_folder(unfinished)), "resume")
-        cli_run.resume(APP, "local", unfinished, cause=cause, dry=False)
+        training.resume(APP, "local", unfinished, cause=cause, dry=False)
         return
-    cli_run.train(APP, "local", asked, cli_run.Choices())
+    training.train(APP, "local", asked, training.Choices())
 
 
 def _unfinished(asked: Any) -> str | None:
@@ -291,7 +291,7 @@ def _check_shm(config: Path, overrides: Sequence[str]) -> None:
 
 
 def _resume(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import training
     from tunesmith.job.run.listing import find
     from tunesmith.project import Project
 
@@ -299,11 +299,11 @@ def _resume(words: list[str]) -> None:
     _prepare()
     _say_device()
     run = find(Project.at(APP).runs, options.run)
-    cli_run.resume(APP, "local", run.run_id, cause=_cause(run, "resume"), dry=False)
+    training.resume(APP, "local", run.run_id, cause=_cause(run, "resume"), dry=False)
 
 
 def _merge(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     parser = _parser("merge", run=True)
     parser.add_argument("overrides", nargs="*", help="export keys, as in infer_dtype=float32")
@@ -313,22 +313,22 @@ def _merge(words: list[str]) -> None:
     options = parser.parse_intermixed_args(words)
     _prepare()
     overrides, accept = tuple(options.overrides), options.accept_mismatch
-    cli_run.merge(APP, "local", options.run, overrides, accept=accept, dry=False)
+    results.merge(APP, "local", options.run, overrides, accept=accept, dry=False)
 
 
 def _predict(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     options = _parser("predict", config=True, run=True).parse_intermixed_args(words)
     _prepare()
     _say_device()
     overrides = tuple(options.overrides)
     config = _find(options.config)
-    cli_run.predict(APP, "local", config, options.run, overrides, mirror=options.mirror, dry=False)
+    results.predict(APP, "local", config, options.run, overrides, mirror=options.mirror, dry=False)
 
 
 def _chat(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     parser = _parser("chat", run=True)
     parser.add_argument("--what", choices=("base", "adapter", "merged"), default="adapter")
@@ -337,7 +337,7 @@ def _chat(words: list[str]) -> None:
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--max-new-tokens", type=int, default=0)
     options = parser.parse_args(words)
-    cli_run.chat(
+    results.chat(
         APP,
         "local",
         options.run,
@@ -351,30 +351,30 @@ def _chat(words: list[str]) -> None:
 
 
 def _runs(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import listing
 
     parser = _parser("runs")
     parser.add_argument("--json", action="store_true")
-    cli_run.list_runs(APP, "local", as_json=parser.parse_args(words).json)
+    listing.list_runs(APP, "local", as_json=parser.parse_args(words).json)
 
 
 def _logs(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import listing
 
     parser = _parser("logs", run=True)
     parser.add_argument("--follow", action="store_true")
     options = parser.parse_args(words)
-    cli_run.logs(APP, "local", options.run, follow=options.follow)
+    listing.logs(APP, "local", options.run, follow=options.follow)
 
 
 def _report(words: list[str]) -> None:
-    from tunesmith.cli import run as cli_run
+    from tunesmith.cli import results
 
     parser = _parser("report", run=True)
     parser.add_argument("--language", choices=("en", "zh"), default="en")
     options = parser.parse_args(words)
     _prepare()
-    cli_run.report(APP, "local", options.run, language=options.language)
+    results.report(APP, "local", options.run, language=options.language)
 
 
 def _check(words: list[str]) -> int:

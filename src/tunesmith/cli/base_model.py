@@ -1,0 +1,101 @@
+"""The base model a verb needs, fetched and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.table import Table
+
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.fetch import ModelFolder, Progress
+from tunesmith.cli.console import console, say
+from tunesmith.core.files import human_bytes
+from tunesmith.core.mirrors import load_mirror
+from tunesmith.plan import build
+from tunesmith.project import Project
+
+
+def fetch_base_model(
+    project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
+) -> ModelFolder:
+    model = build.fetch_model(
+        project, name, download_progress(), mirror=mirror, revision=revision, remote_code=code
+    )
+    say_base_model(model)
+    return model
+
+
+def say_base_model(model: ModelFolder) -> None:
+    size = human_bytes(sum(record.size for record in model.files.values()))
+    how = "fetched and verified" if model.fetched else "verified before, unchanged"
+    say(f"base model: {model.name} from {model.source} ({size}, {how})")
+    say(f"  {model.path}")
+
+
+def download_progress() -> Callable[[Progress], None]:
+    """Return a callback that tells about a download at most once a second."""
+    said_at = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal said_at
+        if progress.total is None or time.monotonic() - said_at >= 1:
+            said_at = time.monotonic()
+            say(f"  {progress.render()}")
+
+    return tell
+
+
+def sources(project: Project, name: str, mirror: str) -> str:
+    """Return the kinds of sources of a base model, and the hub's address."""
+    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    known = build.known_models(project).get(name)
+    sources = ", ".join(known.sources) if known else "hub"
+    return f"{sources} ({profile.hf_endpoints[0]})"
+
+
+def base_model_location(project: Project, name: str, mirror: str) -> str:
+    """Return where a base model lies here, or would be fetched from."""
+    stored = [entry.model.path for entry in model_store.entries(project.models, name)]
+    if there := next((path for path in stored if path.is_dir()), None):
+        return f"{name} in {there}"
+    return f"{name}, fetched from {sources(project, name, mirror)}"
+
+
+def fetch_model(
+    root: Path,
+    name: str,
+    *,
+    revision: str | None,
+    mirror: str,
+    from_path: str | None,
+    allow_pickle: bool,
+    dry: bool,
+) -> None:
+    """Fetch and verify one base model."""
+    project = Project.at(root)
+    if dry:
+        say(f"would fetch {name} from {from_path or sources(project, name, mirror)}")
+        return
+    model = build.fetch_model(
+        project,
+        name,
+        download_progress(),
+        mirror=mirror,
+        revision=revision,
+        from_path=Path(from_path) if from_path else None,
+        allow_pickle=allow_pickle,
+    )
+    say_base_model(model)
+
+
+def list_models(root: Path) -> None:
+    """Print configs/models.yml."""
+    table = Table(
+        "base model", "template", "weights", "licence", "sources", box=None, pad_edge=False
+    )
+    for model in build.known_models(Project.at(root)).values():
+        size = human_bytes(model.size_bytes)
+        table.add_row(model.repo_id, model.template, size, model.licence, ", ".join(model.sources))
+    console.print(table)

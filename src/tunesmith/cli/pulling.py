@@ -1,0 +1,103 @@
+"""A run of a host, downloaded and, when asked, merged here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tunesmith.cli.base_model import base_model_location, fetch_base_model
+from tunesmith.cli.console import say
+from tunesmith.cli.outcome import pull_run, work_on
+from tunesmith.cli.target import require_host, target_of
+from tunesmith.core import isolated
+from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.mirrors import load_mirror
+from tunesmith.hosts.remote import SSH_FAILED
+from tunesmith.job.run.manifest import PARTS, USUAL
+from tunesmith.job.run.records import needed
+from tunesmith.plan import build
+from tunesmith.project import Project
+from tunesmith.targets import adoption
+from tunesmith.targets.host import HostTarget
+
+
+def pull(
+    root: Path,
+    on: str,
+    run: str | None,
+    what: str,
+    *,
+    merge_here: bool = False,
+    mirror: str = "",
+    dry: bool = False,
+) -> None:
+    """Bring a run, or parts of it (PARTS), from a host under .tunesmith/runs/.
+
+    `merge_here`: bring what a merge needs instead of the merged model, and merge; `mirror` is
+    that of the base model.
+    """
+    project = Project.at(root)
+    if merge_here:
+        # One that is unknown is told before the host works.
+        load_mirror(mirror or "default", project.root / "configs" / "mirrors")
+    elif mirror:
+        raise UsageError(
+            f"--mirror {mirror}: a pull comes from {on} itself; it is for --merge-here"
+        )
+    target = require_host(target_of(project, on))
+    parts = build.words_of(what) or (USUAL if merge_here else PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"--what {unknown[0]}: it takes {', '.join(PARTS)}")
+    if merge_here and ("adapter" not in parts or "merged" in parts):
+        raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
+    run_id = target.find(run)
+    if merge_here or dry:
+        # Before the host works for a pull that would be refused.
+        target.check_pull(run_id)
+    if merge_here:
+        build.check_trained(target, run_id)
+    if dry:
+        say(f"would pull {', '.join(parts)} of run {run_id} from {target.name}")
+        if merge_here:
+            name = str(needed(target.request(run_id), run_id, "model", "name"))
+            place = base_model_location(project, name, mirror or "default")
+            say(f"would merge its adapter with {place}")
+        return
+    if merge_here:
+        _make_bundle(target, run_id)
+    pull_run(target, run_id, parts)
+    if merge_here:
+        _merge_here(project, run_id, mirror or "default")
+
+
+def _make_bundle(target: HostTarget, run_id: str) -> None:
+    """Let the host write all of the merged model but its weights."""
+    say(f"{target.name}: writing what belongs around the weights")
+    code = target.interact("tunesmith.job.merge.bundle", ["--run", str(target.place(run_id).run)])
+    if code == SSH_FAILED:
+        raise TunesmithError(
+            f"{target.name}: the connection was lost; the same command goes on where it ended"
+        )
+    if code:
+        raise SystemExit(code)  # it has said why itself
+
+
+def _merge_here(project: Project, run_id: str, mirror: str) -> None:
+    """Merge a pulled run with the base model of this machine, which is fetched if need be.
+
+    With the training environment it is merged and proven as on the host, without one by NumPy.
+    """
+    adoption.settle(project, run_id, lambda name: fetch_base_model(project, name, mirror, None))
+    if project.environment().current():
+        target = target_of(project, "local")
+        work_on(target, build.plan_merge(project, target, run_id, ()))
+    else:
+        say("no training environment here: NumPy does the sums, and no proof is made")
+        run = project.run_folder(run_id).absolute()
+        argv = isolated.argv(sys.executable, "tunesmith.job.merge.offline", str(run))
+        if code := subprocess.run(
+            argv, cwd=isolated.NOWHERE, check=False, stdout=subprocess.DEVNULL
+        ).returncode:
+            raise SystemExit(code)
+    say(f"merged model: {project.run_folder(run_id) / 'merged'}")
