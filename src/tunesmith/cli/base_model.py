@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-from rich.table import Table
 
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.fetch import ModelFolder, Progress
-from tunesmith.cli.console import console, say
+from tunesmith.cli.console import say
 from tunesmith.core.files import human_bytes
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.plan import build
@@ -61,41 +58,3 @@ def base_model_location(project: Project, name: str, mirror: str) -> str:
     if there := next((path for path in stored if path.is_dir()), None):
         return f"{name} in {there}"
     return f"{name}, fetched from {sources(project, name, mirror)}"
-
-
-def fetch_model(
-    root: Path,
-    name: str,
-    *,
-    revision: str | None,
-    mirror: str,
-    from_path: str | None,
-    allow_pickle: bool,
-    dry: bool,
-) -> None:
-    """Fetch and verify one base model."""
-    project = Project.at(root)
-    if dry:
-        say(f"would fetch {name} from {from_path or sources(project, name, mirror)}")
-        return
-    model = build.fetch_model(
-        project,
-        name,
-        download_progress(),
-        mirror=mirror,
-        revision=revision,
-        from_path=Path(from_path) if from_path else None,
-        allow_pickle=allow_pickle,
-    )
-    say_base_model(model)
-
-
-def list_models(root: Path) -> None:
-    """Print configs/models.yml."""
-    table = Table(
-        "base model", "template", "weights", "licence", "sources", box=None, pad_edge=False
-    )
-    for model in build.known_models(Project.at(root)).values():
-        size = human_bytes(model.size_bytes)
-        table.add_row(model.repo_id, model.template, size, model.licence, ", ".join(model.sources))
-    console.print(table)

@@ -5,31 +5,34 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tunesmith.cli.console import say
-from tunesmith.cli.follow import duration
-from tunesmith.cli.results import merge, report
-from tunesmith.cli.stack import install_stack
-from tunesmith.cli.training import Choices, train
-from tunesmith.plan import build
-from tunesmith.project import Project
+from tunesmith.cli.command import Session, command
+from tunesmith.cli.options import MIRROR, TRAIN_CONFIG
 
 
-def demo(root: Path, *, mirror: str, dry: bool) -> None:
-    """Do the main job with the small model: fetch, train, measure, merge, prove, report."""
+@command(example="inv demo --mirror cn", help={"mirror": MIRROR})
+def demo(session: Session, mirror: str = "default") -> None:
+    """Run the whole path with a small model, without a GPU."""
+    from tunesmith.cli import results, training
+    from tunesmith.cli.console import say
+    from tunesmith.cli.follow import duration
+    from tunesmith.cli.stack import install_environment
+    from tunesmith.plan import build
+
+    root, project = session.root, session.project
     asked = build.Asked(
-        Path("configs/train/smollm2_135m_lora_sft.yaml"),
-        prompts=Path("configs/prompts/philosophy.yaml"),
-        mirror=mirror,
+        Path(TRAIN_CONFIG), prompts=Path("configs/prompts/philosophy.yaml"), mirror=mirror
     )
-    if dry:
-        train(root, "local", asked, Choices(dry=True))
+    if session.dry:
+        training.train(root, "local", asked, training.Choices(dry=True))
         return
     began = time.monotonic()
-    install_stack(root, None, mirror=mirror, dry=False)
-    run_id = train(root, "local", asked, Choices())
-    merge(root, "local", run_id, (), dry=False)
-    report(root, "local", run_id, language="en")
-    folder = Project.at(root).run_folder(run_id)
+    install_environment(project, None, mirror)
+    run_id = training.train(root, "local", asked, training.Choices())
+    if run_id is None:
+        raise AssertionError("a training that is no dry run has an id")
+    results.merge(root, "local", run_id, (), dry=False)
+    results.report(root, "local", run_id, language="en")
+    folder = project.run_folder(run_id)
     say("")
     say(f"run:     {folder}")
     say(f"adapter: {folder / 'output'}")

@@ -1,4 +1,4 @@
-"""What tasks.py calls for `inv host.check`: look, print, and say by the exit code."""
+"""`inv host.check`: the verdicts on a host, printed; a critical one ends with exit code 1."""
 
 from __future__ import annotations
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tunesmith.cli.console import say
-from tunesmith.cli.follow import duration
-from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
-from tunesmith.core.mirrors import load_mirror
-from tunesmith.project import Project
+from tunesmith.cli.command import Session, command
+from tunesmith.cli.options import FLAVOUR, MIRROR
+
+if TYPE_CHECKING:
+    from tunesmith.project import Project
 
 
-def show_stack(root: Path) -> None:
-    """Print what is pinned, and which environments are here."""
-    project = Project.at(root)
+@command("stack.show", example="inv stack.show")
+def show(session: Session) -> None:
+    """Print the pins and variables in force."""
+    from tunesmith.cli.console import say
+    from tunesmith.core.files import human_bytes
+
+    project = session.project
     stack = project.stack
     say(f"Python {stack.python}, LLaMA-Factory {stack.llamafactory}")
     for flavour in stack.flavours.values():
@@ -32,60 +35,83 @@ def show_stack(root: Path) -> None:
         say(f"{key}={value}")
 
 
-def lock_stack(root: Path, *, mirror: str, dry: bool) -> None:
-    """Resolve the locks anew."""
-    from tunesmith.stack import environment as stack_environment
+@command("stack.lock", example="inv stack.lock --mirror cn", help={"mirror": MIRROR})
+def lock(session: Session, mirror: str = "default") -> None:
+    """Resolve stack.yml into locks with hashes."""
+    from tunesmith.cli.console import say
+    from tunesmith.core.mirrors import load_mirror
+    from tunesmith.stack import environment
 
-    project = Project.at(root)
+    project = session.project
     profile = load_mirror(mirror, project.root / "configs" / "mirrors")
-    if dry:
+    if session.dry:
         for flavour in project.stack.flavours.values():
             say(f"would resolve {flavour.lock} from {len(project.stack.inputs(flavour))} lines")
         return
-    for path in stack_environment.lock(project.stack, project.root, profile):
+    for path in environment.lock(project.stack, project.root, profile):
         say(f"{path}")
 
 
-def render_stack(root: Path, *, dry: bool) -> None:
-    """Rewrite the files derived from the stack."""
-    from tunesmith.maintain import render
+@command("stack.render", example="inv stack.render")
+def render(session: Session) -> None:
+    """Rewrite every file derived from configs/."""
+    from tunesmith.cli.console import say
+    from tunesmith.maintain import render as derived
 
-    project = Project.at(root)
-    for path, text in render.render(project).items():
+    for path, text in derived.render(session.project).items():
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             say(f"{path}: up to date")
-        elif dry:
+        elif session.dry:
             say(f"{path}: would be rewritten")
         else:
-            render.write(path, text)
+            derived.write(path, text)
             say(f"{path}: rewritten")
 
 
-def check_stack(root: Path) -> None:
-    """Fail when a lock or a derived file is not of this stack.yml."""
-    from tunesmith.maintain import render
+@command("stack.check", example="inv stack.check")
+def check(session: Session) -> None:
+    """Check locks and derived files for drift."""
+    from tunesmith.cli.console import say
+    from tunesmith.core.errors import TunesmithError
+    from tunesmith.maintain import render as derived
     from tunesmith.stack import definition
 
-    project = Project.at(root)
-    lines = [*definition.drift(project.stack), *render.drift(project)]
+    project = session.project
+    lines = [*definition.drift(project.stack), *derived.drift(project)]
     if lines:
         raise TunesmithError(f"{len(lines)} files have drifted from configs/stack.yml", lines)
-    say("locks and derived files are of this configs/stack.yml")
+    say("locks and derived files match configs/stack.yml")
 
 
-def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) -> None:
-    """Install the training environment of this machine."""
-    from tunesmith.stack import environment as stack_environment
+@command(
+    "stack.install",
+    example="inv stack.install --flavour cu126",
+    help={"flavour": FLAVOUR, "mirror": MIRROR},
+)
+def install(session: Session, flavour: str = "", mirror: str = "default") -> None:
+    """Install the training environment on this machine."""
+    from tunesmith.cli.console import say
 
-    project = Project.at(root)
-    environment = project.environment(flavour)
-    if dry:
+    project = session.project
+    if session.dry:
+        environment = project.environment(flavour or None)
         say(f"would install {environment.flavour.lock} in {environment.path}")
         return
+    install_environment(project, flavour or None, mirror)
+
+
+def install_environment(project: Project, flavour: str | None, mirror: str) -> None:
+    """Install the training environment of a flavour; one that is current stays."""
+    from tunesmith.cli.console import say
+    from tunesmith.cli.follow import duration
+    from tunesmith.core.mirrors import load_mirror
+    from tunesmith.stack import environment as environments
+
+    environment = project.environment(flavour)
     began = time.monotonic()
     profile = load_mirror(mirror, project.root / "configs" / "mirrors")
     project.folder()
-    versions = stack_environment.install(project.stack, environment, project.root, profile, say)
+    versions = environments.install(project.stack, environment, project.root, profile, say)
     if versions is None:
         say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
         return

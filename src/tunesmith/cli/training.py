@@ -115,7 +115,7 @@ def resume(
 
 def _heal(root: Path, target: HostTarget, mirror: str | None) -> None:
     """Bring a host to the state it was provisioned for; one that is there costs one look."""
-    from tunesmith.cli import provision as cli_provision
+    from tunesmith.cli import provisioning
 
     asked = target.layout.asked
     flavour = asked.get("flavour", "auto")
@@ -126,7 +126,7 @@ def _heal(root: Path, target: HostTarget, mirror: str | None) -> None:
             "what a rebuild has taken is brought back too"
         )
         return
-    cli_provision.provision(
+    provisioning.provision(
         root,
         target.name,
         mirror=name,

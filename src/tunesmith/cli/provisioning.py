@@ -1,4 +1,4 @@
-"""What tasks.py calls for `provision`, `host.verify` and `host.reset`."""
+"""`inv provision`, `host.verify` and `host.reset`: the work, shown host by host."""
 
 from __future__ import annotations
 
