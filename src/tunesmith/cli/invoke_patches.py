@@ -22,6 +22,7 @@ Step = tuple[str, Sequence[Command]]
 
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*=")
 _CONFIG = re.compile(r"^[^-].*\.ya?ml$")
+_OPTION = re.compile(r" (--[a-z-]+)(?: [^-\s]\S*)?")
 _RUN = re.compile(r"^\w[\w.-]*$")
 _UNKNOWN = re.compile(r"^No idea what '(.*)' is!$", re.DOTALL)
 _MISSING = re.compile(r"^'(.*)' did not receive required positional arguments: (.*)$")
@@ -164,10 +165,20 @@ def _with_example(original: Any) -> Any:
         original(program, name)
         task = program.collection[name]
         if isinstance(task, Command):
-            example = as_typed(f"`{task.example}").removeprefix("`")
-            sys.stdout.write(f"Example:\n  {example}\n\n")
+            line = example(task, program.parser.contexts[name])
+            sys.stdout.write(f"Example:\n  {line}\n\n")
 
     return print_task_help
+
+
+def example(task: Command, context: ParserContext) -> str:
+    """Return a command's example as it is typed here, without options that it has not here."""
+
+    def kept(option: re.Match[str]) -> str:
+        return option[0] if option[1] in context.flags else ""
+
+    here = _OPTION.sub(kept, task.example)
+    return as_typed(f"`{here}").removeprefix("`")
 
 
 TASK_HELP = Patch(
