@@ -20,11 +20,11 @@ from tunesmith.plan import build
 from tunesmith.targets import factory
 from tunesmith.project import Project
 from tunesmith.report import page, terminal
-project = Project.at(cli_container.APP)
+project = Project.at(cli_container.ROOT)
 target = factory.target_of(project, "local", print)
 asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), ("max_steps=3",))
 plan = build.plan_training(project, target, asked, None)
-control = {"docker", "uv", "invoke", "jsonschema", "ansible_runner", "ansible"} & set(sys.modules)
+control = {"docker", "uv", "jsonschema", "ansible_runner", "ansible"} & set(sys.modules)
 print(sys.version_info[:2] == (3, 10), plan.config["max_steps"], sorted(control))
 """
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from tunesmith.cli import container as cli_container
 from tunesmith.cli import listing, training
+from tunesmith.cli.container_runs import cause_of
 from tunesmith.cli.follow import told
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import write_json
@@ -160,10 +161,10 @@ def test_a_container_that_is_started_again_says_it(
     project: Project, change: dict[str, Any], cause: str
 ) -> None:
     run = RunFolder(project.runs / "r")
-    assert cli_container._cause(run, "resume") == "resume", "nobody has worked on it yet"
+    assert cause_of(run, "resume") == "resume", "nobody has worked on it yet"
     owner = identify().to_json() | change
     write_json(run.status_file, {"state": "running", "phases": {}, "supervisor": owner})
-    assert cli_container._cause(run, "resume") == cause
+    assert cause_of(run, "resume") == cause
 
 
 def test_the_first_words_of_a_container_said_again_are_its_restart(

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.cli import container as cli_container
 from tunesmith.cli import listing, results, training
-from tunesmith.cli.console import COMMAND
+from tunesmith.cli.command import COMMAND
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
 from tunesmith.hosts import agent as asked_of

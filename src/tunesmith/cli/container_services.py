@@ -88,7 +88,8 @@ def api(session: Session, run: str = "", what: str = "adapter", config: str = ""
     if config:
         raise UsageError(
             f"api {config}: it serves a run, not a config",
-            hint=f"`inv api --run RUN`, or LLaMA-Factory's own `inv llamafactory-cli api {config}`",
+            hint="`inv api --run RUN`, or LLaMA-Factory's own: `docker run ... IMAGE "
+            f"llamafactory-cli api {config}`",
         )
     if fault := mount_fault(writing=False):
         raise fault
