@@ -93,7 +93,7 @@ def candidates(
     if missing:
         return _values(context, missing[0], collection)
     options = [name for name in context.flag_names() if name.startswith("--")]
-    if last.startswith("-"):
+    if last.startswith("-") and last not in (*context.flags, *context.inverse_flags):
         return options
     return [*sorted(contexts), *(options if context.name else ())]
 

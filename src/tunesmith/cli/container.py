@@ -185,10 +185,11 @@ class _Executor(Executor):  # type: ignore[misc]
 
     def execute(self, *contexts: ParserContext) -> Any:
         for context in contexts:
-            options: Options | None = context.as_kwargs
+            given: Options = context.as_kwargs
+            options: Options | None = given
             if (before := BEFORE.get(context.name)) is not None:
                 with exit_codes():
-                    options = before(options, bool(self.config.run.dry))
+                    options = before(given, bool(self.config.run.dry))
             if options is not None:
                 super().execute((context.name, options))
         return {}

@@ -97,7 +97,7 @@ def say_device() -> None:
 
     if not gpus():
         say(
-            "no GPU is visible here, so the CPU does it; with the NVIDIA container toolkit "
+            "no GPU is seen here, so the CPU does it; with the NVIDIA container toolkit "
             "`--gpus all` gives one"
         )
 

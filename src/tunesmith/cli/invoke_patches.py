@@ -104,6 +104,10 @@ BARE_WORDS = Patch(
 def _ends_with_two(original: Any) -> Any:
     @functools.wraps(original)
     def parse_argv(parser: Parser, argv: list[str]) -> Any:
+        if verb := _asked_help(parser, argv):
+            result = original(parser, [])
+            result[0].args["help"].value = verb
+            return result
         try:
             return original(parser, argv)
         except (ParseError, ValueError) as error:
@@ -111,6 +115,12 @@ def _ends_with_two(original: Any) -> Any:
             raise Exit(as_typed(misuse.render()), code=misuse.exit_code) from None
 
     return parse_argv
+
+
+def _asked_help(parser: Parser, argv: list[str]) -> str | None:
+    """Return the verb of `VERB ... --help`, or None."""
+    asked = next((n for n, word in enumerate(argv) if word in ("--help", "-h")), 0)
+    return next((word for word in argv[:asked] if word in parser.contexts), None)
 
 
 def _misuse(parser: Parser, error: Exception) -> UsageError:
@@ -153,7 +163,8 @@ MISUSE_IS_TWO = Patch(
     caller="invoke.program:Program.parse_core_args",
     versions="invoke==3.0.*",
     why="a command line that cannot be read ends with 1, like a failed task, and names nothing "
-    "that would be right; other misuse is 2",
+    "that would be right; other misuse is 2. `--help` is taken for the value of a positional "
+    "argument",
     removal="Invoke's exit code and message of a parse error can be chosen",
     make=_ends_with_two,
 )

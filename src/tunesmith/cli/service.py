@@ -136,7 +136,7 @@ def tunnel(session: Session, port: str, on: str, local: int = 0) -> None:
         return
     with serving.signals_as_interrupts(), contextlib.closing(way):
         way.open()
-        say(f"{on}: port {number} is http://127.0.0.1:{way.here} here; Ctrl-C closes the tunnel")
+        say(f"{on}: port {number} is http://127.0.0.1:{way.here} here; Ctrl-C ends the tunnel")
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 if not way.alive():

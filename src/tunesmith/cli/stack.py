@@ -80,7 +80,7 @@ def check(session: Session) -> None:
     lines = [*definition.drift(project.stack), *derived.drift(project)]
     if lines:
         raise TunesmithError(f"{len(lines)} files have drifted from configs/stack.yml", lines)
-    say("locks and derived files match configs/stack.yml")
+    say("locks and derived files are of this configs/stack.yml")
 
 
 @command(
