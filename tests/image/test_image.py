@@ -240,7 +240,7 @@ def test_it_is_what_a_host_is(built: Built, provisioned_host: tuple[HostProject,
         (
             ["-v", "WS:/workspace", "--user", "1000:1000"],
             ["train", "tiny.yaml"],
-            "belongs to 4321:4321 and this container runs as 1000:1000\nhint: add `--user 4321:4321`",
+            "and this container runs as 1000:1000\nhint: add `--user 4321:4321`",
         ),
         (
             ["-e", "API_HOST=0.0.0.0"],

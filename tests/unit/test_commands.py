@@ -14,9 +14,10 @@ import pytest
 from invoke import Program
 from invoke.parser import Parser, ParserContext
 
-from tunesmith.cli import container, table
+from tunesmith.cli import container, run, table
 from tunesmith.cli.command import Command
 from tunesmith.cli.completion import candidates
+from tunesmith.job.export.export import FORMATS
 
 pytestmark = pytest.mark.unit
 
@@ -55,6 +56,10 @@ def test_every_option_has_a_text_and_every_verb_a_sentence(command: Command) -> 
     sentence = str(inspect.getdoc(command.function)).splitlines()[0]
     assert sentence.endswith("."), sentence
     assert set(command.choices) <= set(names)
+
+
+def test_the_formats_of_an_export_are_those_it_makes() -> None:
+    assert tuple(run.export.choices["format"]) == tuple(FORMATS)
 
 
 def test_names_are_declared_once() -> None:

@@ -101,7 +101,9 @@ def split(
     try:
         held_out = float(share)
     except ValueError:
-        raise UsageError(f"--share {share!r} is not a number", hint="--share 0.1") from None
+        raise UsageError(
+            f"--share {share!r} is not a number", hint="`--share 0.1`, for a tenth"
+        ) from None
     made = splitting.split(
         folder,
         dataset,

@@ -59,7 +59,7 @@ def check(project: Project, options: DataCheckOptions) -> None:
         if value
     ]
     if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} both name data to check; give one of them")
+        raise UsageError(f"{' and '.join(named)} both name data to check", hint="give one of them")
     if not options.config and (
         options.gpu or options.price or options.picture or options.overrides
     ):
@@ -95,7 +95,7 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     listed = [str(config.get(key)) for key in ("dataset", "eval_dataset") if config.get(key)]
     names = list(dict.fromkeys(name.strip() for name in ",".join(listed).split(",")))
     if not listed:
-        raise UsageError(f"{config.file}: names no data set; write dataset: KEY")
+        raise UsageError(f"{config.file}: names no data set", hint="write `dataset: KEY`")
     tables = tables_here(project)
     reports: Sequence[DatasetReport] = ()
     entries: list[tuple[Entry, Path]] = []
@@ -179,7 +179,8 @@ def training_python(project: Project) -> tuple[Path, dict[str, str]]:
     environment = project.environment()
     if not environment.current():
         raise UsageError(
-            f"{environment.path}: no finished training environment; `inv stack.install` makes it"
+            f"{environment.path}: no finished training environment",
+            hint="`inv stack.install` makes it",
         )
     variables = {**project.stack.variables, "HF_HOME": str(project.hf_home)}
     return environment.python, variables
@@ -203,7 +204,7 @@ def _tell(reports: Sequence[DatasetReport]) -> None:
 def _refuse(reports: Sequence[DatasetReport]) -> None:
     faulty = [found.key or found.file for found in reports if found.errors]
     if faulty:
-        raise UsageError(f"data with errors: {', '.join(faulty)}; each fault is named above")
+        raise UsageError(f"data with errors: {', '.join(faulty)}", hint="each error is named above")
 
 
 @contextmanager

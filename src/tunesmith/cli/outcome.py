@@ -44,8 +44,8 @@ def work_on(target: Target, plan: Plan) -> dict[str, Any]:
     told: dict[str, Any] | None = next(summaries, None)
     if told is None:
         raise TunesmithError(
-            f"run {run_id}: its last phase has left no summary in events.jsonl; see "
-            f"`inv logs{on_option(target)} --run {run_id}`"
+            f"run {run_id}: its last phase left no summary in events.jsonl",
+            hint=f"`inv logs{on_option(target)} --run {run_id}` shows why",
         )
     return told
 
@@ -111,6 +111,8 @@ def check_after(target: Target, then: tuple[str, ...]) -> None:
     """Refuse what cannot follow a run on this target, before it is started."""
     here = [word for word in then if word in ("pull", "poweroff")]
     if here and not isinstance(target, HostTarget):
-        raise UsageError(f"--then {here[0]} is for hosts; this run is on {target.name}")
+        raise UsageError(
+            f"--then {here[0]} is for hosts", hint=f"this run is on {target.name}; leave it out"
+        )
     if "poweroff" in then and isinstance(target, HostTarget):
         target.poweroff_command()

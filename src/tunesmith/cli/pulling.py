@@ -43,14 +43,20 @@ def pull(
         load_mirror(mirror or "default", project.root / "configs" / "mirrors")
     elif mirror:
         raise UsageError(
-            f"--mirror {mirror}: a pull comes from {on} itself; it is for --merge-here"
+            f"--mirror {mirror}: a pull comes from {on} itself",
+            hint="--mirror is for the base model of --merge-here",
         )
     target = require_host(target_of(project, on))
     parts = build.words_of(what) or (USUAL if merge_here else PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
-        raise UsageError(f"--what {unknown[0]}: it takes {', '.join(PARTS)}")
+        raise UsageError(
+            f"--what {unknown[0]}: no such part", hint=f"--what takes {', '.join(PARTS)}"
+        )
     if merge_here and ("adapter" not in parts or "merged" in parts):
-        raise UsageError(f"--what {what}: --merge-here brings the adapter and makes the rest")
+        raise UsageError(
+            f"--what {what}: --merge-here downloads the adapter and makes the rest",
+            hint="leave --what out",
+        )
     run_id = target.find(run)
     if merge_here or dry:
         # Before the host works for a pull that would be refused.
@@ -73,11 +79,12 @@ def pull(
 
 def _make_bundle(target: HostTarget, run_id: str) -> None:
     """Let the host write all of the merged model but its weights."""
-    say(f"{target.name}: writing what belongs around the weights")
+    say(f"{target.name}: exporting config and tokenizer")
     code = target.interact("tunesmith.job.merge.bundle", ["--run", str(target.place(run_id).run)])
     if code == SSH_FAILED:
         raise TunesmithError(
-            f"{target.name}: the connection was lost; the same command goes on where it ended"
+            f"{target.name}: the connection was lost",
+            hint="the same command resumes where it stopped",
         )
     if code:
         raise SystemExit(code)  # it has said why itself
@@ -93,7 +100,7 @@ def _merge_here(project: Project, run_id: str, mirror: str) -> None:
         target = target_of(project, "local")
         work_on(target, build.plan_merge(project, target, run_id, ()))
     else:
-        say("no training environment here: NumPy does the sums, and no proof is made")
+        say("no training environment here: merging with NumPy, result not verified")
         run = project.run_folder(run_id).absolute()
         argv = isolated.argv(sys.executable, "tunesmith.job.merge.offline", str(run))
         if code := subprocess.run(

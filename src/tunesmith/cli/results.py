@@ -121,7 +121,9 @@ def compare(root: Path, on: str, names: Sequence[str], *, language: str) -> Path
 
     project = Project.at(root)
     if len(set(names)) < 2:
-        raise UsageError("--compare takes two runs or more: `inv report --compare RUN1 RUN2`")
+        raise UsageError(
+            "--compare takes two runs or more", hint="`inv report --compare RUN1 RUN2`"
+        )
     target = factory.target_of(project, on, say)
     found = [target.find(name) for name in names]
     folders = [target.results(name) for name in found]
@@ -144,10 +146,6 @@ def export(
     root: Path, on: str, run: str | None, kind: str, *, quantise: str, server: str, dry: bool
 ) -> None:
     """Turn a run's merged model into what another program takes, or check that it can."""
-    from tunesmith.job.export.export import FORMATS
-
-    if kind not in FORMATS:
-        raise UsageError(f"--format {kind}: one of {', '.join(FORMATS)} expected")
     target = factory.target_of(Project.at(root), on, say)
     arguments = ["--run", str(target.place(target.find(run)).run), "--format", kind]
     arguments += ["--quantise", quantise] if quantise else []

@@ -118,7 +118,8 @@ def _wait_for_answer(place: Place, kind: Kind, port: int, key: str | None) -> No
         found = "nothing" if status is None else f"HTTP {status}"
         raise TunesmithError(
             f"{place.name}: {kind.title} answers there, but {found} comes from 127.0.0.1:{port} "
-            f"here; `inv {kind.name} --on {place.name}` tries again"
+            "here",
+            hint=f"`inv {kind.name} --on {place.name}` tries again",
         )
 
 
@@ -175,8 +176,8 @@ def _check_alive(place: Place, kind: Kind) -> None:
         return  # a host out of reach is the tunnel's affair, and it says so
     if said["state"] == "absent":
         raise TunesmithError(
-            f"{place.name}: {kind.title} was ended from elsewhere; `inv {kind.name} --on "
-            f"{place.name}` starts it again"
+            f"{place.name}: {kind.title} was ended from elsewhere",
+            hint=f"`inv {kind.name} --on {place.name}` starts it again",
         )
     if said["state"] == "ended":
         raise service.ended(place, kind, said, "ended")
@@ -188,9 +189,9 @@ def _leave(place: Place, kind: Kind) -> None:
         said = place.ask("stop", kind.name)
     except TunesmithError as error:
         raise TunesmithError(
-            f"{place.name}: {kind.title} may still run there; `inv {kind.name} --on {place.name} "
-            "--stop` ends it",
+            f"{place.name}: {kind.title} may still run there",
             [error.message],
+            hint=f"`inv {kind.name} --on {place.name} --stop` ends it",
         ) from None
     if said["state"] == "kept":
         say(f"{place.name}: {kind.title} trains {said['training']['folder']}, so it stays")

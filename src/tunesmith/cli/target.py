@@ -28,7 +28,10 @@ def usable_run(project: Project, target: Target, run: str | None, *, dry: bool) 
 
 def require_host(target: Target) -> HostTarget:
     if not isinstance(target, HostTarget):
-        raise UsageError(f"this is for hosts: --on NAME; {target.name} keeps its runs here")
+        raise UsageError(
+            f"--on {target.name}: this is for hosts",
+            hint="`inv host.list` shows the known hosts",
+        )
     return target
 
 
