@@ -150,7 +150,7 @@ def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
 
 @pytest.mark.parametrize("what", ["report", "adapter,merged"])
 def test_parts_that_do_not_fit_are_refused(asked: list[Any], tmp_path: Path, what: str) -> None:
-    with pytest.raises(UsageError, match="--merge-here brings the adapter"):
+    with pytest.raises(UsageError, match="--merge-here downloads the adapter"):
         pulling.pull(tmp_path, "gpu1", "r", what, merge_here=True)
     assert asked == []
 
@@ -169,8 +169,9 @@ def test_a_lost_connection_is_told(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pulling, "target_of", lambda _project, _on: Host(asked, tmp_path, code=255))
-    with pytest.raises(TunesmithError, match="gpu1: the connection was lost; the same command"):
+    with pytest.raises(TunesmithError, match="gpu1: the connection was lost") as caught:
         pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert caught.value.hint == "the same command resumes where it stopped"
 
 
 def test_what_is_not_trained_is_refused_before_the_host_works(
