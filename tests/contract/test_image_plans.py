@@ -39,6 +39,39 @@ def test_planning_needs_the_lock_and_nothing_more(
     assert (done.returncode, done.stdout.strip()) == (0, "True 3 []"), done.stderr
 
 
+# Everything the entry point loads, with what the image has.
+_ENTRY = """
+import sys
+from tunesmith.cli import container
+code = container.main(sys.argv[1:])
+control = {"docker", "uv", "jsonschema", "ansible_runner", "ansible", "docker"} & set(sys.modules)
+print(code, sys.version_info[:2] == (3, 10), sorted(control))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        ([], 0, "  train "),
+        (["--list"], 0, "  data.preview "),
+        (["train", "--help"], 0, "Example:\n  docker run ... IMAGE train --config "),
+        (["runs"], 0, "no runs yet"),
+        (["version"], 0, "invoke "),
+        (["train", "--confg", "x"], 2, ""),
+    ],
+    ids=str,
+)
+def test_the_entry_point_needs_the_lock_and_nothing_more(
+    root: Path, training_python: Path, tmp_path: Path, words: list[str], code: int, shown: str
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "TUNESMITH_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [training_python, "-c", _ENTRY, *words], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == [f"{code} True []"], done
+    assert shown in done.stdout
+
+
 def test_compose_is_as_careful_as_the_page_says(root: Path) -> None:
     compose = yaml.safe_load((root / "docker/compose.yaml").read_text(encoding="utf-8"))
     assert set(compose["services"]) == {"webui", "api"}
