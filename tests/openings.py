@@ -46,10 +46,10 @@ def _inv() -> int:
 
 
 def _image(words: list[str]) -> int:
-    from tunesmith.cli import container
+    from tunesmith.cli import container, container_checks
 
     # What an image has mounted; here a mount that every Linux has.
-    container.WORKSPACE = Path("/dev/shm")
+    container_checks.WORKSPACE = Path("/dev/shm")
     return container.main(words)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith.cli import service as cli_service
+from tunesmith.cli import serving
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
@@ -276,7 +276,7 @@ def test_a_browser_is_opened_without_the_token_in_a_process_list(
     file = tmp_path / "services" / "open.html"
     umask = os.umask(0o022)
     try:
-        cli_service._open(file, "http://127.0.0.1:7860/?token=secret")
+        serving._open(file, "http://127.0.0.1:7860/?token=secret")
     finally:
         os.umask(umask)
     assert opened == [file.as_uri()]
@@ -288,7 +288,7 @@ def test_what_is_told_puts_no_secret_into_a_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = {"serves": {"run": "r1", "what": "merged"}, "reused": False, "key": "k" * 43}
-    cli_service._tell_more(Access(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
+    serving._tell_more(Access(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
     told = capsys.readouterr().out.splitlines()
     assert f"export API_KEY={'k' * 43}" in told
     [line] = [line for line in told if "curl" in line]
