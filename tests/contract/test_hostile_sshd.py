@@ -167,9 +167,8 @@ def test_provision_reads_a_poisoned_inventory_as_text(
         with pytest.raises(UsageError) as told:
             playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None)
         said = told.value.message
-        assert all(word in said for word in (str(file), "`gpu1`", key, "inv host.remove gpu1")), (
-            said
-        )
+        assert all(word in said for word in (str(file), "`gpu1`", key)), said
+        assert "`inv host.remove gpu1`" in told.value.hint
     commands.remove(client.project, "gpu1")
     assert "gpu1" not in file.read_text(), "the remedy does it"
     file.write_text(before)
