@@ -214,7 +214,7 @@ def _before_train(options: Options, dry: bool) -> None:
         if options[name]:
             options[name] = str(find_config(Path(options[name])))
     names = inspect.signature(training.options_of).parameters
-    chosen = training.options_of(**{name: options[name] for name in names})
+    chosen = training.options_of(**{key: options[key] for key in options.keys() & names})
     project = Session().project
     target = target_of(project, "local")
     plan = build.plan_training(project, target, chosen)
@@ -222,7 +222,7 @@ def _before_train(options: Options, dry: bool) -> None:
     say_device()
     unfinished = None if new else unfinished_run(target, plan, chosen.run_id)
     if unfinished is None:
-        choices = training.Choices(dry=dry, attach=options["attach"])
+        choices = training.Choices(dry=dry)
         training.train_planned(project, target, plan, chosen, choices)
         return
     say(f"run {unfinished} of this config was not finished (--new starts another)")
