@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.basemodel.catalogue import BaseModel, load_models
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import private_folder, read_json
+from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.job.run import foreign, listing
 from tunesmith.job.run.stored import DamagedError
 from tunesmith.stack.definition import Stack, load_stack
@@ -45,6 +48,23 @@ class Project:
     def stack(self) -> Stack:
         """configs/stack.yml."""
         return load_stack(self.root / "configs" / "stack.yml")
+
+    @functools.cached_property
+    def base_models(self) -> Mapping[str, BaseModel]:
+        """configs/models.yml: the known base models by name."""
+        return load_models(self.root / "configs" / "models.yml")
+
+    @property
+    def mirrors(self) -> Path:
+        """The folder of mirror profiles."""
+        return self.root / "configs" / "mirrors"
+
+    def mirror(self, name: str) -> Mirror:
+        """Return a mirror profile, by name or by the path of a file of one's own.
+
+        Raises UsageError as `load_mirror` does.
+        """
+        return load_mirror(name, self.mirrors)
 
     @property
     def runs(self) -> Path:

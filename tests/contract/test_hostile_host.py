@@ -35,7 +35,6 @@ from tunesmith.hosts.remote import Remote
 from tunesmith.image import ship
 from tunesmith.project import Project
 from tunesmith.provision import container, drift
-from tunesmith.services import service
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.contract
@@ -261,8 +260,8 @@ ASKS: dict[str, Ask] = {
     "probe": lambda project: check(project, "gpu1", "default"),
     "layout": there,
     "state": states,
-    "services": lambda project: service.HostPlace(project, "gpu1", ending=True).ask(
-        "start", "api", body={}
+    "services": lambda project: (
+        HostTarget(project, "gpu1").services(ending=True).ask("start", "api", body={})
     ),
     "models": lambda project: models._look(remote(project), there(project), "org/tiny", "/u"),
     "engine": lambda project: ship.look(remote(project)),

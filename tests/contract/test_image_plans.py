@@ -15,16 +15,18 @@ pytestmark = pytest.mark.contract
 _PLAN = """
 import sys
 from pathlib import Path
-from tunesmith.cli import container as cli_container, run as cli_run
+from tunesmith.cli import container as cli_container, training
 from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
 from tunesmith.targets import factory
 from tunesmith.project import Project
 from tunesmith.report import page, terminal
-project = Project.at(cli_container.APP)
+project = Project.at(cli_container.ROOT)
 target = factory.target_of(project, "local", print)
-asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), ("max_steps=3",))
-plan = build.plan_training(project, target, asked, None)
-control = {"docker", "uv", "invoke", "jsonschema", "ansible_runner", "ansible"} & set(sys.modules)
+file = Path("configs/train/smollm2_135m_lora_sft.yaml")
+options = TrainOptions(config=file, overrides=("max_steps=3",))
+plan = build.plan_training(project, target, options)
+control = {"docker", "uv", "jsonschema", "ansible_runner", "ansible"} & set(sys.modules)
 print(sys.version_info[:2] == (3, 10), plan.config["max_steps"], sorted(control))
 """
 
@@ -37,6 +39,39 @@ def test_planning_needs_the_lock_and_nothing_more(
         [training_python, "-c", _PLAN], env=environment, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True 3 []"), done.stderr
+
+
+# Everything the entry point loads, with what the image has.
+_ENTRY = """
+import sys
+from tunesmith.cli import container
+code = container.main(sys.argv[1:])
+control = {"docker", "uv", "jsonschema", "ansible_runner", "ansible", "docker"} & set(sys.modules)
+print(code, sys.version_info[:2] == (3, 10), sorted(control))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        ([], 0, "  train "),
+        (["--list"], 0, "  data.preview "),
+        (["train", "--help"], 0, "Example:\n  docker run ... IMAGE train --config "),
+        (["runs"], 0, "no runs yet"),
+        (["version"], 0, "invoke "),
+        (["train", "--confg", "x"], 2, ""),
+    ],
+    ids=str,
+)
+def test_the_entry_point_needs_the_lock_and_nothing_more(
+    root: Path, training_python: Path, tmp_path: Path, words: list[str], code: int, shown: str
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "TUNESMITH_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [training_python, "-c", _ENTRY, *words], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == [f"{code} True []"], done
+    assert shown in done.stdout
 
 
 def test_compose_is_as_careful_as_the_page_says(root: Path) -> None:

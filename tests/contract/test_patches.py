@@ -10,7 +10,7 @@ import pytest
 
 import patch_checks
 from tunesmith.basemodel import hub_patches
-from tunesmith.cli import command
+from tunesmith.cli import table
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.patching import Patch, PatchError, install, installed, is_installed, uninstall
 
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.contract
 GIVEN = {
     hub_patches.SMALL_CHUNKS.target: (1024,),
     hub_patches.JUDGED_METADATA.target: ("a",),
+    **{page.target: (table.STEPS,) for page in table.PAGES},
 }
-PATCHES = (*command.PATCHES, *hub_patches.PATCHES)
+PATCHES = (*table.PATCHES, *table.PAGES, *hub_patches.PATCHES)
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target)
@@ -30,7 +31,7 @@ def test_a_patch_is_for_this_version_and_its_caller_reads_it(patch: Patch) -> No
         uninstall(patch)
     patch_checks.check(patch, *GIVEN.get(patch.target, ()))
     if mine:
-        install(patch)
+        install(patch, *GIVEN.get(patch.target, ()))
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target)

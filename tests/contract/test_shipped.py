@@ -123,7 +123,7 @@ def test_only_a_change_of_what_runs_there_counts(clone: Path) -> None:
     sources.app_tar.cache_clear()
     app, image = sources.app_digest(clone), sources.image_digest(clone)
     outside = [
-        *("report/report.html.j2", "report/sections.py", "cli/run.py", "cli/container.py"),
+        *("report/report.html.j2", "report/sections.py", "cli/training.py", "cli/container.py"),
         *("plan/build.py", "targets/host.py", "hosts/replies.py", "dataset/check.py", "project.py"),
     ]
     for name in outside:

@@ -374,7 +374,7 @@ def test_misuse_writes_nothing(client: Client, line: str) -> None:
     with pytest.raises(UsageError):
         commands.add(client.project, "gpu1", line)
     with pytest.raises(UsageError):
-        commands.add(client.project, "local", "root@127.0.0.1:1")
+        commands.add(client.project, "all", "root@127.0.0.1:1")
     with pytest.raises(UsageError, match="ssh-keygen"):
         commands.add(client.project, "gpu1", "root@127.0.0.1:1", identity=Path("/no/key"))
     open_key = client.home / "open"
@@ -653,21 +653,23 @@ def test_list_remove_and_plain_ssh(client: Client, sshd: Sshd, root: Path) -> No
     own = client.home / ".ssh/config"
     own.write_text("Host *\n  LogLevel ERROR\n")
     start = (
-        f"from pathlib import Path; from tunesmith.cli import host as c; r = Path({str(root)!r});"
+        "from pathlib import Path; from tunesmith.cli import host as c;"
+        "from tunesmith.cli.command import Session;"
+        f"r = Session(Path({str(root)!r})); d = Session(r.root, dry=True);"
     )
-    done = client.script(f"{start} c.host_list(r); c.host_add(r, 'gpu1', {sshd.line!r}, dry=True)")
+    done = client.script(f"{start} c.list_.function(r); c.add.function(d, 'gpu1', {sshd.line!r})")
     assert done.returncode == 0, done
     assert done.stdout.startswith("no hosts yet;")
     assert "would probe root@127.0.0.1" in done.stdout
     assert not client.inventory.exists()
-    done = client.script(f"{start} c.host_add(r, 'gpu1', {sshd.line!r}); c.host_list(r)")
+    done = client.script(f"{start} c.add.function(r, 'gpu1', {sshd.line!r}); c.list_.function(r)")
     assert done.returncode == 0, done
     assert "gpu1: added, host key pinned" in done.stdout
     assert f"root@127.0.0.1:{sshd.port}" in done.stdout
     run = "import subprocess; subprocess.run(['ssh', 'gpu1', 'echo plain ssh'], check=True)"
     done = client.script(run)
     assert "plain ssh" in done.stdout, done
-    done = client.script(f"{start} c.host_trust(r, 'gpu1'); c.host_remove(r, 'gpu1')")
+    done = client.script(f"{start} c.trust.function(r, 'gpu1'); c.remove.function(r, 'gpu1')")
     assert "the pinned key is still its key" in done.stdout, done
     assert "is forgotten" in done.stdout
     assert own.read_text() == "Host *\n  LogLevel ERROR\n"
@@ -679,7 +681,8 @@ def test_the_password_comes_from_stdin_where_there_is_no_terminal(
 ) -> None:
     code = (
         "from pathlib import Path; from tunesmith.cli import host as c;"
-        f"c.host_add(Path({str(root)!r}), 'gpu1', {sshd.line!r}, install_key=True)"
+        "from tunesmith.cli.command import Session;"
+        f"c.add.function(Session(Path({str(root)!r})), 'gpu1', {sshd.line!r}, install_key=True)"
     )
     done = client.script(code, stdin=f"{PASSWORD}\n")
     assert done.returncode == 0, done

@@ -242,7 +242,9 @@ def test_a_container_in_which_the_board_trains_is_not_replaced(boxed: Boxed) -> 
     text = source.read_text()
     source.write_text(f"{text}# another line\n")
     try:
-        assert "has other sources" in boxed.inv("webui", "--on", HOST, "--no-open", code=2)
+        assert "runs a different tunesmith version" in boxed.inv(
+            "webui", "--on", HOST, "--no-open", code=2
+        )
         assert "its training in saves/tiny was ended too" in boxed.inv(
             "webui", "--on", HOST, "--stop"
         )

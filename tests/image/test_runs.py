@@ -136,7 +136,7 @@ def test_on_container(built: Built, tiny_model: Path, tmp_path: Path) -> None:
     on = ("--on", "container")
     done = built.inv("train", *on, "--config", config, "--no-attach", *words, **home)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the Docker engine has no NVIDIA runtime, so the CPU does it" in done.stdout
+    assert "the Docker engine has no NVIDIA runtime: training on the CPU" in done.stdout
     run = RunFolder(only(sorted((tmp_path / "home/runs").glob("[!.]*"))))
     labels = {"label": f"tunesmith.run={run.run_id}"}
     container = built.client.containers.list(filters=labels)[0]

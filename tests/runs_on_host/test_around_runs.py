@@ -23,7 +23,8 @@ from replica_fixtures import PROVISIONED, HostProject
 from support import as_fetched, lacking
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import sha256_of
-from tunesmith.plan.build import plan_merge, start_on_run
+from tunesmith.plan.build import plan_merge
+from tunesmith.plan.start import start_on_run
 from tunesmith.project import Project
 from tunesmith.targets.factory import target_of
 from tunesmith.targets.host import HostTarget
@@ -162,7 +163,7 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
     # Where nothing is installed but the control half, only the sums may differ in the last bit.
     with_environment.unlink()
     said = inv(made, *words, "--merge-here")
-    assert "NumPy does the sums, and no proof is made" in said
+    assert "merging with NumPy, result not verified" in said
     assert json.loads((here / "MANIFEST.json").read_text())["arithmetic"] == "numpy"
     weights = {"model.safetensors"}
     by_numpy = merged()

@@ -197,8 +197,12 @@ def test_any_port_of_the_host(client: Callable[..., Client]) -> None:
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    [line] = done.stderr.splitlines()
-    return line
+    """Return message and hint of the error that a command ended with."""
+    first, *rest = done.stderr.splitlines()
+    assert [line[:6] for line in rest] in ([], ["hint: "]), done.stderr
+    return "; ".join(
+        [first.removeprefix("error: "), *(line.removeprefix("hint: ") for line in rest)]
+    )
 
 
 def test_wrong_states_are_one_line_with_the_command(

@@ -14,7 +14,8 @@ from docker.errors import APIError
 from rich.console import Console
 
 from tunesmith.cli import container as cli_container
-from tunesmith.cli import run as cli_run
+from tunesmith.cli import listing, training
+from tunesmith.cli.container_runs import cause_of
 from tunesmith.cli.follow import told
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import write_json
@@ -23,11 +24,12 @@ from tunesmith.hosts.answers import Asked
 from tunesmith.job.run import foreign, records
 from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.process import identify
-from tunesmith.plan import build
+from tunesmith.plan import start
 from tunesmith.project import Project
 from tunesmith.report import sections
 from tunesmith.report.i18n import teller
 from tunesmith.report.page import write_report
+from tunesmith.targets import factory
 from tunesmith.targets.container import ContainerTarget
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
@@ -89,18 +91,18 @@ def test_a_resume_says_that_it_is_one(
 ) -> None:
     target = local(project, tmp_path / "said")
     write_json(project.runs / "r/status.json", {"state": "stopped", "phases": {"train": "stopped"}})
-    monkeypatch.setattr(cli_run.factory, "target_of", lambda *_: target)
-    monkeypatch.setattr(cli_run, "_finish", lambda *_: None)
-    cli_run.resume(project.root, "local", "r", dry=False)
+    monkeypatch.setattr(factory, "target_of", lambda *_: target)
+    monkeypatch.setattr(training, "finish", lambda *_: None)
+    training.resume(project.root, "local", "r", dry=False)
     assert (tmp_path / "said").read_text().split()[-2:] == ["--cause", "resume"]
-    cli_run.resume(project.root, "local", "r", cause="container", dry=False)
+    training.resume(project.root, "local", "r", cause="container", dry=False)
     assert (tmp_path / "said").read_text().split()[-2:] == ["--cause", "container"]
 
 
 def test_what_a_user_asks_for_says_so(project: Project, tmp_path: Path) -> None:
     target = local(project, tmp_path / "said")
     plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request={})
-    build.start_on_run(target, plan)
+    start.start_on_run(target, plan)
     assert (tmp_path / "said").read_text().split()[-3:] == ["merge", "--cause", "user"]
 
 
@@ -159,10 +161,10 @@ def test_a_container_that_is_started_again_says_it(
     project: Project, change: dict[str, Any], cause: str
 ) -> None:
     run = RunFolder(project.runs / "r")
-    assert cli_container._cause(run, "resume") == "resume", "nobody has worked on it yet"
+    assert cause_of(run, "resume") == "resume", "nobody has worked on it yet"
     owner = identify().to_json() | change
     write_json(run.status_file, {"state": "running", "phases": {}, "supervisor": owner})
-    assert cli_container._cause(run, "resume") == cause
+    assert cause_of(run, "resume") == cause
 
 
 def test_the_first_words_of_a_container_said_again_are_its_restart(
@@ -227,7 +229,7 @@ def test_who_follows_reads_it_first() -> None:
     ],
 )
 def test_the_list_of_runs_shows_it_while_they_run(status: dict[str, Any], shown: str) -> None:
-    assert cli_run._state({"failure": None} | status) == shown
+    assert listing._state({"failure": None} | status) == shown
 
 
 def test_a_pulled_run_keeps_it(tmp_path: Path) -> None:
@@ -268,8 +270,8 @@ def test_a_list_of_80_columns_has_whole_ids_and_causes(
     try:
         write_json(run.status_file, status | {"cause": "retry", "retried": "host_oom"})
         out = io.StringIO()
-        monkeypatch.setattr(cli_run, "console", Console(file=out, width=80))
-        cli_run.list_runs(project.root, "local", as_json=False)
+        monkeypatch.setattr(listing, "console", Console(file=out, width=80))
+        listing.list_runs(project.root, "local", as_json=False)
     finally:
         lock.release()
     shown = out.getvalue()

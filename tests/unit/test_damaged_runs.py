@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.unit.run_folder import RUN_ID, build_run
-from tunesmith.cli import run as cli_run
+from tunesmith.cli import listing, results, training
 from tunesmith.core import files
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
@@ -77,15 +77,15 @@ def verbs(root: Path, runs: Path) -> dict[str, Callable[[], object]]:
     chat = {"prompt": "", "system": "", "greedy": True, "max_new_tokens": 0, "dry": True}
 
     return {
-        "attach": lambda: cli_run.attach(root, "local", RUN_ID),
-        "logs": lambda: cli_run.logs(root, "local", RUN_ID, follow=False),
-        "resume": lambda: cli_run.resume(root, "local", RUN_ID, dry=True),
-        "stop": lambda: cli_run.stop(root, "local", RUN_ID),
-        "merge": lambda: cli_run.merge(root, "local", RUN_ID, (), dry=True),
-        "predict": lambda: cli_run.predict(root, "local", config, RUN_ID, (), mirror="", dry=True),
-        "chat": lambda: cli_run.chat(root, "local", RUN_ID, what="adapter", **chat),
-        "report": lambda: cli_run.report(root, "local", RUN_ID, language="en"),
-        "rm --dry": lambda: cli_run.remove(root, "local", RUN_ID, dry=True),
+        "attach": lambda: training.attach(root, "local", RUN_ID),
+        "logs": lambda: listing.logs(root, "local", RUN_ID, follow=False),
+        "resume": lambda: training.resume(root, "local", RUN_ID, dry=True),
+        "stop": lambda: training.stop(root, "local", RUN_ID),
+        "merge": lambda: results.merge(root, "local", RUN_ID, (), dry=True),
+        "predict": lambda: results.predict(root, "local", config, RUN_ID, (), mirror="", dry=True),
+        "chat": lambda: results.chat(root, "local", RUN_ID, what="adapter", **chat),
+        "report": lambda: results.report(root, "local", RUN_ID, language="en"),
+        "rm --dry": lambda: listing.remove(root, "local", RUN_ID, dry=True),
         "supervise": lambda: supervise(run),
         "agent find": lambda: agent.find(runs, RUN_ID),
         "agent newest": lambda: agent.find(runs, None),
@@ -136,7 +136,7 @@ def tried(root: Path, runs: Path, damage: str, *skip: str) -> dict[str, str]:
 
 def listed(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     capsys.readouterr()
-    cli_run.list_runs(root, "local", as_json=True)
+    listing.list_runs(root, "local", as_json=True)
     return {run["run_id"]: run for run in json.loads(capsys.readouterr().out)}
 
 
@@ -187,7 +187,7 @@ def test_whatever_a_file_holds_the_rest_works(
 def test_a_damaged_run_is_deleted_by_the_command_that_is_told(root: Path, runs: Path) -> None:
     for name in ("run.json", "config.yaml", "pulled.json", "status.json"):
         (runs / RUN_ID / name).write_bytes(b"{")
-    cli_run.remove(root, "local", RUN_ID, dry=False)
+    listing.remove(root, "local", RUN_ID, dry=False)
     assert not (runs / RUN_ID).exists()
     (runs / GOOD / "run.json").write_bytes(b"{")
     assert agent.remove(runs, RunFolder(runs / GOOD))["freed"] > 0
@@ -247,11 +247,11 @@ def test_a_run_without_run_json_is_told_and_can_be_deleted(
 ) -> None:
     (runs / RUN_ID / "run.json").unlink()
     assert "run.json is missing" in listed(root, capsys)[RUN_ID]["message"]
-    cli_run.list_runs(root, "local", as_json=False)
+    listing.list_runs(root, "local", as_json=False)
     assert f"run {RUN_ID}: " in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"run\.json is missing"):
-        cli_run.merge(root, "local", RUN_ID, (), dry=True)
-    cli_run.remove(root, "local", RUN_ID, dry=False)
+        results.merge(root, "local", RUN_ID, (), dry=True)
+    listing.remove(root, "local", RUN_ID, dry=False)
 
 
 def test_a_run_that_cannot_be_looked_into_does_not_hide_the_others(
@@ -262,7 +262,7 @@ def test_a_run_that_cannot_be_looked_into_does_not_hide_the_others(
     write_json(run.status_file, {"run_id": RUN_ID, "state": "running"})
     run.lock_file.unlink(missing_ok=True)
     run.lock_file.symlink_to(run.lock_file)  # opening it fails
-    cli_run.list_runs(root, "local", as_json=False)
+    listing.list_runs(root, "local", as_json=False)
     said = capsys.readouterr().out
     assert f"{run.lock_file}: cannot be read" in said.replace("\n", "")
     assert GOOD in said

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.cli import data as cli_data
-from tunesmith.cli.data import Asked
+from tunesmith.cli import data
+from tunesmith.cli.command import Session
 from tunesmith.core.errors import UsageError
 
 pytestmark = pytest.mark.unit
@@ -20,28 +20,26 @@ CONFIG = "configs/train/smollm2_135m_lora_sft.yaml"
 @pytest.mark.parametrize(
     ("act", "says"),
     [
-        (lambda r: cli_data.check(r, Asked(keys="a", file="b")), "--file and --dataset both"),
-        (lambda r: cli_data.check(r, Asked(config="c", file="b")), "--file and --config both"),
-        (lambda r: cli_data.check(r, Asked(gpu="RTX4090")), "need a --config"),
-        (lambda r: cli_data.check(r, Asked(config=CONFIG, price="2")), "--price needs the --gpu"),
-        (lambda r: cli_data.check(r, Asked(config=CONFIG, gpu="X1")), "--gpu X1 is unknown"),
+        (lambda s: data.check.function(s, dataset="a", file="b"), "--file and --dataset both"),
+        (lambda s: data.check.function(s, config="c", file="b"), "--file and --config both"),
+        (lambda s: data.check.function(s, gpu="RTX4090"), "need a --config"),
+        (lambda s: data.check.function(s, config=CONFIG, price="2"), "--price needs the --gpu"),
+        (lambda s: data.check.function(s, config=CONFIG, gpu="X1"), "--gpu X1 is unknown"),
         (
-            lambda r: cli_data.split_data(
-                r, "philosophy_conch", "data", share="ten", seed=1, replace=False, dry=True
-            ),
-            "--share 'ten' is no number",
+            lambda s: data.split.function(s, "philosophy_conch", share="ten"),
+            "--share 'ten' is not a number",
         ),
         (
-            lambda r: cli_data.preview(r, CONFIG, (), rows=0, first=1, mirror="default"),
+            lambda s: data.preview.function(s, CONFIG, rows=0),
             "count from 1",
         ),
     ],
 )
 def test_misuse_is_refused_before_any_work(
-    root: Path, act: Callable[[Path], None], says: str
+    root: Path, act: Callable[[Session], None], says: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        act(root)
+        act(Session(root, dry=True))
     assert says in caught.value.message
 
 
@@ -52,7 +50,7 @@ def test_a_faulty_file_is_told_and_refused(
     rows = [{"instruction": "q", "output": "answer"}, {"instruction": "r", "output": ""}]
     path.write_text(json.dumps(rows))
     with pytest.raises(UsageError, match=r"data with errors: .*x\.json"):
-        cli_data.check(root, Asked(file=str(path)))
+        data.check.function(Session(root), file=str(path))
     told = capsys.readouterr().out
     assert "2 rows, 2 kept, 1 errors" in told
     assert 'error: row 2, line 1: "output" is empty' in told
@@ -60,9 +58,7 @@ def test_a_faulty_file_is_told_and_refused(
 
 
 def test_dry_split_says_what_it_would_write(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli_data.split_data(
-        root, "philosophy_conch", "data", share="0.1", seed=42, replace=False, dry=True
-    )
+    data.split.function(Session(root, dry=True), "philosophy_conch")
     told = capsys.readouterr().out
     assert "would write: philosophy_conch_validation" in told
     assert "  eval_dataset: philosophy_conch_validation" in told

@@ -133,7 +133,7 @@ def test_the_printed_page_and_the_exit_code(
         Verdict("critical", "clock", "an hour off [red]", "set it"),
     )
     monkeypatch.setattr(cli_host_check, "check", lambda *_: bad)
-    with pytest.raises(TunesmithError, match="gpu1 is not fit: 1 critical verdict;") as caught:
+    with pytest.raises(TunesmithError, match=r"gpu1 is not fit: 1 critical verdict$") as caught:
         host_check(project.root, "gpu1", mirror="default", flavour="", as_json=False)
     assert caught.value.exit_code == 1
     assert capsys.readouterr().out.splitlines() == [

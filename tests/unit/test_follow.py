@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tunesmith.cli.follow import curve, duration, follow, told, training_line
-from tunesmith.plan.target import Look
+from tunesmith.plan.target import RunUpdate
 
 pytestmark = pytest.mark.unit
 
@@ -23,9 +23,9 @@ class Recorded:
     def __init__(self, looks: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
         self._looks = list(looks)
 
-    def watch(self, _run_id: str, offset: int = 0) -> Iterator[Look]:
+    def watch(self, _run_id: str, offset: int = 0) -> Iterator[RunUpdate]:
         for number, (status, events) in enumerate(self._looks, 1):
-            yield Look(status, tuple(events), offset + number, "", 0)
+            yield RunUpdate(status, tuple(events), offset + number, "", 0)
 
 
 STATUS = {

@@ -31,8 +31,8 @@ from tunesmith.job.run.manifest import PARTS, manifest
 from tunesmith.job.run.process import identify
 from tunesmith.job.supervisor import launch, supervisor
 from tunesmith.job.supervisor.supervisor import Outcome
-from tunesmith.targets import adoption
 from tunesmith.targets.host import HostTarget
+from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
 
@@ -447,14 +447,15 @@ def test_a_base_model_is_a_name_of_a_hub_with_known_weights(
     folder = host.pull("r", PARTS)
     project: Any = SimpleNamespace(run_folder=lambda _: folder)
     with pytest.raises(UsageError, match=told):
-        adoption.settle(project, "r", lambda name: pytest.fail(f"fetched {name}"))
+        LocalTarget(project).adopt_pulled_run("r", lambda name: pytest.fail(f"fetched {name}"))
 
 
 def test_adapters_below_that_are_not_here_are_told(host: Host, tmp_path: Path) -> None:
     run = pulled(host, tmp_path, adapter_name_or_path="/data/one", create_new_adapter=True)
     project: Any = SimpleNamespace(run_folder=lambda _: run.path)
-    with pytest.raises(UsageError, match=r"other adapters of its own.* use it there: --on gpu1"):
-        adoption.settle(project, "r", lambda name: pytest.fail(f"fetched {name}"))
+    with pytest.raises(UsageError, match=r"with other adapters of its own") as caught:
+        LocalTarget(project).adopt_pulled_run("r", lambda name: pytest.fail(f"fetched {name}"))
+    assert caught.value.hint.endswith("--on gpu1")
 
 
 def test_a_kit_of_the_host_fits_the_run_here(host: Host, tmp_path: Path) -> None:
@@ -516,7 +517,7 @@ def test_two_pulls_of_a_run_at_once_are_one(host: Host, monkeypatch: pytest.Monk
 
     def meanwhile(run_id: str, parts: Sequence[str]) -> Any:
         monkeypatch.setattr(host, "_manifest", honest)
-        with pytest.raises(UsageError, match="is being brought from gpu1 by another command"):
+        with pytest.raises(UsageError, match="is being pulled from gpu1 by another command"):
             host.pull("r", PARTS)
         refused.append(True)
         return honest(run_id, parts)

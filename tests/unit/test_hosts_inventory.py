@@ -149,10 +149,11 @@ def test_remove_tells_the_last_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_host_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no host 'gpu9' .*none yet; `inv host.add"):
+    with pytest.raises(UsageError, match=r"no host 'gpu9' .*none yet$") as caught:
         inventory.find(tmp_path, "gpu9")
+    assert caught.value.hint.startswith("`inv host.add ")
     inventory.write(tmp_path, host("gpu1"), ADDRESS)
-    with pytest.raises(UsageError, match=r"known are: gpu1;"):
+    with pytest.raises(UsageError, match=r"known are: gpu1$"):
         inventory.find(tmp_path, "gpu9")
 
 
@@ -173,7 +174,7 @@ def test_names(name: str) -> None:
     "name",
     [
         *("", "GPU", "-x", ".x", "_x", "a b", "a/b", "a\n", "a" * 32, "ä", "$(x)", "a,b", "*"),
-        *("local", "container", "all", "localhost", "ungrouped", "gpu_hosts"),
+        *("all", "localhost", "ungrouped", "gpu_hosts"),
     ],
 )
 def test_what_cannot_be_a_name(name: str) -> None:
@@ -303,7 +304,7 @@ def test_a_poisoned_entry_is_refused_by_file_host_and_key(
             read(tmp_path)
         said = told.value.message
         assert said.startswith(f"{file}: `gpu1`: {key}: ") and "\n" not in said
-        assert "`inv host.remove gpu1`" in said
+        assert "`inv host.remove gpu1`" in told.value.hint
     # The others are not hidden by it, and the remedy works.
     assert inventory.find(tmp_path, "gpu2").python == "/opt/conda/bin/python"
     assert inventory.names(tmp_path) == ("gpu1", "gpu2")

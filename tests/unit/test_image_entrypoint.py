@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tunesmith.cli import container as cli_container
-from tunesmith.cli.console import COMMAND, as_typed
+from tunesmith.cli import container_checks, container_runs, container_services, table
+from tunesmith.cli.command import COMMAND, as_typed
 from tunesmith.core.files import write_json
+from tunesmith.core.patching import install, is_installed
 from tunesmith.job.run.process import identify
 from tunesmith.job.services import access
 from tunesmith.job.services.manager import Service
@@ -22,20 +26,20 @@ MOUNTED = ROOT_ONLY + "44 22 8:1 /home/me/x /workspace rw,relatime - ext4 /dev/s
 
 
 def test_a_container_without_a_mount_is_refused() -> None:
-    fault = cli_container.missing(ROOT_ONLY, (0, 0), writable=True)
+    fault = container_checks.missing(ROOT_ONLY, (0, 0), writable=True)
     assert fault is not None
-    assert 'add `-v "$PWD:/workspace"`' in fault
+    assert 'add `-v "$PWD:/workspace"`' in fault.hint
 
 
 def test_a_mount_that_belongs_to_somebody_else_names_its_owner() -> None:
-    fault = cli_container.missing(MOUNTED, (501, 20), writable=False)
+    fault = container_checks.missing(MOUNTED, (501, 20), writable=False)
     assert fault is not None
-    assert "add `--user 501:20`" in fault
-    assert f"{os.getuid()}:{os.getgid()}" in fault
+    assert "add `--user 501:20`" in fault.hint
+    assert f"{os.getuid()}:{os.getgid()}" in fault.message
 
 
 def test_a_mount_that_can_be_written_is_good() -> None:
-    assert cli_container.missing(MOUNTED, (501, 20), writable=True) is None
+    assert container_checks.missing(MOUNTED, (501, 20), writable=True) is None
 
 
 @pytest.mark.parametrize(
@@ -51,31 +55,82 @@ def test_a_mount_that_can_be_written_is_good() -> None:
 def test_shared_memory_matters_where_it_is_used(
     config: dict[str, int], size: int, gpus: int, short: bool
 ) -> None:
-    said = cli_container.short_of_shm(config, size, gpus)
+    said = container_checks.short_of_shm(config, size, gpus)
     assert (said is not None) == short
-    assert said is None or "`--shm-size 8g`" in said
+    assert said is None or "`--shm-size 8g`" in said.hint
 
 
 def test_commands_in_messages_are_those_of_a_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = "gone; `inv resume --run x` continues it"
+    monkeypatch.delenv(COMMAND)
     assert as_typed(text) == text
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     assert as_typed(text) == "gone; `docker run ... IMAGE resume --run x` continues it"
 
 
-def test_every_verb_is_in_the_help() -> None:
-    for verb in cli_container.VERBS:
-        assert verb in cli_container.HELP, verb
+@pytest.fixture(autouse=True)
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Words as the image says them; what main does to Invoke is undone."""
+    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
+    pages = {page: is_installed(page) for page in table.PAGES}
+    yield
+    for page, before in pages.items():
+        if before:
+            install(page, table.STEPS)
 
 
-def test_an_unknown_verb_is_misuse(
+def test_every_verb_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_container.main([]) == 0
+    page = capsys.readouterr().out
+    verbs = [verb.name for _, verbs in cli_container.STEPS for verb in verbs]
+    assert len(verbs) > 10
+    for verb in (*verbs, *cli_container.PASSED_ON):
+        assert re.search(rf"(?m)^  (?:.*\W)?{re.escape(verb)}\b", page), verb
+    assert max(map(len, page.splitlines())) <= 95
+
+
+def test_the_verbs_of_a_clone_are_the_same_here() -> None:
+    """One declaration: options, help, checks and exit codes cannot differ."""
+    clone = {command.name: command for command in table.COMMANDS}
+    image = {verb.name: verb for _, verbs in cli_container.STEPS for verb in verbs}
+    own = {name for name, verb in image.items() if verb is not clone.get(name)}
+    # Those that are a service, or that ask of this container.
+    assert own == {"webui", "api", "address", "check", "version"}
+    assert {"train", "resume", "merge", "predict", "chat", "report"} <= image.keys() - own
+    collection = cli_container.program().namespace
+    assert {name: collection[name] for name in collection.task_names} == image
+
+
+@pytest.mark.parametrize("verb", ["train", "predict"])
+def test_options_that_mean_nothing_in_a_container_are_not_there(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli_container.main([verb, "--on", "gpu1"]) == 2
+    assert f"`docker run ... IMAGE {verb}` has no option --on" in capsys.readouterr().err
+    assert cli_container.main([verb, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "--on" not in page
+    assert ("--new" in page) == (verb == "train")
+    assert f"Example:\n  docker run ... IMAGE {verb} --config " in page
+
+
+def test_an_unknown_verb_is_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_container.main(["trian"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no command 'trian'\nhint: did you mean `docker run ")
+    assert "IMAGE train`" in said
+
+
+def test_a_container_without_a_mount_does_no_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
-    assert cli_container.main(["trian"]) == 2
-    assert "there is no verb 'trian'" in capsys.readouterr().err
+    fault = container_checks.missing(ROOT_ONLY, (0, 0), writable=True)
+    monkeypatch.setattr(container_checks, "mount_fault", lambda **_: fault)
+    for words in (["train"], ["resume"], ["merge"], ["predict"], ["report"], ["data.check"]):
+        assert cli_container.main(words) == 2, words
+        assert "nothing is mounted on /workspace" in capsys.readouterr().err, words
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0", "127.0.0.1"])
@@ -92,13 +147,12 @@ def test_an_api_needs_a_key(
 def test_an_api_serves_a_run_and_tells_whose_command_a_config_is_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
     monkeypatch.delenv("API_HOST", raising=False)
     monkeypatch.setenv("API_KEY", "right")
     assert cli_container.main(["api", "x.yaml"]) == 2
     said = capsys.readouterr().err
+    assert said.startswith("error: api x.yaml: it serves a run, not a config\nhint: ")
     assert "`docker run ... IMAGE llamafactory-cli api x.yaml`" in said
-    assert len(said.splitlines()) == 1
 
 
 def test_a_key_may_come_in_a_file(
@@ -114,9 +168,9 @@ def test_a_key_may_come_in_a_file(
     assert cli_container.main(["api"]) == 2
     assert "without an API_KEY" in capsys.readouterr().err
     file.write_text("right\n")
-    assert cli_container._given_key() == "right"
+    assert container_services._given_key() == "right"
     monkeypatch.setenv("API_KEY", "own")
-    assert cli_container._given_key() == "own"
+    assert container_services._given_key() == "own"
     assert "API_KEY" not in os.environ
 
 
@@ -124,7 +178,7 @@ def test_names_to_be_published_under_are_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(COMMAND, "docker run ... IMAGE")
-    monkeypatch.setattr(cli_container, "_mount_fault", lambda: None)
+    monkeypatch.setattr(container_services, "mount_fault", lambda: None)
     for wrong in ("*", "http://lab.example"):
         monkeypatch.setenv("TUNESMITH_ALLOWED_HOSTS", wrong)
         assert cli_container.main(["webui"]) == 2
@@ -208,17 +262,17 @@ def test_the_same_words_go_on_with_what_was_cut_off(
     state: str, failure: str | None, train: str, goes_on: bool
 ) -> None:
     status = {"state": state, "failure": failure, "phases": {"train": train}}
-    assert cli_container.may_continue(status) == goes_on
+    assert container_runs.may_continue(status) == goes_on
 
 
 def test_two_runs_are_the_same_but_for_what_each_has_of_its_own() -> None:
     config = {"learning_rate": 1e-4, "output_dir": "/a", "model_name_or_path": "/m/1"}
     other = config | {"output_dir": "/b", "model_name_or_path": "org/model"}
     request = {"model": {"name": "org/model"}}
-    assert cli_container.identity(request, config) == cli_container.identity(request, other)
+    assert container_runs.identity(request, config) == container_runs.identity(request, other)
     changed = other | {"learning_rate": 2e-4}
-    assert cli_container.identity(request, config) != cli_container.identity(request, changed)
-    assert cli_container.identity({"model": {"name": "x"}}, config) != cli_container.identity(
+    assert container_runs.identity(request, config) != container_runs.identity(request, changed)
+    assert container_runs.identity({"model": {"name": "x"}}, config) != container_runs.identity(
         request, config
     )
 

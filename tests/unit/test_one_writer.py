@@ -25,7 +25,7 @@ from tunesmith.hosts.inventory import Host
 from tunesmith.job.run.folder import RunFolder, acquire, claim_output
 from tunesmith.job.run.process import identify
 from tunesmith.job.supervisor import agent
-from tunesmith.plan.plan import Place, Plan
+from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.project import Project
 from tunesmith.targets.local import LocalTarget
 
@@ -159,7 +159,9 @@ def test_on_a_host_too_one_of_six_deletes_a_run(tmp_path: Path) -> None:
 def test_a_run_that_is_worked_on_is_not_deleted_nor_asked_anew(tmp_path: Path, root: Path) -> None:
     folder = RunFolder(a_run(tmp_path, "r1"))
     target = LocalTarget(Project(root, tmp_path))
-    plan = Plan(Place(folder.path, Path("python"), {}), (), {"run_id": "r1", "phases": ["merge"]})
+    plan = Plan(
+        RunLocation(folder.path, Path("python"), {}), (), {"run_id": "r1", "phases": ["merge"]}
+    )
     lock = acquire(folder)
     try:
         before = folder.request()
@@ -277,8 +279,8 @@ def test_what_is_made_here_is_its_owners_alone(tmp_path: Path, root: Path) -> No
         (project.home / "runs").mkdir(parents=True)
         assert modes(project.home)
         run = project.runs / "r1"
-        place = Place(run, Path("python"), {})
-        LocalTarget(project).create(Plan(place, ("train",), {"run_id": "r1"}, {"stage": "sft"}))
+        location = RunLocation(run, Path("python"), {})
+        LocalTarget(project).create(Plan(location, ("train",), {"run_id": "r1"}, {"stage": "sft"}))
         for name in ("models", "image", "data"):
             project.folder(name)
         assert modes(project.home) == {}

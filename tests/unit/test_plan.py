@@ -6,12 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.store import ModelFolder
 from tunesmith.plan.config import Config
-from tunesmith.plan.plan import Place, Plan, absolute_paths, disk_needs, own_keys, train_phases
+from tunesmith.plan.plan import (
+    Plan,
+    RunLocation,
+    absolute_paths,
+    apply_managed_keys,
+    disk_needs,
+    train_phases,
+)
 
 pytestmark = pytest.mark.unit
 
-PLACE = Place(Path("/runs/r 1"), Path("/env/bin/python"), {"A": "1"})
+LOCATION = RunLocation(Path("/runs/r 1"), Path("/env/bin/python"), {"A": "1"})
 
 
 def config(overrides: dict[str, object] | None = None, **values: object) -> Config:
@@ -19,7 +28,7 @@ def config(overrides: dict[str, object] | None = None, **values: object) -> Conf
     return Config(Path("x.yaml"), base | values | (overrides or {}), overrides or {})
 
 
-def test_owned_keys_are_changed_and_told() -> None:
+def test_managed_keys_are_changed_and_told() -> None:
     written = config(
         overwrite_output_dir=True,
         trust_remote_code=True,
@@ -27,16 +36,15 @@ def test_owned_keys_are_changed_and_told() -> None:
         report_to="none",
         resume_from_checkpoint="x/checkpoint-5",
     )
-    values, owned = own_keys(written, PLACE, "/models/m")
-    assert values["model_name_or_path"] == "/models/m"
+    values, managed = apply_managed_keys(written, LOCATION)
+    assert values["model_name_or_path"] == "m"
     assert values["output_dir"] == "/runs/r 1/output"
     assert "overwrite_output_dir" not in values
     assert "resume_from_checkpoint" not in values
     assert values["trust_remote_code"] is False
     assert values["save_only_model"] is False
     assert values["logging_nan_inf_filter"] is False
-    assert {item.key: item.was for item in owned} == {
-        "model_name_or_path": "m",
+    assert {item.key: item.was for item in managed} == {
         "output_dir": "saves/x",
         "overwrite_output_dir": True,
         "resume_from_checkpoint": "x/checkpoint-5",
@@ -46,15 +54,15 @@ def test_owned_keys_are_changed_and_told() -> None:
         "include_num_input_tokens_seen": None,
         "disable_tqdm": None,
     }
-    assert all(item.why for item in owned)
+    assert all(item.why for item in managed)
 
 
 def test_what_the_user_insists_on_stays() -> None:
     written = config({"trust_remote_code": True, "output_dir": "/mine"}, report_to="wandb")
-    values, owned = own_keys(written, PLACE, "m")
+    values, managed = apply_managed_keys(written, LOCATION)
     assert (values["trust_remote_code"], values["output_dir"]) == (True, "/mine")
     assert values["report_to"] == "wandb"
-    assert not {"trust_remote_code", "output_dir", "report_to"} & {item.key for item in owned}
+    assert not {"trust_remote_code", "output_dir", "report_to"} & {item.key for item in managed}
 
 
 def test_paths_become_absolute_but_hub_names_stay() -> None:
@@ -97,23 +105,53 @@ def test_disk_needs_of_a_lora_run() -> None:
         "model.layers.0.up_proj.weight": ("BF16", (128, 64)),
         "model.layers.0.norm.weight": ("BF16", (64,)),
     }
-    needs = disk_needs(config(lora_rank=4, save_total_limit=2), shapes, 1234, merge=True)
+    needs = disk_needs({"lora_rank": 4, "save_total_limit": 2}, shapes, 1234, merge=True)
     trainable = 4 * (64 + 64) + 4 * (128 + 64)
     assert needs["3 checkpoints"] == 3 * (trainable * 12 + 16_000_000)
     assert needs["the adapter"] == trainable * 4
     assert needs["the merged model"] == 1234
-    full = disk_needs(config(finetuning_type="full"), shapes, 1234, merge=False)
+    full = disk_needs({"finetuning_type": "full"}, shapes, 1234, merge=False)
     assert full["the adapter"] == 4 * (1000 * 64 + 64 * 64 + 128 * 64 + 64)
     assert "the merged model" not in full
 
 
+MODEL = ModelFolder(
+    "m", Path("/models/m"), "hub", "abc", {"model.safetensors": FileRecord(1234, "0" * 64)}, False
+)
+SHAPES = {"model.layers.0.q_proj.weight": ("BF16", (64, 64))}
+
+
+def test_a_base_model_is_put_into_a_plan() -> None:
+    values, managed = apply_managed_keys(config(lora_rank=4), LOCATION)
+    request = {"model": {"name": "m", "path": None}, "owned": [], "phases": ["train"]}
+    plan = Plan(LOCATION, ("train",), request, values, tuple(managed), notes=("a note",))
+    whole = plan.with_model(MODEL, SHAPES)
+    assert whole.config == {**values, "model_name_or_path": "/models/m"}
+    [told] = [item for item in whole.managed if item not in managed]
+    assert (told.key, told.value, told.was) == ("model_name_or_path", "/models/m", "m")
+    assert whole.request["owned"][0]["value"] == "/models/m"
+    assert whole.request["model"]["files"] == {
+        "model.safetensors": {"size": 1234, "sha256": "0" * 64}
+    }
+    assert whole.needs["the merged model"] == 1234
+    assert whole.notes == ("a note", "base model from hub")
+    assert (plan.config or {})["model_name_or_path"] == "m", "the plan itself stays"
+
+
+def test_a_base_model_is_put_into_the_plan_of_a_prediction() -> None:
+    request = {"model": {"name": "m"}, "predict": {"model_name_or_path": "m", "seed": 1}}
+    whole = Plan(LOCATION, ("predict",), request).with_model(MODEL, SHAPES)
+    assert whole.request["predict"] == {"model_name_or_path": "/models/m", "seed": 1}
+    assert (whole.config, whole.needs) == (None, {})
+
+
 def test_rendered_plan_shows_command_environment_config_and_decisions() -> None:
-    values, owned = own_keys(config(trust_remote_code=True), PLACE, "/models/m")
-    plan = Plan(PLACE, ("train",), {}, values, tuple(owned), {"x": 2_000_000_000}, ("a note",))
+    values, managed = apply_managed_keys(config(trust_remote_code=True), LOCATION)
+    plan = Plan(LOCATION, ("train",), {}, values, tuple(managed), {"x": 2_000_000_000}, ("a note",))
     shown = plan.render()
     assert "command  /env/bin/python -I -m tunesmith.job start '/runs/r 1' train" in shown
     assert "  A=1" in shown
-    assert "  model_name_or_path: /models/m" in shown
+    assert "  model_name_or_path: m" in shown
     assert "trust_remote_code: False (was True)" in shown
     assert "2.0 GB  together" in shown
     assert "note     a note" in shown

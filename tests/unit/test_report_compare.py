@@ -14,7 +14,7 @@ from invoke.parser import Parser, ParserContext
 from rich.console import Console
 
 from tests.unit.run_folder import build_run
-from tunesmith.cli import report as cli_report
+from tunesmith.cli import results
 from tunesmith.core.errors import UsageError
 from tunesmith.report.compare import compare, comparison_table, write_comparison
 
@@ -119,9 +119,9 @@ def test_runs_are_named_as_words_after_compare() -> None:
 
 
 def test_a_page_of_many_runs_has_a_name_that_a_file_can_have() -> None:
-    assert cli_report.page_name(["a", "b"]) == "a+b.html"
+    assert results.page_name(["a", "b"]) == "a+b.html"
     many = [f"{number}".rjust(80, "r") for number in range(9)]
-    names = {cli_report.page_name(many), cli_report.page_name(many[::-1])}
+    names = {results.page_name(many), results.page_name(many[::-1])}
     assert len(names) == 2
     assert max(map(len, names)) < 200
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tunesmith.cli import container as cli_container
-from tunesmith.cli import run as cli_run
-from tunesmith.cli.console import COMMAND
+from tunesmith.cli import listing, results, training
+from tunesmith.cli.command import COMMAND
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
 from tunesmith.hosts import agent as asked_of
@@ -17,6 +17,7 @@ from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.supervisor import agent
 from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
 from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
@@ -70,11 +71,11 @@ def home(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_training_is_refused_before_anything_is_written(
     root: Path, home: Path, text: str
 ) -> None:
-    asked = build.Asked(Path("configs/train/smollm2_135m_lora_sft.yaml"), run_id=text)
+    asked = TrainOptions(config=Path("configs/train/smollm2_135m_lora_sft.yaml"), run_id=text)
     before = sorted(path.name for path in root.iterdir())
     for dry in (True, False):
         with pytest.raises(UsageError, match="run id"):
-            cli_run.train(root, "local", asked, cli_run.Choices(dry=dry))
+            training.train(root, "local", asked, training.Choices(dry=dry))
     assert not home.exists()
     assert sorted(path.name for path in root.iterdir()) == before
 
@@ -84,14 +85,14 @@ def test_every_verb_refuses_it(root: Path, home: Path, text: str) -> None:
     write_json(home / "runs/one/run.json", {"run_id": "one"})
     target = LocalTarget(Project.at(root))
     for verb in (
-        lambda: cli_run.attach(root, "local", text),
-        lambda: cli_run.logs(root, "local", text, follow=False),
-        lambda: cli_run.stop(root, "local", text),
-        lambda: cli_run.resume(root, "local", text, dry=True),
-        lambda: cli_run.merge(root, "local", text, (), dry=True),
-        lambda: cli_run.remove(root, "local", text, dry=False),
-        lambda: cli_run.report(root, "local", text, language="en"),
-        lambda: target.place(text),
+        lambda: training.attach(root, "local", text),
+        lambda: listing.logs(root, "local", text, follow=False),
+        lambda: training.stop(root, "local", text),
+        lambda: training.resume(root, "local", text, dry=True),
+        lambda: results.merge(root, "local", text, (), dry=True),
+        lambda: listing.remove(root, "local", text, dry=False),
+        lambda: results.report(root, "local", text, language="en"),
+        lambda: target.location(text),
         lambda: target.exists(text),
         lambda: agent.find(home / "runs", text),
         lambda: agent.create(home / "runs", {"run_id": text, "request": {}}),

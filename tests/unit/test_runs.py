@@ -8,10 +8,13 @@ import pytest
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
-from tunesmith.plan import build
+from tunesmith.plan import build, start
+from tunesmith.plan.options import THEN, check_then, run_limits
+from tunesmith.plan.staging import stage_inputs
 from tunesmith.project import Project
 from tunesmith.targets import factory
-from tunesmith.targets.local import LocalTarget, refuse_foreign_output
+from tunesmith.targets.folder import refuse_foreign_output
+from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
 
@@ -31,8 +34,9 @@ def test_the_wrong_template_of_a_known_model_is_refused_with_the_right_one(
     project: Project, tmp_path: Path
 ) -> None:
     file = config_file(tmp_path, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "qwen")
-    with pytest.raises(UsageError, match="write `template: deepseekr1`"):
+    with pytest.raises(UsageError, match="was trained with deepseekr1") as caught:
         build.read_config(project, file, ())
+    assert caught.value.hint.startswith("write `template: deepseekr1`")
     assert build.read_config(project, file, ("template=qwen",)).get("template") == "qwen"
 
 
@@ -47,10 +51,10 @@ def test_a_disk_too_small_is_refused_with_the_sum(root: Path, tmp_path: Path) ->
     target = LocalTarget(Project(root, tmp_path / "not" / "yet"))
     needs = {"3 checkpoints": 6 * 10**17, "the merged model": 4 * 10**17}
     with pytest.raises(UsageError) as caught:
-        build.check_room(target, needs)
+        start.check_room(target, needs)
     assert "this run may need 1000000.0 TB" in caught.value.message
     assert [line.split()[-1] for line in caught.value.detail] == ["checkpoints", "model"]
-    build.check_room(target, {"little": 1})
+    start.check_room(target, {"little": 1})
 
 
 def test_output_of_another_run_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
@@ -76,34 +80,35 @@ def test_unknown_targets_and_runs_are_named(project: Project) -> None:
         project.run_folder("20000101-000000-none")
 
 
-def asked(**options: object) -> build.Asked:
-    return build.Asked(Path("x.yaml"), **options)  # type: ignore[arg-type]
-
-
 def test_the_tighter_of_two_limits_holds() -> None:
-    assert build.limits_of(asked()) == {}
-    assert build.limits_of(asked(max_hours=2.0)) == {"max_seconds": 7200.0}
-    assert build.limits_of(asked(max_hours=2.0, price=3.0, max_cost=1.5)) == {"max_seconds": 1800.0}
+    assert run_limits() == {}
+    assert run_limits(max_hours=2.0) == {"max_seconds": 7200.0}
+    assert run_limits(max_hours=2.0, price=3.0, max_cost=1.5) == {"max_seconds": 1800.0}
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"max_cost": 3.0}, "--max-cost needs the price"),
+        ({"max_cost": 3.0}, "--max-cost needs the hourly price"),
         ({"price": 0.0}, "--price 0.0: expected more than 0"),
         ({"max_hours": float("nan")}, "--max-hours nan"),
-        ({"then": ("merge", "sleep")}, "--then sleep: it takes merge, report, pull, poweroff"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, object], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        build.limits_of(asked(**options))
+def test_limits_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_limits(**options)
+
+
+def test_only_what_can_follow_a_run_is_taken() -> None:
+    check_then(THEN)
+    with pytest.raises(UsageError, match="--then sleep: expected one of merge, report, pull"):
+        check_then(("merge", "sleep"))
 
 
 class Elsewhere(LocalTarget):
     """A target whose runs have their inputs below /there."""
 
-    def seen(self, run_id: str, name: str, path: Path) -> str:
+    def remote_path(self, run_id: str, name: str, path: Path) -> str:
         return f"/there/{run_id}/{name}"
 
 
@@ -118,7 +123,7 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
     }
     reports = build.check_data(values)
     target = Elsewhere(Project(root, tmp_path))
-    inputs = build.bring(target, "r1", values, reports)
+    inputs = stage_inputs(target, "r1", values, reports)
     assert values["dataset_dir"] == "/there/r1/dataset_dir"
     assert {item.name: item.source for item in inputs} == {
         "dataset_dir/dataset_info.json": data / "dataset_info.json",
@@ -127,12 +132,12 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
     }
     # A prediction's have a place of their own beside those of the training.
     values |= {"dataset_dir": str(data), "deepspeed": str(deepspeed)}
-    others = build.bring(target, "r1", values, reports, below="predict/")
+    others = stage_inputs(target, "r1", values, reports, below="predict/")
     assert values["dataset_dir"] == "/there/r1/predict/dataset_dir"
     assert {item.name for item in others} == {f"predict/{item.name}" for item in inputs}
     # Here, nothing is brought anywhere.
     values["dataset_dir"] = str(data)
-    assert build.bring(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()
+    assert stage_inputs(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()
 
 
 def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path: Path) -> None:
@@ -143,7 +148,7 @@ def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path:
     values: dict[str, object] = {"dataset": "d", "dataset_dir": str(inner)}
     reports = build.check_data(values)
     with pytest.raises(UsageError, match=r"rows.json: lies outside"):
-        build.bring(Elsewhere(Project(root, tmp_path)), "r1", values, reports)
+        stage_inputs(Elsewhere(Project(root, tmp_path)), "r1", values, reports)
 
 
 def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_path: Path) -> None:

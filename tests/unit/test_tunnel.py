@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from tests.unit.local_hosts import local_hosts
-from tunesmith.cli import service as cli_service
+from tunesmith.cli import serving
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 from tunesmith.services import service
 from tunesmith.services.service import KINDS, Folders
 from tunesmith.services.tunnel import Tunnel, free_port, reopen
+from tunesmith.targets import factory
 
 pytestmark = pytest.mark.unit
 
@@ -184,12 +185,12 @@ def test_a_registry_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 
 def test_one_target_at_a_time(root: Path) -> None:
-    with pytest.raises(UsageError, match="one target at a time"):
-        service.place_of(Project.at(root), "gpu1,gpu2")
+    with pytest.raises(UsageError, match="only one target at a time"):
+        factory.target_of(Project.at(root), "gpu1,gpu2", print)
 
 
-class Place:
-    """A target that answers as told."""
+class Access:
+    """The services of a target that answers as told."""
 
     name = "gpu1"
     folders = Folders(*(Path(f"/there/{name}") for name in ("", "data", "models", "runs")))
@@ -207,30 +208,30 @@ class Place:
             raise answer
         return answer
 
-    def bring_data(self, tell: service.Tell) -> dict[str, Any]:
+    def stage_data(self, tell: service.Tell) -> dict[str, Any]:
         return {}
 
-    def bring_packages(self, folder: Path, tell: service.Tell) -> Path:
+    def stage_packages(self, folder: Path, tell: service.Tell) -> Path:
         return folder
 
 
 def test_a_service_that_does_not_come_up_says_the_end_of_its_log() -> None:
     tail = ["Traceback (most recent call last):", "OSError: no space left"]
-    place = Place(
+    access = Access(
         {"reused": False, "log": "/there/webui.log"},
         {"state": "ended", "tail": tail, "log": "/there/webui.log"},
     )
     with pytest.raises(TunesmithError) as raised:
-        service.start(place, KINDS["webui"], {}, lambda _: None)
+        service.start(access, KINDS["webui"], {}, lambda _: None)
     assert raised.value.message == (
-        "gpu1: LLaMA Board ended while it started: OSError: no space left; `inv provision --on "
-        "gpu1` mends the environment"
+        "gpu1: LLaMA Board ended while it started: OSError: no space left"
     )
+    assert raised.value.hint == "`inv provision --on gpu1` repairs the environment"
     assert raised.value.detail == (tail[0], "log: /there/webui.log")
 
 
 def test_a_refusal_that_names_its_command_names_no_other() -> None:
-    place = Place(
+    access = Access(
         {"reused": False, "log": "x"},
         {
             "state": "ended",
@@ -239,23 +240,21 @@ def test_a_refusal_that_names_its_command_names_no_other() -> None:
         },
     )
     with pytest.raises(TunesmithError) as raised:
-        service.start(place, KINDS["api"], {}, lambda _: None)
+        service.start(access, KINDS["api"], {}, lambda _: None)
     assert raised.value.message == "gpu1: no merged model: `inv merge --run r`"
     assert raised.value.detail == ()
 
 
 def test_another_model_is_not_served_in_place_of_the_one_asked_for() -> None:
-    place = Place(UsageError("serves what adapter, run r1"))
+    access = Access(UsageError("serves what adapter, run r1"))
     with pytest.raises(UsageError) as raised:
-        service.start(place, KINDS["api"], {}, lambda _: None)
-    assert raised.value.message == (
-        "the API of gpu1 serves what adapter, run r1; end that one first: `inv api --on gpu1 "
-        "--stop`"
-    )
+        service.start(access, KINDS["api"], {}, lambda _: None)
+    assert raised.value.message == "the API of gpu1 serves what adapter, run r1"
+    assert raised.value.hint == "end that one first: `inv api --on gpu1 --stop`"
 
 
 def test_a_key_is_made_for_every_start() -> None:
-    keys = {service.asked_of(Place(), kind)["key"] for kind in KINDS.values() for _ in range(3)}
+    keys = {service.asked_of(Access(), kind)["key"] for kind in KINDS.values() for _ in range(3)}
     assert len(keys) == 9
     assert all(len(key) >= 43 for key in keys)
 
@@ -263,10 +262,10 @@ def test_a_key_is_made_for_every_start() -> None:
 @pytest.mark.parametrize("key", ["$(canary)", "", "k" * 42, f"{'k' * 43}\n", ["k"] * 43, 7])
 def test_a_key_of_another_make_is_not_taken_from_a_host(key: Any) -> None:
     """It is told for a shell, and goes into a header."""
-    place = Place({"reused": True, "log": "x", "key": key})
+    access = Access({"reused": True, "log": "x", "key": key})
     with pytest.raises(TunesmithError, match=r"^gpu1: the API answers with a key that is none"):
-        service.start(place, KINDS["api"], {}, lambda _: None)
-    assert place.asked == [("start", "api")]
+        service.start(access, KINDS["api"], {}, lambda _: None)
+    assert access.asked == [("start", "api")]
 
 
 def test_a_browser_is_opened_without_the_token_in_a_process_list(
@@ -277,7 +276,7 @@ def test_a_browser_is_opened_without_the_token_in_a_process_list(
     file = tmp_path / "services" / "open.html"
     umask = os.umask(0o022)
     try:
-        cli_service._open(file, "http://127.0.0.1:7860/?token=secret")
+        serving._open(file, "http://127.0.0.1:7860/?token=secret")
     finally:
         os.umask(umask)
     assert opened == [file.as_uri()]
@@ -289,7 +288,7 @@ def test_what_is_told_puts_no_secret_into_a_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = {"serves": {"run": "r1", "what": "merged"}, "reused": False, "key": "k" * 43}
-    cli_service._tell_more(Place(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
+    serving._tell_more(Access(), KINDS["api"], "http://127.0.0.1:8", said, show_key=False)
     told = capsys.readouterr().out.splitlines()
     assert f"export API_KEY={'k' * 43}" in told
     [line] = [line for line in told if "curl" in line]
@@ -302,7 +301,7 @@ def test_the_board_speaks_the_users_language(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LC_ALL", raising=False)
     for said, language in (("zh_CN.UTF-8", "zh"), ("en_US.UTF-8", "en"), ("", "en")):
         monkeypatch.setenv("LANG", said)
-        asked = service.asked_of(Place(), KINDS["webui"])
+        asked = service.asked_of(Access(), KINDS["webui"])
         assert asked["settings"]["language"] == language
 
 

@@ -1,150 +1,147 @@
-"""What Invoke lacks for us: `key=value` words, and errors as people should see them."""
+"""A verb, declared once: its options with type, default and help, an example, what it does.
+
+The declaration is an Invoke task: `tasks.py` collects it for `inv`, `cli/container.py` for the
+image. Modules of declarations import nothing heavy, since `inv --list` loads them all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from invoke import Collection, Exit, ParseError, task
-from invoke.parser import Argument, Parser, ParserContext
-from invoke.util import Lexicon
+from invoke import Context, Exit, Task
 
-from tunesmith.core.errors import TunesmithError
-from tunesmith.core.patching import Patch
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.job.system import disk
 
-_OVERRIDE = re.compile(r"^[A-Za-z_]\w*=")
-# The error does not say which file: locks are taken by a descriptor.
-_NO_LOCKS = (
-    "a file system gives no locks, without which two commands could write one file: is it a "
-    "network disk? TUNESMITH_HOME names another place for .tunesmith"
-)
-_RUN = re.compile(r"^\w[\w.-]*$")
+if TYPE_CHECKING:
+    from tunesmith.project import Project
+
+# The clone, or the image's own copy of it.
+ROOT = Path(__file__).absolute().parents[3]
+# What commands begin with where this runs: the image's entry point sets it.
+COMMAND = "TUNESMITH_COMMAND"
+_INV = re.compile(r"`inv (?=[a-z-])")
+# Options whose values are bare words.
+WORDS = ("overrides", "compared")
 
 
-class _Word(Argument):  # type: ignore[misc]
-    """One `key=value` word, posing as a flag without a value: seeing it stores it."""
+@dataclass(frozen=True)
+class Session:
+    """Where a command works, and whether it only shows what it would do (`inv --dry VERB`)."""
 
-    def __init__(self, word: str, store: Argument) -> None:
-        super().__init__(name=word, kind=bool)
-        self._word = word
-        self._store = store
+    root: Path = ROOT
+    dry: bool = False
 
-    def set_value(self, value: Any, cast: bool = True) -> None:
-        self._store.value = self._word
+    @property
+    def project(self) -> Project:
+        """The clone's settings and folders."""
+        from tunesmith.project import Project
 
-
-class _Flags(Lexicon):  # type: ignore[misc]
-    """The flags of a task that takes bare words: those words are among them."""
-
-    def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or self._store_of(str(key)) is not None
-
-    def __getitem__(self, key: str) -> Any:
-        store = None if super().__contains__(key) else self._store_of(key)
-        if store is not None:
-            return _Word(key, store)
-        flag = super().__getitem__(key)
-        # Lexicon turns attributes into items.
-        self.__dict__["asked"] = flag
-        return flag
-
-    def _store_of(self, word: str) -> Argument | None:
-        """Return the argument a bare word belongs to: overrides, or runs after --compare.
-
-        None for the value a flag before it waits for: the parser looks for flags first.
-        """
-        asked = self.__dict__.get("asked")
-        if asked is not None and asked.takes_value and asked.raw_value is None:
-            return None
-        if super().__contains__("--overrides") and _OVERRIDE.match(word):
-            return super().__getitem__("--overrides")
-        # Without --compare before it a word is the next task, as everywhere.
-        comparing = super().__contains__("--compare") and super().__getitem__("--compare").value
-        if comparing and _RUN.match(word):
-            return super().__getitem__("--compared")
-        return None
+        return Project.at(self.root)
 
 
-def _with_words(original: Any) -> Any:
-    @functools.wraps(original)
-    def to_contexts(collection: Collection, *args: Any, **kwargs: Any) -> list[ParserContext]:
-        contexts: list[ParserContext] = original(collection, *args, **kwargs)
-        for context in contexts:
-            if "overrides" in context.args or "compared" in context.args:
-                flags = _Flags()
-                flags.update(context.flags)
-                context.flags = flags
-        return contexts
+class Command(Task):  # type: ignore[misc]
+    """An Invoke task with an example and the values that options are limited to.
 
-    return to_contexts
-
-
-BARE_WORDS = Patch(
-    target="invoke:Collection.to_contexts",
-    caller="invoke.program:Program._make_parser",
-    versions="invoke==3.0.*",
-    why="Invoke takes any bare word for the name of a task, and LLaMA-Factory's users write "
-    "overrides as bare words. It copies the namespace of tasks.py into a plain Collection, so a "
-    "subclass of ours would be lost",
-    removal="Invoke's tasks take a rest of positional words",
-    make=_with_words,
-)
-
-
-def _ends_with_two(original: Any) -> Any:
-    @functools.wraps(original)
-    def parse_argv(parser: Parser, argv: list[str]) -> Any:
-        try:
-            return original(parser, argv)
-        except ParseError as error:
-            said = str(error).rstrip("!.")
-            raise Exit(f"{said}; `inv --list` shows every command", code=2) from None
-
-    return parse_argv
-
-
-MISUSE_IS_TWO = Patch(
-    target="invoke.parser:Parser.parse_argv",
-    caller="invoke.program:Program.parse_core_args",
-    versions="invoke==3.0.*",
-    why="a command line that cannot be read ends with 1, like a failed task; other misuse is 2",
-    removal="Invoke's own exit code of a parse error can be chosen",
-    make=_ends_with_two,
-)
-PATCHES = (BARE_WORDS, MISUSE_IS_TWO)
-
-
-def door(**options: Any) -> Callable[[Callable[..., None]], Any]:
-    """Invoke's `task` for a function that may raise TunesmithError, or be refused by a disk.
-
-    The error's lines go to stderr and its exit code (1 failed, 2 misuse) to the shell.
+    `function` is the declared function, which takes a Session and raises TunesmithError; `texts`
+    are the help texts by option.
     """
 
-    def decorate(body: Callable[..., None]) -> Any:
-        @functools.wraps(body)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                body(*args, **kwargs)
-            except TunesmithError as error:
-                raise Exit(error.render(), code=error.exit_code) from None
-            except OSError as error:
-                if error.errno == errno.ENOLCK:
-                    raise Exit(_NO_LOCKS, code=1) from None
-                if not disk.refused(error):
-                    raise
-                told = disk.explain(error, Path.cwd())
-                raise Exit(told.render(), code=told.exit_code) from None
+    def __init__(
+        self,
+        function: Callable[..., None],
+        *,
+        example: str,
+        choices: Mapping[str, Sequence[str]],
+        name: str | None,
+        help: Mapping[str, str],
+    ) -> None:
+        @functools.wraps(function)
+        def run(context: Context, **options: Any) -> None:
+            with exit_codes():
+                self._check_choices(options)
+                function(Session(dry=bool(context.config.run.dry)), **options)
 
-        return task(auto_shortflags=False, iterable=_iterable(body), **options)(guarded)
+        self.function = function
+        self.example = example
+        self.choices = dict(choices)
+        # Invoke empties its own when it has read it.
+        self.texts = dict(help)
+        own = function.__code__.co_varnames[: function.__code__.co_argcount]
+        super().__init__(
+            run,
+            name=name,
+            help=dict(help),
+            auto_shortflags=False,
+            iterable=[word for word in WORDS if word in own],
+        )
 
-    return decorate
+    def _check_choices(self, options: Mapping[str, Any]) -> None:
+        for option, allowed in self.choices.items():
+            value = options.get(option.replace("-", "_"))
+            if value and value not in allowed:
+                raise UsageError(
+                    f"--{option} {value}: not one of the values it takes",
+                    hint=f"--{option} takes {', '.join(allowed)}",
+                )
 
 
-def _iterable(body: Callable[..., None]) -> list[str]:
-    own = body.__code__.co_varnames[: body.__code__.co_argcount]
-    return [name for name in ("overrides", "compared") if name in own]
+def command(
+    name: str | None = None,
+    *,
+    example: str,
+    help: Mapping[str, str] | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> Callable[[Callable[..., None]], Any]:
+    """Declare a verb. `name` is how it is typed (default: the function's), as in `data.check`.
+
+    `example` is a command line that works, `help` has a text for each option; an option in
+    `choices` takes only the values listed there, or none.
+    """
+
+    def declare(function: Callable[..., None]) -> Command:
+        return Command(function, example=example, choices=choices or {}, name=name, help=help or {})
+
+    return declare
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn an error meant for people into its text on stderr and its exit code.
+
+    1: the work failed; 2: misuse. What a disk refuses is such an error, too.
+    """
+    try:
+        yield
+    except TunesmithError as error:
+        raise _exit(error) from None
+    except OSError as error:
+        if error.errno == errno.ENOLCK:
+            # Locks are taken by a descriptor: the error does not say of which file.
+            raise _exit(
+                TunesmithError(
+                    "this file system has no locks, so two commands could write one file",
+                    hint="a network disk? set TUNESMITH_HOME to keep .tunesmith on another disk",
+                )
+            ) from None
+        if not disk.refused(error):
+            raise
+        raise _exit(disk.explain(error, Path.cwd())) from None
+
+
+def _exit(error: TunesmithError) -> Exit:
+    return Exit(as_typed(error.render()), code=error.exit_code)
+
+
+def as_typed(text: str) -> str:
+    """Return a message with its commands as they are typed where this runs."""
+    prefix = os.environ.get(COMMAND, "inv")
+    return _INV.sub(f"`{prefix} ", text)

@@ -7,8 +7,6 @@ Whatever reaches it, as a line, in a table or beside a bar, loses what a termina
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
+from tunesmith.cli.command import as_typed
 from tunesmith.cli.follow import duration
 from tunesmith.core.files import human_bytes
 from tunesmith.core.printable import printable
@@ -52,17 +51,6 @@ class PlainConsole(Console):
 console = PlainConsole(
     highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160
 )
-
-
-# What the image's entry point says commands begin with there.
-COMMAND = "TUNESMITH_COMMAND"
-_INV = re.compile(r"`inv (?=[a-z])")
-
-
-def as_typed(text: str) -> str:
-    """Return a message with its commands as they are typed where this runs."""
-    command = os.environ.get(COMMAND, "inv")
-    return _INV.sub(f"`{command} ", text)
 
 
 def say(text: str) -> None:

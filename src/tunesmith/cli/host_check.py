@@ -1,4 +1,4 @@
-"""What tasks.py calls for `inv host.check`: look, print, and say by the exit code."""
+"""`inv host.check`: the verdicts on a host, printed; a critical one ends with exit code 1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json
     Raises TunesmithError (exit code 1) when a verdict is critical.
     """
     if "," in on:
-        raise UsageError(f"{on!r}: one host at a time; `inv host.list` shows them")
+        raise UsageError(f"--on {on}: one host at a time", hint="`inv host.list` shows them")
     checked = check(Project.at(root), on, mirror, flavour or None)
     if as_json:
         write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
@@ -38,7 +38,8 @@ def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json
     if checked.exit_code:
         count = checked.counts["critical"]
         raise TunesmithError(
-            f"{on} is not fit: {count} critical verdict{'s' if count > 1 else ''}; each has its fix"
+            f"{on} is not fit: {count} critical verdict{'s' if count > 1 else ''}",
+            hint="each has its fix beside it, above",
         )
 
 

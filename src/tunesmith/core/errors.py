@@ -38,3 +38,17 @@ class UsageError(TunesmithError):
     """The input is wrong and nothing was started or written. Exit code 2."""
 
     exit_code = 2
+
+
+def printed_error(text: str, exit_code: int, otherwise: str) -> TunesmithError:
+    """Return the error that another process of ours printed before it ended with `exit_code`.
+
+    `text` is what `render` made, perhaps with other lines before it; `otherwise` is the message
+    where there is no text at all.
+    """
+    lines = text.strip().splitlines() or [otherwise]
+    began = next((n for n, line in enumerate(lines) if line.startswith("error: ")), 0)
+    first, *detail = lines[began:]
+    hint = detail.pop().removeprefix("hint: ") if detail and detail[-1].startswith("hint: ") else ""
+    kind = UsageError if exit_code == UsageError.exit_code else TunesmithError
+    return kind(first.removeprefix("error: "), [line.strip() for line in detail], hint=hint)

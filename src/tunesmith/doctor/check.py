@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.core.mirrors import Mirror
 from tunesmith.doctor import facts as reading
 from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.flavours import Decision
@@ -64,7 +64,7 @@ def check(project: Project, name: str, mirror: str, requested: str | None = None
     """
     stack = project.stack
     stack.flavour(requested)
-    source = load_mirror(mirror, project.root / "configs" / "mirrors")
+    source = project.mirror(mirror)
     remote = Remote(name, project.inventory)
     script = probe_script(source, stack)
     began = time.time()

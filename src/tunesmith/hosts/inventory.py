@@ -25,15 +25,19 @@ from tunesmith.hosts import sshconfig
 from tunesmith.hosts.address import Address, parse_jump
 from tunesmith.hosts.answers import PYTHON, Asked, OneOf, Shape, Text
 
+# hosts.yml as Ansible reads it: groups, their hosts, and keys of the user's own.
+Document = dict[str, Any]
+# A host's variables there: ours and the user's.
+Variables = dict[str, Any]
+
 GROUP = "gpu_hosts"
 _ABSENT = object()
 # What jobs run in: an environment that `inv provision` installs, or a container of the image.
 RUNNERS = ("conda", "container")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,30}")
-# What `--on` names that is no host.
-TARGETS = ("local", "container")
-# Besides, words that mean something else to us or to Ansible.
-_RESERVED = (*TARGETS, "all", "localhost", "ungrouped", GROUP)
+# Words that mean something else to us or to Ansible. Those that `--on` takes for targets of
+# their own are targets.factory's.
+_RESERVED = ("all", "localhost", "ungrouped", GROUP)
 _HEAD = """\
 # Written by `inv host.add`, `inv host.trust` and `inv host.remove`. Keys and hosts of your
 # own are kept, comments are not. How a host is reached stands in ssh_config.
@@ -86,7 +90,7 @@ def unsafe(value: Any) -> Any:
     return [unsafe(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def variables(values: Mapping[str, Any]) -> str:
+def variables(values: Mapping[str, object]) -> str:
     """Return variables as YAML for ansible-playbook, none of them a template."""
     return yaml.dump(unsafe(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -124,7 +128,9 @@ def check_name(name: str) -> str:
             "with a letter or digit, as in gpu1"
         )
     if name in _RESERVED:
-        raise UsageError(f"{name!r} means something else here; call the host gpu1, for example")
+        raise UsageError(
+            f"{name!r} is a word of Ansible or of `--on`", hint="call the host gpu1, for example"
+        )
     return name
 
 
@@ -150,7 +156,7 @@ def names(inventory: Path) -> tuple[str, ...]:
     return tuple(_known(inventory))
 
 
-def _known(inventory: Path) -> dict[str, tuple[dict[str, Any], str]]:
+def _known(inventory: Path) -> dict[str, tuple[Variables, str]]:
     """Return what hosts.yml and ssh_config have of each host that both know.
 
     One that only hosts.yml has is the user's own, which is reached in a way of his own.
@@ -160,7 +166,7 @@ def _known(inventory: Path) -> dict[str, tuple[dict[str, Any], str]]:
     return {name: (raw or {}, blocks[name]) for name, raw in hosts.items() if name in blocks}
 
 
-def _host(inventory: Path, name: str, values: Mapping[str, Any], block: str) -> Host:
+def _host(inventory: Path, name: str, values: Variables, block: str) -> Host:
     """Return a host. What was once a host's answer is looked at as when it came."""
 
     def read(key: str, shape: Shape) -> Any:
@@ -181,8 +187,8 @@ def _host(inventory: Path, name: str, values: Mapping[str, Any], block: str) -> 
             parse_jump(jump)
     except (UsageError, ValueError):
         raise UsageError(
-            f"{ssh_config(inventory)}: `{name}`: not what `inv host.add` writes; "
-            f"`inv host.remove {name}`, then `inv host.add` again"
+            f"{ssh_config(inventory)}: `{name}`: not what `inv host.add` writes",
+            hint=f"`inv host.remove {name}`, then add the host again",
         ) from None
     return Host(
         name=name,
@@ -198,7 +204,8 @@ def _host(inventory: Path, name: str, values: Mapping[str, Any], block: str) -> 
 def _refused(inventory: Path, name: str, key: str, value: object) -> UsageError:
     return UsageError(
         f"{inventory / 'hosts.yml'}: `{name}`: {key}: {quoted(value)} is not what `inv host.add` "
-        f"writes, and nothing is done with it; `inv host.remove {name}`, then add the host again"
+        "writes, and nothing is done with it",
+        hint=f"`inv host.remove {name}`, then add the host again",
     )
 
 
@@ -214,8 +221,8 @@ def unknown(inventory: Path, name: str) -> UsageError:
     """Return the error for a name that is not in the inventory; it lists those that are."""
     known = ", ".join(names(inventory)) or "none yet"
     return UsageError(
-        f"no host {name!r} in {inventory}; known are: {known}; "
-        '`inv host.add NAME "ssh ..."` adds one'
+        f"no host {name!r} in {inventory}; known are: {known}",
+        hint='`inv host.add NAME "ssh ..."` adds one',
     )
 
 
@@ -237,7 +244,8 @@ def write(
         if before is not None and (there.keys if there else ()) != before:
             done = "written" if there else "removed"
             raise UsageError(
-                f"{host.name}: another command has {done} it meanwhile; `inv host.list` shows them"
+                f"{host.name}: another command has {done} it meanwhile",
+                hint="`inv host.list` shows the hosts",
             )
         known_hosts = pinned(inventory, host.name)
         known_hosts.parent.mkdir(mode=0o700, exist_ok=True)
@@ -273,7 +281,9 @@ def remove(inventory: Path, name: str) -> bool:
     with locked(inventory):
         everything = _load(inventory)
         if _hosts_in(everything, inventory).pop(name, _ABSENT) is _ABSENT:
-            raise UsageError(f"{name}: another command has removed it; `inv host.list` shows all")
+            raise UsageError(
+                f"{name}: another command has removed it", hint="`inv host.list` shows the hosts"
+            )
         _dump(inventory, everything)
         config = ssh_config(inventory)
         blocks = sshconfig.blocks(_text(config))
@@ -296,7 +306,7 @@ def locked(inventory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _load(inventory: Path) -> dict[str, Any]:
+def _load(inventory: Path) -> Document:
     path = inventory / "hosts.yml"
     try:
         raw = parse(_text(path))
@@ -309,7 +319,7 @@ def _load(inventory: Path) -> dict[str, Any]:
     return raw
 
 
-def _hosts_in(everything: dict[str, Any], inventory: Path) -> dict[str, Any]:
+def _hosts_in(everything: Document, inventory: Path) -> dict[str, Variables | None]:
     """Return the mapping of our hosts inside `everything`, made when it is not there."""
     place = everything
     for key in (GROUP, "hosts"):
@@ -328,7 +338,7 @@ def _hosts_in(everything: dict[str, Any], inventory: Path) -> dict[str, Any]:
     return place
 
 
-def _dump(inventory: Path, everything: dict[str, Any]) -> None:
+def _dump(inventory: Path, everything: Document) -> None:
     text = yaml.dump(everything, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     _write(inventory / "hosts.yml", _HEAD + text)
 

@@ -150,16 +150,16 @@ def look(remote: Remote) -> Layout:
         raise not_provisioned(remote.name)
     if done.returncode != 0 or _FIELDS.keys() - found.keys() - {"mirror"}:
         raise TunesmithError(
-            f"{remote.name}: {found['base']} cannot be read; `inv provision --on {remote.name}` "
-            "mends it",
+            f"{remote.name}: {found['base']} cannot be read",
             done.stderr.splitlines()[-3:],
+            hint=f"`inv provision --on {remote.name}` repairs it",
         )
     return _layout(asked, found)
 
 
 def not_provisioned(name: str) -> UsageError:
     """Return the error for a host without tunesmith's folder."""
-    return UsageError(f"{name} is not provisioned; `inv provision --on {name}` does it")
+    return UsageError(f"{name} is not provisioned", hint=f"`inv provision --on {name}` does it")
 
 
 def _layout(asked: Asked, found: Mapping[str, Any]) -> Layout:

@@ -1,25 +1,22 @@
-"""The user's verbs on runs: each checks, plans, and hands the plan to a target."""
+"""From a config, options and a target to a plan: read once, check, decide; starts nothing."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tunesmith.basemodel import catalogue
 from tunesmith.basemodel import fetch as model_fetch
-from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
-from tunesmith.core.mirrors import load_mirror
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
-from tunesmith.dataset.registry import REGISTRY, check_registered
+from tunesmith.dataset.registry import check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
 from tunesmith.job.run import inputs
@@ -27,18 +24,19 @@ from tunesmith.job.run.records import needed
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
+from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
 from tunesmith.plan.plan import (
     EVALUATION,
-    PATH_KEYS,
-    Input,
-    Owned,
-    Place,
+    ManagedKey,
     Plan,
+    RunLocation,
     absolute_paths,
-    disk_needs,
-    own_keys,
+    apply_managed_keys,
+    model_record,
+    set_model_path,
     train_phases,
 )
+from tunesmith.plan.staging import is_local, stage_inputs
 from tunesmith.plan.target import PowerControl, Target
 from tunesmith.project import Project
 
@@ -53,49 +51,6 @@ MERGE_DEFAULTS = {
     # Without it LLaMA-Factory 0.9.3 writes float32 on a machine without CUDA: twice the size.
     "infer_dtype": "bfloat16",
 }
-
-
-# What may follow a training, in the order of doing: the first on the target, the others by
-# whoever follows the run.
-THEN = ("merge", "report", "pull", "poweroff")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user asked of a training: files, overrides and options, as typed.
-
-    `queue` waits for a host that is at work instead of refusing. `then` is what follows a
-    success (THEN). `price` is money per hour; `max_hours` and `max_cost` end the training
-    with a checkpoint. `mirror` None: as the target was set up. `preset` None: the one that the
-    config's head names.
-    """
-
-    config: Path
-    overrides: tuple[str, ...] = ()
-    prompts: Path | None = None
-    evaluate: bool = True
-    run_id: str | None = None
-    revision: str | None = None
-    mirror: str | None = None
-    queue: bool = False
-    then: tuple[str, ...] = ()
-    price: float | None = None
-    max_hours: float | None = None
-    max_cost: float | None = None
-    preset: str | None = None
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of a comma-separated option."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def number_of(option: str, text: str) -> float | None:
-    """Return a number as typed; None for nothing. Raises UsageError naming the option."""
-    try:
-        return float(text) if text else None
-    except ValueError:
-        raise UsageError(f"--{option} {text}: expected a number, as in 1.98") from None
 
 
 def fetch_model(
@@ -121,8 +76,8 @@ def fetch_model(
     return model_fetch.fetch(
         name,
         revision=revision,
-        models=known_models(project),
-        mirror=load_mirror(mirror, project.root / "configs" / "mirrors"),
+        models=project.base_models,
+        mirror=project.mirror(mirror),
         hf_home=project.hf_home,
         store=project.folder("models"),
         convert=convert,
@@ -133,15 +88,10 @@ def fetch_model(
     )
 
 
-def known_models(project: Project) -> Mapping[str, catalogue.BaseModel]:
-    """Return configs/models.yml."""
-    return catalogue.load_models(project.root / "configs" / "models.yml")
-
-
 def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Config:
     """Return a checked config; a known model's template must be the right one."""
     config = load_config(project.find(file), overrides, project.stack.schema)
-    known = known_models(project).get(str(config.get("model_name_or_path")))
+    known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
         return config
@@ -153,147 +103,76 @@ def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Confi
         )
     raise UsageError(
         f"{config.file}: `template` is {template}, but {known.repo_id} was trained with "
-        f"{known.template}; write `template: {known.template}`, or insist with "
-        f"`template={template}` on the command line"
+        f"{known.template}",
+        hint=f"write `template: {known.template}`, or insist with `template={template}` on the "
+        "command line",
     )
 
 
-def plan_training(
-    project: Project, target: Target, asked: Asked, model: ModelFolder | None
-) -> Plan:
+def plan_training(project: Project, target: Target, options: TrainOptions) -> Plan:
     """Return the plan of a training, with its data checked. Starts and writes nothing.
 
-    `model` None (a dry run before the download, a target that fetches by itself) leaves the
-    model's name in the config. Raises UsageError for a fault in config, data, prompts or
-    options.
+    A base model that is fetched here is put in later (`Plan.with_model`): until then the config
+    has its name. Raises UsageError for a fault in config, data, prompts or options.
     """
-    run_id = None if asked.run_id is None else RunId(asked.run_id)
-    written = read_config(project, asked.config, asked.overrides)
-    preset = presets.preset_of(written.file, asked.preset)
+    check_then(options.then)
+    limits = run_limits(max_hours=options.max_hours, price=options.price, max_cost=options.max_cost)
+    run_id = None if options.run_id is None else RunId(options.run_id)
+    written = read_config(project, options.config, options.overrides)
+    preset = presets.preset_of(written, options.preset)
     config, changed = presets.apply(written, preset)
-    prompts = load_prompts(project.find(asked.prompts)) if asked.prompts else ()
-    place = target.place(run_id or new_run_id(config.stem))
+    prompts = load_prompts(project.find(options.prompts)) if options.prompts else ()
+    location = target.location(run_id or new_run_id(config.stem))
     name = str(config.get("model_name_or_path"))
-    values, owned = own_keys(config, place, str(model.path) if model else name)
-    owned += [Owned(key, config.get(key), was, why) for key, (was, why) in changed.items()]
+    values, managed = apply_managed_keys(config, location)
+    managed += [ManagedKey(key, config.get(key), was, why) for key, (was, why) in changed.items()]
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
-    brought = bring(target, place.run.name, values, reports)
-    phases = train_phases(config, prompts, evaluate=asked.evaluate)
+    staged = stage_inputs(target, location.run.name, values, reports)
+    phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
     needs: dict[str, int] = {}
-    order = None if model else target.fetch_order(name, asked.revision, asked.mirror)
-    if model:
-        weights = sum(r.size for n, r in model.files.items() if n.endswith(".safetensors"))
-        needs = disk_needs(config, model_files.tensor_shapes(model.path), weights, merge=True)
-        notes.append(f"base model from {model.source}")
-    elif order:
+    spec = target.fetch_spec(name, options.revision, options.mirror)
+    if spec:
         phases = ("fetch", *phases)
-        if known := known_models(project).get(name):
+        if known := project.base_models.get(name):
             both = "the base model, if it is not there, and the merged one"
             needs = {both: 2 * known.size_bytes, "reserve": 1_000_000_000}
-    if "merge" in asked.then:
+    if "merge" in options.then:
         phases = (*phases, "merge", "proof")
-    request = _request(project, config, place, model, f"on {config.get('dataset')}") | {
+    request = _request(project, config, location, f"on {config.get('dataset')}") | {
         "data": [report.to_json() for report in reports],
-        "owned": [asdict(item) for item in owned],
+        "owned": [asdict(item) for item in managed],
         "phases": list(phases),
         "prompts": [asdict(prompt) for prompt in prompts],
         "guard": [asdict(prompt) for prompt in guard],
         "evaluate": dict(EVALUATION),
         "merge": merge_keys(project, config),
-        "limits": limits_of(asked),
-        "env": dict(place.env) | _offline(reports),
-        "then": [word for word in THEN if word in asked.then],
+        "limits": limits,
+        "env": dict(location.env) | _offline(reports),
+        "then": [word for word in THEN if word in options.then],
         "preset": preset,
     }
-    request |= {"fetch": order} if order else {}
-    request |= {"price": asked.price} if asked.price is not None else {}
+    request |= {"fetch": spec.to_json()} if spec else {}
+    request |= {"price": options.price} if options.price is not None else {}
     if target.shared:
-        request["turn"] = "wait" if asked.queue else "refuse"
-    if "poweroff" in asked.then and "pull" not in asked.then and isinstance(target, PowerControl):
+        request["turn"] = "wait" if options.queue else "refuse"
+    then = options.then
+    if "poweroff" in then and "pull" not in then and isinstance(target, PowerControl):
         # With a pull, the one who pulled does it, when everything has arrived.
         request["after"] = {"command": list(target.poweroff_command()), "when": "succeeded"}
-    return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), brought)
-
-
-def limits_of(asked: Asked) -> dict[str, Any]:
-    """Return run.json's limits for what was asked. Raises UsageError for what makes no sense."""
-    unknown = [word for word in asked.then if word not in THEN]
-    if unknown:
-        raise UsageError(f"--then {unknown[0]}: it takes {', '.join(THEN)}")
-    for option in ("price", "max_hours", "max_cost"):
-        value = getattr(asked, option)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{option.replace('_', '-')} {value}: expected more than 0")
-    hours = [asked.max_hours] if asked.max_hours is not None else []
-    if asked.max_cost is not None:
-        if asked.price is None:
-            raise UsageError("--max-cost needs the price of an hour: --price 1.98/h")
-        hours.append(asked.max_cost / asked.price)
-    return {"max_seconds": round(3600 * min(hours), 1)} if hours else {}
-
-
-def bring(
-    target: Target,
-    run_id: str,
-    values: dict[str, Any],
-    reports: Sequence[DatasetReport],
-    below: str = "",
-) -> tuple[Input, ...]:
-    """Turn the paths in `values` into the target's, and return the files that must go there.
-
-    They go `below` a folder of the run's inputs. Raises UsageError for a data file outside
-    its dataset_dir, where another machine would not find it.
-    """
-    found: list[Input] = []
-    for key in PATH_KEYS:
-        path = values.get(key)
-        if not isinstance(path, str) or not Path(path).is_absolute():
-            continue
-        name = f"{below}{key}"
-        values[key] = target.seen(run_id, name, Path(path))
-        if values[key] == path:
-            continue
-        if key == "dataset_dir":
-            files = [Path(report.file) for report in reports if _lies_here(report)]
-            found += _below(Path(path), [Path(path) / REGISTRY, *files], name)
-        elif Path(path).is_dir():
-            found += _below(Path(path), sorted(Path(path).rglob("*")), name)
-        elif Path(path).is_file():
-            found.append(Input(f"{name}/{Path(path).name}", Path(path)))
-    return tuple(found)
-
-
-def _below(folder: Path, files: Sequence[Path], into: str) -> list[Input]:
-    found: dict[str, Input] = {}
-    for file in files:
-        if not file.is_relative_to(folder):
-            raise UsageError(
-                f"{file}: lies outside {folder} and would not be found on a host; copy it there "
-                "and register it with `inv data.register`"
-            )
-        if file.is_dir():
-            found |= {i.name: i for i in _below(folder, sorted(file.rglob("*")), into)}
-        else:
-            name = f"{into}/{file.relative_to(folder).as_posix()}"
-            found[name] = Input(name, file)
-    return list(found.values())
-
-
-def start_training(project: Project, target: Target, plan: Plan) -> str:
-    """Create the plan's run and start it; return its id. Refuses a disk that is too small."""
-    check_room(target, plan.needs)
-    target.create(plan)
-    try:
-        target.start(plan.run_id, plan.phases, "user")
-    except UsageError:
-        # It was refused, so there is nothing in it yet.
-        target.remove(plan.run_id)
-        raise
-    return plan.run_id
+    return Plan(
+        location,
+        phases,
+        request,
+        values,
+        tuple(managed),
+        needs,
+        tuple(notes),
+        staged,
+    )
 
 
 def tables_here(project: Project) -> Tables | None:
@@ -304,7 +183,7 @@ def tables_here(project: Project) -> Tables | None:
     return tables_of(environment.python, {"HF_HOME": str(project.hf_home)})
 
 
-def check_data(values: Mapping[str, Any], tables: Tables | None = None) -> list[DatasetReport]:
+def check_data(values: documents.Config, tables: Tables | None = None) -> list[DatasetReport]:
     """Check the data sets a config names. Raises UsageError naming all faults of the first
     faulty file. Without `tables`, CSV and Parquet are passed over."""
     names = [values[key] for key in ("dataset", "eval_dataset") if values.get(key)]
@@ -316,11 +195,6 @@ def check_data(values: Mapping[str, Any], tables: Tables | None = None) -> list[
     for report in reports:
         report.raise_if_bad()
     return reports
-
-
-def _lies_here(report: DatasetReport) -> bool:
-    """Whether the data set is files of this machine, not an address."""
-    return Path(report.file).is_absolute() and Path(report.file).exists()
 
 
 def plan_merge(
@@ -342,7 +216,7 @@ def plan_merge(
         unknown = sorted(set(parsed) - set(MERGE_KEYS))
         if unknown:
             raise UsageError(
-                f"`{unknown[0]}` is no key of a merge; these are: {', '.join(MERGE_KEYS)}"
+                f"`{unknown[0]}` is no key of a merge; known are: {', '.join(MERGE_KEYS)}"
             )
         chosen |= parsed
     weights = sum(
@@ -351,8 +225,8 @@ def plan_merge(
         if name.endswith(".safetensors")
     )
     needs = {"the merged model": weights, "reserve": 200_000_000}
-    place = target.place(run_id)
-    return Plan(place, ("merge", "proof"), request | {"merge": chosen}, config, (), needs)
+    location = target.location(run_id)
+    return Plan(location, ("merge", "proof"), request | {"merge": chosen}, config, (), needs)
 
 
 def plan_predict(
@@ -361,69 +235,55 @@ def plan_predict(
     file: Path,
     overrides: Sequence[str],
     run_id: str | None,
-    model: ModelFolder | None,
     mirror: str | None = None,
 ) -> Plan:
-    """Return the plan of a prediction with a run's adapter, or without a run the base model's."""
+    """Return the plan of a prediction with a run's adapter, or without a run the base model's.
+
+    A base model that is fetched here is put in later, as with `plan_training`.
+    """
     config = read_config(project, file, overrides)
     phases: tuple[str, ...] = ("predict",)
     if run_id:
         run_id, request, trained = _trained(target, run_id)
-        place = target.place(run_id)
+        location = target.location(run_id)
         base = str(needed_key(target, run_id, trained, "model_name_or_path"))
-        values, owned = own_keys(config, place, base, "predict")
+        values, managed = apply_managed_keys(config, location, "predict")
+        managed = set_model_path(values, managed, base)
         if "adapter_name_or_path" not in config.overrides:
-            was, adapter = values.get("adapter_name_or_path"), str(place.run / "output")
-            owned.append(Owned("adapter_name_or_path", adapter, was, "the run's own"))
+            was, adapter = values.get("adapter_name_or_path"), str(location.run / "output")
+            managed.append(ManagedKey("adapter_name_or_path", adapter, was, "the run's own"))
             values["adapter_name_or_path"] = adapter
     else:
-        place = target.place(new_run_id(f"{config.stem}-predict"))
+        location = target.location(new_run_id(f"{config.stem}-predict"))
         name = str(config.get("model_name_or_path"))
-        values, owned = own_keys(config, place, str(model.path) if model else name, "predict")
+        values, managed = apply_managed_keys(config, location, "predict")
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
-            owned.append(Owned("adapter_name_or_path", None, was, "no --run: the base model"))
-        order = None if model else target.fetch_order(name, None, mirror)
-        phases = ("fetch", *phases) if order else phases
+            managed.append(
+                ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
+            )
+        spec = target.fetch_spec(name, None, mirror)
+        phases = ("fetch", *phases) if spec else phases
         what = f"predicts {config.get('eval_dataset')}"
-        request = _request(project, config, place, model, what) | {
+        request = _request(project, config, location, what) | {
             "phases": list(phases),
             "limits": {},
-            "env": dict(place.env) | {"HF_HUB_OFFLINE": "1"},
+            "env": dict(location.env) | {"HF_HUB_OFFLINE": "1"},
         }
-        request |= {"fetch": order} if order else {}
+        request |= {"fetch": spec.to_json()} if spec else {}
         request |= {"turn": "refuse"} if target.shared else {}
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
-    brought = bring(target, place.run.name, values, reports, below="predict/")
+    staged = stage_inputs(target, location.run.name, values, reports, below="predict/")
     # The record of an earlier prediction's is not of these.
     recorded = {k: v for k, v in request.get("inputs", {}).items() if k != inputs.PREDICT}
     request = request | {"predict": values, "inputs": recorded}
-    return Plan(place, phases, request, None, tuple(owned), inputs=brought)
+    return Plan(location, phases, request, None, tuple(managed), inputs=staged)
 
 
-def start_on_run(target: Target, plan: Plan) -> str:
-    """Start a plan's phases on the run it names, making the run if it is new."""
-    check_room(target, plan.needs)
-    if target.exists(plan.run_id):
-        target.renew(plan)
-    else:
-        target.create(plan)
-    target.start(plan.run_id, plan.phases, "user")
-    return plan.run_id
-
-
-def set_limit(target: Target, run_id: str, max_hours: float) -> None:
-    """Let a run work for so many hours in all, those before included."""
-    limits = limits_of(Asked(Path(), max_hours=max_hours))
-    request = target.request(run_id)
-    request["limits"] = request.get("limits", {}) | limits
-    target.renew(Plan(target.place(run_id), (), request))
-
-
-def merge_keys(project: Project, config: Config) -> dict[str, Any]:
+def merge_keys(project: Project, config: Config) -> documents.Config:
     """Return how to merge: the merge config of the same stem, over the defaults.
 
     It lies in the folder merge/ beside the config's own, as in configs/; a container has its
@@ -437,20 +297,6 @@ def merge_keys(project: Project, config: Config) -> dict[str, Any]:
     return MERGE_DEFAULTS | {key: values[key] for key in MERGE_KEYS if key in values}
 
 
-def check_room(target: Target, needs: Mapping[str, int]) -> None:
-    """Refuse to start what the target's disk cannot hold, with the sum."""
-    if not needs:
-        return
-    where, free = target.room()
-    total = sum(needs.values())
-    if free < total:
-        raise UsageError(
-            f"{where}: {human_bytes(free)} free, this run may need {human_bytes(total)}; free "
-            "space, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
-            [f"{human_bytes(size):>9}  {what}" for what, size in needs.items()],
-        )
-
-
 def new_run_id(stem: str) -> str:
     """Return an id that sorts by time and says what ran."""
     when = time.strftime("%Y%m%d-%H%M%S")
@@ -458,18 +304,16 @@ def new_run_id(stem: str) -> str:
     return RunId(f"{when}-{name}"[:LONGEST])
 
 
-def _request(
-    project: Project, config: Config, place: Place, model: ModelFolder | None, what: str
-) -> dict[str, Any]:
+def _request(project: Project, config: Config, location: RunLocation, what: str) -> dict[str, Any]:
     """Return what run.json says of any new run; `what` ends its title."""
     name = str(config.get("model_name_or_path"))
     return {
-        "run_id": place.run.name,
+        "run_id": location.run.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config_file": shown(project, config.file),
         "stem": config.stem,
         "title": f"{name} {what}",
-        "model": _model_record(name, model),
+        "model": model_record(name, None),
         "overrides": dict(config.overrides),
     }
 
@@ -479,30 +323,18 @@ def shown(project: Project, path: Path) -> str:
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 
 
-def _model_record(name: str, model: ModelFolder | None) -> dict[str, Any]:
-    if model is None:
-        return {"name": name, "path": None, "source": None, "revision": None, "files": {}}
-    files = {n: {"size": r.size, "sha256": r.sha256} for n, r in model.files.items()}
-    return {
-        "name": name,
-        "path": str(model.path),
-        "source": model.source,
-        "revision": model.revision,
-        "files": files,
-    }
-
-
 def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
     """The base model is here and verified: nothing may be fetched behind our back, unless a
     data set lives on a hub."""
-    return {"HF_HUB_OFFLINE": "1"} if all(map(_lies_here, reports)) else {}
+    return {"HF_HUB_OFFLINE": "1"} if all(map(is_local, reports)) else {}
 
 
-def needed_key(target: Target, run_id: str, config: Mapping[str, Any], key: str) -> Any:
+def needed_key(target: Target, run_id: str, config: documents.Config, key: str) -> Any:
     """Return what a run's config says. Raises UsageError where it says nothing."""
     if not config.get(key):
         raise UsageError(
-            f"run {run_id} on {target.name}: its config.yaml has no {key}; write it there again"
+            f"run {run_id} on {target.name}: its config.yaml has no {key}",
+            hint="write it there again",
         )
     return config[key]
 
@@ -512,7 +344,7 @@ def check_trained(target: Target, run_id: str) -> None:
     _trained(target, run_id)
 
 
-def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], documents.Config]:
     """Return id, request and config of a run whose training succeeded."""
     found = target.find(run_id)
     phases = target.status(found)["phases"]
@@ -520,6 +352,7 @@ def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], d
         state = phases.get("train", "not started")
         on = f" --on {target.name}" if target.shared else ""
         raise UsageError(
-            f"run {found}: its training is {state}; `inv resume{on} --run {found}` continues it"
+            f"run {found}: its training is {state}",
+            hint=f"`inv resume{on} --run {found}` continues it",
         )
     return found, target.request(found), target.config(found)

@@ -9,6 +9,7 @@ schema needs five of its words (docs/decisions/0007-the-image.md).
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,13 @@ from typing import Any
 
 import yaml
 
+from tunesmith.core import documents
 from tunesmith.core.bounded import MOST_OF_YAML, read_text
+from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
 
+# https://json-schema.org, as job/data/config_schema.py writes it.
+JsonSchema = Mapping[str, Any]
 # A number that YAML 1.1 (PyYAML) reads as text, because it wants a dot before the e.
 _FLOAT_TEXT = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
 
@@ -42,11 +47,15 @@ def _number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Config:
-    """A flat LLaMA-Factory config: its file, its keys with overrides applied, the overrides."""
+    """A flat LLaMA-Factory config: its file, its keys with overrides applied, the overrides.
+
+    `head` are the comment lines that the file begins with.
+    """
 
     file: Path
-    values: Mapping[str, Any]
-    overrides: Mapping[str, Any]
+    values: documents.Config
+    overrides: documents.Config
+    head: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
@@ -63,7 +72,7 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
 
     Raises UsageError with all faults: one line for the first, the others as detail.
     """
-    values = _read(file)
+    values, head = _read(file)
     schema = json.loads(schema_file.read_text(encoding="utf-8"))
     parsed = parse_overrides(overrides) | _options_named(overrides, schema)
     values |= parsed
@@ -71,17 +80,17 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UsageError(f"{file}: {faults[0]}{more}", faults[1:])
-    return Config(file, values, parsed)
+    return Config(file, values, parsed, head)
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> Arguments:
     """Read `key=value` words; a value is read as YAML, and 1e-4 as the number it means."""
-    parsed: dict[str, Any] = {}
+    parsed: Arguments = {}
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(
-                f"{word!r} is not an override; write key=value, as in num_train_epochs=1"
+                f"{word!r} is not an override", hint="write key=value, as in num_train_epochs=1"
             )
         try:
             parsed[key] = float(text) if _FLOAT_TEXT.match(text) else yaml.safe_load(text)
@@ -90,7 +99,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _options_named(overrides: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+def _options_named(overrides: Sequence[str], schema: JsonSchema) -> Arguments:
     """Return the words that are an option of their key: eval_strategy=no is no YAML false."""
     known = schema["properties"]
     words = [(key, text) for key, _, text in (word.partition("=") for word in overrides)]
@@ -98,7 +107,7 @@ def _options_named(overrides: Sequence[str], schema: Mapping[str, Any]) -> dict[
 
 
 def find_faults(
-    values: Mapping[str, Any], schema: Mapping[str, Any], overridden: frozenset[str]
+    values: documents.Config, schema: JsonSchema, overridden: frozenset[str]
 ) -> list[str]:
     """Return one line for each key that LLaMA-Factory would refuse or misread."""
     known = schema["properties"]
@@ -124,7 +133,7 @@ def find_faults(
     return faults
 
 
-def fits(value: Any, rule: Mapping[str, Any]) -> bool:
+def fits(value: Any, rule: JsonSchema) -> bool:
     """Whether a JSON Schema (anyOf, enum, type, items: job/data/config_schema.py) takes a value."""
     if "anyOf" in rule:
         return any(fits(value, choice) for choice in rule["anyOf"])
@@ -140,7 +149,7 @@ def fits(value: Any, rule: Mapping[str, Any]) -> bool:
     return "items" not in rule or all(fits(item, rule["items"]) for item in value)
 
 
-def _explain(value: Any, rule: Mapping[str, Any]) -> str:
+def _explain(value: Any, rule: JsonSchema) -> str:
     wanted = _wanted(rule)
     if isinstance(value, str) and _FLOAT_TEXT.match(value) and "number" in wanted:
         return f"is {value}, which YAML reads as text; write {_with_dot(value)}"
@@ -160,13 +169,13 @@ def _with_dot(text: str) -> str:
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
 
 
-def _options(rule: Mapping[str, Any]) -> list[Any]:
+def _options(rule: JsonSchema) -> list[Any]:
     if "enum" in rule:
         return list(rule["enum"])
     return [option for choice in rule.get("anyOf", ()) for option in _options(choice)]
 
 
-def _wanted(rule: Mapping[str, Any]) -> str:
+def _wanted(rule: JsonSchema) -> str:
     """Return in words what a schema wants."""
     names = {
         "boolean": "true or false",
@@ -187,17 +196,18 @@ def _wanted(rule: Mapping[str, Any]) -> str:
     return names.get(str(rule.get("type")), "another value")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> tuple[Arguments, tuple[str, ...]]:
+    """Return the keys of a config, and the comment lines it begins with."""
     try:
         text = read_text(file, MOST_OF_YAML)
     except FileNotFoundError:
-        raise UsageError(f"{file}: no such config; `ls configs/train` shows ours") from None
+        raise UsageError(f"{file}: no such config", hint="`ls configs/train` shows ours") from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not a UTF-8 text file ({type(error).__name__})") from None
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}; name a config") from None
+        raise UsageError(f"{file}: {error.strerror}", hint="name a config file") from None
     except ValueError as error:
-        raise UsageError(f"{file}: {error}; is it a config?") from None
+        raise UsageError(f"{file}: {error}", hint="name a config file") from None
     try:
         # LLaMA-Factory takes JSON too, and JSON is YAML. Only the safe loader: a tag that
         # would build a Python object is an error here.
@@ -205,7 +215,8 @@ def _read(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UsageError(f"{file}: lists or keys nested too deep to be read; mend it") from None
+        raise UsageError(f"{file}: lists or keys nested too deeply to be read") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
-    return values
+    head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
+    return values, tuple(head)

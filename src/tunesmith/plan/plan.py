@@ -7,15 +7,18 @@ LLaMA-Factory gets, the environment, the command. Nothing here reads or writes a
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
-from tunesmith.core import isolated
-from tunesmith.core.files import human_bytes
+from tunesmith.basemodel.files import Shapes
+from tunesmith.basemodel.store import ModelFolder
+from tunesmith.core import documents, formats, isolated
+from tunesmith.core.documents import Arguments
+from tunesmith.dataset.prompts import Prompt
 from tunesmith.plan.config import Config
 
 # Keys that name a file or folder; a worker runs in the run folder, so they must be absolute.
@@ -26,7 +29,7 @@ EVALUATION = {"max_new_tokens": 64, "held_out_answers": 8, "batch_size": 32}
 
 
 @dataclass(frozen=True)
-class Owned:
+class ManagedKey:
     """A config key the job runner decides, and why; `was` is what the config said."""
 
     key: str
@@ -47,7 +50,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where a run lives on its target: folder, interpreter, and the variables of jobs.
 
     The paths are the target's own; they may name nothing on this machine.
@@ -62,11 +65,11 @@ class Place:
 class Plan:
     """What will be done for one job. `config` is None where no training happens."""
 
-    place: Place
+    location: RunLocation
     phases: tuple[str, ...]
     request: Mapping[str, Any]
-    config: Mapping[str, Any] | None = None
-    owned: tuple[Owned, ...] = ()
+    config: documents.Config | None = None
+    managed: tuple[ManagedKey, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
@@ -74,29 +77,51 @@ class Plan:
     @property
     def run_id(self) -> str:
         """The run's id."""
-        return self.place.run.name
+        return self.location.run.name
 
     @property
     def argv(self) -> tuple[str, ...]:
         """The command that starts the job on its target."""
-        words = ("start", str(self.place.run), *self.phases, "--cause", "user")
-        return tuple(isolated.argv(self.place.python, "tunesmith.job", *words))
+        words = ("start", str(self.location.run), *self.phases, "--cause", "user")
+        return tuple(isolated.argv(self.location.python, "tunesmith.job", *words))
+
+    def with_model(self, model: ModelFolder, shapes: Shapes) -> Plan:
+        """Return the plan with its base model, which is on this machine now.
+
+        `shapes` are those of the model's tensors by name; the room that a training needs
+        follows from them.
+        """
+        request = dict(self.request)
+        request["model"] = model_record(self.request["model"]["name"], model)
+        values = dict(request["predict"] if self.config is None else self.config)
+        managed = set_model_path(values, self.managed, str(model.path))
+        if self.config is None:
+            return replace(self, request=request | {"predict": values}, managed=tuple(managed))
+        weights = sum(r.size for n, r in model.files.items() if n.endswith(".safetensors"))
+        return replace(
+            self,
+            config=values,
+            request=request | {"owned": [asdict(item) for item in managed]},
+            managed=tuple(managed),
+            needs=disk_needs(values, shapes, weights, merge=True),
+            notes=(*self.notes, f"base model from {model.source}"),
+        )
 
     def render(self) -> str:
         """Return the plan as a person reads it."""
-        lines = [f"run      {self.place.run}", f"phases   {' -> '.join(self.phases)}"]
+        lines = [f"run      {self.location.run}", f"phases   {' -> '.join(self.phases)}"]
         lines += [f"command  {shlex.join(self.argv)}"]
-        lines += ["env", *(f"  {key}={value}" for key, value in sorted(self.place.env.items()))]
+        lines += ["env", *(f"  {key}={value}" for key, value in sorted(self.location.env.items()))]
         if self.config is not None:
             body = yaml.safe_dump(dict(self.config), allow_unicode=True, sort_keys=True)
             lines += ["config.yaml", *(f"  {line}" for line in body.splitlines())]
-        if self.owned:
+        if self.managed:
             lines.append("decided by the job runner")
-            lines += [f"  {o.key}: {o.value} (was {o.was}): {o.why}" for o in self.owned]
+            lines += [f"  {o.key}: {o.value} (was {o.was}): {o.why}" for o in self.managed]
         if self.needs:
             lines.append("disk")
-            lines += [f"  {human_bytes(size):>9}  {what}" for what, size in self.needs.items()]
-            lines.append(f"  {human_bytes(sum(self.needs.values())):>9}  together")
+            lines += [f"  {formats.size(size):>9}  {what}" for what, size in self.needs.items()]
+            lines.append(f"  {formats.size(sum(self.needs.values())):>9}  together")
         if self.inputs:
             lines.append("uploaded where they have changed")
             lines += [f"  {item.source} -> inputs/{item.name}" for item in self.inputs]
@@ -104,45 +129,67 @@ class Plan:
         return "\n".join(lines)
 
 
-def own_keys(
-    config: Config, place: Place, model_path: str, output: str = "output"
-) -> tuple[dict[str, Any], list[Owned]]:
+def model_record(name: str, model: ModelFolder | None) -> dict[str, Any]:
+    """Return what run.json says of a base model; None: it is not fetched yet."""
+    files = model.files if model else {}
+    return {
+        "name": name,
+        "path": str(model.path) if model else None,
+        "source": model.source if model else None,
+        "revision": model.revision if model else None,
+        "files": {n: {"size": r.size, "sha256": r.sha256} for n, r in files.items()},
+    }
+
+
+def set_model_path(values: Arguments, managed: Sequence[ManagedKey], path: str) -> list[ManagedKey]:
+    """Let `values` name the base model's folder, in place; return the managed keys with it."""
+    was = values.get("model_name_or_path")
+    values["model_name_or_path"] = path
+    if path == was:
+        return list(managed)
+    return [ManagedKey("model_name_or_path", path, was, "the verified folder"), *managed]
+
+
+def apply_managed_keys(
+    config: Config, location: RunLocation, output: str = "output"
+) -> tuple[Arguments, list[ManagedKey]]:
     """Return the config a worker gets, and each key that differs from what was written.
 
     `output` is the name of the folder for results in the run's folder.
     """
     values = dict(config.values)
-    owned: list[Owned] = []
+    managed: list[ManagedKey] = []
 
-    def own(key: str, value: Any, why: str) -> None:
+    def manage(key: str, value: Any, why: str) -> None:
         if key not in values or values[key] != value:
-            owned.append(Owned(key, value, values.get(key), why))
+            managed.append(ManagedKey(key, value, values.get(key), why))
         values[key] = value
 
-    own("model_name_or_path", model_path, "the verified folder")
     if "output_dir" not in config.overrides:
-        own("output_dir", str(place.run / output), "a run keeps everything in its own folder")
+        own = str(location.run / output)
+        manage("output_dir", own, "a run keeps everything in its own folder")
     elif values.get("output_dir"):
-        own("output_dir", str(place.run / str(values["output_dir"])), "below the run's folder")
+        below = str(location.run / str(values["output_dir"]))
+        manage("output_dir", below, "below the run's folder")
     for key in ("overwrite_output_dir", "resume_from_checkpoint"):
         if values.pop(key, None) is not None:
             why = "decided at each start: continue from the newest sealed checkpoint"
-            owned.append(Owned(key, "by the job runner", config.get(key), why))
+            managed.append(ManagedKey(key, "by the job runner", config.get(key), why))
     if values.get("trust_remote_code") and not config.overrides.get("trust_remote_code"):
-        own("trust_remote_code", False, "code from a hub runs only on `trust_remote_code=true`")
+        manage("trust_remote_code", False, "code from a hub runs only on `trust_remote_code=true`")
     if values.get("save_only_model"):
-        own("save_only_model", False, "such checkpoints cannot be resumed")
-    own("logging_nan_inf_filter", False, "a loss of NaN must be seen, not averaged away")
+        manage("save_only_model", False, "such checkpoints cannot be resumed")
+    manage("logging_nan_inf_filter", False, "a loss of NaN must be seen, not averaged away")
     if "report_to" not in values:
-        own("report_to", "none", "no tracker unless you name one")
+        manage("report_to", "none", "no tracker unless you name one")
     if "include_num_input_tokens_seen" not in values:
-        own("include_num_input_tokens_seen", True, "for the throughput")
+        manage("include_num_input_tokens_seen", True, "for the throughput")
     if "disable_tqdm" not in values:
-        own("disable_tqdm", True, "the log is a file; progress is shown by tunesmith")
-    return values, owned
+        manage("disable_tqdm", True, "the log is a file; progress is shown by tunesmith")
+    return values, managed
 
 
-def absolute_paths(values: dict[str, Any], find: Any) -> None:
+def absolute_paths(values: Arguments, find: Callable[[str], Path]) -> None:
     """Make the path keys of `values` absolute, in place, by `find(path) -> Path`."""
     for key in PATH_KEYS:
         value = values.get(key)
@@ -151,7 +198,7 @@ def absolute_paths(values: dict[str, Any], find: Any) -> None:
             values[key] = str(find(value))
 
 
-def train_phases(config: Config, prompts: Sequence[Any], *, evaluate: bool) -> tuple[str, ...]:
+def train_phases(config: Config, prompts: Sequence[Prompt], *, evaluate: bool) -> tuple[str, ...]:
     """Return the phases of a training run: measured before and after where that can be done."""
     held_out = bool(config.get("eval_dataset")) or float(config.get("val_size") or 0) > 0
     measurable = config.get("stage", "sft") == "sft" and (held_out or bool(prompts))
@@ -161,8 +208,8 @@ def train_phases(config: Config, prompts: Sequence[Any], *, evaluate: bool) -> t
 
 
 def disk_needs(
-    config: Config,
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    config: documents.Config,
+    shapes: Shapes,
     weight_bytes: int,
     merge: bool,
 ) -> dict[str, int]:

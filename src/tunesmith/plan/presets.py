@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import UsageError
@@ -21,17 +20,15 @@ PRESETS = ("fast", "none")
 _HEAD = re.compile(r"^#\s*Preset:\s+(\S+)")
 
 
-def preset_of(file: Path, asked: str | None) -> str:
-    """Return the preset that is asked for, or that the head of the config names, or "none".
+def preset_of(config: Config, requested: str | None) -> str:
+    """Return the preset that is requested, or that the config's head names, or "none".
 
     Raises UsageError for one that does not exist.
     """
-    where, name = "--preset", asked
+    where, name = "--preset", requested
     if not name:
-        where, name = f"{file}: Preset:", "none"
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.strip() and not line.startswith("#"):
-                break
+        where, name = f"{config.file}: Preset:", "none"
+        for line in config.head:
             if found := _HEAD.match(line):
                 name = found[1]
     if name not in PRESETS:

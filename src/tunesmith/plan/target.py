@@ -1,22 +1,28 @@
-"""What the rest of the house needs to know about the place a run lives in."""
+"""What the rest of the house may ask of the place a run lives in: Target, and its capabilities.
+
+A capability is a Protocol of its own: a target that has its methods has it. Whoever needs one asks
+`targets.capability.require`; web services are one, too (`services.service.Services`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tunesmith.basemodel.store import ModelFolder
+from tunesmith.core import documents
 from tunesmith.job.run.folder import ACTIVE
 from tunesmith.job.run.records import Cause
-from tunesmith.plan.plan import Place, Plan
+from tunesmith.plan.plan import Plan, RunLocation
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at a run brought.
+class RunUpdate:
+    """What one poll of a run brought.
 
-    `events` are those since the last look and `log` is the log's text since then; both
+    `events` are those since the last poll and `log` is the log's text since then; both
     offsets are bytes, and a new `watch` goes on from them. `lost` says why nothing could be
     seen (a host out of reach); then the rest is as it was. `more`: the next piece is there
     already.
@@ -36,13 +42,25 @@ class Look:
         return self.lost is None and not self.more and self.status["state"] not in ACTIVE
 
 
-@runtime_checkable
-class PowerControl(Protocol):
-    """What a target can do whose machine is paid for as long as it is on."""
+@dataclass(frozen=True)
+class FetchSpec:
+    """How a run fetches its base model on its target; the paths are the target's own.
 
-    def poweroff_command(self) -> tuple[str, ...]:
-        """Return the command, run there, that ends the machine. Raises UsageError without one."""
-        ...
+    `programs` is a folder with uv, `configs` one with models.yml and mirrors/; None: those that
+    the job half finds by itself.
+    """
+
+    name: str
+    revision: str | None
+    mirror: str
+    store: str
+    programs: str | None = None
+    configs: str | None = None
+    allow_pickle: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return run.json's `fetch`."""
+        return {k: v for k, v in asdict(self).items() if v is not None or k == "revision"}
 
 
 class Target(Protocol):
@@ -56,11 +74,11 @@ class Target(Protocol):
     shared: bool
     """Whether others may use it too, so that runs have to take turns."""
 
-    def place(self, run_id: str) -> Place:
+    def location(self, run_id: str) -> RunLocation:
         """Return where a run of this id lives, or would live."""
         ...
 
-    def seen(self, run_id: str, name: str, path: Path) -> str:
+    def remote_path(self, run_id: str, name: str, path: Path) -> str:
         """Return what a config key says on the target for a path of this machine.
 
         `name` is where it would lie below RUN/inputs; its last part is the key. Raises
@@ -72,9 +90,7 @@ class Target(Protocol):
         """Return where runs are kept, and the free bytes there."""
         ...
 
-    def fetch_order(
-        self, name: str, revision: str | None, mirror: str | None
-    ) -> dict[str, Any] | None:
+    def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how a run fetches its base model there; None: it is fetched here."""
         ...
 
@@ -101,7 +117,7 @@ class Target(Protocol):
         """Return what was asked: run.json."""
         ...
 
-    def config(self, run_id: str) -> dict[str, Any]:
+    def config(self, run_id: str) -> documents.Config:
         """Return the config of the training; empty when the run has none."""
         ...
 
@@ -121,8 +137,8 @@ class Target(Protocol):
         """Return the events from byte `offset` on, and the offset behind them."""
         ...
 
-    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[Look]:
-        """Yield looks at a run, at least one every few seconds, until it is over.
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
+        """Yield updates of a run, at least one every few seconds, until it is over.
 
         `events` and `log` are the byte offsets to begin at; None: the log is not wanted. A
         target out of reach is told by `lost`, and looked for until it is back.
@@ -143,4 +159,105 @@ class Target(Protocol):
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half in the user's terminal; return its exit code."""
+        ...
+
+
+@runtime_checkable
+class PullSource(Protocol):
+    """A target whose runs are brought to this machine by `inv pull`."""
+
+    def check_pull(self, run_id: str) -> None:
+        """Raise UsageError when a run cannot be pulled now, or would replace one made here."""
+        ...
+
+    def pull(self, run_id: str, parts: Sequence[str]) -> Path:
+        """Bring parts of a run here, complete or not at all; return its folder here."""
+        ...
+
+
+@runtime_checkable
+class PullDestination(Protocol):
+    """A target that works on pulled runs: they lie where its own runs do."""
+
+    def adopt_pulled_run(self, run_id: str, fetch: Callable[[str], ModelFolder]) -> None:
+        """Let a pulled run be used here; `fetch` returns a base model by its name.
+
+        One that was made here is left alone. Raises UsageError where the base model is not the
+        run's.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Rental:
+    """What a rented machine costs when it is off: `note` in words, `release_days` until the
+    platform deletes it with its disk (None: it does not)."""
+
+    platform: str
+    note: str
+    release_days: int | None
+
+
+@runtime_checkable
+class PowerControl(Protocol):
+    """A target whose machine is paid for as long as it is on."""
+
+    def rental(self) -> Rental:
+        """Return what the machine costs when it is off."""
+        ...
+
+    def poweroff_command(self) -> tuple[str, ...]:
+        """Return the command, run there, that ends the machine. Raises UsageError without one."""
+        ...
+
+    def power_off(self, run_id: str) -> None:
+        """Power the machine off after a run that has succeeded, and wait until it is off.
+
+        Raises UsageError when it must stay on, TunesmithError when it does not go off.
+        """
+        ...
+
+
+@runtime_checkable
+class ModelReceiver(Protocol):
+    """A target that takes a base model from this machine."""
+
+    def send_model(self, name: str, folder: Path) -> None:
+        """Bring a base model's folder from here into the target's store."""
+        ...
+
+
+@dataclass(frozen=True)
+class Provisioning:
+    """What a host was provisioned for. `mirror` is a profile's name; `flavour` None: the one
+    that its GPU and driver ask for."""
+
+    mirror: str
+    flavour: str | None
+    toolkit: bool
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A target that may be restarted or rebuilt under its runs, and continues them."""
+
+    def provisioning(self) -> Provisioning:
+        """Return what the target was provisioned for."""
+        ...
+
+    def resume_all(self) -> tuple[list[str], list[str]]:
+        """Continue every run that a restart cut off; return their ids, and why others were
+        not continued."""
+        ...
+
+    def start_hook(self) -> str | None:
+        """Return the file there that a start of the machine runs; None: there is none."""
+        ...
+
+    def autostart(self, *, wanted: bool) -> None:
+        """Let the target resume its runs at each start, or not any more."""
+        ...
+
+    def renew_autostart(self) -> None:
+        """Bring back what a rebuild of the target has taken of it."""
         ...

@@ -23,7 +23,7 @@ from docker.types import DeviceRequest, Mount
 from tunesmith.core import isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import short_digest
-from tunesmith.core.mirrors import load_mirror, mirror_file
+from tunesmith.core.mirrors import mirror_file
 from tunesmith.hosts import agent, replies
 from tunesmith.hosts.answers import DIGEST, PLACE, WORD, Asked, Number, parse_json
 from tunesmith.hosts.layout import find_base
@@ -85,8 +85,7 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
     Raises UsageError when the host has no engine or not this clone's image, or when it is at
     work and would have to be stopped.
     """
-    folder = project.root / "configs" / "mirrors"
-    profile = load_mirror(mirror, folder)
+    profile = project.mirror(mirror)
     if profile.ca_bundle:
         raise UsageError(
             f"--mirror {mirror}: `ca_bundle` is not brought into containers; build the image with "

@@ -27,7 +27,7 @@ import ansible_runner  # type: ignore[import-untyped]
 
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes
-from tunesmith.core.mirrors import load_mirror, mirror_file
+from tunesmith.core.mirrors import mirror_file
 from tunesmith.core.processes import end_all, resident_bytes, with_argument
 from tunesmith.hosts import inventory as inventories
 from tunesmith.project import Project
@@ -91,12 +91,11 @@ def provision(
     Raises UsageError for an unknown host, mirror or flavour, TunesmithError when another
     command is at work on one of the hosts or Ansible could not begin.
     """
-    mirrors = project.root / "configs" / "mirrors"
-    mirror = load_mirror(asked.mirror, mirrors)
+    mirror = project.mirror(asked.mirror)
     wanted = wanted_of(project, mirror, flavour=asked.flavour, toolkit=asked.toolkit)
     variables: dict[str, Any] = {
         "stack_file": str(project.stack.path),
-        "mirror_file": str(mirror_file(asked.mirror, mirrors)),
+        "mirror_file": str(mirror_file(asked.mirror, project.mirrors)),
         "app_digest": app_digest(project.root),
         "cuda_toolkit": asked.toolkit,
         "state_fingerprint": fingerprint(wanted),

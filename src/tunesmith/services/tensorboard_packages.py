@@ -16,7 +16,6 @@ from uv import find_uv_bin
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import locked, sha256_of
-from tunesmith.core.mirrors import load_mirror
 from tunesmith.project import Project
 
 
@@ -50,7 +49,7 @@ def _fetch(project: Project, folder: Path, mirror: str) -> Path:
     argv += ["--requirements", str(lock_of(project))]
     said = ""
     try:
-        for index in load_mirror(mirror, project.root / "configs" / "mirrors").pypi_indexes:
+        for index in project.mirror(mirror).pypi_indexes:
             variables = {**os.environ, "UV_NO_CONFIG": "1", "UV_DEFAULT_INDEX": index}
             done = subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
             if done.returncode == 0:

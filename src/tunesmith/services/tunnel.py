@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.remote import Remote, last_words
@@ -43,8 +44,9 @@ def free_port(wanted: int | None, usual: int | None = None) -> int:
             raise UsageError(f"port {wanted}: a number from 1 to 65535 is expected")
         if not _is_free(wanted):
             raise UsageError(
-                f"port {wanted} of this machine is taken; leave it out for a free one, or find "
-                f"who has it: `ss -ltnp sport = :{wanted}`"
+                f"port {wanted} of this machine is taken",
+                hint="leave the port out for a free one, or find who has it: "
+                f"`ss -ltnp sport = :{wanted}`",
             )
         return wanted
     if usual is not None and _is_free(usual):
@@ -118,8 +120,9 @@ class Tunnel:
             time.sleep(0.05)
         self.close()
         raise TunesmithError(
-            f"{self.remote.name}: no tunnel after {_OPEN_SECONDS:.0f} s; is "
-            f"{self.remote.host.address} overloaded? The same command can be given again"
+            f"{self.remote.name}: no tunnel to {self.remote.host.address} after "
+            f"{formats.duration(_OPEN_SECONDS)}",
+            hint="the host may be overloaded; give the same command again",
         )
 
     def alive(self) -> bool:

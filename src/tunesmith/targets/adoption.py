@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,19 @@ from tunesmith.job.run import foreign, inputs, seals
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.records import needed
 from tunesmith.project import Project
-from tunesmith.targets.local import LocalTarget
 
 
-def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -> None:
-    """Let a run that was pulled from a host be used here: its base model is the one here.
+def adopt_pulled_run(
+    project: Project,
+    variables: Callable[[], Mapping[str, str]],
+    run_id: str,
+    fetch: Callable[[str], ModelFolder],
+) -> None:
+    """Let a run that was pulled from a host be used here, with the base model of this machine.
 
-    `fetch` returns a base model by its name; so are the variables. A run that was made here is
-    left alone. Raises UsageError where the base model is not the run's, or not known.
+    `fetch` returns a base model by its name; `variables` returns those of jobs here. A run that
+    was made here is left alone. Raises UsageError where the base model is not the run's, or not
+    known.
     """
     folder = RunFolder(project.run_folder(run_id))
     if not folder.is_copy:
@@ -44,8 +49,8 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
     if not name or not weights or below:
         what = "other adapters of its own" if below else "a base model of its own"
         raise UsageError(
-            f"run {run_id} was trained on {host} with {what}, which is not known here; use it "
-            f"there: --on {host}"
+            f"run {run_id} was trained on {host} with {what}, which is not known here",
+            hint=f"use it on that host: --on {host}",
         )
     model = fetch(str(name))
     files = {file: record.sha256 for file, record in model.files.items()}
@@ -53,25 +58,28 @@ def settle(project: Project, run_id: str, fetch: Callable[[str], ModelFolder]) -
         if files.get(file) != sha256:
             raise UsageError(
                 f"run {run_id} was trained on other weights of {model.name} than those in "
-                f"{model.path}; use it on the host: --on {host}",
+                f"{model.path}",
                 [f"{file}: sha256 {files.get(file)}, the run's base model has {sha256}"],
+                hint=f"use it on the host: --on {host}",
             )
     named = [f.name for f in (folder.request_file, folder.config_file) if f.is_file()]
     with seals.rewriting(folder.path, seals.SETTLED, *named):
-        _let_name(project, folder, request, model)
+        _let_name(variables(), folder, request, model)
     # Those it was just compared in; others are read once more before their first use.
     same = {n: r for n, r in request["model"]["files"].items() if files.get(n) == r["sha256"]}
     inputs.remember_model(folder.path, {"model": {"path": str(model.path), "files": same}})
 
 
 def _let_name(
-    project: Project, folder: RunFolder, request: dict[str, Any], model: ModelFolder
+    variables: Mapping[str, str], folder: RunFolder, request: dict[str, Any], model: ModelFolder
 ) -> None:
     """Let a run's config and request name the base model and the folders of this machine."""
     if folder.config_file.is_file():
         config = folder.config() | {"model_name_or_path": str(model.path)}
         config |= {"output_dir": str(folder.output), "trust_remote_code": False}
         write_text(folder.config_file, yaml.safe_dump(config, allow_unicode=True, sort_keys=True))
-    variables = LocalTarget(project).variables() | {"HF_HUB_OFFLINE": "1"}
-    own = {"model": request["model"] | {"path": str(model.path)}, "env": variables}
+    own = {
+        "model": request["model"] | {"path": str(model.path)},
+        "env": {**variables, "HF_HUB_OFFLINE": "1"},
+    }
     write_json(folder.request_file, request | own)

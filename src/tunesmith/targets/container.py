@@ -21,15 +21,16 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from tunesmith.core import isolated
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core import documents, formats, isolated
+from tunesmith.core.errors import TunesmithError, UsageError, printed_error
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
 from tunesmith.job.run.records import Cause
-from tunesmith.plan.plan import PATH_KEYS, Place, Plan
+from tunesmith.plan.plan import PATH_KEYS, Plan, RunLocation
+from tunesmith.plan.target import FetchSpec
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
-from tunesmith.targets.local import LocalTarget
+from tunesmith.targets.folder import FolderTarget
 
 # Where docker/Dockerfile puts things.
 BASE = PurePosixPath("/opt/tunesmith")
@@ -47,7 +48,7 @@ _START_SECONDS = 120.0
 Tell = Callable[[str], None]
 
 
-class ContainerTarget(LocalTarget):
+class ContainerTarget(FolderTarget):
     """Runs jobs in containers of the image, one a run, as the calling user.
 
     TUNESMITH_IMAGE names another image than the one `inv image.build` makes. Raises
@@ -63,14 +64,12 @@ class ContainerTarget(LocalTarget):
         self._image = os.environ.get("TUNESMITH_IMAGE") or engine.tag_of(self._environment.flavour)
         self._labels = engine.find_image(self._client, self._image).labels
 
-    def place(self, run_id: str) -> Place:
+    def location(self, run_id: str) -> RunLocation:
         """Return where a run of this id lives; the interpreter is the image's."""
         name = self._project.stack.environment_name
-        return replace(super().place(run_id), python=BASE / "envs" / name / "bin" / "python")
+        return replace(super().location(run_id), python=BASE / "envs" / name / "bin" / "python")
 
-    def fetch_order(
-        self, name: str, revision: str | None, mirror: str | None
-    ) -> dict[str, Any] | None:
+    def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how the run fetches its base model, into this machine's store.
 
         Where there is a training environment here, None: then it is fetched here, and may
@@ -78,14 +77,13 @@ class ContainerTarget(LocalTarget):
         """
         if self._environment.current():
             return None
-        return {
-            "name": str(Path(name).absolute()) if Path(name).is_dir() else name,
-            "revision": revision,
-            "mirror": mirror or "default",
-            "configs": str(BASE / "app" / "configs"),
-            "store": str(self._project.models),
-            "allow_pickle": False,
-        }
+        return FetchSpec(
+            name=str(Path(name).absolute()) if Path(name).is_dir() else name,
+            revision=revision,
+            mirror=mirror or "default",
+            store=str(self._project.models),
+            configs=str(BASE / "app" / "configs"),
+        )
 
     def create(self, plan: Plan) -> None:
         """Make the plan's run folder.
@@ -95,8 +93,8 @@ class ContainerTarget(LocalTarget):
         """
         if self._labels.get(engine.APP) != app_digest(self._project.root):
             raise UsageError(
-                f"{self._image} was made from other sources than this clone's; `inv image.build` "
-                "makes it anew, in seconds"
+                f"{self._image} has a different tunesmith version than this clone",
+                hint="`inv image.build` rebuilds it, in seconds",
             )
         super().create(plan)
 
@@ -106,14 +104,14 @@ class ContainerTarget(LocalTarget):
         self._sweep()
         if folder.busy():
             raise UsageError(
-                f"run {run_id} is being worked on; `inv attach --on {self.name} --run {run_id}` "
-                "follows it"
+                f"run {run_id} is being worked on",
+                hint=f"`inv attach --on {self.name} --run {run_id}` follows it",
             )
         gpus = engine.has_nvidia(self._client)
         if not gpus:
             self._tell(
-                "the Docker engine has no NVIDIA runtime, so the CPU does it; with a GPU install "
-                "the NVIDIA container toolkit"
+                "the Docker engine has no NVIDIA runtime: training on the CPU; with a GPU, "
+                "install the NVIDIA container toolkit"
             )
         began = folder.log_file.stat().st_size if folder.log_file.exists() else 0
         with engine.explained(f"run {run_id}"):
@@ -124,7 +122,7 @@ class ContainerTarget(LocalTarget):
                 labels={RUN_LABEL: run_id, HOME_LABEL: str(self._project.home)},
                 user=f"{os.getuid()}:{os.getgid()}",
                 working_dir=isolated.NOWHERE,
-                environment=dict(self.place(run_id).env) | network(),
+                environment=dict(self.location(run_id).env) | network(),
                 mounts=self._mounts(run_id),
                 shm_size=SHM_SIZE,
                 device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else None,
@@ -152,7 +150,10 @@ class ContainerTarget(LocalTarget):
         """Run a module of the job half in the user's terminal; return its exit code."""
         program = shutil.which("docker")
         if program is None:
-            raise UsageError("there is no docker command on PATH, which a terminal needs")
+            raise UsageError(
+                "no docker command on PATH, which an interactive verb needs",
+                hint="install Docker's command-line client",
+            )
         argv = [program, "run", "--rm", "--interactive"]
         argv += ["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else []
         argv += ["--user", f"{os.getuid()}:{os.getgid()}", "--shm-size", SHM_SIZE]
@@ -202,21 +203,20 @@ class ContainerTarget(LocalTarget):
             container.reload()
             if container.status == "exited":
                 code = container.attrs["State"]["ExitCode"]
-                said = container.logs().decode("utf-8", "replace").strip().splitlines()
+                text = container.logs().decode("utf-8", "replace")
                 container.remove()
                 if code == 0:
                     return
-                first, *detail = said or [f"the container ended with exit code {code}"]
-                kind = UsageError if code == UsageError.exit_code else TunesmithError
-                raise kind(first, detail[-8:])
+                ended = f"run {run_id}: the container ended with exit code {code}"
+                raise printed_error(text, code, ended)
             if folder.busy() and folder.status_file.exists():
                 owner = folder.last_status().get("supervisor") or {}
                 if owner.get("hostname") == str(container.id)[:12]:
                     return
             time.sleep(0.1)
         raise TunesmithError(
-            f"run {run_id}: no supervisor after {_START_SECONDS:.0f} s; `docker logs "
-            f"{container.name}` may say why"
+            f"run {run_id}: no supervisor after {formats.duration(_START_SECONDS)}",
+            hint=f"`docker logs {container.name}` may say why",
         )
 
     def _container(self, run_id: str) -> Container | None:
@@ -245,7 +245,7 @@ def network() -> dict[str, str]:
     return found | {key: file for key, file in files.items() if Path(file).is_file()}
 
 
-def input_folders(values: Mapping[str, Any]) -> dict[Path, bool]:
+def input_folders(values: documents.Config) -> dict[Path, bool]:
     """Return the folders that a config's paths need: folder -> is it written to.
 
     Only what is there is mounted; a path that will be made is represented by its parent.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tunesmith.core.errors import UsageError
 from tunesmith.hosts import inventory, transfer
@@ -11,28 +11,49 @@ from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
 
+Tell = Callable[[str], None]
+
+
+def _container(project: Project, tell: Tell) -> Target:
+    # Here: the image, which plans with this module, has no Docker SDK.
+    from tunesmith.targets.container import ContainerTarget
+
+    return ContainerTarget(project, tell)
+
+
+# What `--on` names besides the hosts of the inventory: no host can have such a name.
+TARGETS: Mapping[str, Callable[[Project, Tell], Target]] = {
+    "local": lambda project, _tell: LocalTarget(project),
+    "container": _container,
+}
+
 
 def target_of(
     project: Project,
     name: str,
-    tell: Callable[[str], None],
+    tell: Tell,
     bar: transfer.Bar = transfer.unseen,
 ) -> Target:
     """Return the target `--on` names; `tell` hears of uploads and downloads, `bar` shows long ones.
 
     Raises UsageError for one that does not exist.
     """
-    if name == "local":
-        return LocalTarget(project)
-    if name == "container":
-        # Here: the image, which plans with this module, has no Docker SDK.
-        from tunesmith.targets.container import ContainerTarget
-
-        return ContainerTarget(project, tell)
+    if name in TARGETS:
+        return TARGETS[name](project, tell)
+    if "," in name:
+        raise UsageError(
+            f"--on {name}: only one target at a time", hint="`inv host.list` shows the hosts"
+        )
     known = inventory.read(project.inventory)
     if name in known:
         return HostTarget(project, name, tell, bar)
     raise UsageError(
-        f"unknown target {name!r}; known are: {', '.join([*inventory.TARGETS, *known])}; "
-        '`inv host.add NAME "ssh ..."` adds a host'
+        f"unknown target {name!r}; known are: {', '.join([*TARGETS, *known])}",
+        hint='`inv host.add NAME "ssh ..."` adds a host',
     )
+
+
+def check_host_name(name: str) -> None:
+    """Raise UsageError for a host's name that `--on` has another meaning for."""
+    if name in TARGETS:
+        raise UsageError(f"{name!r} is a target of its own", hint="call the host gpu1, for example")

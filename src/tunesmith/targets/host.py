@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
-from tunesmith.core import isolated, swap
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, private_folder, sha256_of
+from tunesmith.core.files import private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
@@ -28,11 +28,13 @@ from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.folder import ACTIVE, COPY_FILE, RunFolder
 from tunesmith.job.run.records import Cause
 from tunesmith.job.run.run_id import RunId
-from tunesmith.plan.plan import Input, Place, Plan
-from tunesmith.plan.target import Look
+from tunesmith.plan.plan import Input, Plan, RunLocation
+from tunesmith.plan.target import FetchSpec, Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
+from tunesmith.services.service import ServiceAccess
 from tunesmith.stack.sources import app_digest
 from tunesmith.targets import pull as targets_pull
+from tunesmith.targets.services import HostServices
 
 # How long a host may be out of reach before a watcher gives up. The run does not care.
 _PATIENCE_SECONDS = 1800.0
@@ -47,10 +49,6 @@ _OFF_SECONDS = 60.0
 Tell = Callable[[str], None]
 
 
-def _silent(_text: str) -> None:
-    return None
-
-
 class HostTarget:
     """Runs jobs on a host of the inventory. Raises UsageError when the name is not there."""
 
@@ -60,7 +58,7 @@ class HostTarget:
         self,
         project: Project,
         name: str,
-        tell: Tell = _silent,
+        tell: Tell = lambda _: None,
         bar: transfer.Bar = transfer.unseen,
     ) -> None:
         self.name = name
@@ -74,14 +72,13 @@ class HostTarget:
         """Where things lie there, asked once."""
         return layout.look(self._remote)
 
-    @property
-    def platform(self) -> Platform:
-        """The rental platform, by its data disk."""
+    def _platform(self) -> Platform:
+        """Return the rental platform, by its data disk."""
         return platform_of(load_platforms(PLATFORMS), str(self.layout.disk))
 
-    def place(self, run_id: str) -> Place:
+    def location(self, run_id: str) -> RunLocation:
         """Return where a run of this id lives, or would live."""
-        return Place(self.layout.runs / RunId(run_id), self.layout.python, self._variables())
+        return RunLocation(self.layout.runs / RunId(run_id), self.layout.python, self._variables())
 
     def _variables(self) -> dict[str, str]:
         """Return the variables of jobs there."""
@@ -92,7 +89,7 @@ class HostTarget:
             "TUNESMITH_LOCK_SHA256": self.layout.lock_sha256,
         }
 
-    def seen(self, run_id: str, name: str, path: Path) -> str:
+    def remote_path(self, run_id: str, name: str, path: Path) -> str:
         """Return where the input of a config key lies there, or where a cache would."""
         key = PurePosixPath(name).name
         if key in ("tokenized_path", "cache_dir"):
@@ -104,9 +101,7 @@ class HostTarget:
         """Return where runs are kept, and the free bytes there."""
         return f"{self.name}:{self.layout.base}", self.layout.free_bytes
 
-    def fetch_order(
-        self, name: str, revision: str | None, mirror: str | None
-    ) -> dict[str, Any] | None:
+    def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how a run fetches its base model there.
 
         Raises UsageError for a mirror profile that the host does not have.
@@ -114,17 +109,16 @@ class HostTarget:
         chosen = mirror or self.layout.mirror
         if chosen.endswith(".yml") and chosen != self.layout.mirror:
             raise UsageError(
-                f"--mirror {chosen}: a host uses the file it was provisioned with; `inv provision "
-                f"--on {self.name} --mirror {chosen}` brings this one"
+                f"--mirror {chosen}: a host uses the mirror file it was provisioned with",
+                hint=f"`inv provision --on {self.name} --mirror {chosen}` brings this one",
             )
-        return {
-            "name": name,
-            "revision": revision,
-            "mirror": chosen,
-            "store": str(self.layout.models),
-            "programs": str(self.layout.base / "uv" / "bin"),
-            "allow_pickle": False,
-        }
+        return FetchSpec(
+            name=name,
+            revision=revision,
+            mirror=chosen,
+            store=str(self.layout.models),
+            programs=str(self.layout.base / "uv" / "bin"),
+        )
 
     def find(self, run_id: str | None) -> str:
         """Return the id of a run that exists, by default the newest one's."""
@@ -159,7 +153,7 @@ class HostTarget:
         """Return what was asked: run.json."""
         return dict(self._show(run_id)["request"])
 
-    def config(self, run_id: str) -> dict[str, Any]:
+    def config(self, run_id: str) -> documents.Config:
         """Return the config of the training; empty when the run has none."""
         return dict(self._show(run_id)["config"] or {})
 
@@ -181,8 +175,8 @@ class HostTarget:
         said = agent.call(self._remote, "watch", run_id, *words)
         return list(said["events"]), int(said["events_offset"])
 
-    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[Look]:
-        """Yield looks as the host tells them; after a lost connection go on where it was.
+    def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
+        """Yield updates as the host tells them; after a lost connection go on where it was.
 
         Raises TunesmithError when the host has been out of reach for half an hour.
         """
@@ -199,7 +193,7 @@ class HostTarget:
                     status, events = said["status"], int(said["events_offset"])
                     text = str(said.get("log", ""))
                     log_offset = int(said["log_offset"]) if log is not None else -1
-                    look = Look(
+                    update = RunUpdate(
                         status,
                         tuple(said["events"]),
                         events,
@@ -207,8 +201,8 @@ class HostTarget:
                         max(log_offset, 0),
                         more=bool(said.get("more")),
                     )
-                    yield look
-                    if look.over:
+                    yield update
+                    if update.over:
                         return
                 if heard:
                     continue
@@ -219,12 +213,12 @@ class HostTarget:
                 lost_at = time.monotonic()
             if time.monotonic() - lost_at > _PATIENCE_SECONDS:
                 raise TunesmithError(
-                    f"{self.name} has been out of reach for {_PATIENCE_SECONDS / 60:.0f} minutes; "
-                    f"the run goes on if the host does: `inv attach --on {self.name} --run "
-                    f"{run_id}`",
+                    f"{self.name} has been out of reach for {formats.duration(_PATIENCE_SECONDS)}; "
+                    "the run goes on if the host does",
                     [reason],
+                    hint=f"`inv attach --on {self.name} --run {run_id}` follows it again",
                 )
-            yield Look(status, (), events, "", max(log_offset, 0), lost=reason)
+            yield RunUpdate(status, (), events, "", max(log_offset, 0), lost=reason)
             time.sleep(_RETRY_SECONDS[min(failed, len(_RETRY_SECONDS) - 1)])
             # A kept connection that died may hang for a while: not that one.
             fresh, failed = True, failed + 1
@@ -240,7 +234,7 @@ class HostTarget:
         """
         folder = self._project.home / "hosts" / self.name / RunId(run_id)
         over = self.status(run_id)["state"] not in ACTIVE
-        self._bring(run_id, ("report", "log"), folder, exact=over)
+        self._download(run_id, ("report", "log"), folder, exact=over)
         return folder
 
     def pull(self, run_id: str, parts: Sequence[str]) -> Path:
@@ -251,7 +245,7 @@ class HostTarget:
         """
         self.check_pull(run_id)
         folder = self._project.runs / run_id
-        self._bring(run_id, parts, folder, exact=True, worked_in=True)
+        self._download(run_id, parts, folder, exact=True, worked_in=True)
         return folder
 
     def check_pull(self, run_id: str) -> None:
@@ -265,16 +259,17 @@ class HostTarget:
             raise UsageError(f"run {run_id} was made here; nothing is pulled over it")
         if RunFolder(folder).busy():
             raise UsageError(
-                f"run {run_id} is being worked on here; wait for it (`inv attach --run {run_id}`) "
-                f"or end it (`inv stop --run {run_id}`)"
+                f"run {run_id} is being worked on here",
+                hint=f"wait for it (`inv attach --run {run_id}`) or end it "
+                f"(`inv stop --run {run_id}`)",
             )
         if self.status(run_id)["state"] in ACTIVE:
             raise UsageError(
-                f"run {run_id} is being worked on; pull it when it is over (`inv attach --on "
-                f"{self.name} --run {run_id}`)"
+                f"run {run_id} is being worked on",
+                hint=f"pull it when it is over: `inv attach --on {self.name} --run {run_id}`",
             )
 
-    def _bring(
+    def _download(
         self,
         run_id: str,
         parts: Sequence[str],
@@ -325,8 +320,8 @@ class HostTarget:
         order = {"command": list(self.poweroff_command())}
         if not self._answers():
             raise TunesmithError(
-                f"{self.name} does not answer and was not told to power off; when it is back, "
-                f"`inv attach --on {self.name} --run {run_id}` does it"
+                f"{self.name} does not answer and was not told to power off",
+                hint=f"when it is back, `inv attach --on {self.name} --run {run_id}` does it",
             )
         said: dict[str, Any] = {"code": 0}
         problem = "it still answers"
@@ -343,8 +338,8 @@ class HostTarget:
         while self._answers():
             if time.monotonic() > deadline:
                 raise TunesmithError(
-                    f"{self.name} is not off, and costs money: {problem}; power it off in the "
-                    "console"
+                    f"{self.name} is not off, and costs money: {problem}",
+                    hint="power it off in the console",
                 )
             time.sleep(1)
 
@@ -355,20 +350,50 @@ class HostTarget:
             return False
         return True
 
+    def rental(self) -> Rental:
+        """Return what the host's platform says of one that is off."""
+        platform = self._platform()
+        return Rental(platform.name, platform.note, platform.release_days)
+
     def poweroff_command(self) -> tuple[str, ...]:
         """Return what powers the host off. Raises UsageError where that is not known."""
         if self._remote.host.runner == "container":
             raise UsageError(
-                f"{self.name}: jobs run in a container there, which cannot power the host off; do "
-                "it in the console"
+                f"{self.name}: jobs run in a container there, which cannot power the host off",
+                hint="power it off in the console",
             )
-        platform = self.platform
+        platform = self._platform()
         if platform.poweroff is None:
             raise UsageError(
-                f"{self.name}: how a {platform.name} host is powered off from inside is not known; "
-                "do it in the console, or write `poweroff` into configs/platforms.yml"
+                f"{self.name}: how a {platform.name} host is powered off from inside is not known",
+                hint="power it off in the console, or write `poweroff` into configs/platforms.yml",
             )
         return (*self.layout.sudo, *platform.poweroff)
+
+    def provisioning(self) -> Provisioning:
+        """Return what the host was provisioned for."""
+        wanted = self.layout.asked
+        flavour = wanted.get("flavour", "auto")
+        return Provisioning(
+            mirror=wanted.get("mirror", "default").partition(":")[0],
+            flavour=None if flavour == "auto" else flavour,
+            toolkit=wanted.get("toolkit") == "yes",
+        )
+
+    def start_hook(self) -> str | None:
+        """Return the file that a start of the host runs, by its platform."""
+        return self._platform().start_hook
+
+    def ports(self) -> Remote | None:
+        """Return how the host's ports are reached."""
+        return self._remote
+
+    def services(self, *, ending: bool = False) -> ServiceAccess:
+        """Return the way to the host's web services.
+
+        Raises UsageError where the host has other sources than this clone, unless `ending`.
+        """
+        return HostServices(self._project, self._remote, self.layout, ending=ending)
 
     def resume_all(self) -> tuple[list[str], list[str]]:
         """Continue every run that ended without a word; return their ids, and why others
@@ -393,8 +418,8 @@ class HostTarget:
         wanted = core_files.short_digest(app_digest(self._project.root))
         if self.layout.app != wanted:
             raise UsageError(
-                f"{self.name} has other sources of tunesmith than this clone; `inv provision --on "
-                f"{self.name}` brings these"
+                f"{self.name} runs a different tunesmith version than this clone",
+                hint=f"update it: `inv provision --on {self.name}`",
             )
 
     def _deliver(
@@ -406,7 +431,7 @@ class HostTarget:
             folder = self.layout.base / "uploads" / f"{self._project.root.name}-{clone}"
             files = {item.name: item.source for item in inputs}
             size = sum(path.stat().st_size for path in files.values())
-            self._tell(f"uploading what changed of {len(files)} files ({human_bytes(size)})")
+            self._tell(f"uploading what changed of {len(files)} files ({formats.size(size)})")
             transfer.upload(self._remote, files, str(folder), self._tell)
             order["inputs"] = {
                 name: {

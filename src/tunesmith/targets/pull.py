@@ -260,7 +260,8 @@ def _alone(staging: Path, run_id: str, host: str) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UsageError(
-            f"run {run_id} is being brought from {host} by another command; wait for its end"
+            f"run {run_id} is being pulled from {host} by another command",
+            hint="wait for its end",
         ) from None
     else:
         yield

@@ -54,11 +54,17 @@ def lacking(request: Mapping[str, Any], config: Mapping[str, Any] | None) -> lis
     return [n for n, v in wanted.items() if v is not None and n not in request.get("inputs", {})]
 
 
-def remember(run_dir: Path, request: Mapping[str, Any], parts: Collection[str]) -> None:
-    """Remember how the files of `parts` that were just recorded lie here, so that the next look
-    at them is cheap."""
+def remember(
+    run_dir: Path,
+    request: Mapping[str, Any],
+    parts: Collection[str],
+    apart: Collection[Path] = (),
+) -> None:
+    """Remember how the files of `parts` that were just hashed lie here, so that the next look
+    at them is cheap; all but those `apart`, which were hashed earlier."""
     files = {n: r for name in parts for n, r in request["inputs"][name]["files"].items()}
-    _remember(run_dir, {name: _stamp(Path(name), record) for name, record in files.items()})
+    fresh = {Path(name): record for name, record in files.items() if Path(name) not in apart}
+    _remember(run_dir, {str(path): _stamp(path, record) for path, record in fresh.items()})
 
 
 def remember_model(run_dir: Path, request: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What tasks.py calls for `provision`, `host.verify` and `host.reset`."""
+"""`inv provision`, `host.verify` and `host.reset`: the work, shown host by host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rich.table import Table
 
 from tunesmith.cli.console import console, say
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.mirrors import load_mirror
 from tunesmith.hosts import inventory
 from tunesmith.project import Project
 from tunesmith.provision.drift import State, check_reach, check_states, fingerprint, wanted_of
@@ -24,6 +23,7 @@ from tunesmith.provision.events import HostResult, Step
 from tunesmith.provision.playbook import Asked, Provisioned
 from tunesmith.provision.playbook import provision as run_playbook
 from tunesmith.provision.playbook import reset as run_reset
+from tunesmith.targets import factory
 
 # Lines of drift shown; a lost environment would have hundreds.
 _SHOWN = 10
@@ -55,8 +55,8 @@ def provision(
     if boxed := containers_of(project, names):
         if toolkit or token or check or diff:
             raise UsageError(
-                f"{boxed[0]} runs jobs in a container: --toolkit, --token, --check and --diff are "
-                "for conda"
+                f"{boxed[0]} runs jobs in a container",
+                hint="--toolkit, --token, --check and --diff are for conda; leave them out",
             )
         if not dry:
             _provision_containers(project, boxed, mirror=mirror, flavour=flavour)
@@ -65,7 +65,7 @@ def provision(
         names = tuple(name for name in names if name not in boxed)
         if not names:
             return
-    profile = load_mirror(mirror, project.root / "configs" / "mirrors")
+    profile = project.mirror(mirror)
     wanted = wanted_of(project, profile, flavour=flavour, toolkit=toolkit)
     if dry:
         say(f"would bring {', '.join(names)} to {fingerprint(wanted)}")
@@ -119,7 +119,8 @@ def host_verify(root: Path, on: str) -> None:
     broken = []
     if boxed := containers_of(project, host_names(on)):
         raise UsageError(
-            f"{boxed[0]} runs jobs in a container of the image, which `inv image.verify` tests"
+            f"{boxed[0]} runs jobs in a container of the image",
+            hint="`inv image.verify` tests the image",
         )
     for name in host_names(on):
         verified = verify(project, name)
@@ -134,8 +135,8 @@ def host_verify(root: Path, on: str) -> None:
         broken += [] if verified.good else [name]
     if broken:
         raise TunesmithError(
-            f"{', '.join(broken)}: not as provisioning leaves a host; `inv provision --on "
-            f"{','.join(broken)} --full` mends it"
+            f"{', '.join(broken)}: not as provisioning leaves a host",
+            hint=f"`inv provision --on {','.join(broken)} --full` repairs it",
         )
 
 
@@ -167,10 +168,13 @@ def host_names(on: str) -> tuple[str, ...]:
     """Return the hosts of a comma-separated list, each once."""
     names = tuple(dict.fromkeys(filter(None, map(str.strip, on.split(",")))))
     if not names:
-        raise UsageError("--on is empty; name a host, or several as in gpu1,gpu2")
-    local = [name for name in names if name in inventory.TARGETS]
+        raise UsageError("--on is empty", hint="name a host, or several: gpu1,gpu2")
+    local = [name for name in names if name in factory.TARGETS]
     if local:
-        raise UsageError(f"--on {local[0]}: only a host can be provisioned; `inv host.list`")
+        raise UsageError(
+            f"--on {local[0]}: only a host can be provisioned",
+            hint="`inv host.list` shows the hosts you know",
+        )
     return names
 
 
@@ -180,7 +184,8 @@ def _read_token() -> str:
     if not _TOKEN.match(text.strip()):
         # Not repeated: it may be a token with a typing error.
         raise UsageError(
-            "stdin holds no token; it takes one word: `inv provision --on gpu1 --token` < FILE"
+            "stdin holds no token",
+            hint="it takes one word: `inv provision --on gpu1 --token` < FILE",
         )
     return text.strip()
 
@@ -232,7 +237,7 @@ def _word(host: HostResult, check: bool) -> str:
 
 def _raise_failed(states: Iterable[State], done: Provisioned | None) -> None:
     if done and done.interrupted:
-        raise TunesmithError("interrupted; the same command goes on where it stopped")
+        raise TunesmithError("interrupted", hint="the same command resumes where it stopped")
     lines: list[tuple[str, str, tuple[str, ...]]] = [
         (state.name, state.error.message, ()) for state in states if state.error
     ]

@@ -1,0 +1,231 @@
+"""`inv data.check`: data sets, one file, or the data of a config, checked row by row."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from tunesmith.basemodel import files as model_files
+from tunesmith.cli.console import console, say
+from tunesmith.core.errors import UsageError
+from tunesmith.dataset import histogram, registry, replay_report
+from tunesmith.dataset.cost import Gpu, estimate, load_gpu, model_of, price_of
+from tunesmith.dataset.entry import Entry
+from tunesmith.dataset.overlap import overlap
+from tunesmith.dataset.reading import Tables
+from tunesmith.dataset.report import DatasetReport
+from tunesmith.dataset.training_job import run_job
+from tunesmith.plan import build
+from tunesmith.plan.build import tables_here
+from tunesmith.plan.config import Config
+from tunesmith.plan.plan import absolute_paths
+from tunesmith.project import Project
+
+_SECONDS = 5.0  # in a pipe: the time between two lines of progress
+
+
+@dataclass(frozen=True)
+class DataCheckOptions:
+    """What to check, for which config, on which GPU."""
+
+    keys: str = ""
+    dataset_dir: str = ""
+    file: str = ""
+    config: str = ""
+    overrides: tuple[str, ...] = ()
+    gpu: str = ""
+    price: str = ""
+    picture: str = ""
+    mirror: str = "default"
+
+
+def check(project: Project, options: DataCheckOptions) -> None:
+    """Print what was found in data sets, one file, or a config's data. Raises at errors."""
+    named = [
+        flag
+        for flag, value in (
+            ("--file", options.file),
+            ("--dataset", options.keys),
+            ("--config", options.config),
+        )
+        if value
+    ]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} both name data to check", hint="give one of them")
+    if not options.config and (
+        options.gpu or options.price or options.picture or options.overrides
+    ):
+        raise UsageError("--gpu, --price, --picture and key=value words need a --config")
+    if options.config:
+        _check_config(project, options)
+        return
+    tables = tables_here(project)
+    with _bar("rows") as progress:
+        if options.file:
+            path = project.find(options.file)
+            reports: Sequence[DatasetReport] = (
+                registry.check_unregistered(path, tables=tables, thorough=True, progress=progress),
+            )
+        else:
+            folder = project.find(options.dataset_dir or "data")
+            names = options.keys or ",".join(registry.load_registry(folder))
+            reports = registry.check_registered(
+                folder, names, tables=tables, thorough=True, progress=progress
+            )
+    _tell(reports)
+    _refuse(reports)
+
+
+def _check_config(project: Project, options: DataCheckOptions) -> None:
+    """The data of a config: the static rules, then LLaMA-Factory's own work on each row."""
+    price = price_of(options.price)
+    if price is not None and not options.gpu:
+        raise UsageError("--price needs the --gpu it is for")
+    gpu = load_gpu(project.root / "configs" / "gpus.yml", options.gpu) if options.gpu else None
+    config = build.read_config(project, Path(options.config), options.overrides)
+    folder = str(config.get("dataset_dir") or "data")
+    listed = [str(config.get(key)) for key in ("dataset", "eval_dataset") if config.get(key)]
+    names = list(dict.fromkeys(name.strip() for name in ",".join(listed).split(",")))
+    if not listed:
+        raise UsageError(f"{config.file}: names no data set", hint="write `dataset: KEY`")
+    tables = tables_here(project)
+    reports: Sequence[DatasetReport] = ()
+    entries: list[tuple[Entry, Path]] = []
+    if not folder.startswith(("ONLINE", "REMOTE:")):
+        place = project.find(folder)
+        stage = str(config.get("stage", "sft"))
+        with _bar("rows") as progress:
+            reports = registry.check_registered(
+                place, ",".join(names), stage, tables=tables, thorough=True, progress=progress
+            )
+        local = [e for e in registry.resolve(place, ",".join(names)) if not e.remote]
+        entries = [(entry, entry.path(place)) for entry in local]
+        _tell(reports)
+        if any(report.rows is not None and not report.kept for report in reports):
+            _refuse(reports)
+    values = config_values(project, config, options.mirror)
+    made = project.folder("data")
+    listing = made / f"{config.stem}.rows.jsonl"
+    with _bar("rows encoded") as progress:
+        request = {"config": values, "workers": os.cpu_count() or 1, "rows": str(listing)}
+        found = run_job(*training_python(project), "tunesmith.job.data.replay", request, progress)
+    for line in replay_report.lines(found):
+        say(line)
+    for report in reports:
+        used = found["datasets"].get(report.key, {}).get("rows")
+        if used is not None and report.rows is not None and used < report.rows:
+            say(f"{report.key}: {report.rows - used} rows are not used (max_samples, num_samples)")
+    _tell_overlap(found, entries, tables)
+    if gpu is not None:
+        _tell_cost(found, values, gpu, price)
+    lengths = replay_report.lengths_of(found)
+    if lengths:
+        file = Path(options.picture) if options.picture else made / f"{config.stem}.png"
+        histogram.picture(lengths, found["cutoff_len"], f"{config.stem}: {', '.join(names)}", file)
+        say(f"picture: {file}")
+    if listing.stat().st_size:
+        say(f"every row that is not simply kept: {listing}")
+    _refuse(reports)
+
+
+def _tell_overlap(
+    found: Mapping[str, Any], entries: Sequence[tuple[Entry, Path]], tables: Tables | None
+) -> None:
+    both = sorted(set(found["train"]) & set(found["eval"]))
+    if both:
+        say(f"validation: {', '.join(both)} is trained on too: its loss measures memory")
+    if both or any("num_samples" in entry.other for entry, _ in entries):
+        return  # num_samples draws rows: their numbers are not those of the file
+    held: dict[str, frozenset[int] | None] = dict.fromkeys(found["eval"])
+    chosen: dict[str, set[int]] = {}
+    for name, row in found["validation"]:
+        chosen.setdefault(name, set()).add(row)
+    held |= {name: frozenset(rows) for name, rows in chosen.items()}
+    if held and entries:
+        seen = overlap(entries, held, tables)
+        for line in replay_report.overlap_lines(seen, by_split=bool(chosen)):
+            say(line)
+
+
+def _tell_cost(
+    found: Mapping[str, Any], values: Mapping[str, Any], gpu: Gpu, price: float | None
+) -> None:
+    folder = Path(str(values["model_name_or_path"]))
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = model_of(described, model_files.tensor_shapes(folder))
+    for line in replay_report.cost_lines(estimate(found, model, values, gpu, price), gpu.name):
+        say(line)
+
+
+def config_values(project: Project, config: Config, mirror: str) -> dict[str, Any]:
+    """Return a config's values with absolute paths and the base model's folder."""
+    name = str(config.get("model_name_or_path"))
+    model = build.fetch_model(project, name, lambda _: None, mirror=mirror)
+    values = {**config.values, "model_name_or_path": str(model.path)}
+    values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
+    absolute_paths(values, project.find)
+    return values
+
+
+def training_python(project: Project) -> tuple[Path, dict[str, str]]:
+    environment = project.environment()
+    if not environment.current():
+        raise UsageError(
+            f"{environment.path}: no finished training environment",
+            hint="`inv stack.install` makes it",
+        )
+    variables = {**project.stack.variables, "HF_HOME": str(project.hf_home)}
+    return environment.python, variables
+
+
+def _tell(reports: Sequence[DatasetReport]) -> None:
+    for found in reports:
+        rows = "not looked at" if found.rows is None else f"{found.rows} rows, {found.kept} kept"
+        name = f"{found.key}: {found.file}" if found.key else found.file
+        say(f"{name}: {rows}, {found.error_count} errors")
+        for line in found.lines():
+            say(f"  {line}")
+        scripts = found.looks.get("scripts", {})
+        total = sum(scripts.values())
+        if total:
+            shares = ", ".join(f"{name} {count / total:.0%}" for name, count in scripts.items())
+            again, near = found.looks["duplicates"], found.looks["near_duplicates"]
+            say(f"  answers: {shares}; {again} duplicates, {near} near-duplicates")
+
+
+def _refuse(reports: Sequence[DatasetReport]) -> None:
+    faulty = [found.key or found.file for found in reports if found.errors]
+    if faulty:
+        raise UsageError(f"data with errors: {', '.join(faulty)}", hint="each error is named above")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Any]:
+    """Yield progress(done, total): a bar on a terminal, in a pipe a line from time to time."""
+    if not console.is_terminal:
+        said_at = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said_at
+            if time.monotonic() - said_at >= _SECONDS:
+                said_at = time.monotonic()
+                say(f"{what}: {done / max(total, 1):.0%}")
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def move(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield move
