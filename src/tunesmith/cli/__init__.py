@@ -1,1 +1,1 @@
-"""The verbs, a module for each noun: parse, call one function, print."""
+"""The verbs: each declared once in the module of its noun, collected in `table`."""

@@ -68,7 +68,7 @@ def check(project: Project, options: DataCheckOptions) -> None:
         _check_config(project, options)
         return
     tables = tables_here(project)
-    with _bar("rows") as progress:
+    with _progress("rows") as progress:
         if options.file:
             path = project.find(options.file)
             reports: Sequence[DatasetReport] = (
@@ -80,8 +80,8 @@ def check(project: Project, options: DataCheckOptions) -> None:
             reports = registry.check_registered(
                 folder, names, tables=tables, thorough=True, progress=progress
             )
-    _tell(reports)
-    _refuse(reports)
+    _show_reports(reports)
+    _raise_on_errors(reports)
 
 
 def _check_config(project: Project, options: DataCheckOptions) -> None:
@@ -102,51 +102,55 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     if not folder.startswith(("ONLINE", "REMOTE:")):
         place = project.find(folder)
         stage = str(config.get("stage", "sft"))
-        with _bar("rows") as progress:
+        with _progress("rows") as progress:
             reports = registry.check_registered(
                 place, ",".join(names), stage, tables=tables, thorough=True, progress=progress
             )
         local = [e for e in registry.resolve(place, ",".join(names)) if not e.remote]
         entries = [(entry, entry.path(place)) for entry in local]
-        _tell(reports)
+        _show_reports(reports)
         if any(report.rows is not None and not report.kept for report in reports):
-            _refuse(reports)
+            _raise_on_errors(reports)
     values = config_values(project, config, options.mirror)
     made = project.folder("data")
     listing = made / f"{config.stem}.rows.jsonl"
-    with _bar("rows encoded") as progress:
+    with _progress("rows encoded") as progress:
         request = {"config": values, "workers": os.cpu_count() or 1, "rows": str(listing)}
-        found = run_job(*training_python(project), "tunesmith.job.data.replay", request, progress)
-    for line in replay_report.lines(found):
+        replayed = run_job(
+            *training_python(project), "tunesmith.job.data.replay", request, progress
+        )
+    for line in replay_report.lines(replayed):
         say(line)
     for report in reports:
-        used = found["datasets"].get(report.key, {}).get("rows")
+        used = replayed["datasets"].get(report.key, {}).get("rows")
         if used is not None and report.rows is not None and used < report.rows:
             say(f"{report.key}: {report.rows - used} rows are not used (max_samples, num_samples)")
-    _tell_overlap(found, entries, tables)
+    _show_overlap(replayed, entries, tables)
     if gpu is not None:
-        _tell_cost(found, values, gpu, price)
-    lengths = replay_report.lengths_of(found)
+        _show_cost(replayed, values, gpu, price)
+    lengths = replay_report.lengths_of(replayed)
     if lengths:
         file = Path(options.picture) if options.picture else made / f"{config.stem}.png"
-        histogram.picture(lengths, found["cutoff_len"], f"{config.stem}: {', '.join(names)}", file)
+        histogram.picture(
+            lengths, replayed["cutoff_len"], f"{config.stem}: {', '.join(names)}", file
+        )
         say(f"picture: {file}")
     if listing.stat().st_size:
         say(f"every row that is not simply kept: {listing}")
-    _refuse(reports)
+    _raise_on_errors(reports)
 
 
-def _tell_overlap(
-    found: Mapping[str, Any], entries: Sequence[tuple[Entry, Path]], tables: Tables | None
+def _show_overlap(
+    replayed: Mapping[str, Any], entries: Sequence[tuple[Entry, Path]], tables: Tables | None
 ) -> None:
-    both = sorted(set(found["train"]) & set(found["eval"]))
+    both = sorted(set(replayed["train"]) & set(replayed["eval"]))
     if both:
         say(f"validation: {', '.join(both)} is trained on too: its loss measures memory")
     if both or any("num_samples" in entry.other for entry, _ in entries):
         return  # num_samples draws rows: their numbers are not those of the file
-    held: dict[str, frozenset[int] | None] = dict.fromkeys(found["eval"])
+    held: dict[str, frozenset[int] | None] = dict.fromkeys(replayed["eval"])
     chosen: dict[str, set[int]] = {}
-    for name, row in found["validation"]:
+    for name, row in replayed["validation"]:
         chosen.setdefault(name, set()).add(row)
     held |= {name: frozenset(rows) for name, rows in chosen.items()}
     if held and entries:
@@ -155,13 +159,13 @@ def _tell_overlap(
             say(line)
 
 
-def _tell_cost(
-    found: Mapping[str, Any], values: Mapping[str, Any], gpu: Gpu, price: float | None
+def _show_cost(
+    replayed: Mapping[str, Any], values: Mapping[str, Any], gpu: Gpu, price: float | None
 ) -> None:
     folder = Path(str(values["model_name_or_path"]))
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = model_of(described, model_files.tensor_shapes(folder))
-    for line in replay_report.cost_lines(estimate(found, model, values, gpu, price), gpu.name):
+    for line in replay_report.cost_lines(estimate(replayed, model, values, gpu, price), gpu.name):
         say(line)
 
 
@@ -186,37 +190,37 @@ def training_python(project: Project) -> tuple[Path, dict[str, str]]:
     return environment.python, variables
 
 
-def _tell(reports: Sequence[DatasetReport]) -> None:
-    for found in reports:
-        rows = "not looked at" if found.rows is None else f"{found.rows} rows, {found.kept} kept"
-        name = f"{found.key}: {found.file}" if found.key else found.file
-        say(f"{name}: {rows}, {found.error_count} errors")
-        for line in found.lines():
+def _show_reports(reports: Sequence[DatasetReport]) -> None:
+    for report in reports:
+        rows = "not looked at" if report.rows is None else f"{report.rows} rows, {report.kept} kept"
+        name = f"{report.key}: {report.file}" if report.key else report.file
+        say(f"{name}: {rows}, {report.error_count} errors")
+        for line in report.lines():
             say(f"  {line}")
-        scripts = found.looks.get("scripts", {})
+        scripts = report.looks.get("scripts", {})
         total = sum(scripts.values())
         if total:
             shares = ", ".join(f"{name} {count / total:.0%}" for name, count in scripts.items())
-            again, near = found.looks["duplicates"], found.looks["near_duplicates"]
+            again, near = report.looks["duplicates"], report.looks["near_duplicates"]
             say(f"  answers: {shares}; {again} duplicates, {near} near-duplicates")
 
 
-def _refuse(reports: Sequence[DatasetReport]) -> None:
-    faulty = [found.key or found.file for found in reports if found.errors]
+def _raise_on_errors(reports: Sequence[DatasetReport]) -> None:
+    faulty = [report.key or report.file for report in reports if report.errors]
     if faulty:
         raise UsageError(f"data with errors: {', '.join(faulty)}", hint="each error is named above")
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Any]:
+def _progress(what: str) -> Iterator[Any]:
     """Yield progress(done, total): a bar on a terminal, in a pipe a line from time to time."""
     if not console.is_terminal:
-        said_at = time.monotonic()
+        shown_at = time.monotonic()
 
         def tell(done: int, total: int) -> None:
-            nonlocal said_at
-            if time.monotonic() - said_at >= _SECONDS:
-                said_at = time.monotonic()
+            nonlocal shown_at
+            if time.monotonic() - shown_at >= _SECONDS:
+                shown_at = time.monotonic()
                 say(f"{what}: {done / max(total, 1):.0%}")
 
         yield tell

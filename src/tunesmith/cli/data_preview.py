@@ -31,8 +31,8 @@ def preview(
         raise UsageError("--rows and --first count from 1")
     values = config_values(project, build.read_config(project, Path(config), overrides), mirror)
     request = {"config": values, "rows": rows, "first": first}
-    found = run_job(*training_python(project), "tunesmith.job.data.preview", request)["rows"]
-    for row in found:
+    previewed = run_job(*training_python(project), "tunesmith.job.data.preview", request)["rows"]
+    for row in previewed:
         say(_head(row))
         if console.is_terminal:
             text = Text()
