@@ -199,8 +199,8 @@ def flip(name):
 
 def plant(fault, model=base):
     if model == base:
-        made_of = {k: v for k, v in found["manifest"].items() if k not in ("format", "files")}
-        manifest.write(merged, made_of)
+        origin = {key: found["manifest"][key] for key in manifest.Origin.__dataclass_fields__}
+        manifest.write(merged, manifest.Origin(**origin))
     if kind == "tiny" and model == base:
         try:
             proof_phase.run(run, request, emit)

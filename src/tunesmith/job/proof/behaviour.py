@@ -57,6 +57,18 @@ UNROUNDED = Distance(mean=1e-3, max=2e-2, kl=1e-6)
 NOTED, LOST = 0.25, 1.0
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """What the comparisons of a proof were held against; proof.json keeps it."""
+
+    compute: str  # dtype and device of the forward passes
+    merged_dtype: str
+    weights: str  # bound of a weight's error
+    logits_unrounded: Mapping[str, float]
+    logits_share_of_effect: float
+    near_tie: float  # two logits that lie no further apart are a tie
+
+
 def questions(request: Mapping[str, Any], run_dir: Path) -> list[tuple[Question, str]]:
     """Return (question, text that may follow) from the run's prompts and held-out answers."""
     asked = [
@@ -112,7 +124,7 @@ def behaviour_checks(
     asked: Sequence[tuple[Question, str]],
     dtype: str,
     new_tokens: int = NEW_TOKENS,
-) -> tuple[list[Check], dict[str, Any]]:
+) -> tuple[list[Check], Tolerance]:
     """Compare logits and greedy answers of base + adapter and of the merged model in float32.
 
     Returns the checks and the tolerances they were held against. One model is in memory at a
@@ -158,14 +170,14 @@ def behaviour_checks(
 
     apart, moved = distance(with_adapter, from_merged), distance(with_adapter, without)
     near = 2 * apart.max + UNROUNDED.max
-    tolerance: dict[str, Any] = {
-        "compute": f"float32 on {device}",
-        "merged_dtype": dtype,
-        "weights": "0.5 ulp + (rank + 3) 2^-22 (|W| + scale |B||A|)",
-        "logits_unrounded": UNROUNDED.record(),
-        "logits_share_of_effect": LOST if sharp else NOTED,
-        "near_tie": float(f"{near:.6g}"),
-    }
+    tolerance = Tolerance(
+        compute=f"float32 on {device}",
+        merged_dtype=dtype,
+        weights="0.5 ulp + (rank + 3) 2^-22 (|W| + scale |B||A|)",
+        logits_unrounded=UNROUNDED.record(),
+        logits_share_of_effect=LOST if sharp else NOTED,
+        near_tie=float(f"{near:.6g}"),
+    )
     return [
         _unrounded_check(sharp, reasons, sum(len(sequence) for sequence in sequences)),
         _logits_check(apart, moved, LOST if sharp else NOTED, dtype),

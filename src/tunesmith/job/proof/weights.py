@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tunesmith.basemodel.files import Shapes, tensor_shapes, verify
 from tunesmith.core.files import read_json
@@ -22,6 +22,16 @@ from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
 _SIGNIFICAND = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}
 
 
+class CheckRecord(TypedDict):
+    """A Check in proof.json."""
+
+    name: str
+    passed: bool | None
+    skipped: bool
+    detail: str
+    figures: dict[str, object]
+
+
 @dataclass(frozen=True)
 class Check:
     """One statement about the merged model. `passed` is None when it could not be asked."""
@@ -29,9 +39,9 @@ class Check:
     name: str
     passed: bool | None
     detail: str
-    figures: Mapping[str, Any]
+    figures: Mapping[str, object]  # what was measured, by name; JSON
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> CheckRecord:
         """Return the check as proof.json keeps it."""
         return {
             "name": self.name,
@@ -42,13 +52,13 @@ class Check:
         }
 
 
-def file_check(merged: Path) -> tuple[Check, dict[str, Any]]:
+def file_check(merged: Path) -> tuple[Check, manifest.Files]:
     """Check that all files are there, whole, and those of the merge (MANIFEST.json).
 
     Returns their sizes and sha256 too.
     """
     files = manifest.listing(merged)
-    figures = {"files": len(files), "bytes": sum(file["size"] for file in files.values())}
+    figures = {"files": len(files), "bytes": sum(file.size for file in files.values())}
     problems = [*map(str, verify(merged)), *manifest.faults(merged, files)]
     detail = problems[0] if problems else f"{len(files)} files, each with its sha256 of the merge"
     return Check("files", not problems, detail, figures), files
