@@ -468,15 +468,15 @@ def _address(words: list[str]) -> None:
 
     _parser("address").parse_args(words)
     found = manager.served_here("webui")
-    if found is None:
+    record = found.record() if found else None
+    if found is None or record is None:
         raise UsageError(
             "LLaMA Board does not run in this container; `docker run ... IMAGE webui` starts one, "
             f"and `docker exec CONTAINER {_ADDRESS}` asks that one"
         )
     token = secrets.token_urlsafe(32)
     access.admit(found.tokens, token)
-    port = (found.record() or {})["port"]
-    say(f"http://127.0.0.1:{port}/?token={token}")
+    say(f"http://127.0.0.1:{record.port}/?token={token}")
 
 
 def _api(words: list[str]) -> None:
@@ -532,7 +532,8 @@ def _given_key() -> str:
 
 def _listening(key: str, port_key: str, service: str) -> tuple[str, int]:
     """Return the address and port that the variables ask for, else those of the service."""
-    from tunesmith.job.services.manager import LOOPBACK, PORTS
+    from tunesmith.job.services.manager import PORTS
+    from tunesmith.job.services.records import LOOPBACK
 
     listen = os.environ.get(key) or LOOPBACK
     given = os.environ.get(port_key) or str(PORTS[service])
@@ -554,6 +555,7 @@ def _tell_way(key: str, listen: str, port: int) -> None:
 
 def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **more: Any) -> None:
     from tunesmith.job.services import access, manager
+    from tunesmith.job.services.records import ServiceRequest
     from tunesmith.project import Project
 
     project = Project.at(APP)
@@ -566,7 +568,8 @@ def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **mor
     except UsageError as error:
         raise UsageError(f"{access.ALLOWED}: {error.message}") from None
     asked = {"serves": {}, "settings": folders | dict(settings), "allowed": allowed, **more}
-    manager.serve_here(name, asked, base=project.home, listen=listen, port=port)
+    request = ServiceRequest.of(asked)
+    manager.serve_here(name, request, base=project.home, listen=listen, port=port)
 
 
 def _webchat(words: list[str]) -> None:

@@ -24,7 +24,7 @@ import yaml
 
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import load_models
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_text
 from tunesmith.core.patching import install
 from tunesmith.job.patches.llamafactory import NO_HUB_CODE
@@ -32,7 +32,7 @@ from tunesmith.job.run import seals
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_asgi
-from tunesmith.job.services.manager import refused
+from tunesmith.job.services.records import ServiceRecord
 
 # Our sources lie in one folder, in a clone and on a host.
 _KNOWN = Path(__file__).resolve().parents[4] / "configs" / "models.yml"
@@ -41,9 +41,9 @@ OURS = ".tunesmith-run"
 _USER_CONFIG = Path("cache", "user_config.yaml")
 
 
-def lay_out(
+def populate(
     board: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, str],
     names: Mapping[str, str],
 ) -> dict[str, Path]:
     """Make the Board's folder show data, base models and finished runs.
@@ -67,7 +67,7 @@ def lay_out(
     for marker in board.glob(f"saves/*/*/*/{OURS}"):
         if marker.parent not in kept:
             shutil.rmtree(marker.parent)  # links only: the run itself lies elsewhere
-    _configure(board, found, newest or next(iter(found), ""), str(settings["language"]))
+    _configure(board, found, newest or next(iter(found), ""), settings["language"])
     return found
 
 
@@ -176,15 +176,15 @@ def serve(record_file: Path) -> None:
 
     Raises UsageError when the folder cannot be laid out, or without a key.
     """
-    record = read_json(record_file)
+    record = ServiceRecord.read(record_file)
     gate = manager.gate(record_file, browser=True)
-    board = Path(record["base"]) / "board"
+    board = Path(record.base) / "board"
     names = _names()
-    found = lay_out(board, record["settings"], names)
+    models = populate(board, record.settings, names)
     known = load_models(_KNOWN)
     os.chdir(board)
     os.environ["GRADIO_TEMP_DIR"] = str(board / "cache" / "gradio")
-    _teach(found, {_board_name(name, names): model.template for name, model in known.items()})
+    _teach(models, {_board_name(name, names): model.template for name, model in known.items()})
     for patch in NO_HUB_CODE:
         install(patch)
 
@@ -199,22 +199,13 @@ def serve(record_file: Path) -> None:
     app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="")
     uvicorn.run(
         before_asgi(app, gate),
-        host=str(record["listen"]),
-        port=int(record["port"]),
+        host=record.listen,
+        port=record.port,
         log_level="warning",
         access_log=False,  # addresses have tokens in them
         timeout_graceful_shutdown=2,  # an open page keeps its connections for ever
     )
 
 
-def main() -> int:
-    """Serve what the record says."""
-    try:
-        serve(Path(sys.argv[1]))
-    except TunesmithError as error:
-        return refused(error)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(manager.serve_record(serve))
