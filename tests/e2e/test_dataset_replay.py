@@ -29,7 +29,8 @@ import transformers
 from pathlib import Path
 from llamafactory.data.loader import get_dataset
 from tunesmith.job.data.preview import preview
-from tunesmith.job.data.replay import Loaded, replay
+from tunesmith.job.data.replay import replay
+from tunesmith.job.data.rows import Loaded
 
 asked = json.load(open(sys.argv[1]))
 found = {}
@@ -46,15 +47,18 @@ for name, config in asked.items():
             for side in ("train_dataset", "eval_dataset") if side in module
         }
         held = [list(r["input_ids"]) for r in module.get("eval_dataset", [])]
-        one = replay(config, 1, scratch)
+        one = replay(config, 1, scratch).record()
         ours = {tuple(place): None for place in one["validation"]}
         table = loaded.rows([config["dataset"]])[config["dataset"]]
         same = held == [loaded.encode(table[row - 1])[0] for _, row in ours]
+        cut = name == "cut"
+        two = replay(config, 2, scratch, Path(sys.argv[3])).record() if cut else None
+        rows = [dataclasses.asdict(r) for r in preview(config, 3, 2, scratch)] if cut else None
         found[name] = {
             "theirs": theirs, "one": one,
-            "two": replay(config, 2, scratch, Path(sys.argv[3])) if name == "cut" else None,
+            "two": two,
             "same_validation": same,
-            "preview": preview(config, 3, 2, scratch) if name == "cut" else None,
+            "preview": rows,
         }
 json.dump(found, open(sys.argv[2], "w"))
 """

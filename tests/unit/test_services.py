@@ -358,7 +358,7 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         "    request = ServiceRequest.of(asked)\n"
         "    manager.serve_here('api', request, base=home, listen='0.0.0.0', port=8000)\n"
         "except UsageError as error:\n"
-        "    print(error.message)\n"
+        "    print(error.render())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(home)],
@@ -367,7 +367,8 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         env={**os.environ, "PYTHONPATH": str(root / "src"), "TMPDIR": str(passing)},
         check=False,
     )
-    assert f"no merged model: `inv merge --run {RUN_ID}`" in done.stdout, done.stderr
+    assert "no merged model\n" in done.stdout, done.stderr
+    assert f"hint: `inv merge --run {RUN_ID}` makes it" in done.stdout
     assert not list(passing.iterdir())
     assert [file.name for file in outside.folder.iterdir()] == ["api.json"]
     assert outside.record_file.read_bytes() == before

@@ -15,6 +15,8 @@ Config = Mapping[str, Any]
 Arguments = dict[str, Any]
 # config.json, generation_config.json, tokenizer_config.json and tokenizer.json of a model folder.
 ModelConfig = Mapping[str, Any]
+# An object that another program answers with, or a file of its own kind.
+JsonObject = dict[str, Any]
 # Rows and columns by name, as the datasets library and trainers hand them over.
 Columns = dict[str, Any]
 # {"role": "user" | "assistant" | ..., "content": str}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import ModelConfig
 from tunesmith.core.files import read_json, write_text
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -189,6 +190,6 @@ def _merges_system(template: Any) -> bool:
     return type(template)._encode is not Template._encode
 
 
-def _read(file: Path) -> dict[str, Any]:
-    value: dict[str, Any] = read_json(file) if file.is_file() else {}
+def _read(file: Path) -> ModelConfig:
+    value: ModelConfig = read_json(file) if file.is_file() else {}
     return value

@@ -163,10 +163,8 @@ def state(service: Service) -> ServiceState:
     # While it loads, somebody else may have taken the port, and would be shown its key.
     ours = access.holders(port) == {os.getuid()}
     ready = ours and http_status(port, PATHS[service.name], service.key()) == 200
-    answer["state"], answer["training"] = (
-        "ready" if ready else "starting",
-        board_training(owner.pid),
-    )
+    answer["state"] = "ready" if ready else "starting"
+    answer["training"] = board_training(owner.pid)
     return answer
 
 
