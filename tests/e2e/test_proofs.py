@@ -425,7 +425,7 @@ def test_a_gguf_holds_the_merged_model(found: dict[str, Any]) -> None:
     assert "bf16, by gguf" in said
     exports = found["exports"]
     exact, coarse = exports.get("gguf bf16") or exports["ollama bf16"], exports["gguf q8_0"]
-    assert exact["max_difference"] == 0.0
+    assert exact["figures"]["max_difference"] == 0.0
     assert exact["logits"]["max"] < 0.02
     assert found["q8_0"][0] == 0, found["q8_0"][2]
     assert 0 < coarse["logits"]["kl"] < 0.05

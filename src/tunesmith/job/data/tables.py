@@ -97,9 +97,9 @@ def explain(error: BaseException, kind: str) -> TableError:
     ):
         return TableError("no Parquet file", "is it cut off? copy it again")
     first = next((text for text in reversed(texts) if ": " in text), texts[-1])
-    said = " ".join(first.split())[:300]
+    reason = " ".join(first.split())[:300]
     return TableError(
-        f"LLaMA-Factory's reader of {kind} stops: {said}",
+        f"LLaMA-Factory's reader of {kind} stops: {reason}",
         "one column has one type in all rows and files; mend or convert the file",
     )
 

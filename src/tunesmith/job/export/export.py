@@ -265,16 +265,16 @@ def _compare_logits(merged: Path, file: Path, codec: Codec, chosen: str) -> dict
         local_files_only=True,
         trust_remote_code=False,
     )
-    found = distance(right, logits(model.eval(), sequences))
+    apart = distance(right, logits(model.eval(), sequences))
     exact = chosen == gguf_writer.default_quantisation(merged) or chosen == "f32"
     limits = vars(UNROUNDED) if exact else {"kl": _BROKEN}
-    beyond = [key for key, limit in limits.items() if not vars(found)[key] <= limit]
+    beyond = [key for key, limit in limits.items() if not vars(apart)[key] <= limit]
     if beyond:
         raise TunesmithError(
             f"{file}: its logits are not the merged model's: {beyond[0]} "
-            f"{vars(found)[beyond[0]]:.3g}, at most {limits[beyond[0]]:.3g}"
+            f"{vars(apart)[beyond[0]]:.3g}, at most {limits[beyond[0]]:.3g}"
         )
-    return found.record()
+    return apart.record()
 
 
 def _ollama(

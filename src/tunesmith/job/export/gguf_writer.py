@@ -76,8 +76,8 @@ def why_not(folder: Path) -> str | None:
 
 def default_quantisation(folder: Path) -> str:
     """Return the name for the weights as they are."""
-    found = {dtype for dtype, _ in tensor_shapes(folder).values()}
-    return next((name for dtype, name in _STORED.items() if dtype in found), "f32")
+    dtypes = {dtype for dtype, _ in tensor_shapes(folder).values()}
+    return next((name for dtype, name in _STORED.items() if dtype in dtypes), "f32")
 
 
 def pre_tokenizer(folder: Path) -> str | None:
@@ -155,16 +155,16 @@ def check(folder: Path, file: Path) -> Figures:
 
     config = read_json(folder / "config.json")
     arch = ARCHITECTURES[config["architectures"][0]]
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    written = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     names = gguf.get_tensor_name_map(_model_arch(arch), config["num_hidden_layers"])
     shapes = tensor_shapes(folder)
     worst, count = 0.0, 0
     with Reader(folder) as reader:
         for source in _sources(folder, config):
             name = names.get_name(source, try_suffixes=(".weight", ".bias"))
-            if name not in found:
+            if name not in written:
                 raise TunesmithError(f"{file}: has no {name}")
-            tensor = found.pop(name)
+            tensor = written.pop(name)
             values = _values(reader, source, config, arch)
             back = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape)
             off = float(np.abs(back - values).max())
@@ -174,8 +174,8 @@ def check(folder: Path, file: Path) -> Figures:
             if not off <= allowed:
                 raise TunesmithError(f"{file}: {name} is off by {off:.3g}, {allowed:.3g} allowed")
             worst, count = max(worst, off), count + 1
-    if found:
-        raise TunesmithError(f"{file}: holds {sorted(found)[0]}, which the model has not")
+    if written:
+        raise TunesmithError(f"{file}: holds {sorted(written)[0]}, which the model has not")
     return Figures(count, float(f"{worst:.6g}"))
 
 

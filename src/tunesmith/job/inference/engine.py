@@ -209,10 +209,10 @@ def generate(
     prompts = [loaded.codec.encode(question) for question in questions]
     stop = loaded.codec.stop_ids()
     tokenizer = loaded.codec.tokenizer
-    found = generate_ids(
+    answers = generate_ids(
         loaded.model, prompts, stop, tokenizer.pad_token_id, sampling, batch_size, progress
     )
-    return [answer_of(tokenizer, ids, stop) for ids in found]
+    return [answer_of(tokenizer, ids, stop) for ids in answers]
 
 
 def answer_of(tokenizer: Any, ids: Sequence[int], stop: Sequence[int]) -> Answer:

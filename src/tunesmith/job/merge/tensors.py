@@ -71,10 +71,10 @@ def stored(file: Path) -> dict[str, Stored]:
 
 def stored_below(folder: Path) -> dict[str, Stored]:
     """Return the tensors of all safetensors files a load of `folder` would take."""
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
-        found |= stored(file)
-    return found
+        tensors |= stored(file)
+    return tensors
 
 
 def arranged(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -148,7 +148,7 @@ class Verdict:
 
 
 @dataclass
-class _Found:
+class _Comparison:
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ids: int = 0
@@ -248,13 +248,13 @@ def fixed_probes(codec: Codec, *, thinks: bool = False) -> list[Probe]:
     """Return the probes that need no data; `thinks`: their answers think first."""
     opened, closed = codec.template.thought_words
     answer = f"{opened}\n.\n{closed}\n\n4." if thinks else "4."
-    asked = {"role": "user", "content": "What is 2 + 2?"}
+    first = {"role": "user", "content": "What is 2 + 2?"}
     again = {"role": "user", "content": 'And "3 + 4"?\nOnly the number.'}
     return [
-        Probe("one question", (asked,), answer),
+        Probe("one question", (first,), answer),
         Probe("two lines in Chinese", ({"role": "user", "content": "你好！\n你是谁？"},), answer),
         Probe("a system text", (again,), answer, "Be brief.\n简短回答。"),
-        Probe("a second turn", (asked, {"role": "assistant", "content": "4."}, again), answer),
+        Probe("a second turn", (first, {"role": "assistant", "content": "4."}, again), answer),
     ]
 
 
@@ -282,36 +282,36 @@ def compare(
         str(folder), local_files_only=True, trust_remote_code=False
     )
     ways = _ways(codec, folder, exported)
-    found = _Found(notes=list(notes))
+    comparison = _Comparison(notes=list(notes))
     for probe in probes:
         expected = reference(codec, probe)
         prompt, _ = trained(codec, probe)
         if expected != prompt:
             _note(
-                found,
+                comparison,
                 "LLaMA-Factory encodes earlier turns otherwise in training than in chat "
                 f"(id {_parting(prompt, expected)}); exports follow its chat",
             )
-        found.ids += len(expected)
+        comparison.ids += len(expected)
         for way in WAYS:
             ids = ways[way](probe)
             if isinstance(ids, str):
-                found.differences.append(Difference(way, probe.name, 0, "ids", ids))
+                comparison.differences.append(Difference(way, probe.name, 0, "ids", ids))
             elif ids != expected:
-                found.differences.append(differing(codec, way, probe, expected, ids))
+                comparison.differences.append(differing(codec, way, probe, expected, ids))
     stop, ends = _ends(codec, folder, exported, probes[0])
     if not stop:
-        _note(found, "the training ends answers with no stop token: answers may not end")
+        _note(comparison, "the training ends answers with no stop token: answers may not end")
     prompt = codec.tokenizer.decode(trained(codec, probes[0])[0])
     return Verdict(
         len(probes),
         rows,
-        found.ids,
+        comparison.ids,
         prompt,
         stop,
-        tuple(found.differences),
+        tuple(comparison.differences),
         ends,
-        tuple(found.notes),
+        tuple(comparison.notes),
     )
 
 
@@ -469,9 +469,9 @@ def _chat_template(folder: Path) -> str:
     return str(read_json(folder / "tokenizer_config.json").get("chat_template") or "")
 
 
-def _note(found: _Found, note: str) -> None:
-    if note not in found.notes:
-        found.notes.append(note)
+def _note(comparison: _Comparison, note: str) -> None:
+    if note not in comparison.notes:
+        comparison.notes.append(note)
 
 
 def _parting(one: Sequence[int], other: Sequence[int]) -> int:

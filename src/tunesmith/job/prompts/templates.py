@@ -136,7 +136,7 @@ def put_add_bos(folder: Path, *, add: bool) -> None:
 
 def read_modelfile(text: str) -> tuple[str, str, list[str]]:
     """Return (TEMPLATE, SYSTEM, stop texts) of a Modelfile."""
-    found = {
+    sections = {
         key: match[1]
         for key in ("TEMPLATE", "SYSTEM")
         if (match := re.search(rf'^{key} """(.*?)"""', text, re.DOTALL | re.MULTILINE))
@@ -144,7 +144,7 @@ def read_modelfile(text: str) -> tuple[str, str, list[str]]:
     stops = []
     for value in re.findall(r"^PARAMETER stop (.*)$", text, re.MULTILINE):
         stops.append(json.loads(value) if value.startswith('"') else value)
-    return found.get("TEMPLATE", ""), found.get("SYSTEM", ""), stops
+    return sections.get("TEMPLATE", ""), sections.get("SYSTEM", ""), stops
 
 
 def put_chat_template(folder: Path, template: str) -> None:

@@ -112,13 +112,13 @@ def _structure(base: Path, old: Shapes, new: Shapes, dtype: str) -> Check:
     problems = [f"{name} is missing" for name in sorted(old.keys() - new.keys())]
     problems += [f"{name} is not in the base" for name in sorted(new.keys() - old.keys())]
     for name in sorted(old.keys() & new.keys()):
-        (before, shape), (after, found) = old[name], new[name]
-        if shape != found:
-            problems.append(f"{name} is {list(found)}, base {list(shape)}")
+        (before, shape), (after, merged_shape) = old[name], new[name]
+        if shape != merged_shape:
+            problems.append(f"{name} is {list(merged_shape)}, base {list(shape)}")
         floating = before in {"BF16", "F16", "F32", "F64"}
-        wanted = SAFETENSORS_NAMES[dtype] if floating else before
-        if after != wanted:
-            problems.append(f"{name} is {after}, {wanted} expected")
+        expected = SAFETENSORS_NAMES[dtype] if floating else before
+        if after != expected:
+            problems.append(f"{name} is {after}, {expected} expected")
     detail = problems[0] if problems else f"{len(new)} tensors with the base's names and shapes"
     figures = {
         "tensors": len(new),

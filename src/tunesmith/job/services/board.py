@@ -54,7 +54,7 @@ def populate(
     """
     board.mkdir(parents=True, exist_ok=True)
     _link(board / "data", Path(settings["data"]))
-    found = {_board_name(name, names): path for name, path in base_models(settings["models"])}
+    models = {_board_name(name, names): path for name, path in base_models(settings["models"])}
     kept = set()
     newest = ""
     for run, request, config in _finished(Path(settings["runs"])):
@@ -67,8 +67,8 @@ def populate(
     for marker in board.glob(f"saves/*/*/*/{OURS}"):
         if marker.parent not in kept:
             shutil.rmtree(marker.parent)  # links only: the run itself lies elsewhere
-    _configure(board, found, newest or next(iter(found), ""), settings["language"])
-    return found
+    _configure(board, models, newest or next(iter(models), ""), settings["language"])
+    return models
 
 
 def base_models(store: str | Path) -> Iterator[tuple[str, Path]]:
@@ -133,12 +133,12 @@ def _link(place: Path, leads_to: Path) -> None:
     place.symlink_to(leads_to)
 
 
-def _configure(board: Path, found: Mapping[str, Path], last: str, language: str) -> None:
+def _configure(board: Path, models: Mapping[str, Path], last: str, language: str) -> None:
     """Write user_config.yaml; what the user chose in the Board stays."""
     file = board / _USER_CONFIG
     was = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
     paths = dict(was.get("path_dict") or {})
-    for name, path in found.items():
+    for name, path in models.items():
         if not Path(str(paths.get(name, "missing"))).is_dir():
             paths[name] = str(path)
     now = {
@@ -150,11 +150,11 @@ def _configure(board: Path, found: Mapping[str, Path], last: str, language: str)
     write_text(file, yaml.safe_dump(now, allow_unicode=True))
 
 
-def _teach(found: Mapping[str, Path], templates: Mapping[str, str]) -> None:
+def _teach(models: Mapping[str, Path], templates: Mapping[str, str]) -> None:
     """Let the Board's list have our models, each with the template it was trained with."""
     from llamafactory.extras import constants
 
-    for name, path in found.items():
+    for name, path in models.items():
         if name not in constants.SUPPORTED_MODELS:
             constants.SUPPORTED_MODELS[name] = {constants.DownloadSource.DEFAULT: str(path)}
     constants.DEFAULT_TEMPLATE.update(templates)

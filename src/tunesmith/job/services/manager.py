@@ -306,9 +306,9 @@ def serve_here(name: str, request: ServiceRequest, *, base: Path, listen: str, p
 def served_here(name: str) -> Service | None:
     """Return the service of this container that `serve_here` is, or None: it does not run."""
     for file in Path(tempfile.gettempdir()).glob(f"{_PASSING}*/services/{name}.json"):
-        found = Service(file.parent.parent, name)
-        if file.stat().st_uid == os.getuid() and found.process() is not None:
-            return found
+        service = Service(file.parent.parent, name)
+        if file.stat().st_uid == os.getuid() and service.process() is not None:
+            return service
     return None
 
 

@@ -24,10 +24,10 @@ def descendants(pid: int) -> list[int]:
             continue  # ended meanwhile
         if fields[0] != "Z":
             below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found = [pid]
-    for one in found:
-        found += below.get(one, [])
-    return found[1:]
+    pids = [pid]
+    for one in pids:
+        pids += below.get(one, [])
+    return pids[1:]
 
 
 def command_of(pid: int) -> list[str]:

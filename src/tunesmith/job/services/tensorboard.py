@@ -41,12 +41,12 @@ def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
         return {"eval/loss": float(entry["loss"])}
     if entry.get("event", "log") != "log":
         return {}
-    found = {}
+    values = {}
     for tag, names in _OF_LOG.items():
         value = next((entry[name] for name in names if entry.get(name) is not None), None)
         if isinstance(value, (int, float)) and math.isfinite(value):
-            found[tag] = float(value)
-    return found
+            values[tag] = float(value)
+    return values
 
 
 def step_of(entry: Mapping[str, Any]) -> int:

@@ -61,11 +61,11 @@ def by_content(config: Config) -> str | None:
 
 
 def _names(config: Config) -> list[str]:
-    found: list[str] = []
+    names: list[str] = []
     for key in ("dataset", "eval_dataset"):
         value = config.get(key) or ()
-        found += value.split(",") if isinstance(value, str) else map(str, value)
-    return list(dict.fromkeys(name.strip() for name in found))
+        names += value.split(",") if isinstance(value, str) else map(str, value)
+    return list(dict.fromkeys(name.strip() for name in names))
 
 
 def _plain(folder: Path, entry: Any) -> bool:
