@@ -182,7 +182,7 @@ def test_rows_that_see_one_another_are_noticed(job: Job, tiny_model: Path, data:
     job.call("start")
     job.wait_for_end("succeeded")
     (told,) = job.events("changed")
-    assert told["what"] == "rows end to end"
+    assert told["what"] == "packed rows"
     assert "the first rows' logits would differ by" in told["why"]
 
 

@@ -456,8 +456,8 @@ def test_vllm_check_says_what_it_did_not_ask(found: dict[str, Any]) -> None:
     code, said, error = found["vllm"]
     assert code == 0, error
     assert "passed: the chat template gives the trained ids" in said
-    assert "not asked: whether vLLM serves" in said
-    assert "not asked: a running server" in said
+    assert "not checked: whether vLLM serves" in said
+    assert "not checked: a running server" in said
 
 
 def test_a_running_server_is_asked_for_its_ids(found: dict[str, Any]) -> None:
@@ -469,4 +469,4 @@ def test_a_running_server_is_asked_for_its_ids(found: dict[str, Any]) -> None:
     assert "server differs from training in 'one question'" in error
     code, _, error = found["no server"]
     assert code == 1
-    assert "no answer of a vLLM server" in error
+    assert "no vLLM server answered" in error

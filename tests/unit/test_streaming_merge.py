@@ -622,8 +622,8 @@ def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
     [
         ("deepspeed", "deepspeed changes how models are loaded"),
         ("fsdp", "fsdp changes how models are loaded"),
-        ("memory", "of memory are free, 500.0 MB expected"),
-        ("died", "a training ended while it made it"),
+        ("memory", "of memory are free, 500.0 MB needed"),
+        ("died", "an earlier training died while making it"),
     ],
 )
 def test_where_the_training_process_must_not_make_it_a_note_says_why(

@@ -162,7 +162,7 @@ def run(
     }
     omitted = {"loss": held_out.no_loss, "held_out_answers": held_out.no_answers}
     if lost:
-        omitted["guard"] = f"{lost} prompts the tokenizer cannot say"
+        omitted["guard"] = f"{lost} prompts with text the tokenizer loses"
     forgetting = Forgetting(
         loss=guard_loss,
         perplexity=_perplexity(guard_loss),
@@ -209,7 +209,7 @@ def _item(number: int, entry: Mapping[str, Any], origin: str) -> Item:
         re.compile(expect or "")
     except re.error as error:
         raise UsageError(
-            f"{origin} {number}: expect {expect!r} is not a regular expression ({error}): mend it"
+            f"{origin} {number}: expect {expect!r} is not a regular expression ({error})"
         ) from error
     prompt = entry["prompt"]
     return Item(

@@ -2,9 +2,9 @@
 
 gguf        RUN/export/NAME.gguf, quantised on request, read back and held against the model
 ollama      a Modelfile with which `ollama create` makes the model, with a GGUF where it needs one
-vllm-check  whether vLLM would serve it as it was trained; with --server, asked of a running one
+vllm-check  whether vLLM would serve it as it was trained; with --server, asks a running one
 
-What is not possible here is said. The exit code is 0 when all that was asked is right.
+What cannot be checked here is reported. The exit code is 0 when everything checked is right.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _gguf(
     reason = gguf_writer.why_not(merged)
     if reason:
         apart = None
-        checked = f"logits not compared: transformers reads no GGUF of {reason}"
+        checked = f"logits not compared: transformers cannot read a GGUF of {reason}"
     else:
         apart = _compare_logits(merged, out, codec, chosen)
         checked = "logits against the merged model: " + ", ".join(
@@ -214,8 +214,8 @@ def _write(merged: Path, out: Path, chosen: str) -> str:
         quantizer = shutil.which(_QUANTIZER)
         if quantizer is None:
             raise UsageError(
-                f"--quantise {chosen}: needs {_QUANTIZER} of llama.cpp on PATH; without it: "
-                f"{', '.join(gguf_writer.QUANTISATIONS)}"
+                f"--quantise {chosen}: needs {_QUANTIZER} of llama.cpp on PATH",
+                hint=f"without it: {', '.join(gguf_writer.QUANTISATIONS)}",
             )
         whole = out.with_name(f".{out.name}.whole")
         try:
@@ -227,8 +227,8 @@ def _write(merged: Path, out: Path, chosen: str) -> str:
     converter = shutil.which(_CONVERTER)
     if converter is None:
         raise UsageError(
-            f"{reason} cannot be written as GGUF here: put {_CONVERTER} of llama.cpp on PATH, "
-            "executable and with its requirements, and it is used"
+            f"{reason}: not written as GGUF by tunesmith",
+            hint=f"put {_CONVERTER} of llama.cpp, executable and with its requirements, on PATH",
         )
     if chosen not in ("f32", "f16", "bf16", "q8_0"):
         raise UsageError(f"--quantise {chosen}: {_CONVERTER} writes f32, f16, bf16 and q8_0")
@@ -283,9 +283,9 @@ def _ollama(
     """Return the Modelfile to use: the merged folder's own, or one beside a GGUF."""
     architecture = read_json(merged / "config.json")["architectures"][0]
     digest = gguf_writer.split_digest(merged)
-    why = "it quantises no import" if quantise else ""
+    why = "it does not quantise imports" if quantise else ""
     if architecture not in _OLLAMA:
-        why = f"it imports no {architecture}"
+        why = f"it does not import {architecture}"
     elif digest not in gguf_writer.PRE_TOKENIZERS:
         # It would take its default and cut numbers otherwise than the training did.
         why = "its import does not know how this tokenizer splits text"
@@ -310,7 +310,7 @@ def _vllm(config: Config, codec: Codec, merged: Path, server: str) -> tuple[Vllm
         if fault.startswith(("chat_template", "generation_config", "tokenizer_config"))
     ]
     passed = (
-        [f"not asked: {note}" for note in verdict.notes]
+        [f"not checked: {note}" for note in verdict.notes]
         if not verdict.probes
         else [
             f"passed: the chat template gives the trained ids on {verdict.probes} prompts",
@@ -320,7 +320,7 @@ def _vllm(config: Config, codec: Codec, merged: Path, server: str) -> tuple[Vllm
     lines = [f"failed: {fault}" for fault in relevant] or passed
     architecture = read_json(merged / "config.json")["architectures"][0]
     if importlib.util.find_spec("vllm") is None:
-        lines.append(f"not asked: whether vLLM serves {architecture}: vLLM is not installed here")
+        lines.append(f"not checked: whether vLLM serves {architecture}: vLLM is not installed here")
     else:
         registry = importlib.import_module("vllm").ModelRegistry
         known = architecture in registry.get_supported_archs()
@@ -328,7 +328,7 @@ def _vllm(config: Config, codec: Codec, merged: Path, server: str) -> tuple[Vllm
     if server:
         lines += _ask_server(config, codec, server.rstrip("/"))
     else:
-        lines.append("not asked: a running server; --server http://HOST:PORT compares its ids")
+        lines.append("not checked: a running server; --server http://HOST:PORT compares its ids")
     lines.append(f"serve:  vllm serve {merged} --generation-config {merged}")
     return VllmCheck(lines[:-1]), lines
 
@@ -356,7 +356,7 @@ def _fetch(url: str, body: Mapping[str, object] | None) -> JsonObject:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
             value: JsonObject = json.load(answer)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise TunesmithError(f"{url}: no answer of a vLLM server ({error})") from None
+        raise TunesmithError(f"{url}: no vLLM server answered ({error})") from None
     return value
 
 

@@ -108,7 +108,7 @@ def read_vocabulary(gguf: Path) -> Vocabulary:
         known = ", ".join(_PRE_TOKENIZERS)
         raise UsageError(
             f"{gguf}: architecture {architecture}, tokenizer {kind}/{pre} cannot be converted; "
-            f"known is llama with gpt2/{known}; take the model's safetensors from the hub"
+            f"supported: llama with gpt2/{known}; take the model's safetensors from the hub"
         )
     tokens = tuple(value("tokenizer.ggml.tokens"))
     types = value("tokenizer.ggml.token_type")

@@ -175,7 +175,7 @@ def check(folder: Path, file: Path) -> Figures:
                 raise TunesmithError(f"{file}: {name} is off by {off:.3g}, {allowed:.3g} allowed")
             worst, count = max(worst, off), count + 1
     if written:
-        raise TunesmithError(f"{file}: holds {sorted(written)[0]}, which the model has not")
+        raise TunesmithError(f"{file}: holds {sorted(written)[0]}, which the model does not have")
     return Figures(count, float(f"{worst:.6g}"))
 
 

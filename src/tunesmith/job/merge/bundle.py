@@ -52,7 +52,7 @@ _LOCK = ".around.lock"
 # Where a file of the merged model lies: in the bundle, with the adapter, with the base model.
 _HERE, _ADAPTER, _BASE = "around", "adapter", "base"
 # Bytes it takes in a process that has LLaMA-Factory loaded, measured 150 MB.
-_ROOM = 500_000_000
+_MEMORY = 500_000_000
 # Ways to train after which models are loaded otherwise in the same process.
 _CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
 
@@ -231,7 +231,7 @@ def after_training(
         why = f"{type(error).__name__}: {error}".splitlines()[0]
     if why is not None:
         shutil.rmtree(run_dir / _PART, ignore_errors=True)
-        emit("note", text=f"all but the merged weights was not made yet, a merge will: {why}")
+        emit("note", text=f"no merge bundle made after the training, a merge will make it: {why}")
         return None
     return round(time.monotonic() - started, 2)
 
@@ -239,13 +239,13 @@ def after_training(
 def _why_not_here(run_dir: Path, merge: MergeInputs) -> str | None:
     """Return why the training process must not make the bundle; None: it may."""
     if (run_dir / _PART).exists():
-        return "a training ended while it made it"
+        return "an earlier training died while making it"
     changed = [key for key in _CHANGE_LOADING if merge.config.get(key)]
     if changed or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
     have = resources.memory_available()
-    if have < _ROOM:
-        return f"{human_bytes(have)} of memory are free, {human_bytes(_ROOM)} expected"
+    if have < _MEMORY:
+        return f"{human_bytes(have)} of memory are free, {human_bytes(_MEMORY)} needed"
     return None
 
 

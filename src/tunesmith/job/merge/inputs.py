@@ -57,8 +57,8 @@ def requires_full_merge(run_dir: Path, reason: str) -> UsageError:
     """Return the error where a merge by blocks is wanted and the whole model is needed."""
     return UsageError(
         f"run {run_dir.name} merges only with the whole model in memory ({reason}): "
-        f"`inv merge --on HOST --run {run_dir.name}` does it there, then "
-        f"`inv pull --on HOST --run {run_dir.name} --what merged`"
+        f"`inv merge --on HOST --run {run_dir.name}` does it on the host, then "
+        f"`inv pull --on HOST --run {run_dir.name} --what merged` downloads it"
     )
 
 

@@ -86,8 +86,8 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         step(3)
         prompts = _judged(task, made.prompts)
         for correction in prompts["corrected"]:
-            why = "so that the prompt is the trained one"
-            emit("changed", what=correction["file"], to="ours", why=why, **{"from": "exported"})
+            why = "to match the training prompt"
+            emit("changed", what=correction["file"], to="replaced", why=why, **{"from": "exported"})
         step(4)
         origin = _origin(task, prompts, made.arithmetic)
         files = manifest.write(task.part, origin, made.hashes)
@@ -174,7 +174,7 @@ def _merge(task: _Task, emit: Callable[..., None]) -> _Made:
 
 
 def _stream(task: _Task) -> _Made:
-    """Write the weights here; what is around them lies ready, or another process writes it."""
+    """Write the weights; the rest is in the run's bundle, or another process writes it."""
     merge, part = task.merge, task.part
     base, facts = merge.base, merge.facts
     dtype = SAFETENSORS_NAMES[merge.keys["infer_dtype"]]
@@ -205,9 +205,9 @@ def _skeleton(task: _Task) -> Iterator[skeleton.ExportSkeleton | bundle.MergeBun
         return
     if not skeleton.possible():
         raise UsageError(
-            f"{task.run_dir / bundle.FOLDER}: nothing there for this merge, and "
-            "LLaMA-Factory is not installed here: `inv pull --merge-here` brings it from the "
-            "host, `inv stack.install` makes the training environment"
+            f"{task.run_dir / bundle.FOLDER}: no bundle for this merge, and LLaMA-Factory is not "
+            "installed here: `inv pull --merge-here` downloads the bundle from the host, "
+            "`inv stack.install` installs LLaMA-Factory"
         )
     with skeleton.begin(task.run_dir, task.part, merge.config, merge.keys) as other:
         yield other
@@ -321,13 +321,13 @@ def check_complete(folder: Path, base: Path, facts: AdapterFacts, dtype: str) ->
     problems = verify(folder)
     if problems:
         raise TunesmithError(
-            f"the export is not whole: {problems[0]}; see train.log",
+            f"the export is incomplete: {problems[0]}; see train.log",
             [str(problem) for problem in problems[1:]],
         )
     dtypes = {stored for stored, _ in tensor_shapes(folder).values()}
     strange = dtypes & {"F64", *SAFETENSORS_NAMES.values()} - {SAFETENSORS_NAMES[dtype]}
     if strange:
-        raise TunesmithError(f"{folder}: holds {', '.join(sorted(strange))}, {dtype} asked for")
+        raise TunesmithError(f"{folder}: holds {', '.join(sorted(strange))}, {dtype} expected")
     if not _changed(folder, base, facts):
         # LLaMA-Factory issue 9051: an export that wrote the original weights back.
         raise TunesmithError(

@@ -398,7 +398,7 @@ def _merge_datasets(request: ServiceRequest) -> None:
         try:
             known = read_json(file) if file.exists() else {}
         except ValueError as error:
-            raise UsageError(f"{file}: not JSON ({error}); mend or remove it there") from None
+            raise UsageError(f"{file}: not JSON ({error}); repair or delete it") from None
         if not isinstance(known, dict):
             raise UsageError(f"{file}: expected data sets by name, found {type(known).__name__}")
         if {**known, **entries} != known:

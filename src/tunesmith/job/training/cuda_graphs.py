@@ -125,7 +125,7 @@ class GraphedSteps:
         self._pool = None
         gc.collect()
         torch.cuda.empty_cache()
-        self._on_disabled(why or "the GPU's memory does not hold a recorded step too")
+        self._on_disabled(why or "the GPU's memory has no room for a recorded step")
         return False
 
     def _recording(

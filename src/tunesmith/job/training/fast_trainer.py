@@ -108,7 +108,9 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             or config._attn_implementation != "sdpa"
             or getattr(self.processing_class, "padding_side", "right") != "right"
         ):
-            self._fall_back_to_padding(f"a {config.model_type} model of this kind was not tried so")
+            self._fall_back_to_padding(
+                f"packing is untested with a {config.model_type} model of this kind"
+            )
         one = self.args.world_size == 1 and self.args.n_gpu <= 1
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         if one and self.accelerator.distributed_type == "NO":
@@ -213,7 +215,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             return detached
 
         def on_disabled(why: str) -> None:
-            self.emit("changed", what="CUDA graphs", to="no more", why=why, **{"from": "on"})
+            self.emit("changed", what="CUDA graphs", to="off", why=why, **{"from": "on"})
 
         drops_out = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.model.modules())
         tolerance = None if drops_out else TOLERANCE[self._dtype()]
@@ -264,7 +266,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
     def _fall_back_to_padding(self, why: str) -> None:
         self.packs = False
         self._graphs = None
-        self.emit("changed", what="rows end to end", to="padded", why=why, **{"from": "on"})
+        self.emit("changed", what="packed rows", to="padded", why=why, **{"from": "on"})
 
     def _fit(self) -> None:
         """Lower the micro-batch until its longest rows fit; the effective batch stays."""

@@ -80,7 +80,7 @@ def fit(config: Arguments, request: dict[str, Any], emit: Callable[..., None]) -
     config["dataset_dir"] = view
     if config.get("overwrite_cache") and "overwrite_cache" not in request.get("overrides", {}):
         config["overwrite_cache"] = False
-        why = "prepared rows are found by what they are; changed rows are prepared anew"
+        why = "prepared rows are cached by their content; changed rows are prepared again"
         emit("changed", what="overwrite_cache", to=False, **{"from": True}, why=why)
 
 
@@ -184,7 +184,7 @@ def _fit_to_machine(config: Arguments, request: dict[str, Any]) -> list[Change]:
         halves = [key for key in ("bf16", "fp16") if config.get(key)]
         if halves == ["bf16"] and resources.multiplies_bf16():
             # transformers refuses it without a GPU unless it is told so.
-            why = "so that bf16 stays: this processor multiplies it faster than float32"
+            why = "keeps bf16, which this processor multiplies faster than float32"
             changes.append(Change("use_cpu", True, config.get("use_cpu"), why))
         else:
             changes += [Change(key, False, True) for key in halves]
