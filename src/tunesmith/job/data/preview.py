@@ -16,7 +16,7 @@ from pathlib import Path
 from tunesmith.core.documents import AlignedRow, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
-from tunesmith.job.data.rows import IGNORED, Loaded
+from tunesmith.job.data.rows import IGNORED, DataPipeline
 
 
 @dataclass(frozen=True)
@@ -46,38 +46,38 @@ def preview(config: Config, rows: int, first: int, scratch: str) -> list[Preview
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = Loaded.of(config, scratch)
-    if loaded.stage != "sft":
-        raise UsageError(f"stage {loaded.stage} has no questions and answers to show")
+    pipeline = DataPipeline.of(config, scratch)
+    if pipeline.stage != "sft":
+        raise UsageError(f"stage {pipeline.stage} has no questions and answers to show")
     names = str(config.get("dataset") or "").split(",")
     shown: list[PreviewRow] = []
     passed = 0
-    for name, table in loaded.rows([name.strip() for name in names]).items():
+    for name, table in pipeline.rows([name.strip() for name in names]).items():
         for place in range(max(first - 1 - passed, 0), len(table)):
             if len(shown) == rows:
                 return shown
-            shown.append(_shown(loaded, table[place], PreviewRow(name, place + 1)))
+            shown.append(_shown(pipeline, table[place], PreviewRow(name, place + 1)))
         passed += len(table)
     if not shown:
         raise UsageError(f"there is no row {first}; the data has {passed} rows")
     return shown
 
 
-def _shown(loaded: Loaded, row: AlignedRow, empty: PreviewRow) -> PreviewRow:
+def _shown(pipeline: DataPipeline, row: AlignedRow, empty: PreviewRow) -> PreviewRow:
     if len(row["_prompt"]) % 2 != 1 or len(row["_response"]) != 1:
         return replace(empty, dropped=True)
-    ids, labels, pairs = loaded.encode(row)
+    ids, labels, pairs = pipeline.encode(row)
     pieces = []
     for trained, group in itertools.groupby(
         zip(ids, labels, strict=True), lambda item: item[1] != IGNORED
     ):
         tokens = [token for token, _ in group]
-        text = loaded.codec.tokenizer.decode(
+        text = pipeline.codec.tokenizer.decode(
             tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         pieces.append(Piece(text, trained, len(tokens)))
     full = sum(len(source) + len(target) for source, target in pairs)
-    full += 1 if loaded.codec.template.efficient_eos else 0
+    full += 1 if pipeline.codec.template.efficient_eos else 0
     return replace(
         empty,
         pieces=tuple(pieces),

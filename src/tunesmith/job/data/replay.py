@@ -29,7 +29,7 @@ from typing import Any
 from tunesmith.core.documents import AlignedRow, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
-from tunesmith.job.data.rows import IGNORED, Loaded, Table
+from tunesmith.job.data.rows import IGNORED, DataPipeline, Table
 
 EXAMPLES = 50  # rows of one kind that are listed one by one
 _SLICE = 500  # rows a process takes at once
@@ -129,22 +129,22 @@ class Part:
         }
 
 
-def judge(loaded: Loaded, rows: Sequence[AlignedRow], first: int) -> Part:
+def judge(pipeline: DataPipeline, rows: Sequence[AlignedRow], first: int) -> Part:
     """Encode rows of one data set, the first of which has number `first`."""
     part = Part(rows=len(rows))
-    words = _control_words(loaded)
+    words = _control_words(pipeline)
     for number, row in enumerate(rows, first):
-        if loaded.stage == "sft" and (len(row["_prompt"]) % 2 != 1 or len(row["_response"]) != 1):
+        if pipeline.stage == "sft" and (len(row["_prompt"]) % 2 != 1 or len(row["_response"]) != 1):
             part.note("dropped", number, _why_dropped(row))
             continue
-        if loaded.stage == "pt":
-            _judge_text(loaded, row, number, part)
+        if pipeline.stage == "pt":
+            _judge_text(pipeline, row, number, part)
             continue
-        ids, labels, pairs = loaded.encode(row)
+        ids, labels, pairs = pipeline.encode(row)
         full = sum(len(source) + len(target) for source, target in pairs)
-        full += 1 if loaded.codec.template.efficient_eos else 0
+        full += 1 if pipeline.codec.template.efficient_eos else 0
         part.full[full] += 1
-        if loaded.data_args.packing and len(ids) > loaded.data_args.cutoff_len:
+        if pipeline.data_args.packing and len(ids) > pipeline.data_args.cutoff_len:
             part.note("dropped", number, f"{len(ids)} tokens: packing leaves out what is longer")
             continue
         trained = sum(label != IGNORED for label in labels)
@@ -155,7 +155,7 @@ def judge(loaded: Loaded, rows: Sequence[AlignedRow], first: int) -> Part:
             part.note("truncated", number, _why_cut(full, len(ids), labels, pairs))
         if not trained:
             part.note("untrained", number, "no token of the answer is left to train on")
-        _inspect(loaded, row, ids, number, part, words)
+        _inspect(pipeline, row, ids, number, part, words)
     return part
 
 
@@ -179,26 +179,26 @@ def _why_cut(full: int, left: int, labels: Sequence[int], pairs: Sequence[Any]) 
     return f"{full} tokens{turns}, {left} stay: {lost}"
 
 
-def _judge_text(loaded: Loaded, row: AlignedRow, number: int, part: Part) -> None:
+def _judge_text(pipeline: DataPipeline, row: AlignedRow, number: int, part: Part) -> None:
     """A text of pre-training: joined with the others and cut into blocks, so never lost."""
     texts = [message["content"] for message in row["_prompt"]]
-    ids = loaded.codec.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
+    ids = pipeline.codec.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
     part.kept.append(number)
     part.lengths.append(len(ids) + 1)
     part.full[len(ids) + 1] += 1
     part.trained_tokens += len(ids) + 1
 
 
-def _control_words(loaded: Loaded) -> re.Pattern[str] | None:
+def _control_words(pipeline: DataPipeline) -> re.Pattern[str] | None:
     """What is a token of its own to the tokenizer and must not stand in a text."""
-    thought = tuple(getattr(loaded.codec.template, "thought_words", ()) or ())
-    added = loaded.codec.tokenizer.added_tokens_decoder.values()
+    thought = tuple(getattr(pipeline.codec.template, "thought_words", ()) or ())
+    added = pipeline.codec.tokenizer.added_tokens_decoder.values()
     words = {token.content for token in added if token.special} - {word.strip() for word in thought}
     return re.compile("|".join(map(re.escape, sorted(words)))) if words else None
 
 
 def _inspect(
-    loaded: Loaded,
+    pipeline: DataPipeline,
     row: AlignedRow,
     ids: Sequence[int],
     number: int,
@@ -214,21 +214,21 @@ def _inspect(
             reason = f"the text holds {match.group()}, which the model reads as a control token"
             part.note("control", number, reason)
             break
-    tokenizer = loaded.codec.tokenizer
+    tokenizer = pipeline.codec.tokenizer
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids and unknown != tokenizer.eos_token_id:
-        part.note("unknown", number, f"{_missing(loaded, texts)} is unknown to the tokenizer")
+        part.note("unknown", number, f"{_missing(pipeline, texts)} is unknown to the tokenizer")
         return
     if len(texts) == 2 and "<think>" not in answer:
         # A sample: reading all of a long text back would double the work.
-        lost = _missing(loaded, [text[:200] for text in texts], quoted=False)
+        lost = _missing(pipeline, [text[:200] for text in texts], quoted=False)
         if lost:
             part.note("unknown", number, f"the tokenizer loses {lost!r}")
 
 
-def _missing(loaded: Loaded, texts: Sequence[str], quoted: bool = True) -> str:
+def _missing(pipeline: DataPipeline, texts: Sequence[str], quoted: bool = True) -> str:
     """Return characters that decode(encode(text)) does not give back."""
-    tokenizer = loaded.codec.tokenizer
+    tokenizer = pipeline.codec.tokenizer
     lost: dict[str, None] = {}
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -254,19 +254,19 @@ def replay(config: Config, workers: int, scratch: str, rows_file: Path | None = 
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = Loaded.of(config, scratch)
+    pipeline = DataPipeline.of(config, scratch)
     names, held = _names(config.get("dataset")), _names(config.get("eval_dataset"))
     if not names:
         raise UsageError("the config names no data set; write dataset: KEY")
     parts: dict[str, Part] = {}
     done = 0
-    tables = loaded.rows(list(dict.fromkeys([*names, *held])))
+    tables = pipeline.rows(list(dict.fromkeys([*names, *held])))
     total = sum(len(table) for table in tables.values())
     with contextlib.ExitStack() as stack:
         listing = stack.enter_context(rows_file.open("w", encoding="utf-8")) if rows_file else None
         for name, table in tables.items():
             parts[name] = Part()
-            for part in _judged(loaded, table, workers):
+            for part in _judged(pipeline, table, workers):
                 if listing is not None:
                     listing.writelines(_line(name, note) for note in part.notes)
                 parts[name].add(part)
@@ -276,12 +276,12 @@ def replay(config: Config, workers: int, scratch: str, rows_file: Path | None = 
         datasets=parts,
         train=names,
         eval=held,
-        cutoff_len=loaded.data_args.cutoff_len,
-        packing=bool(loaded.data_args.packing),
+        cutoff_len=pipeline.data_args.cutoff_len,
+        packing=bool(pipeline.data_args.packing),
         template=config.get("template"),
-        reasoning=type(loaded.codec.template).__name__.startswith("Reasoning"),
-        enable_thinking=loaded.data_args.enable_thinking,
-        steps=_steps(loaded, [parts[name] for name in names], names),
+        reasoning=type(pipeline.codec.template).__name__.startswith("Reasoning"),
+        enable_thinking=pipeline.data_args.enable_thinking,
+        steps=_steps(pipeline, [parts[name] for name in names], names),
     )
 
 
@@ -294,27 +294,27 @@ def _names(listed: Any) -> list[str]:
     return [str(word).strip() for word in words if str(word).strip()]
 
 
-_shared: tuple[Loaded, Table] | None = None  # what forked workers inherit
+_shared: tuple[DataPipeline, Table] | None = None  # what forked workers inherit
 
 
-def _judged(loaded: Loaded, table: Table, workers: int) -> Iterator[Part]:
+def _judged(pipeline: DataPipeline, table: Table, workers: int) -> Iterator[Part]:
     """Yield a part for each slice of the table, in order, from `workers` processes."""
     global _shared
     starts = range(0, len(table), _SLICE)
     if workers < 2 or len(starts) < 2 * workers:
         for start in starts:
-            yield judge(loaded, _slice(table, start), start + 1)
+            yield judge(pipeline, _slice(table, start), start + 1)
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _shared = (loaded, table)
+    _shared = (pipeline, table)
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         yield from pool.map(_judge_slice, starts, chunksize=2)
 
 
 def _judge_slice(start: int) -> Part:
     assert _shared is not None
-    loaded, table = _shared
-    return judge(loaded, _slice(table, start), start + 1)
+    pipeline, table = _shared
+    return judge(pipeline, _slice(table, start), start + 1)
 
 
 def _slice(table: Table, start: int) -> list[AlignedRow]:
@@ -325,23 +325,23 @@ def _slice(table: Table, start: int) -> list[AlignedRow]:
     return list(rows)
 
 
-def _steps(loaded: Loaded, parts: Sequence[Part], names: Sequence[str]) -> Steps:
+def _steps(pipeline: DataPipeline, parts: Sequence[Part], names: Sequence[str]) -> Steps:
     from datasets import Dataset
     from llamafactory.data.data_utils import split_dataset
 
-    arguments = loaded.training_args
+    arguments = pipeline.training_args
     lengths = [length for part in parts for length in part.lengths]
     rows = [(name, row) for name, part in zip(names, parts, strict=True) for row in part.kept]
     validation: list[tuple[str, int]] = []
-    if loaded.stage == "pt":
-        block = loaded.data_args.cutoff_len
-        lengths = [block] * (sum(lengths) // block) if loaded.data_args.packing else lengths
-    elif loaded.data_args.packing:
-        lengths = _packs(lengths, loaded.data_args)
-    share = loaded.data_args.val_size
+    if pipeline.stage == "pt":
+        block = pipeline.data_args.cutoff_len
+        lengths = [block] * (sum(lengths) // block) if pipeline.data_args.packing else lengths
+    elif pipeline.data_args.packing:
+        lengths = _packs(lengths, pipeline.data_args)
+    share = pipeline.data_args.val_size
     if lengths and share > 1e-6:
         places = Dataset.from_dict({"place": list(range(len(lengths)))})
-        split = split_dataset(places, None, loaded.data_args, seed=arguments.seed)
+        split = split_dataset(places, None, pipeline.data_args, seed=arguments.seed)
         if len(lengths) == len(rows):
             validation = [rows[place] for place in split["validation"]["place"]]
         lengths = [lengths[place] for place in split["train"]["place"]]

@@ -31,7 +31,7 @@ Table = Any  # datasets.Dataset, whose rows are AlignedRow
 
 
 @dataclass(frozen=True)
-class Loaded:
+class DataPipeline:
     """LLaMA-Factory's arguments, tokenizer and processor for one config."""
 
     data_args: Any
@@ -42,7 +42,7 @@ class Loaded:
     stage: str
 
     @classmethod
-    def of(cls, config: Config, scratch: str) -> Loaded:
+    def of(cls, config: Config, scratch: str) -> DataPipeline:
         """Load tokenizer and template (seconds), no weights; caches go to `scratch`."""
         from llamafactory.data.loader import _get_dataset_processor
         from llamafactory.hparams import DataArguments

@@ -20,7 +20,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
 from tunesmith.core.printable import printable
 from tunesmith.job.inference import engine
-from tunesmith.job.inference.engine import Loaded, Question, Sampling
+from tunesmith.job.inference.engine import LoadedModel, Question, Sampling
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import integrity
 from tunesmith.job.run.folder import MERGED
@@ -137,7 +137,7 @@ def choose_sampling(options: argparse.Namespace, args: Config) -> Sampling:
     return replace(plain, do_sample=True, **values)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Loaded, Sampling]:
+def _prepare(options: argparse.Namespace) -> tuple[LoadedModel, Sampling]:
     # Before the libraries are imported, which read these once.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
@@ -156,7 +156,7 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _converse(loaded: Loaded, sampling: Sampling, system: str | None) -> None:
+def _converse(loaded: LoadedModel, sampling: Sampling, system: str | None) -> None:
     """Ask and answer until /exit or the end of input, with the conversation so far."""
     print(_HELP, file=sys.stderr)
     with contextlib.suppress(ImportError):
@@ -176,7 +176,7 @@ def _converse(loaded: Loaded, sampling: Sampling, system: str | None) -> None:
 
 
 def _turn(
-    loaded: Loaded,
+    loaded: LoadedModel,
     sampling: Sampling,
     system: str | None,
     history: list[Message],

@@ -20,7 +20,7 @@ from tunesmith.core.documents import TokenizedRow
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import locked, read_json, write_json, write_text
 from tunesmith.job.inference import engine
-from tunesmith.job.inference.engine import Answer, Codec, Loaded, Question, Sampling
+from tunesmith.job.inference.engine import Answer, Codec, LoadedModel, Question, Sampling
 from tunesmith.job.inference.validation_rows import (
     HeldOut,
     Item,
@@ -297,7 +297,7 @@ def scores(tokenizer: Any, records: Sequence[AnswerRecord]) -> Scores | None:
 
 
 def mean_loss(
-    loaded: Loaded,
+    loaded: LoadedModel,
     held_out: HeldOut,
     batch_size: int,
     progress: Callable[[int], None] | None = None,

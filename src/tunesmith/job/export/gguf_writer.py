@@ -19,7 +19,7 @@ from tunesmith.basemodel.files import tensor_shapes
 from tunesmith.core.documents import ModelConfig
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, replacing
-from tunesmith.job.merge.weights import Reader
+from tunesmith.job.merge.weights import TensorReader
 from tunesmith.job.prompts import templates
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
@@ -113,7 +113,7 @@ def write(folder: Path, out: Path, quantise: str) -> None:
         raise UsageError(f"quantisation {quantise!r}: one of {', '.join(QUANTISATIONS)} expected")
     config = read_json(folder / "config.json")
     arch = ARCHITECTURES[config["architectures"][0]]
-    with replacing(out) as part, Reader(folder) as reader:
+    with replacing(out) as part, TensorReader(folder) as reader:
         writer = gguf.GGUFWriter(part, arch)
         _metadata(writer, folder, config, quantise)
         _vocabulary(writer, read_vocabulary(folder), folder)
@@ -159,7 +159,7 @@ def check(folder: Path, file: Path) -> Figures:
     names = gguf.get_tensor_name_map(_model_arch(arch), config["num_hidden_layers"])
     shapes = tensor_shapes(folder)
     worst, count = 0.0, 0
-    with Reader(folder) as reader:
+    with TensorReader(folder) as reader:
         for source in _sources(folder, config):
             name = names.get_name(source, try_suffixes=(".weight", ".bias"))
             if name not in written:
@@ -309,7 +309,7 @@ def _stored(kind: Any) -> tuple[Any, int]:
     return plain.get(kind.name, (np.dtype(np.uint8), 1))
 
 
-def _values(reader: Reader, name: str, config: ModelConfig, arch: str) -> Any:
+def _values(reader: TensorReader, name: str, config: ModelConfig, arch: str) -> Any:
     """Return a tensor as float32, in the order of llama.cpp."""
     values = reader.get(name).float().numpy()
     if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -112,7 +112,7 @@ class Codec:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to answer."""
 
     codec: Codec
@@ -187,16 +187,16 @@ def codec(args: Arguments) -> Codec:
     return Codec(module["tokenizer"], module["processor"], template, model_args, finetuning_args)
 
 
-def load(prepared: Codec) -> Loaded:
+def load(prepared: Codec) -> LoadedModel:
     """Load the weights LLaMA-Factory's way, adapters merged in memory, ready for inference."""
     from llamafactory.model import load_model
 
     model = load_model(prepared.tokenizer, prepared.model_args, prepared.finetuning_args)
-    return Loaded(prepared, model)
+    return LoadedModel(prepared, model)
 
 
 def generate(
-    loaded: Loaded,
+    loaded: LoadedModel,
     questions: Sequence[Question],
     sampling: Sampling,
     batch_size: int = 32,
@@ -261,7 +261,7 @@ def generate_ids(
 
 
 def stream(
-    loaded: Loaded, question: Question, sampling: Sampling, write: Callable[[str], None]
+    loaded: LoadedModel, question: Question, sampling: Sampling, write: Callable[[str], None]
 ) -> Answer:
     """Answer one question, passing the text to `write` piece by piece as it comes."""
     import torch

@@ -17,7 +17,7 @@ Tensor = Any  # torch.Tensor: torch is imported where it is used
 Handle = Any  # safetensors' open file
 
 
-class Reader:
+class TensorReader:
     """The tensors of a folder's safetensors files, each file opened once."""
 
     def __init__(self, folder: Path) -> None:
@@ -25,7 +25,7 @@ class Reader:
         self._stack = contextlib.ExitStack()
         self._handles: dict[str, Handle] = {}
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> TensorReader:
         from safetensors import safe_open
 
         for file in weight_files(self._folder):

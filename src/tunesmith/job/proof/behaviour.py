@@ -24,7 +24,7 @@ from tunesmith.job.inference import engine
 from tunesmith.job.inference.engine import Codec, Question, Sampling
 from tunesmith.job.merge.adapter import AdapterFacts
 from tunesmith.job.merge.phase import check_room, parameter_count
-from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
+from tunesmith.job.merge.weights import TensorReader, lora_pairs, row_parts
 from tunesmith.job.proof.weights import Check, not_plain
 
 _POSITIONS = 256  # logits compared: positions in all texts together
@@ -313,7 +313,7 @@ def undo_rounding(model: Any, base: Path, facts: AdapterFacts, dtype: str) -> No
     import torch
 
     merged, targets = getattr(torch, dtype), set(facts.targets.values())
-    with torch.no_grad(), Reader(base) as reader:
+    with torch.no_grad(), TensorReader(base) as reader:
         for name, weight in model.named_parameters():
             if name in reader and name not in targets:
                 stored = reader.get(name)

@@ -16,7 +16,7 @@ from tunesmith.core.files import read_json
 from tunesmith.job.merge import manifest
 from tunesmith.job.merge.adapter import AdapterFacts
 from tunesmith.job.merge.inputs import SAFETENSORS_NAMES
-from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
+from tunesmith.job.merge.weights import TensorReader, lora_pairs, row_parts
 
 # Bits of the significand with the hidden one, and the smallest subnormal as a power of two.
 _SIGNIFICAND = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}
@@ -77,7 +77,7 @@ def weight_checks(
         return [structure]
     reasons = not_plain(facts, adapters)
     touched = {*facts.targets.values(), *facts.saved_whole}
-    with Reader(base) as before, Reader(merged) as after:
+    with TensorReader(base) as before, TensorReader(merged) as after:
         stray = _stray(before, after, sorted(new.keys() - touched))
         target_checks = (
             _unrecomputed(before, after, facts, reasons)
@@ -129,7 +129,7 @@ def _structure(base: Path, old: Shapes, new: Shapes, dtype: str) -> Check:
     return Check("structure", not problems, detail, figures)
 
 
-def _stray(before: Reader, after: Reader, names: list[str]) -> list[str]:
+def _stray(before: TensorReader, after: TensorReader, names: list[str]) -> list[str]:
     """Return those of `names` that are not the base's tensor, cast."""
     import torch
 
@@ -144,7 +144,7 @@ def _stray(before: Reader, after: Reader, names: list[str]) -> list[str]:
 
 
 def _unrecomputed(
-    before: Reader, after: Reader, facts: AdapterFacts, reasons: list[str]
+    before: TensorReader, after: TensorReader, facts: AdapterFacts, reasons: list[str]
 ) -> list[Check]:
     """For adapters beyond W + scale * B @ A: targets must have changed, no values."""
     targets = sorted({*facts.targets.values(), *facts.saved_whole})
@@ -165,7 +165,9 @@ def _unrecomputed(
     ]
 
 
-def _recompute(before: Reader, after: Reader, facts: AdapterFacts, dtype: str) -> list[Check]:
+def _recompute(
+    before: TensorReader, after: TensorReader, facts: AdapterFacts, dtype: str
+) -> list[Check]:
     """Recompute each target as cast(W + scale * B @ A) in float32.
 
     W is the base's in the merged dtype: a base of another dtype is cast as it is loaded, by
