@@ -29,32 +29,37 @@ import transformers
 from pathlib import Path
 from llamafactory.data.loader import get_dataset
 from tunesmith.job.data.preview import preview
-from tunesmith.job.data.replay import Loaded, replay
+from tunesmith.job.data.replay import replay
+from tunesmith.job.data.rows import DataPipeline
 
 asked = json.load(open(sys.argv[1]))
 found = {}
 for name, config in asked.items():
     with tempfile.TemporaryDirectory() as scratch:
-        loaded = Loaded.of(config, scratch)
+        pipeline = DataPipeline.of(config, scratch)
         transformers.set_seed(42)
         module = get_dataset(
-            loaded.codec.template, loaded.model_args, loaded.data_args, loaded.training_args,
-            stage="sft", tokenizer=loaded.codec.tokenizer, processor=loaded.codec.processor,
+            pipeline.codec.template, pipeline.model_args, pipeline.data_args,
+            pipeline.training_args,
+            stage="sft", tokenizer=pipeline.codec.tokenizer, processor=pipeline.codec.processor,
         )
         theirs = {
             side: [[len(r["input_ids"]), sum(x != -100 for x in r["labels"])] for r in module[side]]
             for side in ("train_dataset", "eval_dataset") if side in module
         }
         held = [list(r["input_ids"]) for r in module.get("eval_dataset", [])]
-        one = replay(config, 1, scratch)
+        one = replay(config, 1, scratch).record()
         ours = {tuple(place): None for place in one["validation"]}
-        table = loaded.rows([config["dataset"]])[config["dataset"]]
-        same = held == [loaded.encode(table[row - 1])[0] for _, row in ours]
+        table = pipeline.rows([config["dataset"]])[config["dataset"]]
+        same = held == [pipeline.encode(table[row - 1])[0] for _, row in ours]
+        cut = name == "cut"
+        two = replay(config, 2, scratch, Path(sys.argv[3])).record() if cut else None
+        rows = [dataclasses.asdict(r) for r in preview(config, 3, 2, scratch)] if cut else None
         found[name] = {
             "theirs": theirs, "one": one,
-            "two": replay(config, 2, scratch, Path(sys.argv[3])) if name == "cut" else None,
+            "two": two,
             "same_validation": same,
-            "preview": preview(config, 3, 2, scratch) if name == "cut" else None,
+            "preview": rows,
         }
 json.dump(found, open(sys.argv[2], "w"))
 """

@@ -23,11 +23,11 @@ WHOLE = PLAIN | {
     "disable_gradient_checkpointing": True,
 }
 
-# What end_to_end must give: each row's logits as if it were alone.
+# What pack_rows must give: each row's logits as if it were alone.
 ALONE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-from tunesmith.job.training import fast_trainer
+from tunesmith.job.training import packing
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], attn_implementation="sdpa").eval()
 torch.manual_seed(1)
@@ -35,16 +35,16 @@ lengths = [5, 90, 17, 64, 33, 120, 8]
 width = max(lengths)
 ids = torch.randint(5, 1000, (len(lengths), width))
 attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-labels = torch.where(attention == 1, ids, fast_trainer.IGNORE_INDEX)
+labels = torch.where(attention == 1, ids, packing.IGNORE_INDEX)
 batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
 limit = int(sys.argv[2])
-laid = fast_trainer.end_to_end(batch, 0, limit)
-lines = fast_trainer.lay_out(lengths, limit)
+packed = packing.pack_rows(batch, 0, limit)
+lines = packing.bin_pack(lengths, limit)
 with torch.no_grad():
     logits = model(
-        input_ids=laid["input_ids"],
-        position_ids=laid["position_ids"],
-        attention_mask=fast_trainer.mask_of(laid["marks"], torch.float32),
+        input_ids=packed["input_ids"],
+        position_ids=packed["position_ids"],
+        attention_mask=packing.segment_mask(packed["segment_ids"], torch.float32),
     ).logits
     worst = 0.0
     for number, line in enumerate(lines):
@@ -55,16 +55,16 @@ with torch.no_grad():
             worst = max(worst, float((logits[number, at : at + n] - alone).abs().max()))
             at += n
 assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
-assert int((laid["labels"] != fast_trainer.IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
-print(len(lines), laid["input_ids"].shape[1], worst)
+assert int((packed["labels"] != packing.IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
+print(len(lines), packed["input_ids"].shape[1], worst)
 """
 
-# What cpu_step must give: PEFT's and transformers' own loss and gradients.
+# What cpu_lora must give: PEFT's and transformers' own loss and gradients.
 CHEAPER = """
 import json, sys, torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
-from tunesmith.job.training import cpu_lora, fast_trainer
+from tunesmith.job.training import cpu_lora, packing
 
 found = {}
 for kind, options, numbers in (
@@ -85,7 +85,7 @@ for kind, options, numbers in (
         if weight.requires_grad:
             weight.data = weight.data.float()
     ids = torch.randint(5, 1000, (3, 40))
-    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, fast_trainer.IGNORE_INDEX)
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, packing.IGNORE_INDEX)
     head = model.get_output_embeddings()
     sizes = []
     head.register_forward_hook(lambda module, given, made: sizes.append(made.shape[:-1].numel()))
@@ -101,8 +101,8 @@ for kind, options, numbers in (
 
     loss, gradients = once({})
     changed = cpu_lora.add_in_place(model)
-    places, tokens = cpu_lora.learnt(labels)
-    with cpu_lora.only_at(head, places):
+    positions, tokens = cpu_lora.target_positions(labels)
+    with cpu_lora.select_positions(head, positions):
         cheap, cheaper = once({"shift_labels": tokens})
     again = model(input_ids=ids).logits.shape[1]
     apart = max(float((cheaper[n] - g).norm() / g.norm()) for n, g in gradients.items())
@@ -182,7 +182,7 @@ def test_rows_that_see_one_another_are_noticed(job: Job, tiny_model: Path, data:
     job.call("start")
     job.wait_for_end("succeeded")
     (told,) = job.events("changed")
-    assert told["what"] == "rows end to end"
+    assert told["what"] == "packed rows"
     assert "the first rows' logits would differ by" in told["why"]
 
 
@@ -220,10 +220,10 @@ def test_a_processors_cheaper_step_has_the_same_loss_and_gradients(
     found = json.loads(done.stdout)
     layers = found["float32"][0]
     assert layers > 0
-    for kind, (changed, loss, gradient, sizes, learnt, after) in found.items():
+    for kind, (changed, loss, gradient, sizes, targets, after) in found.items():
         # What PEFT computes in another way stays PEFT's.
         assert changed == (0 if kind in ("DoRA", "bias") else layers), kind
         rounding = (0.01, 0.05) if kind == "bfloat16" else (1e-5, 1e-4)
         assert loss < rounding[0] and gradient < rounding[1], kind
-        assert sizes[:2] == [3 * 40, learnt] and learnt < 120, "the head computes what is learnt"
+        assert sizes[:2] == [3 * 40, targets] and targets < 120, "the head computes targets"
         assert after == 40, "and afterwards all of it"

@@ -87,11 +87,10 @@ def folders(name, base, adapter, dtype, shard=None):
     args = {**engine.arguments(config), **keys, "export_legacy_format": False}
     given = {**args, "adapter_name_or_path": str(adapter), "export_dir": str(theirs)}
     tuner.export_model(given)
-    told = skeleton.without_weights(tuner, {**args, "export_dir": str(ours)})
+    shards = skeleton.without_weights(tuner, {**args, "export_dir": str(ours)})
     PreTrainedModel.save_pretrained = save
     facts = check_fits(base, adapter)
     assert streaming.why_not(facts, [adapter], keys, config, base) is None
-    shards = skeleton.shards_of(told)
     way = matmul.best()
     made = streaming.merge(base, facts, shards, ours, way, 3, [base / "config.json"], hashed=True)
     assert made.hashes == {path: sha256_of(path) for path in made.hashes}

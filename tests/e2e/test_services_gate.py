@@ -57,11 +57,17 @@ def start(training_python: Path, tmp_path: Path) -> Iterator[Callable[..., Servi
         ask("stop", name, "--force")
 
 
+def port_of(service: Service) -> int:
+    record = service.record()
+    assert record
+    return record.port
+
+
 def assert_guarded(service: Service) -> None:
     """No other Host, no other Origin, nobody without a secret, and one port only."""
     owner, record, key = service.process(), service.record(), service.key()
     assert owner and record and key
-    port, path = int(record["port"]), PATHS[service.name]
+    port, path = record.port, PATHS[service.name]
     found = sockets_of((owner.pid, *descendants(owner.pid)))
     assert found == {("0100007F", port)}, "no second way in"
     own = ("Authorization", f"Bearer {key}")
@@ -95,7 +101,7 @@ def test_the_board(start: Callable[..., Service]) -> None:
     token = services_service.new_secret()
     service = start("webui", tokens=[token])
     assert_guarded(service)
-    port = int((service.record() or {})["port"])
+    port = port_of(service)
     assert status_of(port, "/gradio_api/startup-events") == 403
     assert [status_of(port, f"/?token={token}") for _ in range(2)] == [200, 403]
     assert token not in service.log_file.read_text()
@@ -106,7 +112,7 @@ def test_tensorboard(start: Callable[..., Service], project: Project) -> None:
     packages = str(tensorboard_packages.install(project, "default"))
     service = start("tensorboard", settings={"packages": packages}, tokens=[token])
     assert_guarded(service)
-    port = int((service.record() or {})["port"])
+    port = port_of(service)
     assert [status_of(port, f"/?token={token}") for _ in range(2)] == [200, 403]
     assert token not in service.log_file.read_text()
 

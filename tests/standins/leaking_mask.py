@@ -6,10 +6,10 @@ import sys
 
 
 class Leaking(importlib.abc.MetaPathFinder):
-    """Loads tunesmith.job.training.fast_trainer with a mask that is causal and nothing else."""
+    """Loads tunesmith.job.training.packing with a mask that is causal and nothing else."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "tunesmith.job.training.fast_trainer":
+        if name != "tunesmith.job.training.packing":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
@@ -17,8 +17,8 @@ class Leaking(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             load(module)
-            mask_of = module.mask_of
-            module.mask_of = lambda marks, dtype: mask_of(marks.clamp(max=1), dtype)
+            mask = module.segment_mask
+            module.segment_mask = lambda segment_ids, dtype: mask(segment_ids.clamp(max=1), dtype)
 
         spec.loader.exec_module = exec_module
         return spec

@@ -24,6 +24,17 @@ SPLITS: dict[str, Any] = {
     "smollm": [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}],
 }
 
+ORIGIN = manifest.Origin(
+    run="r",
+    base=manifest.BaseOrigin("m/x", None, {}),
+    adapters=(),
+    lora=manifest.LoraOrigin(8, 16, 2.0),
+    dtype="bfloat16",
+    arithmetic="numpy",
+    parity=True,
+    corrected=(),
+)
+
 
 def model(folder: Path, pre: Any = "qwen2", **config: Any) -> Path:
     folder.mkdir(parents=True)
@@ -52,7 +63,7 @@ def model(folder: Path, pre: Any = "qwen2", **config: Any) -> Path:
 
 def proven(run: Path) -> Path:
     merged = model(run / "merged")
-    manifest.write(merged, {})
+    manifest.write(merged, ORIGIN)
     (run / "proof.json").write_text(json.dumps({"passed": True}))
     return merged
 
@@ -63,8 +74,9 @@ def test_only_a_proven_model_is_exported(tmp_path: Path) -> None:
         model(run / "merged")
         if passed is not None:
             (run / "proof.json").write_text(json.dumps({"passed": passed}))
-        with pytest.raises(UsageError, match=f"`inv merge --run {run.name}` makes one"):
+        with pytest.raises(UsageError, match="no proven merged model") as refused:
             export.run(run, "gguf")
+        assert refused.value.hint == f"`inv merge --run {run.name}` makes one"
 
 
 def test_a_model_that_changed_since_its_proof_is_refused(tmp_path: Path) -> None:

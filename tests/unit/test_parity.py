@@ -14,6 +14,16 @@ from tunesmith.job.prompts.go_template import render
 
 pytestmark = pytest.mark.unit
 
+ORIGIN = manifest.Origin(
+    run="r",
+    base=manifest.BaseOrigin("m/x", None, {}),
+    adapters=(),
+    lora=manifest.LoraOrigin(8, 16, 2.0),
+    dtype="bfloat16",
+    arithmetic="numpy",
+    parity=True,
+    corrected=(),
+)
 ASKED = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
@@ -107,8 +117,8 @@ def test_either_kind_of_fault_fails(lost: str) -> None:
 def test_a_manifest_finds_changed_missing_and_added_files(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(name)
-    written = manifest.write(tmp_path, {"run": "r"})
-    assert set(written["files"]) == {"a", "b", "c"}
+    written = manifest.write(tmp_path, ORIGIN)
+    assert set(written) == {"a", "b", "c"}
     assert manifest.faults(tmp_path, manifest.listing(tmp_path)) == []
     manifest.note(tmp_path, "proof", {"files": True})
     assert manifest.faults(tmp_path, manifest.listing(tmp_path)) == []

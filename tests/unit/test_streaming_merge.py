@@ -1,4 +1,4 @@
-"""The merge by blocks: every number, what it refuses, and the kit for a merge elsewhere.
+"""The merge by blocks: every number, what it refuses, and the bundle for a merge elsewhere.
 
 Adapters hold small multiples of powers of two, so that each sum is exact in any order and the
 expected bits do not depend on who multiplies.
@@ -25,10 +25,10 @@ from tunesmith.core.files import read_json, sha256_of
 from tunesmith.job.merge import blocks, bundle, skeleton, streaming
 from tunesmith.job.merge import phase as merge_phase
 from tunesmith.job.merge.adapter import check_fits
-from tunesmith.job.merge.hashing import Followed
+from tunesmith.job.merge.hashing import StreamingHash
 from tunesmith.job.merge.matmul import Products, by_mkl, by_numpy
-from tunesmith.job.merge.pool import Hands
-from tunesmith.job.merge.streaming import Uncovered, why_not
+from tunesmith.job.merge.pool import WorkerPool
+from tunesmith.job.merge.streaming import UnsupportedMerge, why_not
 from tunesmith.job.merge.tensors import Tensor, beginning, stored, stored_below
 from tunesmith.job.system import resources
 
@@ -270,8 +270,8 @@ def test_no_process_is_left_after_an_error(tmp_path: Path) -> None:
     def slow(_: int) -> None:
         time.sleep(60)
 
-    with pytest.raises(KeyError), Hands(slow, 2) as hands:
-        processes = list(hands._processes)
+    with pytest.raises(KeyError), WorkerPool(slow, 2) as pool:
+        processes = list(pool._processes)
         assert all(process.is_alive() for process in processes)
         raise KeyError
     assert not any(process.is_alive() for process in processes)
@@ -282,12 +282,12 @@ def test_a_hash_waits_for_what_is_written(tmp_path: Path) -> None:
     file.write_bytes(bytes(300))
     with file.open("r+b") as opened:
         files = [(file, opened.fileno(), 300)]
-        with Followed(files, [100, 200, 300]) as followed:
+        with StreamingHash(files, [100, 200, 300]) as hashing:
             for number in (2, 0, 1):  # a reader that does not wait finds zeros
                 time.sleep(0.05)
                 os.pwrite(opened.fileno(), b"x" * 100, 100 * number)
-                followed.done(number)
-            found = followed.hashes()
+                hashing.task_done(number)
+            found = hashing.hashes()
     assert found == {file: sha256_of(file)}
 
 
@@ -296,7 +296,7 @@ def test_ties_and_infinities_round_as_hardware_does() -> None:
     values = bits.astype(np.uint32).view(np.float32).copy()
     out = np.zeros(6, np.uint16)
     with np.errstate(all="ignore"):
-        blocks.narrow("BF16", values[:5], out[:5], blocks.Room())
+        blocks.narrow("BF16", values[:5], out[:5], blocks.Scratch())
     assert [hex(v) for v in out[:5]] == ["0x3f80", "0x3f82", "0x3f81", "0x7f80", "0x8000"]
 
 
@@ -317,7 +317,7 @@ def test_a_number_that_is_none_is_left_to_peft(tmp_path: Path) -> None:
         open_file.seek(where.start)
         open_file.write(b"\xff\xff")
     make_adapter(tmp_path / "adapter")
-    with pytest.raises(Uncovered, match="not a number"):
+    with pytest.raises(UnsupportedMerge, match="not a number"):
         merged(tmp_path)
 
 
@@ -379,7 +379,7 @@ def test_a_tensor_that_is_not_the_bases_is_left_to_peft(
     make_base(tmp_path / "base")
     make_adapter(tmp_path / "adapter")
     facts = check_fits(tmp_path / "base", tmp_path / "adapter")
-    with pytest.raises(Uncovered, match=reason):
+    with pytest.raises(UnsupportedMerge, match=reason):
         streaming.merge(
             tmp_path / "base", facts, [streaming.Shard("w", tensor)], tmp_path, by_numpy()
         )
@@ -460,13 +460,13 @@ def test_a_library_without_mkl_is_no_way_to_multiply(tmp_path: Path) -> None:
     assert not by_numpy().exact
 
 
-# The kit: all but the weights, for a merge where LLaMA-Factory is not.
+# The bundle: all but the weights, for a merge where LLaMA-Factory is not.
 
 PROMPTS = {"passed": True, "differences": [], "ends": [], "corrected": []}
 
 
 def prepare(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """Write a run as a host leaves it, with a kit; return it and its request."""
+    """Write a run as a host leaves it, with a bundle; return it and its request."""
     run = tmp_path / "run"
     base = tmp_path / "base"
     make_base(base)
@@ -493,7 +493,7 @@ def prepare(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     }
     record = {
         "key": bundle.key_of(request, config, KEYS),
-        "shards": skeleton.told_of(shards),
+        "shards": skeleton.layout_of(shards),
         "prompts": PROMPTS,
         "files": known,
     }
@@ -574,6 +574,11 @@ def test_a_damaged_base_is_found_beside_the_merge(tmp_path: Path) -> None:
     assert not (run / "merged").exists()
 
 
+def identity_of(file: Path) -> tuple[int, int]:
+    """What a file that is written again changes; reading it changes neither."""
+    return file.stat().st_ino, file.stat().st_mtime_ns
+
+
 def after_training(run: Path, request: dict[str, Any]) -> tuple[float | None, list[str]]:
     notes: list[str] = []
     seconds = bundle.after_training(run, request, lambda _, text: notes.append(text))
@@ -582,11 +587,11 @@ def after_training(run: Path, request: dict[str, Any]) -> tuple[float | None, li
 
 def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
-    before = (run / bundle.FOLDER / bundle.RECORD).stat()
+    before = identity_of(run / bundle.FOLDER / bundle.RECORD)
     seconds, notes = after_training(run, request)
     assert seconds is not None
     assert notes == []
-    assert (run / bundle.FOLDER / bundle.RECORD).stat() == before
+    assert identity_of(run / bundle.FOLDER / bundle.RECORD) == before
 
 
 @pytest.mark.parametrize("case", ["other rank", "no merge", "full", "quantized", "dora"])
@@ -617,8 +622,8 @@ def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
     [
         ("deepspeed", "deepspeed changes how models are loaded"),
         ("fsdp", "fsdp changes how models are loaded"),
-        ("memory", "of memory are free, 500.0 MB expected"),
-        ("died", "a training ended while it made it"),
+        ("memory", "of memory are free, 500.0 MB needed"),
+        ("died", "an earlier training died while making it"),
     ],
 )
 def test_where_the_training_process_must_not_make_it_a_note_says_why(

@@ -15,10 +15,12 @@ import types
 import typing
 from typing import Any, Union
 
+JsonSchema = dict[str, Any]  # https://json-schema.org/draft/2020-12/schema
+
 _SIMPLE = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 
 
-def schema_of(kind: Any) -> dict[str, Any]:
+def schema_of(kind: Any) -> JsonSchema:
     """Return the JSON Schema of a type annotation; {} (anything) for what has none."""
     if kind is type(None):
         return {"type": "null"}
@@ -57,7 +59,7 @@ def main() -> int:
         TrainingArguments,
     )
 
-    properties: dict[str, Any] = {}
+    properties: dict[str, JsonSchema] = {}
     for group in (
         ModelArguments,
         DataArguments,

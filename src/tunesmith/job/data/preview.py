@@ -10,73 +10,95 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core.documents import AlignedRow, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
-from tunesmith.job.data.replay import IGNORED, Loaded
+from tunesmith.job.data.rows import IGNORED, DataPipeline
 
 
-def preview(config: Mapping[str, Any], rows: int, first: int, scratch: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Piece:
+    """Text of neighbouring tokens that are all trained, or all not."""
+
+    text: str
+    trained: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """A row as the model sees it; counts are tokens."""
+
+    dataset: str
+    row: int  # from 1
+    pieces: tuple[Piece, ...] = ()
+    tokens: int = 0
+    trained: int = 0
+    cut: int = 0  # beyond cutoff_len, left out
+    dropped: bool = False
+
+
+def preview(config: Config, rows: int, first: int, scratch: str) -> list[PreviewRow]:
     """Return the rows from number `first` on, those that are dropped included."""
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = Loaded.of(config, scratch)
-    if loaded.stage != "sft":
-        raise UsageError(f"stage {loaded.stage} has no questions and answers to show")
+    pipeline = DataPipeline.of(config, scratch)
+    if pipeline.stage != "sft":
+        raise UsageError(f"stage {pipeline.stage} has no questions and answers to show")
     names = str(config.get("dataset") or "").split(",")
-    shown: list[dict[str, Any]] = []
+    shown: list[PreviewRow] = []
     passed = 0
-    for name, table in loaded.rows([name.strip() for name in names]).items():
+    for name, table in pipeline.rows([name.strip() for name in names]).items():
         for place in range(max(first - 1 - passed, 0), len(table)):
             if len(shown) == rows:
                 return shown
-            shown.append({"dataset": name, "row": place + 1, **_shown(loaded, table[place])})
+            shown.append(_shown(pipeline, table[place], PreviewRow(name, place + 1)))
         passed += len(table)
     if not shown:
         raise UsageError(f"there is no row {first}; the data has {passed} rows")
     return shown
 
 
-def _shown(loaded: Loaded, row: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(pipeline: DataPipeline, row: AlignedRow, empty: PreviewRow) -> PreviewRow:
     if len(row["_prompt"]) % 2 != 1 or len(row["_response"]) != 1:
-        return {"pieces": [], "tokens": 0, "trained": 0, "cut": 0, "dropped": True}
-    ids, labels, pairs = loaded.encode(row)
+        return replace(empty, dropped=True)
+    ids, labels, pairs = pipeline.encode(row)
     pieces = []
     for trained, group in itertools.groupby(
         zip(ids, labels, strict=True), lambda item: item[1] != IGNORED
     ):
         tokens = [token for token, _ in group]
-        text = loaded.codec.tokenizer.decode(
+        text = pipeline.codec.tokenizer.decode(
             tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        pieces.append({"text": text, "trained": trained, "tokens": len(tokens)})
+        pieces.append(Piece(text, trained, len(tokens)))
     full = sum(len(source) + len(target) for source, target in pairs)
-    full += 1 if loaded.codec.template.efficient_eos else 0
-    trained_tokens = sum(label != IGNORED for label in labels)
-    return {
-        "pieces": pieces,
-        "tokens": len(ids),
-        "trained": trained_tokens,
-        "cut": full - len(ids),
-        "dropped": False,
-    }
+    full += 1 if pipeline.codec.template.efficient_eos else 0
+    return replace(
+        empty,
+        pieces=tuple(pieces),
+        tokens=len(ids),
+        trained=sum(label != IGNORED for label in labels),
+        cut=full - len(ids),
+    )
 
 
 def main(request: Path, result: Path) -> int:
     """Render the rows and write the result; a refusal goes there as {"error"}."""
-    asked = read_json(request)
-    found: dict[str, Any]
+    options = read_json(request)
+    answer: dict[str, object]
     with tempfile.TemporaryDirectory(prefix="tunesmith-preview-") as scratch:
         try:
-            rows, first = int(asked["rows"]), int(asked.get("first", 1))
-            found = {"rows": preview(asked["config"], rows, first, scratch)}
+            rows, first = int(options["rows"]), int(options.get("first", 1))
+            shown = preview(options["config"], rows, first, scratch)
+            answer = {"rows": [asdict(row) for row in shown]}
         except UsageError as error:
-            found = {"error": error.message}
-    write_json(result, found)
+            answer = {"error": error.message}
+    write_json(result, answer)
     return 0
 
 

@@ -10,7 +10,6 @@ on stdout are {"done": rows, "total": rows}.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -20,109 +19,72 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import AlignedRow, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
-from tunesmith.job.inference import engine
+from tunesmith.job.data.rows import IGNORED, DataPipeline, Table
 
-IGNORED = -100  # LLaMA-Factory's IGNORE_INDEX: a token without loss
-EXAMPLES = 50  # rows of one kind that are told one by one
+EXAMPLES = 50  # rows of one kind that are listed one by one
 _SLICE = 500  # rows a process takes at once
-# Keys beside the DataArguments that decide what becomes of the rows.
-_TRAINING_KEYS = (
-    "seed",
-    "stage",
-    "finetuning_type",
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """LLaMA-Factory's arguments, tokenizer and processor for one config."""
+class RowNote:
+    """Why a row is not simply kept; `row` is its number in the data set, from 1."""
 
-    data_args: Any
-    model_args: Any
-    training_args: Any
-    codec: engine.Codec
-    processor: Any
-    stage: str
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], scratch: str) -> Loaded:
-        """Load tokenizer and template (seconds), no weights; caches go to `scratch`."""
-        from llamafactory.data.loader import _get_dataset_processor
-        from llamafactory.hparams import DataArguments
-        from llamafactory.hparams.parser import _parse_train_args
-
-        stage = str(config.get("stage", "sft"))
-        if stage not in ("sft", "pt"):
-            raise UsageError(f"stage {stage}: only sft and pt configs can be replayed")
-        names = {item.name for item in dataclasses.fields(DataArguments) if item.init}
-        keys = {key: value for key, value in config.items() if key in names}
-        for key in ("tokenized_path", "preprocessing_num_workers", "streaming"):
-            keys.pop(key, None)  # they change how rows are read, not which
-        keys |= {key: config[key] for key in _TRAINING_KEYS if key in config}
-        keys |= {"output_dir": f"{scratch}/output", "report_to": "none", "overwrite_cache": True}
-        base = engine.base_arguments(config)
-        model_args, data_args, training_args, _, _ = _parse_train_args({**base, **keys})
-        if data_args.packing is None:
-            data_args.packing = stage == "pt"  # as get_train_args derives it
-        codec = engine.codec(base)
-        model_args.cache_dir = f"{scratch}/cache"
-        processor = _get_dataset_processor(
-            data_args, stage, codec.template, codec.tokenizer, codec.processor
-        )
-        return cls(data_args, model_args, training_args, codec, processor, stage)
-
-    def rows(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the rows of each data set as LLaMA-Factory's converter leaves them."""
-        from llamafactory.data.loader import _get_merged_dataset
-
-        context = (self.model_args, self.data_args, self.training_args)
-        found: dict[str, Any] = {}
-        for name in names:
-            found |= _get_merged_dataset([name], *context, self.stage, return_dict=True)
-        return found
-
-    def encode(self, row: Mapping[str, Any]) -> tuple[list[int], list[int], list[tuple[Any, Any]]]:
-        """Return (ids, labels, (question ids, answer ids) of each turn before any cut)."""
-        recorder = _Recorder(self.codec.template)
-        processor = dataclasses.replace(self.processor, template=recorder)
-        ids, labels = processor._encode_data_example(
-            prompt=row["_prompt"],
-            response=row["_response"],
-            system=row["_system"],
-            tools=row["_tools"],
-            images=row["_images"] or [],
-            videos=row["_videos"] or [],
-            audios=row["_audios"] or [],
-        )
-        return ids, labels, recorder.pairs
+    kind: str  # dropped, truncated, untrained, control or unknown
+    row: int
+    reason: str
 
 
-class _Recorder:
-    """The template, which keeps the turns it has encoded: their lengths before the cut."""
+@dataclass(frozen=True)
+class Steps:
+    """What a training makes of the rows that are kept."""
 
-    def __init__(self, template: Any) -> None:
-        self._template = template
-        self.pairs: list[tuple[Any, Any]] = []
+    validation: list[tuple[str, int]]  # (data set, number of the row) of what val_size holds out
+    sequences: int  # a pass has
+    batch_size: int  # of one device
+    accumulation: int
+    epochs: float
+    max_steps: int
+    tokens_an_epoch: int
+    padded_tokens_an_epoch: int
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._template, name)
 
-    def encode_multiturn(self, *arguments: Any) -> Any:
-        self.pairs = self._template.encode_multiturn(*arguments)
-        return self.pairs
+@dataclass(frozen=True)
+class Replay:
+    """What becomes of every row of a config."""
+
+    datasets: dict[str, Part]
+    train: list[str]  # names of data sets
+    eval: list[str]
+    cutoff_len: int
+    packing: bool
+    template: str | None
+    reasoning: bool  # the template has a thinking mode
+    enable_thinking: bool | None
+    steps: Steps
+
+    def record(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "datasets": {name: part.record() for name, part in self.datasets.items()},
+            "train": self.train,
+            "eval": self.eval,
+            "cutoff_len": self.cutoff_len,
+            "packing": self.packing,
+            "template": self.template,
+            "reasoning": self.reasoning,
+            "enable_thinking": self.enable_thinking,
+            **asdict(self.steps),
+        }
 
 
 @dataclass
@@ -135,18 +97,18 @@ class Part:
     full: Counter[int] = field(default_factory=Counter)  # tokens before it: how many rows
     trained_tokens: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    told: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[RowNote] = field(default_factory=list)
 
-    def tell(self, kind: str, row: int, reason: str) -> None:
+    def note(self, kind: str, row: int, reason: str) -> None:
         """Count a row of a kind, and keep the reason."""
         self.counts[kind] += 1
-        self.told.append({"kind": kind, "row": row, "reason": reason})
+        self.notes.append(RowNote(kind, row, reason))
 
     def add(self, other: Part) -> None:
         """Add a later part; of each kind only the first rows' reasons are kept."""
-        for item in other.told:
-            if sum(known["kind"] == item["kind"] for known in self.told) < EXAMPLES:
-                self.told.append(item)
+        for note in other.notes:
+            if sum(known.kind == note.kind for known in self.notes) < EXAMPLES:
+                self.notes.append(note)
         self.rows += other.rows
         self.kept += other.kept
         self.lengths += other.lengths
@@ -154,38 +116,50 @@ class Part:
         self.trained_tokens += other.trained_tokens
         self.counts.update(other.counts)
 
+    def record(self) -> dict[str, object]:
+        """Return it as JSON."""
+        return {
+            "rows": self.rows,
+            "kept": len(self.kept),
+            "tokens": sum(self.lengths),
+            "trained_tokens": self.trained_tokens,
+            "counts": dict(self.counts),
+            "told": [asdict(n) for n in sorted(self.notes, key=lambda note: (note.kind, note.row))],
+            "full": sorted(self.full.items()),
+        }
 
-def judge(loaded: Loaded, rows: Sequence[Mapping[str, Any]], first: int) -> Part:
+
+def judge(pipeline: DataPipeline, rows: Sequence[AlignedRow], first: int) -> Part:
     """Encode rows of one data set, the first of which has number `first`."""
     part = Part(rows=len(rows))
-    words = _control_words(loaded)
+    words = _control_words(pipeline)
     for number, row in enumerate(rows, first):
-        if loaded.stage == "sft" and (len(row["_prompt"]) % 2 != 1 or len(row["_response"]) != 1):
-            part.tell("dropped", number, _why_dropped(row))
+        if pipeline.stage == "sft" and (len(row["_prompt"]) % 2 != 1 or len(row["_response"]) != 1):
+            part.note("dropped", number, _why_dropped(row))
             continue
-        if loaded.stage == "pt":
-            _judge_text(loaded, row, number, part)
+        if pipeline.stage == "pt":
+            _judge_text(pipeline, row, number, part)
             continue
-        ids, labels, pairs = loaded.encode(row)
+        ids, labels, pairs = pipeline.encode(row)
         full = sum(len(source) + len(target) for source, target in pairs)
-        full += 1 if loaded.codec.template.efficient_eos else 0
+        full += 1 if pipeline.codec.template.efficient_eos else 0
         part.full[full] += 1
-        if loaded.data_args.packing and len(ids) > loaded.data_args.cutoff_len:
-            part.tell("dropped", number, f"{len(ids)} tokens: packing leaves out what is longer")
+        if pipeline.data_args.packing and len(ids) > pipeline.data_args.cutoff_len:
+            part.note("dropped", number, f"{len(ids)} tokens: packing leaves out what is longer")
             continue
         trained = sum(label != IGNORED for label in labels)
         part.kept.append(number)
         part.lengths.append(len(ids))
         part.trained_tokens += trained
         if full > len(ids):
-            part.tell("truncated", number, _why_cut(full, len(ids), labels, pairs))
+            part.note("truncated", number, _why_cut(full, len(ids), labels, pairs))
         if not trained:
-            part.tell("untrained", number, "no token of the answer is left to train on")
-        _look(loaded, row, ids, number, part, words)
+            part.note("untrained", number, "no token of the answer is left to train on")
+        _inspect(pipeline, row, ids, number, part, words)
     return part
 
 
-def _why_dropped(row: Mapping[str, Any]) -> str:
+def _why_dropped(row: AlignedRow) -> str:
     if not row["_prompt"] and not row["_response"]:
         return "turns out of order, or a question without an answer"
     if len(row["_response"]) != 1:
@@ -205,27 +179,27 @@ def _why_cut(full: int, left: int, labels: Sequence[int], pairs: Sequence[Any]) 
     return f"{full} tokens{turns}, {left} stay: {lost}"
 
 
-def _judge_text(loaded: Loaded, row: Mapping[str, Any], number: int, part: Part) -> None:
+def _judge_text(pipeline: DataPipeline, row: AlignedRow, number: int, part: Part) -> None:
     """A text of pre-training: joined with the others and cut into blocks, so never lost."""
     texts = [message["content"] for message in row["_prompt"]]
-    ids = loaded.codec.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
+    ids = pipeline.codec.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
     part.kept.append(number)
     part.lengths.append(len(ids) + 1)
     part.full[len(ids) + 1] += 1
     part.trained_tokens += len(ids) + 1
 
 
-def _control_words(loaded: Loaded) -> re.Pattern[str] | None:
+def _control_words(pipeline: DataPipeline) -> re.Pattern[str] | None:
     """What is a token of its own to the tokenizer and must not stand in a text."""
-    thought = tuple(getattr(loaded.codec.template, "thought_words", ()) or ())
-    added = loaded.codec.tokenizer.added_tokens_decoder.values()
+    thought = tuple(getattr(pipeline.codec.template, "thought_words", ()) or ())
+    added = pipeline.codec.tokenizer.added_tokens_decoder.values()
     words = {token.content for token in added if token.special} - {word.strip() for word in thought}
     return re.compile("|".join(map(re.escape, sorted(words)))) if words else None
 
 
-def _look(
-    loaded: Loaded,
-    row: Mapping[str, Any],
+def _inspect(
+    pipeline: DataPipeline,
+    row: AlignedRow,
     ids: Sequence[int],
     number: int,
     part: Part,
@@ -236,32 +210,32 @@ def _look(
     answer = texts[-1]
     part.counts["think" if "<think>" in answer and "</think>" in answer else "no_think"] += 1
     for text in texts:
-        if words is not None and (found := words.search(text)):
-            reason = f"the text holds {found.group()}, which the model reads as a control token"
-            part.tell("control", number, reason)
+        if words is not None and (match := words.search(text)):
+            reason = f"the text holds {match.group()}, which the model reads as a control token"
+            part.note("control", number, reason)
             break
-    tokenizer = loaded.codec.tokenizer
+    tokenizer = pipeline.codec.tokenizer
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown in ids and unknown != tokenizer.eos_token_id:
-        part.tell("unknown", number, f"{_missing(loaded, texts)} is unknown to the tokenizer")
+        part.note("unknown", number, f"{_missing(pipeline, texts)} is unknown to the tokenizer")
         return
     if len(texts) == 2 and "<think>" not in answer:
         # A sample: reading all of a long text back would double the work.
-        lost = _missing(loaded, [text[:200] for text in texts], quoted=False)
+        lost = _missing(pipeline, [text[:200] for text in texts], quoted=False)
         if lost:
-            part.tell("unknown", number, f"the tokenizer loses {lost!r}")
+            part.note("unknown", number, f"the tokenizer loses {lost!r}")
 
 
-def _missing(loaded: Loaded, texts: Sequence[str], quoted: bool = True) -> str:
+def _missing(pipeline: DataPipeline, texts: Sequence[str], quoted: bool = True) -> str:
     """Return characters that decode(encode(text)) does not give back."""
-    tokenizer = loaded.codec.tokenizer
+    tokenizer = pipeline.codec.tokenizer
     lost: dict[str, None] = {}
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False)
         back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if _normal(text) != _normal(back):
-            there = set(_normal(back))
-            lost |= dict.fromkeys(c for c in _normal(text) if c not in there and not c.isspace())
+            kept = set(_normal(back))
+            lost |= dict.fromkeys(c for c in _normal(text) if c not in kept and not c.isspace())
     shown = "".join(lost)[:10]
     return repr(shown) if quoted else shown
 
@@ -271,9 +245,7 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip()
 
 
-def replay(
-    config: Mapping[str, Any], workers: int, scratch: str, rows_file: Path | None = None
-) -> dict[str, Any]:
+def replay(config: Config, workers: int, scratch: str, rows_file: Path | None = None) -> Replay:
     """Return what becomes of every row, and the steps that the training takes.
 
     `rows_file` gets {"dataset", "row", "kind", "reason"} for each row that is dropped, cut, or
@@ -282,38 +254,39 @@ def replay(
     import datasets
 
     datasets.disable_progress_bars()
-    loaded = Loaded.of(config, scratch)
+    pipeline = DataPipeline.of(config, scratch)
     names, held = _names(config.get("dataset")), _names(config.get("eval_dataset"))
     if not names:
         raise UsageError("the config names no data set; write dataset: KEY")
-    parts, total, done = {}, 0, 0
-    tables = loaded.rows(list(dict.fromkeys([*names, *held])))
+    parts: dict[str, Part] = {}
+    done = 0
+    tables = pipeline.rows(list(dict.fromkeys([*names, *held])))
     total = sum(len(table) for table in tables.values())
     with contextlib.ExitStack() as stack:
         listing = stack.enter_context(rows_file.open("w", encoding="utf-8")) if rows_file else None
         for name, table in tables.items():
             parts[name] = Part()
-            for part in _judged(loaded, table, workers):
+            for part in _judged(pipeline, table, workers):
                 if listing is not None:
-                    listing.writelines(_line(name, item) for item in part.told)
+                    listing.writelines(_line(name, note) for note in part.notes)
                 parts[name].add(part)
                 done += part.rows
                 print(json.dumps({"done": done, "total": total}), flush=True)
-    return {
-        "datasets": {name: _told(part) for name, part in parts.items()},
-        "train": names,
-        "eval": held,
-        "cutoff_len": loaded.data_args.cutoff_len,
-        "packing": bool(loaded.data_args.packing),
-        "template": config.get("template"),
-        "reasoning": type(loaded.codec.template).__name__.startswith("Reasoning"),
-        "enable_thinking": loaded.data_args.enable_thinking,
-        **_training(loaded, [parts[name] for name in names], names),
-    }
+    return Replay(
+        datasets=parts,
+        train=names,
+        eval=held,
+        cutoff_len=pipeline.data_args.cutoff_len,
+        packing=bool(pipeline.data_args.packing),
+        template=config.get("template"),
+        reasoning=type(pipeline.codec.template).__name__.startswith("Reasoning"),
+        enable_thinking=pipeline.data_args.enable_thinking,
+        steps=_steps(pipeline, [parts[name] for name in names], names),
+    )
 
 
-def _line(name: str, item: Mapping[str, Any]) -> str:
-    return json.dumps({"dataset": name, **item}, ensure_ascii=False) + "\n"
+def _line(name: str, note: RowNote) -> str:
+    return json.dumps({"dataset": name, **asdict(note)}, ensure_ascii=False) + "\n"
 
 
 def _names(listed: Any) -> list[str]:
@@ -321,80 +294,68 @@ def _names(listed: Any) -> list[str]:
     return [str(word).strip() for word in words if str(word).strip()]
 
 
-_shared: tuple[Loaded, Any] | None = None  # what forked workers inherit
+_shared: tuple[DataPipeline, Table] | None = None  # what forked workers inherit
 
 
-def _judged(loaded: Loaded, table: Any, workers: int) -> Iterator[Part]:
-    """Yield a part for each slice of the table, in order, from as many processes as asked."""
+def _judged(pipeline: DataPipeline, table: Table, workers: int) -> Iterator[Part]:
+    """Yield a part for each slice of the table, in order, from `workers` processes."""
     global _shared
     starts = range(0, len(table), _SLICE)
     if workers < 2 or len(starts) < 2 * workers:
         for start in starts:
-            yield judge(loaded, _slice(table, start), start + 1)
+            yield judge(pipeline, _slice(table, start), start + 1)
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _shared = (loaded, table)
+    _shared = (pipeline, table)
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
         yield from pool.map(_judge_slice, starts, chunksize=2)
 
 
 def _judge_slice(start: int) -> Part:
     assert _shared is not None
-    loaded, table = _shared
-    return judge(loaded, _slice(table, start), start + 1)
+    pipeline, table = _shared
+    return judge(pipeline, _slice(table, start), start + 1)
 
 
-def _slice(table: Any, start: int) -> list[dict[str, Any]]:
+def _slice(table: Table, start: int) -> list[AlignedRow]:
     columns = table[start : start + _SLICE]
-    return [
+    rows: Any = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
+    return list(rows)
 
 
-def _told(part: Part) -> dict[str, Any]:
-    return {
-        "rows": part.rows,
-        "kept": len(part.kept),
-        "tokens": sum(part.lengths),
-        "trained_tokens": part.trained_tokens,
-        "counts": dict(part.counts),
-        "told": sorted(part.told, key=lambda item: (item["kind"], item["row"])),
-        "full": sorted(part.full.items()),
-    }
-
-
-def _training(loaded: Loaded, parts: Sequence[Part], names: Sequence[str]) -> dict[str, Any]:
-    """Return the rows held out by val_size, the sequences a pass has, and the steps."""
+def _steps(pipeline: DataPipeline, parts: Sequence[Part], names: Sequence[str]) -> Steps:
     from datasets import Dataset
     from llamafactory.data.data_utils import split_dataset
 
-    arguments = loaded.training_args
+    arguments = pipeline.training_args
     lengths = [length for part in parts for length in part.lengths]
     rows = [(name, row) for name, part in zip(names, parts, strict=True) for row in part.kept]
     validation: list[tuple[str, int]] = []
-    if loaded.stage == "pt":
-        block = loaded.data_args.cutoff_len
-        lengths = [block] * (sum(lengths) // block) if loaded.data_args.packing else lengths
-    elif loaded.data_args.packing:
-        lengths = _packs(lengths, loaded.data_args)
-    share = loaded.data_args.val_size
+    if pipeline.stage == "pt":
+        block = pipeline.data_args.cutoff_len
+        lengths = [block] * (sum(lengths) // block) if pipeline.data_args.packing else lengths
+    elif pipeline.data_args.packing:
+        lengths = _packs(lengths, pipeline.data_args)
+    share = pipeline.data_args.val_size
     if lengths and share > 1e-6:
         places = Dataset.from_dict({"place": list(range(len(lengths)))})
-        split = split_dataset(places, None, loaded.data_args, seed=arguments.seed)
+        split = split_dataset(places, None, pipeline.data_args, seed=arguments.seed)
         if len(lengths) == len(rows):
             validation = [rows[place] for place in split["validation"]["place"]]
         lengths = [lengths[place] for place in split["train"]["place"]]
     micro = max(int(arguments.per_device_train_batch_size), 1)
-    return {
-        "validation": validation,
-        "sequences": len(lengths),
-        "batch_size": micro,
-        "accumulation": int(arguments.gradient_accumulation_steps),
-        "epochs": float(arguments.num_train_epochs),
-        "max_steps": int(arguments.max_steps),
-        "tokens_an_epoch": sum(lengths),
-        "padded_tokens_an_epoch": padded(lengths, micro, arguments.seed),
-    }
+    return Steps(
+        validation=validation,
+        sequences=len(lengths),
+        batch_size=micro,
+        accumulation=int(arguments.gradient_accumulation_steps),
+        epochs=float(arguments.num_train_epochs),
+        max_steps=int(arguments.max_steps),
+        tokens_an_epoch=sum(lengths),
+        padded_tokens_an_epoch=padded(lengths, micro, arguments.seed),
+    )
 
 
 def padded(lengths: Sequence[int], batch: int, seed: int) -> int:
@@ -422,14 +383,15 @@ def _packs(lengths: Sequence[int], data_args: Any) -> list[int]:
 
 def main(request: Path, result: Path) -> int:
     """Replay and write the result; what LLaMA-Factory refuses goes there as {"error"}."""
-    asked = read_json(request)
+    options = read_json(request)
     with tempfile.TemporaryDirectory(prefix="tunesmith-replay-") as scratch:
         try:
-            rows_file = Path(asked["rows"]) if asked.get("rows") else None
-            found = replay(asked["config"], int(asked.get("workers", 1)), scratch, rows_file)
+            rows_file = Path(options["rows"]) if options.get("rows") else None
+            workers = int(options.get("workers", 1))
+            answer = replay(options["config"], workers, scratch, rows_file).record()
         except UsageError as error:
-            found = {"error": error.message}
-    write_json(result, found)
+            answer = {"error": error.message}
+    write_json(result, answer)
     return 0
 
 

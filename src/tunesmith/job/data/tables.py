@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def lines(files: list[str]) -> Iterator[str]:
         try:
             table = datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache)
         except Exception as error:  # noqa: BLE001 (whatever it is, the training ends with it)
-            yield json.dumps({"error": explain(error, kind)}, ensure_ascii=False)
+            yield json.dumps({"error": asdict(explain(error, kind))}, ensure_ascii=False)
             return
         columns = {name: str(kind) for name, kind in table.features.items()}
         yield json.dumps({"columns": columns}, ensure_ascii=False)
@@ -60,8 +61,17 @@ def _named(value: Any) -> dict[str, str]:
     return {type(value).__name__: str(value)[:80]}
 
 
-def explain(error: BaseException, kind: str) -> dict[str, Any]:
-    """Return message, fix and, where it is known, line of an exception of the loading."""
+@dataclass(frozen=True)
+class TableError:
+    """Why a file cannot be read as a table; `line` counts from 1, None where it is not known."""
+
+    message: str
+    fix: str
+    line: int | None = None
+
+
+def explain(error: BaseException, kind: str) -> TableError:
+    """Return what an exception of the loading says to whoever made the file."""
     causes = [error]
     while (below := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(below)
@@ -70,29 +80,28 @@ def explain(error: BaseException, kind: str) -> dict[str, Any]:
     if width := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", every):
         message = f"{width[3]} fields where the head has {width[1]}"
         fix = 'put a field with a comma in quotes "..."'
-        return {"message": message, "fix": fix, "line": int(width[2])}
+        return TableError(message, fix, int(width[2]))
     if opened := re.search(r"EOF inside string starting at row (\d+)", every):
         fix = 'close the quote; write "" for a quote inside a field'
         line = int(opened[1]) + 1
-        return {"message": "a quote is not closed", "fix": fix, "line": line}
+        return TableError("a quote is not closed", fix, line)
     if "EmptyDataError" in every:
         fix = "write a head with the columns and one row a line"
-        return {"message": "the file is empty", "fix": fix, "line": 1}
+        return TableError("the file is empty", fix, 1)
     if "corresponds to no data" in every:
-        return {"message": "there are no rows", "fix": "write at least one row", "line": None}
+        return TableError("there are no rows", "write at least one row")
     if (
         "Parquet file size" in every
         or "Parquet magic bytes" in every
         or "not a parquet file" in every.lower()
     ):
-        return {"message": "no Parquet file", "fix": "is it cut off? copy it again", "line": None}
+        return TableError("no Parquet file", "is it cut off? copy it again")
     first = next((text for text in reversed(texts) if ": " in text), texts[-1])
-    told = " ".join(first.split())[:300]
-    return {
-        "message": f"LLaMA-Factory's reader of {kind} stops: {told}",
-        "fix": "one column has one type in all rows and files; mend or convert the file",
-        "line": None,
-    }
+    reason = " ".join(first.split())[:300]
+    return TableError(
+        f"LLaMA-Factory's reader of {kind} stops: {reason}",
+        "one column has one type in all rows and files; mend or convert the file",
+    )
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core.documents import Arguments, Config, Message
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
 from tunesmith.core.printable import printable
 from tunesmith.job.inference import engine
-from tunesmith.job.inference.engine import Loaded, Question, Sampling
+from tunesmith.job.inference.engine import LoadedModel, Question, Sampling
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import integrity
 from tunesmith.job.run.folder import MERGED
@@ -59,15 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="answer this one prompt and end")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--max-new-tokens", type=int, default=1024)
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--greedy", action="store_true", help="greedy decoding")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--seed", type=int, default=42)
     return parser
 
 
-def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Return LLaMA-Factory's inference arguments for what was asked; UsageError if it is not there.
+def model_arguments(options: argparse.Namespace) -> Arguments:
+    """Return LLaMA-Factory's inference arguments for the model that the options name.
+
+    Raises UsageError where it does not exist.
 
     With a run the thinking mode is the recorded one: --thinking would put a prompt before the
     model that it was not trained on, so it is for --model only.
@@ -88,15 +90,19 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
     if options.what == "merged":
         merged = options.run / MERGED
         if not merged.is_dir():
-            raise UsageError(f"{merged}: no merged model: `inv merge --run {options.run.name}`")
+            raise UsageError(
+                f"{merged}: no merged model", hint=f"`inv merge --run {options.run.name}` makes it"
+            )
         return engine.arguments(config, model=merged)
     output = Path(config["output_dir"])
     if not any(output.glob("*.safetensors")):
-        raise UsageError(f"{output}: no trained weights yet: `inv runs` shows how far the run is")
+        raise UsageError(
+            f"{output}: no trained weights yet", hint="`inv runs` shows how far the run is"
+        )
     return engine.tuned_arguments(config, output)
 
 
-def choose_sampling(options: argparse.Namespace, args: Mapping[str, Any]) -> Sampling:
+def choose_sampling(options: argparse.Namespace, args: Config) -> Sampling:
     """Return the sampling: flags, then the run's config, then the model's generation_config.json.
 
     DeepSeek-R1 ships temperature 0.6 and top_p 0.95 there; a model that ships nothing answers
@@ -111,7 +117,7 @@ def choose_sampling(options: argparse.Namespace, args: Mapping[str, Any]) -> Sam
                 "--greedy takes the likeliest token: --temperature, --top-p do nothing"
             )
         return plain
-    values: dict[str, Any] = {"temperature": 0.95, "top_p": 0.7}
+    values: Arguments = {"temperature": 0.95, "top_p": 0.7}
     shipped = Path(args["model_name_or_path"]) / "generation_config.json"
     if shipped.is_file():
         stored = read_json(shipped)
@@ -131,7 +137,7 @@ def choose_sampling(options: argparse.Namespace, args: Mapping[str, Any]) -> Sam
     return replace(plain, do_sample=True, **values)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Loaded, Sampling]:
+def _prepare(options: argparse.Namespace) -> tuple[LoadedModel, Sampling]:
     # Before the libraries are imported, which read these once.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
@@ -150,12 +156,12 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _converse(loaded: Loaded, sampling: Sampling, system: str | None) -> None:
+def _converse(loaded: LoadedModel, sampling: Sampling, system: str | None) -> None:
     """Ask and answer until /exit or the end of input, with the conversation so far."""
     print(_HELP, file=sys.stderr)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - line editing for input()
-    history: list[Mapping[str, str]] = []
+    history: list[Message] = []
     while True:
         try:
             text = input("> " if sys.stdin.isatty() else "").strip()
@@ -170,22 +176,22 @@ def _converse(loaded: Loaded, sampling: Sampling, system: str | None) -> None:
 
 
 def _turn(
-    loaded: Loaded,
+    loaded: LoadedModel,
     sampling: Sampling,
     system: str | None,
-    history: list[Mapping[str, str]],
+    history: list[Message],
     text: str,
-) -> list[Mapping[str, str]]:
+) -> list[Message]:
     """Answer `text` and return the conversation with both; Ctrl-C drops the turn."""
-    asked = [*history, {"role": "user", "content": text}]
+    turns = [*history, {"role": "user", "content": text}]
     try:
-        answer = engine.stream(loaded, Question(tuple(asked), system), sampling, _write)
+        answer = engine.stream(loaded, Question(tuple(turns), system), sampling, _write)
     except KeyboardInterrupt:
         _write("\n")
         print("(stopped; this turn is forgotten)", file=sys.stderr)
         return history
     _write("\n")
-    return [*asked, {"role": "assistant", "content": answer.text}]
+    return [*turns, {"role": "assistant", "content": answer.text}]
 
 
 if __name__ == "__main__":

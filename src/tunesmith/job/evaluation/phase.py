@@ -11,15 +11,16 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tunesmith.core.documents import TokenizedRow
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import locked, read_json, write_json, write_text
 from tunesmith.job.inference import engine
-from tunesmith.job.inference.engine import Answer, Codec, Loaded, Question, Sampling
+from tunesmith.job.inference.engine import Answer, Codec, LoadedModel, Question, Sampling
 from tunesmith.job.inference.validation_rows import (
     HeldOut,
     Item,
@@ -38,6 +39,63 @@ IGNORED = -100  # LLaMA-Factory's IGNORE_INDEX: positions without loss
 _LOGITS_BUDGET = 1_000_000_000
 _GUARD_TOKENS = 32
 _SHORT = 16  # characters of a reference that a right answer equals: a label, a number, a name
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of how many meet what was expected."""
+
+    met: int
+    of: int
+
+
+@dataclass(frozen=True)
+class AnswerRecord:
+    """A line of RUN/<phase>.jsonl."""
+
+    prompt: str
+    answer: str
+    reference: str | None
+    set: str  # held_out, prompts or guard
+    expect: str | None  # a regular expression
+    met: bool | None  # None: nothing was expected
+    tokens: int  # of the answer, with its stop token
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What the model does with the guard set; losses as in Measurement."""
+
+    loss: float | None
+    perplexity: float | None
+    tokens: int
+    rows: int
+    expected: Share | None
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The figures of one phase in RUN/evaluation.json."""
+
+    loss: float | None  # nat a trained token
+    perplexity: float | None
+    tokens: int  # trained tokens the loss is a mean of
+    rows: int
+    seconds: float
+    expected: Share | None  # of the config's prompts
+    guard: Forgetting | None
+    scores: Mapping[str, Scores]  # by set
+    generation: Mapping[str, int | float | bool]
+    dtype: str
+    device: str
+    answers: Mapping[str, int]  # by set
+    omitted: Mapping[str, str | None]  # what is missing, and why
+
+
+# ROUGE and BLEU by LLaMA-Factory's names, 0 to 100; "of": how many answers; "exact": a Share.
+Scores = Mapping[str, object]
 
 
 def run(
@@ -65,8 +123,8 @@ def run(
     held_out = load_held_out(config, codec, int(settings.get("held_out_answers", 8)))
     own = [*held_out.items, *prompts]
     check_round_trip(codec.tokenizer, [text for item in own for text in texts_of(item)])
-    said = [item for item in guard if can_say(codec.tokenizer, item)]
-    lost, guard = len(guard) - len(said), said
+    sayable = [item for item in guard if can_say(codec.tokenizer, item)]
+    lost, guard = len(guard) - len(sayable), sayable
     items = [*own, *guard]
     loaded = engine.load(codec)
     batch_size = int(settings.get("batch_size", 32))
@@ -84,52 +142,56 @@ def run(
     sampling = Sampling(
         max_new_tokens=int(settings.get("max_new_tokens", 64)), seed=int(config.get("seed", 42))
     )
-    # The guard set apart, and shorter: what it asks takes a sentence, and time is money.
+    # The guard set apart, and shorter: its answers take a sentence, and time is money.
     brief = replace(sampling, max_new_tokens=min(_GUARD_TOKENS, sampling.max_new_tokens))
-    told = report("answers", len(items))
+    on_answers = report("answers", len(items))
     answers = [
-        *engine.generate(loaded, [i.question for i in own], sampling, batch_size, told),
+        *engine.generate(loaded, [i.question for i in own], sampling, batch_size, on_answers),
         *engine.generate(
             loaded,
             [item.question for item in guard],
             brief,
             batch_size,
-            lambda done: told(len(own) + done),
+            lambda done: on_answers(len(own) + done),
         ),
     ]
     records = [_record(item, answer) for item, answer in zip(items, answers, strict=True)]
     by_set = {
-        name: [record for record in records if record["set"] == name]
+        name: [record for record in records if record.set == name]
         for name in ("held_out", "prompts", "guard")
     }
-    entry: dict[str, Any] = {
-        "loss": loss,
-        "perplexity": _perplexity(loss),
-        "tokens": tokens,
-        "rows": len(held_out.rows),
-        "seconds": round(time.monotonic() - started, 1),
-        "expected": _met(by_set["prompts"]),
-        "guard": {
-            "loss": guard_loss,
-            "perplexity": _perplexity(guard_loss),
-            "tokens": guard_tokens,
-            "rows": len(guarded.rows),
-            "expected": _met(by_set["guard"]),
-            "max_new_tokens": brief.max_new_tokens,
-        }
-        if guard
-        else None,
-        "scores": {
-            name: found for name, rows in by_set.items() if (found := scores(codec.tokenizer, rows))
+    omitted = {"loss": held_out.no_loss, "held_out_answers": held_out.no_answers}
+    if lost:
+        omitted["guard"] = f"{lost} prompts with text the tokenizer loses"
+    forgetting = Forgetting(
+        loss=guard_loss,
+        perplexity=_perplexity(guard_loss),
+        tokens=guard_tokens,
+        rows=len(guarded.rows),
+        expected=_met(by_set["guard"]),
+        max_new_tokens=brief.max_new_tokens,
+    )
+    measured = Measurement(
+        loss=loss,
+        perplexity=_perplexity(loss),
+        tokens=tokens,
+        rows=len(held_out.rows),
+        seconds=round(time.monotonic() - started, 1),
+        expected=_met(by_set["prompts"]),
+        guard=forgetting if guard else None,
+        scores={
+            name: result
+            for name, rows in by_set.items()
+            if (result := scores(codec.tokenizer, rows)) is not None
         },
-        "generation": sampling.record() | {"batch_size": batch_size},
-        "dtype": loaded.dtype,
-        "device": loaded.device,
-        "answers": {name: len(rows) for name, rows in by_set.items()},
-        "omitted": {"loss": held_out.no_loss, "held_out_answers": held_out.no_answers}
-        | ({"guard": f"{lost} prompts the tokenizer cannot say"} if lost else {}),
-    }
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        generation=sampling.record() | {"batch_size": batch_size},
+        dtype=loaded.dtype,
+        device=loaded.device,
+        answers={name: len(rows) for name, rows in by_set.items()},
+        omitted=omitted,
+    )
+    entry = asdict(measured)
+    lines = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
     both = run_dir / "evaluation.json"
     with locked(both), seals.rewriting(run_dir, phase, f"{phase}.jsonl", both.name):
         write_text(run_dir / f"{phase}.jsonl", lines)
@@ -147,7 +209,7 @@ def _item(number: int, entry: Mapping[str, Any], origin: str) -> Item:
         re.compile(expect or "")
     except re.error as error:
         raise UsageError(
-            f"{origin} {number}: expect {expect!r} is not a regular expression ({error}): mend it"
+            f"{origin} {number}: expect {expect!r} is not a regular expression ({error})"
         ) from error
     prompt = entry["prompt"]
     return Item(
@@ -159,23 +221,23 @@ def _item(number: int, entry: Mapping[str, Any], origin: str) -> Item:
     )
 
 
-def _record(item: Item, answer: Answer) -> dict[str, Any]:
+def _record(item: Item, answer: Answer) -> AnswerRecord:
     met = None if item.expect is None else re.search(item.expect, answer.text) is not None
-    return {
-        "prompt": item.shown,
-        "answer": answer.text,
-        "reference": item.reference,
-        "set": item.origin,
-        "expect": item.expect,
-        "met": met,
-        "tokens": answer.tokens,
-        "finished": answer.finished,
-    }
+    return AnswerRecord(
+        prompt=item.shown,
+        answer=answer.text,
+        reference=item.reference,
+        set=item.origin,
+        expect=item.expect,
+        met=met,
+        tokens=answer.tokens,
+        finished=answer.finished,
+    )
 
 
 def _guard_rows(codec: Codec, guard: Sequence[Item]) -> HeldOut:
     """Return the reference answers as rows with labels, encoded as a training row would be."""
-    rows = []
+    rows: list[TokenizedRow] = []
     for item in guard:
         if item.reference:
             probe = Probe("", item.question.messages, item.reference, item.question.system)
@@ -193,16 +255,16 @@ def _guard_rows(codec: Codec, guard: Sequence[Item]) -> HeldOut:
     return HeldOut(rows, list(guard), False, None, None)
 
 
-def _met(records: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
-    judged = [bool(record["met"]) for record in records if record["met"] is not None]
-    return {"met": sum(judged), "of": len(judged)} if judged else None
+def _met(records: Sequence[AnswerRecord]) -> Share | None:
+    judged = [record.met for record in records if record.met is not None]
+    return Share(sum(judged), len(judged)) if judged else None
 
 
 def _perplexity(loss: float | None) -> float | None:
     return None if loss is None else math.exp(min(loss, 700.0))
 
 
-def scores(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def scores(tokenizer: Any, records: Sequence[AnswerRecord]) -> Scores | None:
     """Return ROUGE, BLEU and exact matches of the answers that have a reference; None without.
 
     ROUGE and BLEU are those of `inv predict`: LLaMA-Factory's ComputeSimilarity itself
@@ -212,27 +274,30 @@ def scores(tokenizer: Any, records: Sequence[Mapping[str, Any]]) -> dict[str, An
     import numpy as np
     from llamafactory.train.sft.metric import ComputeSimilarity
 
-    judged = [record for record in records if record["reference"]]
+    judged = [(record.answer, record.reference) for record in records if record.reference]
     if not judged:
         return None
 
-    def padded(key: str) -> Any:
-        rows = [tokenizer.encode(record[key], add_special_tokens=False) for record in judged]
+    def padded(texts: Sequence[str]) -> Any:
+        # (texts x longest), int64, filled up with IGNORED.
+        rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         longest = max(1, *map(len, rows))
         return np.array([row + [IGNORED] * (longest - len(row)) for row in rows])
 
-    pairs = SimpleNamespace(predictions=padded("answer"), label_ids=padded("reference"))
-    found: dict[str, Any] = ComputeSimilarity(tokenizer)(pairs) or {}
-    found = {key: round(value, 4) for key, value in found.items()} | {"of": len(judged)}
-    short = [record for record in judged if len(record["reference"]) <= _SHORT]
+    answers, references = zip(*judged, strict=True)
+    pairs = SimpleNamespace(predictions=padded(answers), label_ids=padded(references))
+    figures: Mapping[str, float] = ComputeSimilarity(tokenizer)(pairs) or {}
+    result: dict[str, object] = {key: round(value, 4) for key, value in figures.items()}
+    result["of"] = len(judged)
+    short = [(answer, reference) for answer, reference in judged if len(reference) <= _SHORT]
     if short:
-        same = sum(record["answer"].strip() == record["reference"].strip() for record in short)
-        found["exact"] = {"met": same, "of": len(short)}
-    return found
+        same = sum(answer.strip() == reference.strip() for answer, reference in short)
+        result["exact"] = asdict(Share(same, len(short)))
+    return result
 
 
 def mean_loss(
-    loaded: Loaded,
+    loaded: LoadedModel,
     held_out: HeldOut,
     batch_size: int,
     progress: Callable[[int], None] | None = None,
@@ -260,6 +325,7 @@ def mean_loss(
     rows = sorted(held_out.rows, key=lambda row: len(row["input_ids"]))
     total, tokens, done = 0.0, 0, 0
     for batch in _batches(rows, batch_size, _LOGITS_BUDGET // (8 * vocabulary)):
+        # All (rows x length), int64; the logits are (rows x length x vocabulary).
         inputs = collate([dict(row) for row in batch])
         labels = inputs.pop("labels")[:, 1:]
         trained = labels != IGNORED
@@ -286,10 +352,10 @@ def mean_loss(
 
 
 def _batches(
-    rows: Sequence[dict[str, Any]], batch_size: int, token_budget: int
-) -> list[list[dict[str, Any]]]:
+    rows: Sequence[TokenizedRow], batch_size: int, token_budget: int
+) -> list[list[TokenizedRow]]:
     """Group rows, sorted by length, into batches of bounded rows and padded tokens."""
-    batches: list[list[dict[str, Any]]] = []
+    batches: list[list[TokenizedRow]] = []
     for row in rows:
         length = len(row["input_ids"])
         fits = batches and len(batches[-1]) < batch_size

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json
 from tunesmith.job.run import seals
@@ -18,7 +19,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
 
     Raises TunesmithError when LLaMA-Factory ended without writing a result.
     """
-    config: dict[str, Any] = dict(request["predict"])
+    config: Arguments = dict(request["predict"])
     output = Path(config["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     seals.forget(run_dir, (_FOLDER,))
@@ -29,7 +30,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     results = sorted(output.glob("*_results.json"))
     if not results:
         raise TunesmithError(f"{output}: no predict_results.json was written; see train.log")
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
     for file in results:
         metrics |= read_json(file)
     seals.seal(run_dir, _FOLDER, (_FOLDER,))

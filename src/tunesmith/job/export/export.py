@@ -2,9 +2,9 @@
 
 gguf        RUN/export/NAME.gguf, quantised on request, read back and held against the model
 ollama      a Modelfile with which `ollama create` makes the model, with a GGUF where it needs one
-vllm-check  whether vLLM would serve it as it was trained; with --server, asked of a running one
+vllm-check  whether vLLM would serve it as it was trained; with --server, asks a running one
 
-What is not possible here is said. The exit code is 0 when all that was asked is right.
+What cannot be checked here is reported. The exit code is 0 when everything checked is right.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core.documents import Config, JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes, locked, read_json, write_json, write_text
 from tunesmith.job.export import gguf_writer
@@ -49,6 +50,38 @@ _QUANTIZER = "llama-quantize"
 _FOLDER = "export"
 _BROKEN = 1.0  # nat: beyond this mean divergence a quantised model is another model
 _SECONDS = 30  # for a server to answer
+
+
+@dataclass(frozen=True)
+class GgufExport:
+    """A GGUF that was written and read back."""
+
+    quantisation: str
+    written_by: str  # gguf, or a program of llama.cpp
+    figures: gguf_writer.Figures | None  # None: not written here
+    logits: Mapping[str, float] | None  # distance from the merged model's; None: not compared
+    file: str  # path below the run's folder
+    bytes: int
+    sha256: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OllamaExport:
+    """A Modelfile beside the merged model."""
+
+    file: str  # path below the run's folder
+    faults: list[str]
+
+
+@dataclass(frozen=True)
+class VllmCheck:
+    """What was found about vLLM."""
+
+    lines: list[str]
+
+
+Export = GgufExport | OllamaExport | VllmCheck
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[str]:
-    """Export RUN/merged; return what to tell. The facts are added to RUN/export.json.
+    """Export RUN/merged; return the lines to print. The facts are added to RUN/export.json.
 
     Raises UsageError where there is no proven merged model or the format cannot hold it,
     TunesmithError where what was written is not the model.
@@ -88,15 +121,15 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
     proof = read_json(run_dir / "proof.json") if (run_dir / "proof.json").is_file() else {}
     if not merged.is_dir() or not proof.get("passed"):
         raise UsageError(
-            f"{merged}: no proven merged model: `inv merge --run {run_dir.name}` makes one"
+            f"{merged}: no proven merged model", hint=f"`inv merge --run {run_dir.name}` makes one"
         )
     # A sealed one is compared with its seals below, and read once.
     older = not any(seals.part(name) == MERGED for name in seals.read(run_dir))
     changed = manifest.faults(merged, manifest.listing(merged)) if older else []
     if changed:
         raise UsageError(
-            f"{merged}: not the model that was proven ({changed[0]}): "
-            f"`inv merge --run {run_dir.name}` makes it anew"
+            f"{merged}: not the model that was proven ({changed[0]})",
+            hint=f"`inv merge --run {run_dir.name}` makes it again",
         )
     if server and kind != "vllm-check":
         raise UsageError("--server is for --format vllm-check")
@@ -105,6 +138,7 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
     config = run_config.read_config(run_dir)
     integrity.check_here(run_dir, integrity.EXPORT)
     codec = engine.codec(engine.arguments(config))
+    facts: Export
     if kind == "gguf":
         facts, lines = _gguf(run_dir, merged, codec, config, quantise)
     elif kind == "ollama":
@@ -112,10 +146,10 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
     else:
         facts, lines = _vllm(config, codec, merged, server)
     known = run_dir / "export.json"
-    name = f"{kind} {facts['quantisation']}" if "quantisation" in facts else kind
+    name = f"{kind} {facts.quantisation}" if isinstance(facts, GgufExport) else kind
     with locked(known), seals.rewriting(run_dir, "export", known.name):
         record = read_json(known) if known.is_file() else {}
-        write_json(known, {**record, name: facts})
+        write_json(known, {**record, name: asdict(facts)})
     wrong = [line for line in lines if line.startswith("failed")]
     if wrong:
         raise TunesmithError(f"{kind}: {wrong[0]}", lines)
@@ -123,8 +157,8 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
 
 
 def _gguf(
-    run_dir: Path, merged: Path, codec: Codec, config: Mapping[str, Any], quantise: str
-) -> tuple[dict[str, Any], list[str]]:
+    run_dir: Path, merged: Path, codec: Codec, config: Config, quantise: str
+) -> tuple[GgufExport, list[str]]:
     """Write, read back, compare logits."""
     chosen = quantise.lower() or gguf_writer.default_quantisation(merged)
     out = run_dir / _FOLDER / f"{run_dir.name}-{chosen}.gguf"
@@ -135,17 +169,15 @@ def _gguf(
     written = (f"{_FOLDER}/{out.name}", f"{_FOLDER}/{templates.MODELFILE}")
     seals.forget(run_dir, written)
     by = _write(merged, out, chosen)
-    facts: dict[str, Any] = {"quantisation": chosen, "written_by": by}
-    if by == "gguf":
-        facts |= gguf_writer.check(merged, out)
+    figures = gguf_writer.check(merged, out) if by == "gguf" else None
     reason = gguf_writer.why_not(merged)
     if reason:
-        facts["logits"] = None
-        said = f"logits not compared: transformers reads no GGUF of {reason}"
+        apart = None
+        checked = f"logits not compared: transformers cannot read a GGUF of {reason}"
     else:
-        facts["logits"] = _compare_logits(merged, out, codec, chosen)
-        said = "logits against the merged model: " + ", ".join(
-            f"{key} {value:.2g}" for key, value in facts["logits"].items()
+        apart = _compare_logits(merged, out, codec, chosen)
+        checked = "logits against the merged model: " + ", ".join(
+            f"{key} {value:.2g}" for key, value in apart.items()
         )
     source = f"./{out.name}"
     probes = parity.probes_of(config, codec)[0]
@@ -154,13 +186,21 @@ def _gguf(
         out.parent / templates.MODELFILE, templates.modelfile(codec, merged, thought, source)
     )
     sealed = seals.seal(run_dir, _FOLDER, written)[written[0]]
-    facts |= {"file": written[0], "bytes": sealed["size"], "sha256": sealed["sha256"]}
-    facts["seconds"] = round(time.monotonic() - began, 1)
+    facts = GgufExport(
+        quantisation=chosen,
+        written_by=by,
+        figures=figures,
+        logits=apart,
+        file=written[0],
+        bytes=sealed["size"],
+        sha256=sealed["sha256"],
+        seconds=round(time.monotonic() - began, 1),
+    )
     return facts, [
-        f"gguf:   {out} ({human_bytes(facts['bytes'])}, {chosen}, by {by})",
-        f"check:  {said}",
+        f"gguf:   {out} ({human_bytes(facts.bytes)}, {chosen}, by {by})",
+        f"check:  {checked}",
         f"ollama: cd {out.parent} && ollama create {run_dir.name} -f Modelfile",
-        f"sha256: {facts['sha256']}",
+        f"sha256: {facts.sha256}",
     ]
 
 
@@ -174,8 +214,8 @@ def _write(merged: Path, out: Path, chosen: str) -> str:
         quantizer = shutil.which(_QUANTIZER)
         if quantizer is None:
             raise UsageError(
-                f"--quantise {chosen}: needs {_QUANTIZER} of llama.cpp on PATH; without it: "
-                f"{', '.join(gguf_writer.QUANTISATIONS)}"
+                f"--quantise {chosen}: needs {_QUANTIZER} of llama.cpp on PATH",
+                hint=f"without it: {', '.join(gguf_writer.QUANTISATIONS)}",
             )
         whole = out.with_name(f".{out.name}.whole")
         try:
@@ -187,8 +227,8 @@ def _write(merged: Path, out: Path, chosen: str) -> str:
     converter = shutil.which(_CONVERTER)
     if converter is None:
         raise UsageError(
-            f"{reason} cannot be written as GGUF here: put {_CONVERTER} of llama.cpp on PATH, "
-            "executable and with its requirements, and it is used"
+            f"{reason}: not written as GGUF by tunesmith",
+            hint=f"put {_CONVERTER} of llama.cpp, executable and with its requirements, on PATH",
         )
     if chosen not in ("f32", "f16", "bf16", "q8_0"):
         raise UsageError(f"--quantise {chosen}: {_CONVERTER} writes f32, f16, bf16 and q8_0")
@@ -225,27 +265,27 @@ def _compare_logits(merged: Path, file: Path, codec: Codec, chosen: str) -> dict
         local_files_only=True,
         trust_remote_code=False,
     )
-    found = distance(right, logits(model.eval(), sequences))
+    apart = distance(right, logits(model.eval(), sequences))
     exact = chosen == gguf_writer.default_quantisation(merged) or chosen == "f32"
     limits = vars(UNROUNDED) if exact else {"kl": _BROKEN}
-    beyond = [key for key, limit in limits.items() if not vars(found)[key] <= limit]
+    beyond = [key for key, limit in limits.items() if not vars(apart)[key] <= limit]
     if beyond:
         raise TunesmithError(
             f"{file}: its logits are not the merged model's: {beyond[0]} "
-            f"{vars(found)[beyond[0]]:.3g}, at most {limits[beyond[0]]:.3g}"
+            f"{vars(apart)[beyond[0]]:.3g}, at most {limits[beyond[0]]:.3g}"
         )
-    return found.record()
+    return apart.record()
 
 
 def _ollama(
-    run_dir: Path, merged: Path, codec: Codec, config: Mapping[str, Any], quantise: str
-) -> tuple[dict[str, Any], list[str]]:
+    run_dir: Path, merged: Path, codec: Codec, config: Config, quantise: str
+) -> tuple[Export, list[str]]:
     """Return the Modelfile to use: the merged folder's own, or one beside a GGUF."""
     architecture = read_json(merged / "config.json")["architectures"][0]
     digest = gguf_writer.split_digest(merged)
-    why = "it quantises no import" if quantise else ""
+    why = "it does not quantise imports" if quantise else ""
     if architecture not in _OLLAMA:
-        why = f"it imports no {architecture}"
+        why = f"it does not import {architecture}"
     elif digest not in gguf_writer.PRE_TOKENIZERS:
         # It would take its default and cut numbers otherwise than the training did.
         why = "its import does not know how this tokenizer splits text"
@@ -254,16 +294,14 @@ def _ollama(
         return facts, [f"Ollama gets a GGUF: {why}", *lines]
     verdict = parity.check(config, codec, merged)
     faults = [fault for fault in verdict.faults() if "modelfile" in fault.lower()]
-    return {"file": f"{MERGED}/{templates.MODELFILE}", "faults": faults}, [
+    return OllamaExport(f"{MERGED}/{templates.MODELFILE}", faults), [
         *(f"failed: {fault}" for fault in faults),
         f"Modelfile: {merged / templates.MODELFILE} (renders the trained prompt, FROM the folder)",
         f"ollama:    cd {merged} && ollama create {run_dir.name} -f Modelfile",
     ]
 
 
-def _vllm(
-    config: Mapping[str, Any], codec: Codec, merged: Path, server: str
-) -> tuple[dict[str, Any], list[str]]:
+def _vllm(config: Config, codec: Codec, merged: Path, server: str) -> tuple[VllmCheck, list[str]]:
     """Check what decides whether vLLM asks the model as it was trained."""
     verdict = parity.check(config, codec, merged)
     relevant = [
@@ -271,18 +309,18 @@ def _vllm(
         for fault in verdict.faults()
         if fault.startswith(("chat_template", "generation_config", "tokenizer_config"))
     ]
-    asked = (
-        [f"not asked: {note}" for note in verdict.notes]
+    passed = (
+        [f"not checked: {note}" for note in verdict.notes]
         if not verdict.probes
         else [
             f"passed: the chat template gives the trained ids on {verdict.probes} prompts",
             f"passed: answers end with {verdict.stop!r}",
         ]
     )
-    lines = [f"failed: {fault}" for fault in relevant] or asked
+    lines = [f"failed: {fault}" for fault in relevant] or passed
     architecture = read_json(merged / "config.json")["architectures"][0]
     if importlib.util.find_spec("vllm") is None:
-        lines.append(f"not asked: whether vLLM serves {architecture}: vLLM is not installed here")
+        lines.append(f"not checked: whether vLLM serves {architecture}: vLLM is not installed here")
     else:
         registry = importlib.import_module("vllm").ModelRegistry
         known = architecture in registry.get_supported_archs()
@@ -290,12 +328,12 @@ def _vllm(
     if server:
         lines += _ask_server(config, codec, server.rstrip("/"))
     else:
-        lines.append("not asked: a running server; --server http://HOST:PORT compares its ids")
+        lines.append("not checked: a running server; --server http://HOST:PORT compares its ids")
     lines.append(f"serve:  vllm serve {merged} --generation-config {merged}")
-    return {"lines": lines[:-1]}, lines
+    return VllmCheck(lines[:-1]), lines
 
 
-def _ask_server(config: Mapping[str, Any], codec: Codec, server: str) -> list[str]:
+def _ask_server(config: Config, codec: Codec, server: str) -> list[str]:
     """Compare the ids of a running vLLM (POST /tokenize) with the trained ones."""
     model = _fetch(f"{server}/v1/models", None)["data"][0]["id"]
     probes, _, _ = parity.probes_of(config, codec)
@@ -309,16 +347,16 @@ def _ask_server(config: Mapping[str, Any], codec: Codec, server: str) -> list[st
     return lines or [f"passed: {server} ({model}) gives the trained ids on {len(probes)} prompts"]
 
 
-def _fetch(url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+def _fetch(url: str, body: Mapping[str, object] | None) -> JsonObject:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"--server {url}: an address that begins with http:// expected")
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
-            value: dict[str, Any] = json.load(answer)
+            value: JsonObject = json.load(answer)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise TunesmithError(f"{url}: no answer of a vLLM server ({error})") from None
+        raise TunesmithError(f"{url}: no vLLM server answered ({error})") from None
     return value
 
 

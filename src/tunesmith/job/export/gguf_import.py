@@ -16,11 +16,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import JsonObject, ModelConfig
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, read_json
 
@@ -107,7 +108,7 @@ def read_vocabulary(gguf: Path) -> Vocabulary:
         known = ", ".join(_PRE_TOKENIZERS)
         raise UsageError(
             f"{gguf}: architecture {architecture}, tokenizer {kind}/{pre} cannot be converted; "
-            f"known is llama with gpt2/{known}; take the model's safetensors from the hub"
+            f"supported: llama with gpt2/{known}; take the model's safetensors from the hub"
         )
     tokens = tuple(value("tokenizer.ggml.tokens"))
     types = value("tokenizer.ggml.token_type")
@@ -235,7 +236,7 @@ def _write_weights(gguf: Path, folder: Path, vocabulary: Vocabulary) -> None:
     model.generation_config.pad_token_id = vocabulary.tokens.index(vocabulary.padding)
     # One file, however large: the model is small, and an index would be one more thing.
     model.save_pretrained(folder, max_shard_size="100GB")
-    config: dict[str, Any] = read_json(folder / "config.json")
+    config: JsonObject = read_json(folder / "config.json")
     config.pop("_model_name_or_path", None)
     config["eos_token_id"] = model.generation_config.eos_token_id
     config["pad_token_id"] = model.generation_config.pad_token_id
@@ -246,7 +247,7 @@ def _write_weights(gguf: Path, folder: Path, vocabulary: Vocabulary) -> None:
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def _write(path: Path, value: Mapping[str, Any], end: str = "\n") -> None:
+def _write(path: Path, value: ModelConfig, end: str = "\n") -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + end, encoding="utf-8")
 
 

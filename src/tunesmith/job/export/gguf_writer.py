@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.files import tensor_shapes
+from tunesmith.core.documents import ModelConfig
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, replacing
-from tunesmith.job.merge.weights import Reader
+from tunesmith.job.merge.weights import TensorReader
 from tunesmith.job.prompts import templates
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
@@ -75,8 +76,8 @@ def why_not(folder: Path) -> str | None:
 
 def default_quantisation(folder: Path) -> str:
     """Return the name for the weights as they are."""
-    found = {dtype for dtype, _ in tensor_shapes(folder).values()}
-    return next((name for dtype, name in _STORED.items() if dtype in found), "f32")
+    dtypes = {dtype for dtype, _ in tensor_shapes(folder).values()}
+    return next((name for dtype, name in _STORED.items() if dtype in dtypes), "f32")
 
 
 def pre_tokenizer(folder: Path) -> str | None:
@@ -112,7 +113,7 @@ def write(folder: Path, out: Path, quantise: str) -> None:
         raise UsageError(f"quantisation {quantise!r}: one of {', '.join(QUANTISATIONS)} expected")
     config = read_json(folder / "config.json")
     arch = ARCHITECTURES[config["architectures"][0]]
-    with replacing(out) as part, Reader(folder) as reader:
+    with replacing(out) as part, TensorReader(folder) as reader:
         writer = gguf.GGUFWriter(part, arch)
         _metadata(writer, folder, config, quantise)
         _vocabulary(writer, read_vocabulary(folder), folder)
@@ -135,7 +136,15 @@ def write(folder: Path, out: Path, quantise: str) -> None:
         writer.close()
 
 
-def check(folder: Path, file: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Figures:
+    """What a comparison of a GGUF with its model measured."""
+
+    tensors: int
+    max_difference: float  # of an element, absolute
+
+
+def check(folder: Path, file: Path) -> Figures:
     """Read a GGUF back and hold every tensor against the folder's; return the figures.
 
     Unquantised tensors must be equal, others what their own scale can say at best. Raises
@@ -146,16 +155,16 @@ def check(folder: Path, file: Path) -> dict[str, Any]:
 
     config = read_json(folder / "config.json")
     arch = ARCHITECTURES[config["architectures"][0]]
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    written = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     names = gguf.get_tensor_name_map(_model_arch(arch), config["num_hidden_layers"])
     shapes = tensor_shapes(folder)
     worst, count = 0.0, 0
-    with Reader(folder) as reader:
+    with TensorReader(folder) as reader:
         for source in _sources(folder, config):
             name = names.get_name(source, try_suffixes=(".weight", ".bias"))
-            if name not in found:
+            if name not in written:
                 raise TunesmithError(f"{file}: has no {name}")
-            tensor = found.pop(name)
+            tensor = written.pop(name)
             values = _values(reader, source, config, arch)
             back = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape)
             off = float(np.abs(back - values).max())
@@ -165,9 +174,9 @@ def check(folder: Path, file: Path) -> dict[str, Any]:
             if not off <= allowed:
                 raise TunesmithError(f"{file}: {name} is off by {off:.3g}, {allowed:.3g} allowed")
             worst, count = max(worst, off), count + 1
-    if found:
-        raise TunesmithError(f"{file}: holds {sorted(found)[0]}, which the model has not")
-    return {"tensors": count, "max_difference": float(f"{worst:.6g}")}
+    if written:
+        raise TunesmithError(f"{file}: holds {sorted(written)[0]}, which the model does not have")
+    return Figures(count, float(f"{worst:.6g}"))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
@@ -205,13 +214,13 @@ def _known_names() -> str:
     return ", ".join(["smollm", *PRE_TOKENIZERS.values()])
 
 
-def _steps(folder: Path) -> list[dict[str, Any]]:
+def _steps(folder: Path) -> list[ModelConfig]:
     step = read_json(folder / "tokenizer.json").get("pre_tokenizer") or {}
-    steps: list[dict[str, Any]] = step.get("pretokenizers") or ([step] if step else [])
+    steps: list[ModelConfig] = step.get("pretokenizers") or ([step] if step else [])
     return steps
 
 
-def _metadata(writer: Any, folder: Path, config: Mapping[str, Any], quantise: str) -> None:
+def _metadata(writer: Any, folder: Path, config: ModelConfig, quantise: str) -> None:
     import gguf
 
     heads = int(config["num_attention_heads"])
@@ -252,7 +261,7 @@ def _vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None:
         writer.add_chat_template(template.read_text(encoding="utf-8"))
 
 
-def _sources(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+def _sources(folder: Path, config: ModelConfig) -> Iterator[str]:
     """Yield the tensors that go into the file: a head tied to the embedding is not one."""
     for name in tensor_shapes(folder):
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
@@ -262,7 +271,7 @@ def _sources(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plan(
-    folder: Path, config: Mapping[str, Any], arch: str, quantise: str
+    folder: Path, config: ModelConfig, arch: str, quantise: str
 ) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
     """Yield (name in the file, name in the folder, shape, type) of every tensor."""
     import gguf
@@ -300,7 +309,7 @@ def _stored(kind: Any) -> tuple[Any, int]:
     return plain.get(kind.name, (np.dtype(np.uint8), 1))
 
 
-def _values(reader: Reader, name: str, config: Mapping[str, Any], arch: str) -> Any:
+def _values(reader: TensorReader, name: str, config: ModelConfig, arch: str) -> Any:
     """Return a tensor as float32, in the order of llama.cpp."""
     values = reader.get(name).float().numpy()
     if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):

@@ -8,11 +8,12 @@ config. Torch and LLaMA-Factory are imported inside functions: importing this is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import Arguments, Config, Message
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.config import starting_adapters, tuned_adapters
 
@@ -56,17 +57,18 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 42
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, int | float | bool]:
         """Return what a reader needs to repeat the answers."""
-        greedy = {"do_sample": False, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
-        return dataclasses.asdict(self) if self.do_sample else greedy
+        if self.do_sample:
+            return dataclasses.asdict(self)
+        return {"do_sample": False, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
 
 
 @dataclass(frozen=True)
 class Question:
     """A conversation that ends with what the model is asked."""
 
-    messages: tuple[Mapping[str, str], ...]  # {"role": "user"|"assistant"|..., "content": str}
+    messages: tuple[Message, ...]
     system: str | None = None
     tools: str | None = None
 
@@ -110,7 +112,7 @@ class Codec:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to answer."""
 
     codec: Codec
@@ -128,10 +130,10 @@ class Loaded:
 
 
 def arguments(
-    config: Mapping[str, Any],
+    config: Config,
     model: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
-) -> dict[str, Any]:
+) -> Arguments:
     """Return LLaMA-Factory inference arguments with the model and template keys of `config`.
 
     `model` replaces config["model_name_or_path"]. With adapters LLaMA-Factory merges them
@@ -161,19 +163,19 @@ def arguments(
     return kept
 
 
-def base_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def base_arguments(config: Config) -> Arguments:
     """Return the arguments of the model before training."""
     return arguments(config, adapters=starting_adapters(config))
 
 
-def tuned_arguments(config: Mapping[str, Any], output: Path) -> dict[str, Any]:
+def tuned_arguments(config: Config, output: Path) -> Arguments:
     """Return the arguments of the model after training: base with adapter, or the full model."""
     if config.get("finetuning_type", "lora") == "lora":
         return arguments(config, adapters=tuned_adapters(config, output))
     return arguments(config, model=output)
 
 
-def codec(args: dict[str, Any]) -> Codec:
+def codec(args: Arguments) -> Codec:
     """Load tokenizer and template (seconds), not the weights."""
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_infer_args
@@ -185,16 +187,16 @@ def codec(args: dict[str, Any]) -> Codec:
     return Codec(module["tokenizer"], module["processor"], template, model_args, finetuning_args)
 
 
-def load(prepared: Codec) -> Loaded:
+def load(prepared: Codec) -> LoadedModel:
     """Load the weights LLaMA-Factory's way, adapters merged in memory, ready for inference."""
     from llamafactory.model import load_model
 
     model = load_model(prepared.tokenizer, prepared.model_args, prepared.finetuning_args)
-    return Loaded(prepared, model)
+    return LoadedModel(prepared, model)
 
 
 def generate(
-    loaded: Loaded,
+    loaded: LoadedModel,
     questions: Sequence[Question],
     sampling: Sampling,
     batch_size: int = 32,
@@ -207,10 +209,10 @@ def generate(
     prompts = [loaded.codec.encode(question) for question in questions]
     stop = loaded.codec.stop_ids()
     tokenizer = loaded.codec.tokenizer
-    found = generate_ids(
+    answers = generate_ids(
         loaded.model, prompts, stop, tokenizer.pad_token_id, sampling, batch_size, progress
     )
-    return [answer_of(tokenizer, ids, stop) for ids in found]
+    return [answer_of(tokenizer, ids, stop) for ids in answers]
 
 
 def answer_of(tokenizer: Any, ids: Sequence[int], stop: Sequence[int]) -> Answer:
@@ -232,7 +234,8 @@ def generate_ids(
 ) -> list[list[int]]:
     """Return the new ids of every prompt, up to and with the first stop id.
 
-    Prompts of like length share a batch, padded on the left.
+    Prompts of like length share a batch, padded on the left: `inputs` and `attention_mask` are
+    int64 (rows x longest prompt).
     """
     import torch
 
@@ -258,7 +261,7 @@ def generate_ids(
 
 
 def stream(
-    loaded: Loaded, question: Question, sampling: Sampling, write: Callable[[str], None]
+    loaded: LoadedModel, question: Question, sampling: Sampling, write: Callable[[str], None]
 ) -> Answer:
     """Answer one question, passing the text to `write` piece by piece as it comes."""
     import torch
@@ -278,8 +281,8 @@ def stream(
     return answer_of(tokenizer, _until_stop(output[0, len(ids) :].tolist(), stop), stop)
 
 
-def _generation(sampling: Sampling, stop: Sequence[int], pad: int) -> dict[str, Any]:
-    """Return the keyword arguments of model.generate.
+def _generation(sampling: Sampling, stop: Sequence[int], pad: int) -> Arguments:
+    """Return keyword arguments of transformers' model.generate.
 
     use_model_defaults=False matters: transformers >= 4.50 otherwise replaces every value
     that equals its global default by the model's generation_config.json, so do_sample=False
@@ -287,7 +290,7 @@ def _generation(sampling: Sampling, stop: Sequence[int], pad: int) -> dict[str, 
     """
     from transformers import GenerationConfig
 
-    chosen: dict[str, Any] = {"do_sample": False}
+    chosen: Arguments = {"do_sample": False}
     if sampling.do_sample:
         chosen = {
             "do_sample": True,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import AlignedRow, Config, TokenizedRow
 from tunesmith.job.inference import engine
 from tunesmith.job.inference.engine import Codec, Question
 from tunesmith.job.run.failures import JobError
@@ -40,14 +41,14 @@ class Item:
 class HeldOut:
     """The validation rows: ids for the loss, texts for the answers, or why there are none."""
 
-    rows: list[dict[str, Any]]
+    rows: list[TokenizedRow]
     items: list[Item]
     neat_packing: bool
     no_loss: str | None
     no_answers: str | None
 
 
-def load_held_out(config: Mapping[str, Any], codec: Codec, answers: int) -> HeldOut:
+def load_held_out(config: Config, codec: Codec, answers: int) -> HeldOut:
     """Return LLaMA-Factory's validation rows of `config`, the first `answers` of them with text.
 
     Where a loss or text cannot be had, the reason stands in its place.
@@ -93,7 +94,7 @@ class _Split:
     processor: Any
 
     @classmethod
-    def load(cls, config: Mapping[str, Any], codec: Codec) -> _Split:
+    def load(cls, config: Config, codec: Codec) -> _Split:
         import transformers
         from llamafactory.data.loader import _get_dataset_processor, get_dataset
 
@@ -110,15 +111,15 @@ class _Split:
         processor = _get_dataset_processor(data_args, stage, codec.template, **tools)
         return cls(model_args, data_args, training_args, stage, module, processor)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[TokenizedRow]:
         """Return the tokenized validation rows."""
-        found = self.module.get("eval_dataset")
-        parts = list(found.values()) if isinstance(found, dict) else [found] if found else []
+        held = self.module.get("eval_dataset")
+        parts = list(held.values()) if isinstance(held, dict) else [held] if held else []
         limit = _STREAMED_ROWS if self.data_args.streaming else None
         return list(itertools.islice(itertools.chain.from_iterable(parts), limit))
 
     def items(
-        self, codec: Codec, rows: Sequence[Mapping[str, Any]], count: int
+        self, codec: Codec, rows: Sequence[TokenizedRow], count: int
     ) -> tuple[list[Item], str | None]:
         """Return the first `count` validation rows as text, or why that was not possible.
 
@@ -147,7 +148,7 @@ class _Split:
             items.append(_held_out_item(codec, raw))
         return items, None
 
-    def _aligned_validation(self, expected: int) -> list[dict[str, Any]] | None:
+    def _aligned_validation(self, expected: int) -> list[AlignedRow] | None:
         import transformers
         from datasets import Dataset
         from llamafactory.data.data_utils import split_dataset
@@ -174,7 +175,7 @@ class _Split:
         return [kept[place] for place in split["validation"]["place"]]
 
 
-def _arguments(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def _arguments(config: Config) -> tuple[Any, Any, Any]:
     """Return LLaMA-Factory's (model, data, training) arguments for the data of a train config."""
     from llamafactory.hparams import DataArguments
     from llamafactory.hparams.parser import _parse_train_args
@@ -202,9 +203,7 @@ def _arguments(config: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return model_args, data_args, training_args
 
 
-def first_rows(
-    config: Mapping[str, Any], codec: Codec, count: int
-) -> tuple[list[dict[str, Any]], str | None]:
+def first_rows(config: Config, codec: Codec, count: int) -> tuple[list[AlignedRow], str | None]:
     """Return the first `count` training rows of each data set as LLaMA-Factory converts them.
 
     Where that is not possible, no row and the reason. Rows with tools, images, video or audio
@@ -225,17 +224,20 @@ def first_rows(
         merged = _get_merged_dataset(data_args.dataset, model_args, data_args, training_args, "sft")
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         return [], f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    media = ("_tools", "_images", "_videos", "_audios")
-    rows = [row for row in merged or () if _usable(row) and not any(row[key] for key in media)]
+    rows = [row for row in merged or () if _usable(row) and not _has_media(row)]
     return rows, None if rows else "no row is a conversation in text"
 
 
-def _usable(row: Mapping[str, Any]) -> bool:
+def _has_media(row: AlignedRow) -> bool:
+    return bool(row["_tools"] or row["_images"] or row["_videos"] or row["_audios"])
+
+
+def _usable(row: AlignedRow) -> bool:
     """SupervisedDatasetProcessor.preprocess_dataset drops every other row."""
     return len(row["_prompt"]) % 2 == 1 and len(row["_response"]) == 1
 
 
-def _held_out_item(codec: Codec, raw: Mapping[str, Any]) -> Item:
+def _held_out_item(codec: Codec, raw: AlignedRow) -> Item:
     messages = raw["_prompt"]
     reference = str(raw["_response"][0]["content"])
     # Only reasoning templates have a mode; with thinking off, training strips it from labels.

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.basemodel.files import Shapes, pickles, tensor_shapes
+from tunesmith.core.documents import ModelConfig
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json
 from tunesmith.job.run.adapters import ADAPTER_CONFIG, refuse_code
@@ -44,6 +44,34 @@ Misfit = Callable[[str], UsageError]  # from a reason to the error that gives it
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """What of PEFT's adapter_config.json decides what an adapter does to its base."""
+
+    base_named: str | None
+    rank: int
+    alpha: float
+    rslora: bool
+    transposed: bool  # fan_in_fan_out: weights of the base are [in, out]
+    target_modules: tuple[str, ...] | None  # None: a pattern, or not every module with the name
+    beyond_plain: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stored: ModelConfig) -> AdapterConfig:
+        """Read PEFT 0.15.2's keys."""
+        targets = stored.get("target_modules")
+        restricted = stored.get("layers_to_transform") or stored.get("exclude_modules")
+        return cls(
+            base_named=stored.get("base_model_name_or_path"),
+            rank=int(stored["r"]),
+            alpha=float(stored["lora_alpha"]),
+            rslora=bool(stored.get("use_rslora")),
+            transposed=bool(stored.get("fan_in_fan_out")),
+            target_modules=tuple(targets) if isinstance(targets, list) and not restricted else None,
+            beyond_plain=tuple(_features(stored)),
+        )
+
+
+@dataclass(frozen=True)
 class AdapterFacts:
     """A LoRA adapter that fits the base model it was checked against."""
 
@@ -63,8 +91,8 @@ class AdapterFacts:
         return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], Shapes]:
-    """Return adapter_config.json and the adapter's tensors; UsageError when it is incomplete."""
+def read_adapter(folder: Path) -> tuple[AdapterConfig, Shapes]:
+    """Return the adapter's config and its tensors; UsageError when it is incomplete."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such adapter folder")
     weights = folder / ADAPTER_WEIGHTS
@@ -90,10 +118,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Shapes]:
     refuse_code(folder)
     # Reward runs keep a value_head.safetensors beside it, which is no part of the adapter.
     shapes = tensor_shapes(folder)
-    tensors = {name: found for name, found in shapes.items() if name.startswith(_PREFIX)}
+    tensors = {name: shape for name, shape in shapes.items() if name.startswith(_PREFIX)}
     if not tensors:
         raise UsageError(f"{weights}: holds no tensors: train again or copy the file again")
-    return config, tensors
+    return AdapterConfig.of(config), tensors
 
 
 def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
@@ -112,7 +140,7 @@ def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
     if not config_file.is_file():
         raise UsageError(f"{config_file}: missing: fetch the base model again")
     base_config = read_json(config_file)
-    named = config.get("base_model_name_or_path")
+    named = config.base_named
 
     def misfit(reason: str) -> UsageError:
         return UsageError(
@@ -122,19 +150,19 @@ def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
         )
 
     find = _Finder(base, tied=bool(base_config.get("tie_word_embeddings")))
-    targets, whole, odd = _match(tensors, find, bool(config.get("fan_in_fan_out")), misfit)
-    _check_coverage(config, base, targets, misfit)
+    targets, whole, odd = _match(tensors, find, config.transposed, misfit)
+    _check_coverage(config.target_modules, base, targets, misfit)
     if named:
         _compare_configs(Path(named), base_config, misfit)
     return AdapterFacts(
         folder=adapter_folder,
         base_named=named,
-        rank=int(config["r"]),
-        alpha=float(config["lora_alpha"]),
-        rslora=bool(config.get("use_rslora")),
+        rank=config.rank,
+        alpha=config.alpha,
+        rslora=config.rslora,
         targets=targets,
         saved_whole=whole,
-        beyond_plain=(*_features(config), *odd),
+        beyond_plain=(*config.beyond_plain, *odd),
         parameters=sum(math.prod(shape) for _, shape in tensors.values()),
     )
 
@@ -156,12 +184,12 @@ class _Finder:
         return ".".join(part for part in name.split(".") if part not in {"model", "language_model"})
 
     def __call__(self, module: str) -> str | None:
-        wanted = f"{module}.weight"
-        if wanted in self.base:
-            return wanted
+        name = f"{module}.weight"
+        if name in self.base:
+            return name
         if self.tied and module.split(".")[-1] == "lm_head":
-            return next((name for name in self.base if name.endswith("embed_tokens.weight")), None)
-        return self.plain.get(self._plain(wanted))
+            return next((n for n in self.base if n.endswith("embed_tokens.weight")), None)
+        return self.plain.get(self._plain(name))
 
 
 def _match(
@@ -215,7 +243,7 @@ def _match(
 
 
 def _check_coverage(
-    config: Mapping[str, Any],
+    selected: tuple[str, ...] | None,
     base: Shapes,
     targets: Mapping[str, str],
     misfit: Misfit,
@@ -225,20 +253,18 @@ def _check_coverage(
     PEFT matches a list entry to every module whose dotted name ends with it
     (tuners_utils.check_target_module_exists), so each one must have a pair.
     """
-    wanted = config.get("target_modules")
-    restricted = config.get("layers_to_transform") or config.get("exclude_modules")
-    if not isinstance(wanted, list) or restricted:
+    if selected is None:
         return
     changed = set(targets.values())
     for name, (_, shape) in base.items():
         module = name.removesuffix(".weight")
         if module == name or len(shape) != 2 or name in changed:
             continue
-        if any(module == entry or module.endswith(f".{entry}") for entry in wanted):
+        if any(module == entry or module.endswith(f".{entry}") for entry in selected):
             raise misfit(f"base tensor {name} {list(shape)} has no adapter weights")
 
 
-def _compare_configs(named: Path, given: Mapping[str, Any], misfit: Misfit) -> None:
+def _compare_configs(named: Path, given: ModelConfig, misfit: Misfit) -> None:
     """Compare with the config of the base the adapter names, where that folder exists."""
     recorded_file = named / "config.json"
     if not recorded_file.is_file():
@@ -251,7 +277,7 @@ def _compare_configs(named: Path, given: Mapping[str, Any], misfit: Misfit) -> N
             )
 
 
-def _features(config: Mapping[str, Any]) -> list[str]:
+def _features(config: ModelConfig) -> list[str]:
     """Return the adapter_config keys that make this more than W + scale * B @ A."""
     features = [key for key in _BEYOND_PLAIN if config.get(key)]
     if config.get("bias", "none") != "none":

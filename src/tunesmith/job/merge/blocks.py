@@ -1,4 +1,9 @@
-"""Blocks of numbers: read, widened to float32, rounded to a model's dtype. Needs NumPy."""
+"""Blocks of numbers: read, widened to float32, rounded to a model's dtype. Needs NumPy.
+
+A block is a flat (one-dimensional) NumPy array. `raw` arrays hold the bytes of a file in the
+dtype of WORDS; `values` are float32. Offsets and sizes of files are bytes, lengths of arrays
+are elements.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.job.merge.matmul import Convert
+from tunesmith.job.merge.matmul import Array, Convert
 from tunesmith.job.merge.tensors import Stored, Tensor
 
-# NumPy has no bfloat16: those are handled as the upper half of a float32.
+# NumPy's dtype of each safetensors dtype, little-endian. NumPy has no bfloat16: its bits are
+# kept as uint16, the upper half of a float32.
 WORDS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
 
 
@@ -21,13 +27,13 @@ class NotANumber(Exception):
 
 
 @dataclass
-class Room:
-    """Memory kept from block to block: fresh pages cost more than the sums."""
+class Scratch:
+    """Flat arrays by name, reused from block to block: fresh pages cost more than the sums."""
 
-    arrays: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
 
-    def take(self, name: str, count: int, dtype: Any) -> Any:
-        """Return an array of `count`, with whatever it held last."""
+    def take(self, name: str, count: int, dtype: Any) -> Array:
+        """Return an array of shape [count] and `dtype`; it holds what was last written to it."""
         import numpy as np
 
         held = self.arrays.get(name)
@@ -37,7 +43,7 @@ class Room:
 
 
 class Sources:
-    """Files to read from, each opened once."""
+    """Files to read from, each opened once: path -> file descriptor."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
@@ -51,15 +57,17 @@ class Sources:
         return self._open[file]
 
 
-def read(sources: Sources, tensor: Stored, first: int, count: int, room: Room, name: str) -> Any:
-    """Return `count` numbers of a tensor, from number `first` on, as they lie in the file."""
-    raw = room.take(name, count, WORDS[tensor.dtype])
+def read(
+    sources: Sources, tensor: Stored, first: int, count: int, scratch: Scratch, name: str
+) -> Array:
+    """Return elements `first` to `first + count` of a tensor: raw, shape [count]."""
+    raw = scratch.take(name, count, WORDS[tensor.dtype])
     get(sources.of(tensor.file), raw, tensor.start + first * Tensor(tensor.dtype, (1,)).size)
     return raw
 
 
-def get(source: int, into: Any, start: int) -> None:
-    """Fill an array with a file's bytes from `start` on."""
+def get(source: int, into: Array, start: int) -> None:
+    """Fill the array `into` with the bytes of descriptor `source` from byte `start` on."""
     view, done = memoryview(into).cast("B"), 0
     while done < len(view):
         count = os.preadv(source, [view[done:]], start + done)
@@ -69,15 +77,15 @@ def get(source: int, into: Any, start: int) -> None:
 
 
 def put(out: int, data: memoryview, at: int) -> int:
-    """Write all of `data` at `at`; return its length."""
+    """Write all of `data` to descriptor `out` at byte `at`; return the bytes written."""
     done = 0
     while done < len(data):
         done += os.pwrite(out, data[done:], at + done)
     return done
 
 
-def widen(dtype: str, raw: Any, values: Any, convert: Convert | None = None) -> None:
-    """Write `raw` as float32 into `values`, exactly."""
+def widen(dtype: str, raw: Array, values: Array, convert: Convert | None = None) -> None:
+    """Write `raw` [n] of `dtype` as float32 into `values` [n], exactly."""
     import numpy as np
 
     if dtype != "BF16":
@@ -88,10 +96,12 @@ def widen(dtype: str, raw: Any, values: Any, convert: Convert | None = None) -> 
         np.left_shift(raw, 16, out=values.view(np.uint32), dtype=np.uint32, casting="unsafe")
 
 
-def narrow(dtype: str, values: Any, out: Any, room: Room, convert: Convert | None = None) -> Any:
-    """Round float32 to the nearest of `dtype`, ties to even, into `out`. Spoils `values`.
+def narrow(
+    dtype: str, values: Array, out: Array, scratch: Scratch, convert: Convert | None = None
+) -> Array:
+    """Round `values` [n] float32 to the nearest of `dtype`, ties to even, into `out` [n], raw.
 
-    Raises NotANumber.
+    Returns `out`; `values` is overwritten. Raises NotANumber.
     """
     import numpy as np
 
@@ -105,7 +115,7 @@ def narrow(dtype: str, values: Any, out: Any, room: Room, convert: Convert | Non
         convert(values, out)
         return out
     bits = values.view(np.uint32)
-    carry = room.take("carry", bits.size, np.uint32)
+    carry = scratch.take("carry", bits.size, np.uint32)
     np.right_shift(bits, 16, out=carry)
     carry &= 1
     carry += 0x7FFF

@@ -1,10 +1,12 @@
-"""RUN/around: all of the merged model but its weights, to merge where LLaMA-Factory is not.
+"""RUN/around, the merge bundle: all of the merged model but its weights.
+
+With it a run is merged where LLaMA-Factory is not installed.
 
 A training makes it at its end, where LLaMA-Factory is loaded already; where that was not possible
 `python -m tunesmith.job.merge.bundle --run RUN` makes it, by a process with LLaMA-Factory. Neither
-reads the base model's weights. A pull brings it with the adapter. A merge that finds one made for
-just this merge takes it instead of asking LLaMA-Factory again. Files that equal one of the
-adapter's folder or of the base model are only named: they are there already, or come anyway.
+reads the base model's weights. A pull brings it with the adapter. A merge that finds one with its
+own key uses it instead of starting LLaMA-Factory again. Files that equal one of the
+adapter's folder or of the base model are only named: both have to be there anyway.
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.basemodel.files import INDEX
+from tunesmith.core.documents import Config
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import human_bytes, sha256_of, write_json
 from tunesmith.core.swap import put_in_place
 from tunesmith.job.merge import inputs, skeleton
-from tunesmith.job.merge.inputs import Mergeable, only_whole
+from tunesmith.job.merge.inputs import MergeInputs, requires_full_merge
 from tunesmith.job.merge.streaming import Shard
 from tunesmith.job.run import integrity, seals
 from tunesmith.job.run.allowed import part_of_allowed
@@ -38,15 +41,18 @@ from tunesmith.job.run.shapes import Check, anything, each, fields, one_of, text
 from tunesmith.job.run.stored import read_object
 from tunesmith.job.system import resources
 
+if TYPE_CHECKING:
+    from tunesmith.job.prompts.parity import ParityRecord
+
 FOLDER = "around"
 RECORD = "kit.json"
 LOG = "around.log"
 _PART = ".around.part"
 _LOCK = ".around.lock"
-# Where a file of the merged model lies: in the kit, with the adapter, with the base model.
+# Where a file of the merged model lies: in the bundle, with the adapter, with the base model.
 _HERE, _ADAPTER, _BASE = "around", "adapter", "base"
 # Bytes it takes in a process that has LLaMA-Factory loaded, measured 150 MB.
-_ROOM = 500_000_000
+_MEMORY = 500_000_000
 # Ways to train after which models are loaded otherwise in the same process.
 _CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
 
@@ -64,7 +70,7 @@ def _names(check: Check) -> Check:
     return checked
 
 
-_KIT = fields(
+_MANIFEST = fields(
     {
         "key": text,
         "shards": _names(each(anything)),
@@ -75,168 +81,200 @@ _KIT = fields(
     },
     ("key", "shards", "prompts", "files"),
 )
-# What writes everything around the weights into a folder: weights files, parity.json's content.
-Maker = Callable[[Path], tuple[Mapping[str, Any], dict[str, Any]]]
+# Writes everything around the weights into a folder; returns weights files and prompts.
+Maker = Callable[[Path], "tuple[list[Shard], ParityRecord]"]
 
 
 @dataclass(frozen=True)
-class Kit:
-    """A kit that fits; it answers what the process of job/merge/skeleton.py would be asked."""
+class BundledFile:
+    """A file of the merged model: where it lies (around, adapter or base) and its sha256."""
+
+    place: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """kit.json: what a bundle was made for, and what it holds."""
+
+    key: str  # key_of the merge it belongs to
+    shards: list[Shard]
+    prompts: ParityRecord
+    files: Mapping[str, BundledFile]
+
+    @classmethod
+    def read(cls, folder: Path) -> BundleManifest:
+        """Read a bundle's manifest; it may come from a host. Raises UsageError."""
+        value = read_object(folder / RECORD, _MANIFEST, f"delete {folder}, and pull or merge again")
+        files = {n: BundledFile(file["in"], file["sha256"]) for n, file in value["files"].items()}
+        return cls(value["key"], skeleton.shards_of(value["shards"]), value["prompts"], files)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a bundle's folder."""
+        value = {
+            "key": self.key,
+            "shards": skeleton.layout_of(self.shards),
+            "prompts": self.prompts,
+            "files": {n: {"in": f.place, "sha256": f.sha256} for n, f in self.files.items()},
+        }
+        write_json(folder / RECORD, value)
+
+
+@dataclass(frozen=True)
+class MergeBundle:
+    """A bundle that fits a merge; it stands in for the process of job/merge/skeleton.py."""
 
     folder: Path
     part: Path  # where the merged model is put together
     places: Mapping[str, Path]
-    record: Mapping[str, Any]
+    manifest: BundleManifest
 
     def files(self) -> list[Shard]:
         """Return the weights files of the export."""
-        return skeleton.shards_of(self.record["shards"])
+        return self.manifest.shards
 
-    def prompts(self) -> dict[str, Any]:
+    def prompts(self) -> ParityRecord:
         """Put everything around the weights in its place; return parity.json's content."""
-        for name, known in self.record["files"].items():
-            source = self.places[known["in"]] / name
-            if not source.is_file() or sha256_of(source) != known["sha256"]:
+        for name, file in self.manifest.files.items():
+            source = self.places[file.place] / name
+            if not source.is_file() or sha256_of(source) != file.sha256:
                 raise TunesmithError(
                     f"{source}: not the file {RECORD} names: delete {self.folder}, and pull or "
                     "merge again"
                 )
             shutil.copyfile(source, self.part / name)
-        return dict(self.record["prompts"])
+        return self.manifest.prompts.copy()
 
 
-def key_of(request: Mapping[str, Any], config: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
-    """Return what a kit belongs to: the run's config and base model, and how it is merged.
+def key_of(request: Mapping[str, Any], config: Config, keys: Config) -> str:
+    """Return what a bundle belongs to: the run's config and base model, and how it is merged.
 
     Of the config what holds on every machine: paths differ, and a pulled run has no more.
     """
     plain = config_of(config)
     model = request.get("model", {})
-    told = {"config": plain, "keys": dict(keys), "base": model.get("files", {})}
-    told["run"] = request.get("run_id")
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    identity = {"config": plain, "keys": dict(keys), "base": model.get("files", {})}
+    identity["run"] = request.get("run_id")
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def find(run_dir: Path, part: Path, request: Mapping[str, Any], asked: Mergeable) -> Kit | None:
-    """Return the run's kit if it was made for just what is asked."""
+def find(
+    run_dir: Path, part: Path, request: Mapping[str, Any], merge: MergeInputs
+) -> MergeBundle | None:
+    """Return the run's bundle if it was made for this very merge."""
     folder = run_dir / FOLDER
     if not (folder / RECORD).is_file():
         return None
-    record = read_object(folder / RECORD, _KIT, f"delete {folder}, and pull or merge again")
-    if record["key"] != key_of(request, asked.config, asked.keys):
+    manifest = BundleManifest.read(folder)
+    if manifest.key != key_of(request, merge.config, merge.keys):
         return None
-    places = {_HERE: folder, _ADAPTER: Path(asked.adapters[-1]), _BASE: asked.base}
-    return Kit(folder, part, places, record)
+    places = {_HERE: folder, _ADAPTER: Path(merge.adapters[-1]), _BASE: merge.base}
+    return MergeBundle(folder, part, places, manifest)
 
 
 @contextlib.contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
-    """Wait for another maker of the run's kit: that of a client whose line was cut works on."""
+    """Wait for another process that makes the run's bundle: one of a client that was cut off."""
     with (run_dir / _LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def make(run_dir: Path) -> None:
-    """Make the run's kit by a process of its own, unless it is there.
+    """Make the run's bundle in a process of its own, unless it is there.
 
-    Raises what keeps the run from merging elsewhere.
+    Raises whatever keeps the run from merging elsewhere.
     """
     request = RunFolder(run_dir).request()
     integrity.check_here(run_dir, "merge")
-    asked = inputs.read(run_dir, request)
-    if reason := asked.why_whole():
-        raise only_whole(run_dir, reason)
+    merge = inputs.read(run_dir, request)
+    if reason := merge.why_whole():
+        raise requires_full_merge(run_dir, reason)
 
-    def by_process(part: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    def by_process(part: Path) -> tuple[list[Shard], ParityRecord]:
         with (
             (run_dir / LOG).open("wb") as log,
-            skeleton.begin(run_dir, part, asked.config, asked.keys, log) as other,
+            skeleton.begin(run_dir, part, merge.config, merge.keys, log) as other,
         ):
-            return skeleton.told_of(other.files()), other.prompts()
+            return other.files(), other.prompts()
 
     with alone(run_dir):
-        if find(run_dir, run_dir, request, asked) is None:
-            _keep(run_dir, request, asked, by_process)
+        if find(run_dir, run_dir, request, merge) is None:
+            _keep(run_dir, request, merge, by_process)
 
 
 def after_training(
     run_dir: Path, request: Mapping[str, Any], emit: Callable[..., None]
 ) -> float | None:
-    """Make the kit in the process that trained; return the seconds it took, None without one.
+    """Make the bundle in the process that trained; return the seconds, None if it was not made.
 
-    LLaMA-Factory is loaded here, which takes a process of its own most of the time. No training
-    fails for it: why a merge will have to make it is told as a note. One process of several does
-    it; nothing is made for a run that is not to be merged, or not by blocks.
+    LLaMA-Factory is loaded here already; a process of its own spends most of its time on that.
+    No training fails for it: a note says why a merge will have to make it. Only the process of
+    rank 0 does it, and only for a run that is to be merged, by blocks.
     """
     started = time.monotonic()
     if "merge" not in request or int(os.environ.get("RANK", "0")) != 0:
         return None
     try:
         try:
-            asked = inputs.read(run_dir, request)
+            merge = inputs.read(run_dir, request)
         except UsageError:
-            return None  # there is nothing to merge, which a merge will say
-        if asked.why_whole():
+            return None  # there is nothing to merge, as a merge will report
+        if merge.why_whole():
             return None
-        why = _why_not_here(run_dir, asked)
+        why = _why_not_here(run_dir, merge)
         if why is None:
             with alone(run_dir):
-                if find(run_dir, run_dir, request, asked) is None:
-                    _keep(run_dir, request, asked, lambda part: _made_here(part, asked))
-    except Exception as error:  # noqa: BLE001 - the trained adapter is worth more than a kit
+                if find(run_dir, run_dir, request, merge) is None:
+                    _keep(run_dir, request, merge, lambda part: _made_here(part, merge))
+    except Exception as error:  # noqa: BLE001 - the trained adapter is worth more than a bundle
         why = f"{type(error).__name__}: {error}".splitlines()[0]
     if why is not None:
         shutil.rmtree(run_dir / _PART, ignore_errors=True)
-        emit("note", text=f"all but the merged weights was not made yet, a merge will: {why}")
+        emit("note", text=f"no merge bundle made after the training, a merge will make it: {why}")
         return None
     return round(time.monotonic() - started, 2)
 
 
-def _why_not_here(run_dir: Path, asked: Mergeable) -> str | None:
-    """Return why the training process must not make the kit; None: it may."""
+def _why_not_here(run_dir: Path, merge: MergeInputs) -> str | None:
+    """Return why the training process must not make the bundle; None: it may."""
     if (run_dir / _PART).exists():
-        return "a training ended while it made it"
-    changed = [key for key in _CHANGE_LOADING if asked.config.get(key)]
+        return "an earlier training died while making it"
+    changed = [key for key in _CHANGE_LOADING if merge.config.get(key)]
     if changed or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
     have = resources.memory_available()
-    if have < _ROOM:
-        return f"{human_bytes(have)} of memory are free, {human_bytes(_ROOM)} expected"
+    if have < _MEMORY:
+        return f"{human_bytes(have)} of memory are free, {human_bytes(_MEMORY)} needed"
     return None
 
 
-def _made_here(part: Path, asked: Mergeable) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    told: dict[str, Any] = {}
-    skeleton.make(part, asked.config, asked.keys, told.__setitem__)
-    return told["shards"], told["prompts"]
+def _made_here(part: Path, merge: MergeInputs) -> tuple[list[Shard], ParityRecord]:
+    shards: list[Shard] = []
+    prompts = skeleton.make(part, merge.config, merge.keys, shards.extend)
+    return shards, prompts
 
 
-def _keep(run_dir: Path, request: Mapping[str, Any], asked: Mergeable, maker: Maker) -> None:
+def _keep(run_dir: Path, request: Mapping[str, Any], merge: MergeInputs, maker: Maker) -> None:
     """Make RUN/around, whole or not at all."""
     part = run_dir / _PART
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         shards, prompts = maker(part)
-        files: dict[str, Any] = {}
+        files: dict[str, BundledFile] = {}
         for file in sorted(part.iterdir()):
             digest = sha256_of(file)
-            places = ((_ADAPTER, Path(asked.adapters[-1])), (_BASE, asked.base))
+            places = ((_ADAPTER, Path(merge.adapters[-1])), (_BASE, merge.base))
             twin = next((w for w, f in places if _same(f / file.name, file, digest)), None)
-            files[file.name] = {"in": twin or _HERE, "sha256": digest}
+            files[file.name] = BundledFile(twin or _HERE, digest)
             if twin:
                 file.unlink()
-        record = {
-            "key": key_of(request, asked.config, asked.keys),
-            "shards": shards,
-            "prompts": prompts,
-            "files": files,
-        }
-        write_json(part / RECORD, record)
+        key = key_of(request, merge.config, merge.keys)
+        BundleManifest(key, shards, prompts, files).write(part)
         seals.forget(run_dir, (FOLDER,))
         put_in_place(part, run_dir / FOLDER)
-        known = {f"{FOLDER}/{name}": file for name, file in files.items()}
+        known = {f"{FOLDER}/{name}": {"sha256": file.sha256} for name, file in files.items()}
         seals.seal(run_dir, FOLDER, (FOLDER,), known)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -249,7 +287,7 @@ def _same(twin: Path, file: Path, digest: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the kit of a run; its log is RUN/around.log."""
+    """Make the bundle of a run; its log is RUN/around.log."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(prog="tunesmith.job.merge.bundle", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder")

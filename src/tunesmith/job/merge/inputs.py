@@ -1,4 +1,4 @@
-"""What a run's result is merged from, and how: what a merge and its kit look at first."""
+"""What a run's result is merged from, and how: what a merge and its bundle read first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.files import require, tensor_shapes
+from tunesmith.core.documents import Arguments, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json
 from tunesmith.job.merge import streaming
@@ -23,21 +24,21 @@ _OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning
 
 
 @dataclass(frozen=True)
-class Mergeable:
+class MergeInputs:
     """A run's adapter and base model, which fit; `keys` are LLaMA-Factory's export keys."""
 
-    config: Mapping[str, Any]
+    config: Config
     base: Path
     adapters: list[str]
     facts: AdapterFacts
-    keys: Mapping[str, Any]
+    keys: Config
 
     def why_whole(self) -> str | None:
         """Return why it merges only with the whole model in memory; None where by blocks."""
         return streaming.why_not(self.facts, self.adapters, self.keys, self.config, self.base)
 
 
-def read(run_dir: Path, request: Mapping[str, Any]) -> Mergeable:
+def read(run_dir: Path, request: Mapping[str, Any]) -> MergeInputs:
     """Return what is to be merged. Raises UsageError when nothing of this run can be.
 
     That is so for full or freeze tuning, a quantised or damaged base, an adapter of another base,
@@ -49,19 +50,19 @@ def read(run_dir: Path, request: Mapping[str, Any]) -> Mergeable:
     require(base, request.get("model", {}).get("name"))
     adapters = run_config.tuned_adapters(config, Path(config["output_dir"]))
     facts = [check_fits(base, Path(folder)) for folder in adapters][-1]
-    return Mergeable(config, base, adapters, facts, export_keys(request.get("merge", {}), base))
+    return MergeInputs(config, base, adapters, facts, export_keys(request.get("merge", {}), base))
 
 
-def only_whole(run_dir: Path, reason: str) -> UsageError:
-    """Return the error for a merge by blocks that is none."""
+def requires_full_merge(run_dir: Path, reason: str) -> UsageError:
+    """Return the error where a merge by blocks is wanted and the whole model is needed."""
     return UsageError(
         f"run {run_dir.name} merges only with the whole model in memory ({reason}): "
-        f"`inv merge --on HOST --run {run_dir.name}` does it there, then "
-        f"`inv pull --on HOST --run {run_dir.name} --what merged`"
+        f"`inv merge --on HOST --run {run_dir.name}` does it on the host, then "
+        f"`inv pull --on HOST --run {run_dir.name} --what merged` downloads it"
     )
 
 
-def check_mergeable(config: Mapping[str, Any], base: Path) -> None:
+def check_mergeable(config: Config, base: Path) -> None:
     """Raise UsageError when this run's result cannot be merged, saying what to do instead."""
     tuning = config.get("finetuning_type", "lora")
     if tuning != "lora":
@@ -86,13 +87,13 @@ def check_mergeable(config: Mapping[str, Any], base: Path) -> None:
         )
 
 
-def export_keys(asked: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """Return LLaMA-Factory's export keys: what was asked, with dtype and device made certain.
+def export_keys(options: Config, base: Path) -> Arguments:
+    """Return LLaMA-Factory's export keys: the options, with dtype and device made explicit.
 
     infer_dtype `auto` becomes the dtype of the base's weights: 0.9.3 writes float32, twice the
     size, for `auto` on a machine without a GPU.
     """
-    keys = {key: value for key, value in asked.items() if key not in _OURS}
+    keys = {key: value for key, value in options.items() if key not in _OURS}
     if keys.get("export_legacy_format"):
         raise UsageError(
             "export_legacy_format: true writes pickles, which no proof reads: set false"
@@ -105,7 +106,7 @@ def export_keys(asked: Mapping[str, Any], base: Path) -> dict[str, Any]:
     keys.setdefault("export_device", "cpu")
     dtype = keys.setdefault("infer_dtype", "bfloat16")
     if dtype == "auto":
-        stored, _ = max(tensor_shapes(base).values(), key=lambda found: math.prod(found[1]))
+        stored, _ = max(tensor_shapes(base).values(), key=lambda entry: math.prod(entry[1]))
         names = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
         keys["infer_dtype"] = names.get(stored, "bfloat16")
     elif dtype not in SIZES:

@@ -6,48 +6,97 @@ It goes where the model goes, so that a copy can be checked without the run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from tunesmith.basemodel.files import FileRecord
 from tunesmith.core.files import locked, read_json, sha256_of, write_json
 from tunesmith.job.run.folder import MANIFEST
 
-
-def write(
-    folder: Path, made_of: Mapping[str, Any], hashes: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Hash every file of `folder` but those whose sha256 is in `hashes`; write its manifest."""
-    manifest = {"format": 1, **made_of, "files": listing(folder, hashes)}
-    write_json(folder / MANIFEST, manifest)
-    return manifest
+Files = dict[str, FileRecord]
 
 
-def note(folder: Path, key: str, value: Any) -> None:
+@dataclass(frozen=True)
+class BaseOrigin:
+    """The base model of a merge: its repository id, revision (a commit) and files."""
+
+    name: str | None
+    revision: str | None
+    files: Mapping[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """An adapter that was merged: name of its folder, sha256 of its weights."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LoraOrigin:
+    """The last adapter's figures; `scale` is what B @ A was multiplied by."""
+
+    rank: int
+    alpha: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a merged model was made of, and how; no path of the machine that made it."""
+
+    run: str
+    base: BaseOrigin
+    adapters: tuple[AdapterOrigin, ...]
+    lora: LoraOrigin
+    dtype: str  # PyTorch's name: bfloat16, float16 or float32
+    arithmetic: str  # who did the sums
+    parity: bool
+    corrected: tuple[str, ...]  # files
+
+
+def write(folder: Path, origin: Origin, hashes: Mapping[str, str] | None = None) -> Files:
+    """Hash every file of `folder` but those whose sha256 is in `hashes`; write its manifest.
+
+    Returns the files.
+    """
+    files = listing(folder, hashes)
+    listed = {name: asdict(record) for name, record in files.items()}
+    write_json(folder / MANIFEST, {"format": 1, **asdict(origin), "files": listed})
+    return files
+
+
+def note(folder: Path, key: str, value: object) -> None:
     """Add one fact to a manifest; files and hashes stay."""
     with locked(folder / MANIFEST):
         write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), key: value})
 
 
-def listing(folder: Path, hashes: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Return size (bytes) and sha256 of each file but the manifest itself."""
+def listing(folder: Path, hashes: Mapping[str, str] | None = None) -> Files:
+    """Return the record of each file but the manifest itself."""
     known = hashes or {}
     return {
-        file.name: {"size": file.stat().st_size, "sha256": known.get(file.name) or sha256_of(file)}
+        file.name: FileRecord(file.stat().st_size, known.get(file.name) or sha256_of(file))
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }
 
 
-def faults(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return where `found` (a listing) is not what the manifest says."""
+def faults(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
+    """Return where `files` (a listing) are not what the manifest says."""
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST}: missing"]
-    listed: dict[str, dict[str, Any]] = read_json(folder / MANIFEST)["files"]
-    wrong = [f"{name}: missing, {MANIFEST} names it" for name in sorted(listed.keys() - found)]
-    wrong += [f"{name}: not named in {MANIFEST}" for name in sorted(found.keys() - listed.keys())]
-    for name in sorted(listed.keys() & found.keys()):
-        for key in ("size", "sha256"):
-            if listed[name][key] != found[name][key]:
-                wrong.append(f"{name}: {key} {found[name][key]}, {listed[name][key]} when merged")
-                break
+    listed = {
+        name: FileRecord(record["size"], record["sha256"])
+        for name, record in read_json(folder / MANIFEST)["files"].items()
+    }
+    wrong = [f"{name}: missing, {MANIFEST} names it" for name in sorted(listed.keys() - files)]
+    wrong += [f"{name}: not named in {MANIFEST}" for name in sorted(files.keys() - listed.keys())]
+    for name in sorted(listed.keys() & files.keys()):
+        merged, now = listed[name], files[name]
+        if merged.size != now.size:
+            wrong.append(f"{name}: size {now.size}, {merged.size} when merged")
+        elif merged.sha256 != now.sha256:
+            wrong.append(f"{name}: sha256 {now.sha256}, {merged.sha256} when merged")
     return wrong

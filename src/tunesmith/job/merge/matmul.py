@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Multiply = Callable[[Any, Any, Any], None]  # (B [m, k], A [k, n], out [m, n]), all float32 rows
-# (from, to): flat arrays of one length, one float32 and the other bfloat16's bits as uint16.
-Convert = Callable[[Any, Any], None]
+Array = Any  # numpy.ndarray: NumPy is imported where it is used
+# (B [m, k], A [k, n], out [m, n]): float32, row-major, contiguous; out = B @ A.
+Multiply = Callable[[Array, Array, Array], None]
+# (source [n], out [n]): one float32, the other bfloat16's bits as uint16.
+Convert = Callable[[Array, Array], None]
 
 
 @dataclass(frozen=True)
 class Products:
     """A way to multiply. `exact`: every bit is PyTorch's, so a merge with it is PEFT's.
 
-    `convert` rounds to the nearest, ties to even; None: NumPy has to do it.
+    `convert` rounds to the nearest, ties to even; None where NumPy must do it.
     """
 
     name: str
@@ -37,10 +39,10 @@ class Products:
 
 def best() -> Products:
     """Return PyTorch's product where PyTorch is installed, else NumPy's."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
         return by_numpy()
-    return by_mkl(Path(found.origin).parent / "lib" / "libtorch_cpu.so") or by_torch()
+    return by_mkl(Path(torch.origin).parent / "lib" / "libtorch_cpu.so") or by_torch()
 
 
 def by_mkl(library: Path) -> Products | None:
@@ -54,7 +56,7 @@ def by_mkl(library: Path) -> Products | None:
     plain, one, zero = ctypes.c_char(b"n"), ctypes.c_float(1.0), ctypes.c_float(0.0)
     word, ref = ctypes.c_int, ctypes.byref
 
-    def multiply(b: Any, a: Any, out: Any) -> None:
+    def multiply(b: Array, a: Array, out: Array) -> None:
         # For this thread: on shared cores two OpenMP threads a product are slower than one.
         one_thread(1)
         (m, k), n = b.shape, a.shape[1]
@@ -83,23 +85,23 @@ def _converting(loaded: ctypes.CDLL) -> Convert | None:
         return None
     word, one = ctypes.c_int64, (ctypes.c_int64 * 1)(1)
     tensors: dict[tuple[int, int, str], ctypes.c_void_p] = {}
-    alone: list[int] = []  # the process that was told to use one thread
+    alone: list[int] = []  # id of the process that was set to one thread
 
-    def tensor(array: Any) -> ctypes.c_void_p:
+    def tensor(array: Array) -> ctypes.c_void_p:
         # A tensor owns nothing and blocks are few: those made once are kept.
         key = (array.ctypes.data, array.size, array.dtype.kind)
         if key not in tensors:
             made = ctypes.c_void_p()
-            told = create(
+            failed = create(
                 *(ctypes.c_void_p(key[0]), word(1), (word * 1)(array.size), one, word(0)),
                 *(codes[key[2]], cpu, 0, ctypes.byref(made)),
             )
-            if told:
+            if failed:
                 raise RuntimeError("libtorch_cpu.so made no tensor: see stderr")
             tensors[key] = made
         return tensors[key]
 
-    def convert(source: Any, out: Any) -> None:
+    def convert(source: Array, out: Array) -> None:
         if alone != [os.getpid()]:
             threads(1)
             alone[:] = [os.getpid()]
@@ -115,7 +117,7 @@ def by_torch() -> Products:
 
     torch.set_num_threads(1)
 
-    def multiply(b: Any, a: Any, out: Any) -> None:
+    def multiply(b: Array, a: Array, out: Array) -> None:
         torch.mm(*map(torch.from_numpy, (b, a)), out=torch.from_numpy(out))
 
     return Products("torch", True, multiply)
@@ -125,7 +127,7 @@ def by_numpy() -> Products:
     """Return NumPy's product."""
     import numpy as np
 
-    def multiply(b: Any, a: Any, out: Any) -> None:
+    def multiply(b: Array, a: Array, out: Array) -> None:
         np.matmul(b, a, out=out)
 
     return Products("numpy", False, multiply)

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ from tunesmith.core.swap import put_in_place
 from tunesmith.job.inference import engine
 from tunesmith.job.merge import bundle, inputs, manifest, matmul, pool, skeleton, streaming
 from tunesmith.job.merge.adapter import ADAPTER_WEIGHTS, AdapterFacts
-from tunesmith.job.merge.inputs import ACCEPT, SAFETENSORS_NAMES, SIZES, Mergeable, only_whole
+from tunesmith.job.merge.inputs import (
+    ACCEPT,
+    SAFETENSORS_NAMES,
+    SIZES,
+    MergeInputs,
+    requires_full_merge,
+)
 from tunesmith.job.merge.tensors import stored_below
 from tunesmith.job.prompts import parity
 from tunesmith.job.run import seals
@@ -61,8 +67,8 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         emit("progress", phase="merge", done=done, total=5, unit="steps")
 
     step(0)
-    asked = inputs.read(run_dir, request)
-    facts, keys = asked.facts, asked.keys
+    merge = inputs.read(run_dir, request)
+    facts, keys = merge.facts, merge.keys
     step(1)
     if keys["infer_dtype"] != request.get("merge", {}).get("infer_dtype", keys["infer_dtype"]):
         emit(
@@ -72,22 +78,22 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
             why="auto writes float32 on a machine without a GPU",
             **{"from": "auto"},
         )
-    task = _Task(run_dir, run_dir / _PART, request, asked, step)
+    task = _Task(run_dir, run_dir / _PART, request, merge, step)
     _clear(task.part)
     try:
         made = _merge(task, emit)
-        check_complete(task.part, asked.base, facts, keys["infer_dtype"])
+        check_complete(task.part, merge.base, facts, keys["infer_dtype"])
         step(3)
         prompts = _judged(task, made.prompts)
         for correction in prompts["corrected"]:
-            why = "so that the prompt is the trained one"
-            emit("changed", what=correction["file"], to="ours", why=why, **{"from": "exported"})
+            why = "to match the training prompt"
+            emit("changed", what=correction["file"], to="replaced", why=why, **{"from": "exported"})
         step(4)
-        of = _made_of(task, prompts, made.arithmetic)
-        files = manifest.write(task.part, of, made.hashes)["files"]
+        origin = _origin(task, prompts, made.arithmetic)
+        files = manifest.write(task.part, origin, made.hashes)
         seals.forget(run_dir, (MERGED, "proof.json"))
         _put_in_place(task.part, run_dir / MERGED)
-        known = {f"{MERGED}/{name}": record for name, record in files.items()}
+        known = {f"{MERGED}/{name}": asdict(record) for name, record in files.items()}
         seals.seal(run_dir, "merge", (MERGED,), known)
     finally:
         shutil.rmtree(task.part, ignore_errors=True)
@@ -96,7 +102,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         "folder": str(run_dir / MERGED),
         "bytes": sum(file.stat().st_size for file in (run_dir / MERGED).iterdir()),
         "dtype": keys["infer_dtype"],
-        "base": str(asked.base),
+        "base": str(merge.base),
         "rank": facts.rank,
         "alpha": facts.alpha,
         "scale": facts.scale,
@@ -115,7 +121,7 @@ class _Task:
     run_dir: Path
     part: Path
     request: Mapping[str, Any]
-    asked: Mergeable
+    merge: MergeInputs
     step: Callable[[int], None]
 
     @property
@@ -129,53 +135,53 @@ class _Task:
 class _Made:
     """What a merge left: the prompts' comparison, who did the sums, known sha256 of files."""
 
-    prompts: dict[str, Any]
+    prompts: parity.ParityRecord
     arithmetic: str
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def _merge(task: _Task, emit: Callable[..., None]) -> _Made:
     """Merge into task.part, block by block where that is the whole truth; check the base."""
-    asked = task.asked
-    size = parameter_count(asked.base) * SIZES[asked.keys["infer_dtype"]]
+    merge = task.merge
+    size = parameter_count(merge.base) * SIZES[merge.keys["infer_dtype"]]
     disk = int(1.2 * size)
-    reason = asked.why_whole()
+    reason = merge.why_whole()
     if reason is None:
         check_room(task.run_dir, disk=disk, memory=_memory(task))
         try:
             return _stream(task)
-        except streaming.Uncovered as other:
+        except streaming.UnsupportedMerge as other:
             reason = str(other)
             _clear(task.part)
         except Exception:
-            check_base(asked.base, task.model)  # a damaged base explains whatever went wrong
+            check_base(merge.base, task.model)  # a damaged base explains whatever went wrong
             raise
     if not skeleton.possible():
-        raise only_whole(task.run_dir, reason)
+        raise requires_full_merge(task.run_dir, reason)
     emit("changed", what="merge", to="whole model in memory, by PEFT", why=reason, **_BY_BLOCKS)
     check_room(task.run_dir, disk=disk, memory=int(1.2 * size) + 1_000_000_000)
     skeleton.record_versions(task.run_dir)
     # The hashes are read beside the merge, which reads the same bytes; both must succeed.
     with ThreadPoolExecutor(1) as beside:
-        whole = beside.submit(check_base, asked.base, task.model)
+        whole = beside.submit(check_base, merge.base, task.model)
         try:
-            _export(asked, task.part)
+            _export(merge, task.part)
         finally:
             whole.result()
     task.step(2)
-    codec = engine.codec(engine.arguments(asked.config))
-    return _Made(parity.align(asked.config, codec, task.part), PEFT)
+    codec = engine.codec(engine.arguments(merge.config))
+    return _Made(parity.align(merge.config, codec, task.part), PEFT)
 
 
 def _stream(task: _Task) -> _Made:
-    """Write the weights here; what is around them lies ready, or another process writes it."""
-    asked, part = task.asked, task.part
-    base, facts = asked.base, asked.facts
-    dtype = SAFETENSORS_NAMES[asked.keys["infer_dtype"]]
+    """Write the weights; the rest is in the run's bundle, or another process writes it."""
+    merge, part = task.merge, task.part
+    base, facts = merge.base, merge.facts
+    dtype = SAFETENSORS_NAMES[merge.keys["infer_dtype"]]
     way, workers = matmul.best(), pool.fitting()
     recorded = check_sizes(base, task.model)
-    with _around(task) as other:
-        shards = streaming.guessed(base, dtype, float(asked.keys["export_size"])) or other.files()
+    with _skeleton(task) as other:
+        shards = streaming.guessed(base, dtype, float(merge.keys["export_size"])) or other.files()
         beside = [base / name for name in recorded]
         made = streaming.merge(base, facts, shards, part, way, workers, beside, hashed=True)
         check_hashes(base, task.model, {path.name: made.hashes[path] for path in beside})
@@ -190,26 +196,26 @@ def _stream(task: _Task) -> _Made:
 
 
 @contextlib.contextmanager
-def _around(task: _Task) -> Iterator[skeleton.Around | bundle.Kit]:
-    """Give who knows everything but the weights: the run's kit, else LLaMA-Factory."""
-    asked = task.asked
-    made = bundle.find(task.run_dir, task.part, task.request, asked)
+def _skeleton(task: _Task) -> Iterator[skeleton.ExportSkeleton | bundle.MergeBundle]:
+    """Give what knows everything but the weights: the run's bundle, else LLaMA-Factory."""
+    merge = task.merge
+    made = bundle.find(task.run_dir, task.part, task.request, merge)
     if made:
         yield made
         return
     if not skeleton.possible():
         raise UsageError(
-            f"{task.run_dir / bundle.FOLDER}: nothing there for this merge, and "
-            "LLaMA-Factory is not installed here: `inv pull --merge-here` brings it from the "
-            "host, `inv stack.install` makes the training environment"
+            f"{task.run_dir / bundle.FOLDER}: no bundle for this merge, and LLaMA-Factory is not "
+            "installed here: `inv pull --merge-here` downloads the bundle from the host, "
+            "`inv stack.install` installs LLaMA-Factory"
         )
-    with skeleton.begin(task.run_dir, task.part, asked.config, asked.keys) as other:
+    with skeleton.begin(task.run_dir, task.part, merge.config, merge.keys) as other:
         yield other
 
 
 def _memory(task: _Task) -> int:
     """Return the bytes of memory a merge by blocks takes, LLaMA-Factory beside it included."""
-    ready = bundle.find(task.run_dir, task.part, task.request, task.asked)
+    ready = bundle.find(task.run_dir, task.part, task.request, task.merge)
     return streaming.MEMORY if ready or not skeleton.possible() else skeleton.MEMORY
 
 
@@ -218,40 +224,39 @@ def _clear(folder: Path) -> None:
     folder.mkdir()
 
 
-def _judged(task: _Task, found: dict[str, Any]) -> dict[str, Any]:
-    """Write RUN/parity.json, and stop here if a prompt still differs."""
+def _judged(task: _Task, prompts: parity.ParityRecord) -> parity.ParityRecord:
+    """Write RUN/parity.json; raise TunesmithError if a prompt still differs and must not."""
     accepted = bool(task.request.get("merge", {}).get(ACCEPT))
-    found["accepted"] = accepted and not found["passed"]
+    prompts["accepted"] = accepted and not prompts["passed"]
     with seals.rewriting(task.run_dir, "merge", "parity.json"):
-        write_json(task.run_dir / "parity.json", found)
-    if not found["passed"] and not accepted:
-        faults = parity.faults_of(found)
+        write_json(task.run_dir / "parity.json", prompts)
+    if not prompts["passed"] and not accepted:
+        faults = parity.faults_of(prompts)
         raise TunesmithError(
             f"the merged model would not be asked as it was trained: {faults[0]}; "
-            f"{parity.advice(task.asked.config, found)}, or export it all the same: "
+            f"{parity.advice(task.merge.config, prompts)}, or export it all the same: "
             f"`inv merge --run {task.run_dir.name} --accept-mismatch`",
             faults[1:],
         )
-    return found
+    return prompts
 
 
-def _made_of(task: _Task, prompts: Mapping[str, Any], arithmetic: str) -> dict[str, Any]:
-    """Return what the manifest says of the model's origin; no path of this machine."""
-    model, asked = task.model, task.asked
-    facts = asked.facts
-    return {
-        "run": task.run_dir.name,
-        "base": {key: model.get(key) for key in ("name", "revision", "files")},
-        "adapters": [
-            {"sha256": sha256_of(Path(folder) / ADAPTER_WEIGHTS), "name": Path(folder).name}
-            for folder in asked.adapters
-        ],
-        "lora": {"rank": facts.rank, "alpha": facts.alpha, "scale": facts.scale},
-        "dtype": asked.keys["infer_dtype"],
-        "arithmetic": arithmetic,
-        "parity": prompts["passed"],
-        "corrected": [correction["file"] for correction in prompts["corrected"]],
-    }
+def _origin(task: _Task, prompts: parity.ParityRecord, arithmetic: str) -> manifest.Origin:
+    model, merge = task.model, task.merge
+    facts = merge.facts
+    return manifest.Origin(
+        run=task.run_dir.name,
+        base=manifest.BaseOrigin(model.get("name"), model.get("revision"), _recorded(model)),
+        adapters=tuple(
+            manifest.AdapterOrigin(Path(folder).name, sha256_of(Path(folder) / ADAPTER_WEIGHTS))
+            for folder in merge.adapters
+        ),
+        lora=manifest.LoraOrigin(facts.rank, facts.alpha, facts.scale),
+        dtype=merge.keys["infer_dtype"],
+        arithmetic=arithmetic,
+        parity=prompts["passed"],
+        corrected=tuple(correction["file"] for correction in prompts["corrected"]),
+    )
 
 
 def check_base(base: Path, model: Mapping[str, Any]) -> None:
@@ -270,12 +275,12 @@ def check_sizes(base: Path, model: Mapping[str, Any]) -> list[str]:
     return list(_recorded(model))
 
 
-def check_hashes(base: Path, model: Mapping[str, Any], found: Mapping[str, str]) -> None:
-    """Raise UsageError unless the sha256 `found` of the base's files are those on record."""
+def check_hashes(base: Path, model: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+    """Raise UsageError unless the sha256 of the base's files, `hashes`, are those on record."""
     problems = tuple(
-        Problem(name, f"expected sha256 {record.sha256}, found {found[name]}")
+        Problem(name, f"expected sha256 {record.sha256}, found {hashes[name]}")
         for name, record in _recorded(model).items()
-        if found[name] != record.sha256
+        if hashes[name] != record.sha256
     )
     if problems:
         raise damaged(base, problems, model.get("name"))
@@ -316,13 +321,13 @@ def check_complete(folder: Path, base: Path, facts: AdapterFacts, dtype: str) ->
     problems = verify(folder)
     if problems:
         raise TunesmithError(
-            f"the export is not whole: {problems[0]}; see train.log",
+            f"the export is incomplete: {problems[0]}; see train.log",
             [str(problem) for problem in problems[1:]],
         )
-    found = {stored for stored, _ in tensor_shapes(folder).values()}
-    strange = found & {"F64", *SAFETENSORS_NAMES.values()} - {SAFETENSORS_NAMES[dtype]}
+    dtypes = {stored for stored, _ in tensor_shapes(folder).values()}
+    strange = dtypes & {"F64", *SAFETENSORS_NAMES.values()} - {SAFETENSORS_NAMES[dtype]}
     if strange:
-        raise TunesmithError(f"{folder}: holds {', '.join(sorted(strange))}, {dtype} asked for")
+        raise TunesmithError(f"{folder}: holds {', '.join(sorted(strange))}, {dtype} expected")
     if not _changed(folder, base, facts):
         # LLaMA-Factory issue 9051: an export that wrote the original weights back.
         raise TunesmithError(
@@ -339,14 +344,14 @@ def _changed(merged: Path, base: Path, facts: AdapterFacts) -> bool:
     return any(streaming.differs(old[name], new[name]) for name in names)
 
 
-def _export(asked: Mergeable, part: Path) -> None:
+def _export(merge: MergeInputs, part: Path) -> None:
     from llamafactory.train.tuner import export_model
 
-    args = engine.arguments(asked.config, adapters=asked.adapters)
+    args = engine.arguments(merge.config, adapters=merge.adapters)
     # A QLoRA run's adapter goes into the full base weights, never into quantized ones.
     for key in [key for key in args if key.startswith(("quantization_", "double_quantization"))]:
         del args[key]
-    export_model({**args, **asked.keys, "export_dir": str(part), "export_legacy_format": False})
+    export_model({**args, **merge.keys, "export_dir": str(part), "export_legacy_format": False})
 
 
 def _put_in_place(part: Path, merged: Path) -> None:

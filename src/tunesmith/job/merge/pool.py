@@ -13,12 +13,22 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.job.system import resources
 
-Do = Callable[[int], Any]
+Do = Callable[[int], Any]  # does the task of a number; its result is pickled
+
+
+class Result(NamedTuple):
+    """What a worker sends back of one task: a value, or an error with its traceback as text."""
+
+    task: int
+    value: Any = None
+    error: Exception | None = None
+    trace: str = ""
+
 
 # More of them wait for the disk and for the memory's bandwidth.
 MOST = 4
@@ -31,8 +41,8 @@ def fitting() -> int:
     return min(MOST, resources.cpu_count())
 
 
-class Hands:
-    """So many processes as a context; on its end they are gone. One: the tasks are done here.
+class WorkerPool:
+    """Forked worker processes, as a context manager that ends them; one worker: no fork.
 
     Enter it before this process starts threads of its own: a fork knows nothing of them.
     """
@@ -44,7 +54,7 @@ class Hands:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
-    def __enter__(self) -> Hands:
+    def __enter__(self) -> WorkerPool:
         context = multiprocessing.get_context("fork")
         try:
             for _ in range(self._workers):
@@ -69,10 +79,10 @@ class Hands:
             pipe.close()
 
     def each(self, count: int) -> Iterator[tuple[int, Any]]:
-        """Yield (number, what it gave) of the tasks 0 to count - 1, as they end.
+        """Yield (number, result) of the tasks 0 to count - 1 as they end.
 
-        They begin in the order of their numbers. Raises what a task raised, and TunesmithError
-        when a process ended before its task.
+        They start in the order of their numbers. Raises what a task raised, and TunesmithError
+        when a worker died before its task ended.
         """
         numbers = iter(range(count))
         if not self._pipes:
@@ -101,12 +111,12 @@ class Hands:
 
     def _take(self, pipe: Connection) -> tuple[int, Any]:
         try:
-            number, value, error, trace = pipe.recv()
+            result: Result = pipe.recv()
         except (EOFError, ConnectionResetError):
             raise self._ended(pipe) from None
-        if error is not None:
-            raise error from RuntimeError(trace)
-        return number, value
+        if result.error is not None:
+            raise result.error from RuntimeError(result.trace)
+        return result.task, result.value
 
     def _ended(self, pipe: Connection) -> TunesmithError:
         process = self._processes[self._pipes.index(pipe)]
@@ -118,7 +128,7 @@ class Hands:
 
 
 def _work(do: Do, pipe: Connection, parent: int) -> None:
-    """Do what the pipe asks for until it is closed."""
+    """Do the tasks whose numbers come through the pipe, until it is closed."""
     from tunesmith.job.run.process import die_with_parent
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -127,9 +137,8 @@ def _work(do: Do, pipe: Connection, parent: int) -> None:
         return
     while True:
         number = pipe.recv()
-        told: tuple[int, Any, Exception | None, str]
         try:
-            told = (number, do(number), None, "")
-        except Exception as error:  # noqa: BLE001 - raised again by the one who asked
-            told = (number, None, error, traceback.format_exc())
-        pipe.send(told)
+            result = Result(number, do(number))
+        except Exception as error:  # noqa: BLE001 - raised again in the parent
+            result = Result(number, error=error, trace=traceback.format_exc())
+        pipe.send(result)

@@ -2,7 +2,7 @@
 
 `python -m tunesmith.job.merge.skeleton RUN PART PIPE PARENT`: LLaMA-Factory's own export_model
 writes configs, tokenizer and Modelfile, of a model that has no memory (PyTorch's meta device):
-where it would write the weights it only tells which tensors go into which file. Then the prompts
+where it would write the weights it only notes which tensors go into which file. Then the prompts
 are compared and corrected (job/prompts/parity.py). A process of its own: LLaMA-Factory takes a
 gigabyte and some seconds, which the merge beside it (job/merge/streaming.py) has no need to wait
 for or to hold.
@@ -17,12 +17,13 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from tunesmith.core import isolated
+from tunesmith.core.documents import Arguments, Config
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.patching import installed
 from tunesmith.job.inference import engine
@@ -31,6 +32,9 @@ from tunesmith.job.merge.tensors import Tensor
 from tunesmith.job.patches.llamafactory import LOAD_NO_WEIGHTS
 from tunesmith.job.patches.transformers import NOTE_SHARDS
 from tunesmith.job.run.failures import JobError
+
+if TYPE_CHECKING:
+    from tunesmith.job.prompts.parity import ParityRecord
 
 # Bytes: LLaMA-Factory with PyTorch's CUDA libraries, measured 1.1 GB, and what it may grow to.
 MEMORY = 1_500_000_000
@@ -49,9 +53,22 @@ _NAMES = {
 }
 
 
+# {weights file: {tensor: [dtype, shape]}}, as JSON.
+Layout = Mapping[str, Mapping[str, Sequence[Any]]]
+
+
+class ErrorRecord(TypedDict, total=False):
+    """An error, as it goes through the pipe."""
+
+    kind: str  # job, usage, code or crash
+    failure: str  # class of a JobError
+    message: str
+    detail: list[str]
+
+
 @dataclass
-class Around:
-    """The process that writes it, and what it tells: first the files, then the prompts."""
+class ExportSkeleton:
+    """The process that writes it. It reports the weights files first, the prompts at its end."""
 
     process: subprocess.Popen[bytes]
     pipe: IO[str]
@@ -63,12 +80,12 @@ class Around:
             self.shards = shards_of(self._next("shards"))
         return self.shards
 
-    def prompts(self) -> dict[str, Any]:
+    def prompts(self) -> ParityRecord:
         """Return parity.json's content, waiting for the end."""
         self.files()
-        found: dict[str, Any] = self._next("prompts")
+        record: ParityRecord = self._next("prompts")
         self.process.wait()
-        return found
+        return record
 
     def _next(self, what: str) -> Any:
         line = self.pipe.readline()
@@ -76,24 +93,24 @@ class Around:
             code = self.process.wait()
             raise TunesmithError(
                 f"LLaMA-Factory's export without weights ended with exit code {code} before it "
-                "told its files: see train.log"
+                "reported its files: see train.log"
             )
-        told = json.loads(line)
-        if "error" in told:
-            raise _raised(told["error"])
-        return told[what]
+        message = json.loads(line)
+        if "error" in message:
+            raise _raised(message["error"])
+        return message[what]
 
 
-def shards_of(told: Mapping[str, Any]) -> list[Shard]:
-    """Return weights files from {file: {tensor: [dtype, shape]}}."""
+def shards_of(layout: Layout) -> list[Shard]:
+    """Return the weights files of a layout."""
     return [
         Shard(file, {n: Tensor(dtype, tuple(shape)) for n, (dtype, shape) in held.items()})
-        for file, held in told.items()
+        for file, held in layout.items()
     ]
 
 
-def told_of(shards: list[Shard]) -> dict[str, Any]:
-    """Return {file: {tensor: [dtype, shape]}} of weights files."""
+def layout_of(shards: Sequence[Shard]) -> Layout:
+    """Return the layout of weights files."""
     return {
         shard.file: {n: [t.dtype, list(t.shape)] for n, t in shard.tensors.items()}
         for shard in shards
@@ -109,10 +126,10 @@ def possible() -> bool:
 def begin(
     run_dir: Path,
     part: Path,
-    config: Mapping[str, Any],
-    keys: Mapping[str, Any],
+    config: Config,
+    keys: Config,
     log: IO[bytes] | None = None,
-) -> Iterator[Around]:
+) -> Iterator[ExportSkeleton]:
     """Start the process; at the block's end it is gone. Its output goes to `log`, or as ours."""
     reading, writing = os.pipe()
     words = (str(run_dir.absolute()), str(part.absolute()), str(writing), str(os.getpid()))
@@ -128,9 +145,9 @@ def begin(
             os.close(writing)
         try:
             assert process.stdin is not None
-            with process.stdin as asked:
-                asked.write(json.dumps({"config": dict(config), "keys": dict(keys)}).encode())
-            yield Around(process, pipe)
+            with process.stdin as stdin:
+                stdin.write(json.dumps({"config": dict(config), "keys": dict(keys)}).encode())
+            yield ExportSkeleton(process, pipe)
         finally:
             if process.poll() is None:
                 process.kill()
@@ -138,34 +155,44 @@ def begin(
 
 
 def main(argv: list[str]) -> int:
-    """Write everything around the weights into PART; tell the pipe what was done."""
+    """Write everything around the weights into PART; report what was done through the pipe."""
     from tunesmith.job.run import streams
     from tunesmith.job.run.process import die_with_parent
 
     if not die_with_parent(argv[3]):
         return 1
     streams.outlive_disk()
-    asked = json.load(sys.stdin)
+    options = json.load(sys.stdin)
     with os.fdopen(int(argv[2]), "w", encoding="utf-8") as pipe:
 
-        def tell(what: str, value: Any) -> None:
+        def send(what: str, value: Any) -> None:
             pipe.write(json.dumps({what: value}) + "\n")
             pipe.flush()
 
         try:
             record_versions(Path(argv[0]))
-            make(Path(argv[1]), asked["config"], asked["keys"], tell)
-        except BaseException as error:  # noqa: BLE001 - the merge says it to the user
+            prompts = make(
+                Path(argv[1]),
+                options["config"],
+                options["keys"],
+                lambda shards: send("shards", layout_of(shards)),
+            )
+            send("prompts", prompts)
+        except BaseException as error:  # noqa: BLE001 - the merge reports it to the user
             traceback.print_exc()
-            tell("error", _described(error))
+            send("error", _described(error))
             return 1
     return 0
 
 
 def make(
-    part: Path, config: Mapping[str, Any], keys: Mapping[str, Any], tell: Callable[[str, Any], None]
-) -> None:
-    """Export without weights, then compare and correct the prompts; `tell` hears both results."""
+    part: Path, config: Config, keys: Config, on_shards: Callable[[Sequence[Shard]], None]
+) -> ParityRecord:
+    """Export without weights into `part`, then compare and correct the prompts.
+
+    `on_shards` is called with the weights files as soon as they are known, seconds before the
+    end. Returns parity.json's content.
+    """
     from tunesmith.job.patches import imports
     from tunesmith.job.prompts import parity
 
@@ -173,34 +200,33 @@ def make(
     with imports.only("sft", scores=False):
         from llamafactory.train import tuner
 
-    export = dict(engine.arguments(config)) | dict(keys)
+    export: Arguments = dict(engine.arguments(config)) | dict(keys)
     export |= {"export_dir": str(part), "export_legacy_format": False}
     for key in [k for k in export if k.startswith(("quantization_", "double_quantization"))]:
         del export[key]
-    tell("shards", without_weights(tuner, export))
+    on_shards(without_weights(tuner, export))
     codec = engine.codec(engine.arguments(config))
-    tell("prompts", parity.align(config, codec, part))
+    return parity.align(config, codec, part)
 
 
-def without_weights(tuner: Any, export: Mapping[str, Any]) -> dict[str, Any]:
-    """Run export_model on the meta device; return {file: {tensor: [dtype, shape]}}."""
+def without_weights(tuner: Any, export: Config) -> list[Shard]:
+    """Run LLaMA-Factory's export_model on the meta device; return the files it would write."""
     import torch
 
     load = tuner.load_model
-    files: dict[str, Any] = {}
+    shards: list[Shard] = []
 
     def load_nothing(tokenizer: Any, model_args: Any, finetuning_args: Any) -> Any:
         model_args.device_map = {"": torch.device("meta")}
         return load(tokenizer, model_args, finetuning_args)
 
     def note(shard: Mapping[str, Any], path: str, metadata: Any) -> None:
-        files[Path(path).name] = {
-            name: [_name(tensor.dtype), list(tensor.shape)] for name, tensor in shard.items()
-        }
+        tensors = {name: Tensor(_name(t.dtype), tuple(t.shape)) for name, t in shard.items()}
+        shards.append(Shard(Path(path).name, tensors))
 
     with installed(LOAD_NO_WEIGHTS, load_nothing), installed(NOTE_SHARDS, note):
         tuner.export_model(dict(export))
-    return files
+    return shards
 
 
 def _name(dtype: Any) -> str:
@@ -216,23 +242,25 @@ def record_versions(run_dir: Path) -> None:
     write_json(run_dir / "versions.json", versions())
 
 
-def _described(error: BaseException) -> dict[str, Any]:
+def _described(error: BaseException) -> ErrorRecord:
     if not isinstance(error, TunesmithError):
         return {"kind": "crash", "message": f"{type(error).__name__}: {error}", "detail": []}
-    told: dict[str, Any] = {"message": error.message, "detail": list(error.detail)}
+    record = ErrorRecord(kind="code", message=error.message, detail=list(error.detail))
     if isinstance(error, JobError):
-        return told | {"kind": "job", "failure": error.failure}
-    return told | {"kind": "usage" if isinstance(error, UsageError) else "code"}
+        record["kind"], record["failure"] = "job", error.failure
+    elif isinstance(error, UsageError):
+        record["kind"] = "usage"
+    return record
 
 
-def _raised(told: Mapping[str, Any]) -> Exception:
+def _raised(record: ErrorRecord) -> Exception:
     """Return the error the process met, as one of this process."""
-    message, detail = str(told["message"]), tuple(told["detail"])
-    if told["kind"] == "job":
-        return JobError(str(told["failure"]), message, detail)
-    if told["kind"] == "crash":
+    message, detail = record["message"], tuple(record["detail"])
+    if record["kind"] == "job":
+        return JobError(record["failure"], message, detail)
+    if record["kind"] == "crash":
         return RuntimeError(message)  # classified by its text, as any end of a worker
-    return (UsageError if told["kind"] == "usage" else TunesmithError)(message, detail)
+    return (UsageError if record["kind"] == "usage" else TunesmithError)(message, detail)
 
 
 if __name__ == "__main__":

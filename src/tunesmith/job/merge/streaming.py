@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import Config
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json, sha256_of
 from tunesmith.job.merge.adapter import ADAPTER_WEIGHTS, AdapterFacts
 from tunesmith.job.merge.blocks import (
     WORDS,
     NotANumber,
-    Room,
+    Scratch,
     Sources,
     get,
     narrow,
@@ -34,9 +35,9 @@ from tunesmith.job.merge.blocks import (
     read,
     widen,
 )
-from tunesmith.job.merge.hashing import Followed
-from tunesmith.job.merge.matmul import Products
-from tunesmith.job.merge.pool import Hands
+from tunesmith.job.merge.hashing import StreamingHash
+from tunesmith.job.merge.matmul import Array, Products
+from tunesmith.job.merge.pool import WorkerPool
 from tunesmith.job.merge.tensors import Stored, Tensor, beginning, known, stored, stored_below
 
 FLOATS = ("BF16", "F16", "F32")
@@ -56,8 +57,8 @@ _NOT_IN_KERNEL = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, err
 _ROTARY = "rotary_emb.inv_freq"  # a buffer old checkpoints carry, computed at load today
 
 
-class Uncovered(Exception):
-    """What is asked is no plain sum of this module; the text says why."""
+class UnsupportedMerge(Exception):
+    """This merge is not the plain sum that this module computes; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -69,46 +70,44 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What was written: bytes in all and bytes copied as they are, targets that differ.
+class MergeOutcome:
+    """What was written."""
 
-    `hashes` is the sha256 of each file that was to be hashed beside, and of each file written if
-    that was asked for.
-    """
-
-    bytes: int
-    copied: int
-    changed: frozenset[str]
+    bytes: int  # of all files
+    copied: int  # of these, bytes that are the base's
+    changed: frozenset[str]  # target tensors with at least one bit that is not the base's
+    # sha256 of the files to hash beside, and of the files written where that was requested.
     hashes: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Range:
-    """A range of a file to write: a copy, or `name` with what the adapter adds to it."""
+    """A range of a file to write: a copy, or the tensor `name` with what the adapter adds."""
 
     out: int  # descriptor
-    at: int
+    at: int  # offset in the file, bytes
     source: Stored
     size: int  # bytes of the source
-    dtype: str
-    name: str | None = None  # None: bytes as they are
-    pair: tuple[Stored, Stored] | None = None  # lora_A, lora_B
+    dtype: str  # safetensors' name of the dtype that is written
+    name: str | None = None  # None: a copy of bytes
+    pair: tuple[Stored, Stored] | None = None  # lora_A [rank, in], lora_B [out, rank], float32
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A part of a range: bytes of a copy, or rows of a tensor in blocks; `end` in all files."""
+    """A part of a range, for one worker."""
 
     of: _Range
-    parts: tuple[tuple[int, int], ...]  # (first, last)
-    end: int
+    # (first, last), last exclusive: bytes of a copy, or rows of a tensor, a block each.
+    parts: tuple[tuple[int, int], ...]
+    end: int  # offset of its end, bytes, counted over all files in their order
 
 
 def why_not(
     facts: AdapterFacts,
     adapters: Sequence[str],
-    keys: Mapping[str, Any],
-    config: Mapping[str, Any],
+    keys: Config,
+    config: Config,
     base: Path,
 ) -> str | None:
     """Return what keeps a merge from being the plain sum of this module; None: nothing does."""
@@ -143,7 +142,7 @@ def pair_of(module: str) -> tuple[str, str]:
 
 
 def guessed(base: Path, dtype: str, export_size: float) -> list[Shard] | None:
-    """Return the one file an export of `base` probably is; None where it must be asked for.
+    """Return the one file an export of `base` probably is; None where only an export tells.
 
     Order counts only where there are several files, and then it is the model's own.
     `export_size` is in GB (10^9 bytes).
@@ -174,12 +173,12 @@ def merge(
     beside: Sequence[Path] = (),
     *,
     hashed: bool = False,
-) -> Outcome:
+) -> MergeOutcome:
     """Write `shards` into `folder`: the base's tensors, each target with its B @ A * scale.
 
-    `workers` processes write, and hash the files `beside`; if it is to be `hashed`, what is
-    written is read back as it grows. Raises Uncovered when a tensor to write is not the base's or
-    a sum is not a number; TunesmithError when part of the adapter found no use. Files are
+    `workers` processes write, and hash the files `beside`; with `hashed`, the files written are
+    hashed too, as they grow. Raises UnsupportedMerge when a tensor to write is not the base's or
+    a sum is not a number; TunesmithError when part of the adapter is not used. Files are
     complete, not yet synced.
     """
     tensors = stored_below(base)
@@ -197,7 +196,7 @@ def merge(
             f"{facts.folder}: the adapter changes {unused[0]}, which the merged model does not "
             "have: look at adapter_config.json, target_modules"
         )
-    room = Room()
+    scratch = Scratch()
     with contextlib.ExitStack() as stack:
         sources = Sources(stack)
         tasks: list[_Task] = []
@@ -220,7 +219,7 @@ def merge(
                 return sha256_of(beside[number])
             task = tasks[number - len(beside)]
             if task.of.name is not None:
-                return _fill(task, sources, room, products, facts.scale)
+                return _fill(task, sources, scratch, products, facts.scale)
             for first, last in task.parts:
                 start, at = task.of.source.start + first, task.of.at + first
                 _copy(sources.of(task.of.source.file), start, task.of.out, at, last - first)
@@ -228,39 +227,38 @@ def merge(
 
         hashes: dict[Path, str] = {}
         changed: set[str] = set()
-        hands = stack.enter_context(Hands(do, workers))
-        follow = Followed(files if hashed else [], [task.end for task in tasks])
-        with follow as followed:
-            for number, value in hands.each(len(beside) + len(tasks)):
+        pool = stack.enter_context(WorkerPool(do, workers))
+        with StreamingHash(files if hashed else [], [task.end for task in tasks]) as hashing:
+            for number, value in pool.each(len(beside) + len(tasks)):
                 if number < len(beside):
                     hashes[beside[number]] = value
                     continue
                 if value:
                     changed.add(str(tasks[number - len(beside)].of.name))
-                followed.done(number - len(beside))
-            hashes |= followed.hashes()
+                hashing.task_done(number - len(beside))
+            hashes |= hashing.hashes()
     copied = sum(last - first for t in tasks if t.of.name is None for first, last in t.parts)
-    return Outcome(total, copied, frozenset(changed & pairs.keys()), hashes)
+    return MergeOutcome(total, copied, frozenset(changed & pairs.keys()), hashes)
 
 
 def differs(old: Stored, new: Stored) -> bool:
     """Return whether a merged tensor is not the base's in its own dtype; stops at the first bit."""
     import numpy as np
 
-    room = Room()
+    scratch = Scratch()
     count = math.prod(old.shape)
     with contextlib.ExitStack() as stack:
         sources = Sources(stack)
         for first in range(0, count, _BLOCK):
             some = min(_BLOCK, count - first)
-            was = read(sources, old, first, some, room, "was")
-            now = read(sources, new, first, some, room, "now")
+            was = read(sources, old, first, some, scratch, "was")
+            now = read(sources, new, first, some, scratch, "now")
             if old.dtype != new.dtype:
-                values = room.take("values", some, np.float32)
+                values = scratch.take("values", some, np.float32)
                 widen(old.dtype, was, values)
-                cast = room.take("cast", some, WORDS[new.dtype])
+                cast = scratch.take("cast", some, WORDS[new.dtype])
                 try:
-                    was = narrow(new.dtype, values, cast, room)
+                    was = narrow(new.dtype, values, cast, scratch)
                 except NotANumber:
                     continue  # PEFT's rounding of it is unknown here
             if was.tobytes() != now.tobytes():
@@ -272,13 +270,15 @@ def _check_known(base: Mapping[str, Stored], shards: Sequence[Shard]) -> None:
     for shard in shards:
         for name, tensor in shard.tensors.items():
             if name not in base:
-                raise Uncovered(f"{name} is not in the base model's files")
+                raise UnsupportedMerge(f"{name} is not in the base model's files")
             if not known(tensor.dtype):
-                raise Uncovered(f"{name} is {tensor.dtype}")
+                raise UnsupportedMerge(f"{name} is {tensor.dtype}")
             if base[name].shape != tensor.shape:
-                raise Uncovered(f"{name} is {list(base[name].shape)} in the base model's files")
+                raise UnsupportedMerge(
+                    f"{name} is {list(base[name].shape)} in the base model's files"
+                )
             if base[name].dtype != tensor.dtype and base[name].dtype not in FLOATS:
-                raise Uncovered(f"{name} is {base[name].dtype} in the base model's files")
+                raise UnsupportedMerge(f"{name} is {base[name].dtype} in the base model's files")
 
 
 def _ranges(
@@ -324,7 +324,10 @@ def _tasks(of: _Range, before: int) -> Iterator[_Task]:
 
 
 def _sides(of: _Range) -> tuple[int, int, int]:
-    """Return rows and columns of a tensor, and the bytes of a number where it is written."""
+    """Return (rows, columns) of a tensor seen as a matrix, and bytes of an element as written.
+
+    Columns are its last dimension; a vector is one row, a scalar one of a single column.
+    """
     columns = of.source.shape[-1] if of.source.shape else 1
     rows = math.prod(of.source.shape) // columns if columns else 0
     return rows, columns, Tensor(of.dtype, (1,)).size
@@ -351,15 +354,22 @@ def _copy(source: int, start: int, out: int, at: int, size: int) -> None:
         done += count
 
 
-def _fill(task: _Task, sources: Sources, room: Room, products: Products, scale: float) -> bool:
-    """Write rows of a tensor, summed or only converted; return whether a sum changed a bit."""
+def _fill(
+    task: _Task, sources: Sources, scratch: Scratch, products: Products, scale: float
+) -> bool:
+    """Write the rows of a task: W + scale * B @ A, or W in another dtype.
+
+    Returns whether a sum differs from the base's rows in any bit.
+    """
     try:
-        return _filled(task, sources, room, products, scale)
+        return _filled(task, sources, scratch, products, scale)
     except NotANumber:
-        raise Uncovered("a weight is not a number") from None
+        raise UnsupportedMerge("a weight is not a number") from None
 
 
-def _filled(task: _Task, sources: Sources, room: Room, products: Products, scale: float) -> bool:
+def _filled(
+    task: _Task, sources: Sources, scratch: Scratch, products: Products, scale: float
+) -> bool:
     import numpy as np
 
     of, source, convert = task.of, task.of.source, products.convert
@@ -370,25 +380,25 @@ def _filled(task: _Task, sources: Sources, room: Room, products: Products, scale
     changed = False
     for first, last in task.parts:
         count = (last - first) * columns
-        new = read(sources, source, first * columns, count, room, "in")
-        values = room.take("values", count, np.float32)
+        new = read(sources, source, first * columns, count, scratch, "in")
+        values = scratch.take("values", count, np.float32)
         widen(source.dtype, new, values, convert)
         if source.dtype != of.dtype:
             # The export loads the base in the merged dtype: it is rounded before anything is added.
-            cast = room.take("cast", count, WORDS[of.dtype])
-            new = narrow(of.dtype, values, cast, room, convert)
+            cast = scratch.take("cast", count, WORDS[of.dtype])
+            new = narrow(of.dtype, values, cast, scratch, convert)
             widen(of.dtype, new, values, convert)
         if of.pair:
             was = new
-            delta = room.take("delta", count, np.float32)
+            delta = scratch.take("delta", count, np.float32)
             products.multiply(
                 b[first - start : last - start], a, delta.reshape(last - first, columns)
             )
             if scale != 1.0:
                 delta *= np.float32(scale)
             delta += values
-            rounded = room.take("out", count, WORDS[of.dtype])
-            new = narrow(of.dtype, delta, rounded, room, convert)
+            rounded = scratch.take("out", count, WORDS[of.dtype])
+            new = narrow(of.dtype, delta, rounded, scratch, convert)
             changed = changed or not np.array_equal(was, new)
         put(of.out, memoryview(new).cast("B"), of.at + first * columns * width)
     return changed
@@ -401,8 +411,8 @@ def _parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield number * rows // blocks, (number + 1) * rows // blocks
 
 
-def _rows(sources: Sources, tensor: Stored, first: int = 0, last: int | None = None) -> Any:
-    """Return rows of a float32 matrix of the adapter."""
+def _rows(sources: Sources, tensor: Stored, first: int = 0, last: int | None = None) -> Array:
+    """Return rows `first` to `last` (exclusive) of an adapter's matrix: float32 [rows, columns]."""
     import numpy as np
 
     rows, columns = tensor.shape

@@ -25,24 +25,26 @@ _ORDER = (
 _WIDTH = {name: 8 if name[-2:] == "64" else 4 if name[-2:] == "32" else 2 for name in _ORDER[5:]}
 _ALIGNED = 8  # bytes: the header is filled up with spaces
 _METADATA = "__metadata__"
+# {tensor: {"dtype", "shape", "data_offsets"}}, and the metadata, texts by name.
+Header = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a tensor is: safetensors' word for its dtype, and its shape."""
+    """A tensor's dtype (safetensors' name: BF16, F16, F32, ...) and shape, in elements."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Bytes in a file."""
+        """Its size in a file, in bytes."""
         return math.prod(self.shape) * _WIDTH.get(self.dtype, 1)
 
 
 @dataclass(frozen=True)
 class Stored(Tensor):
-    """A tensor in a file; `start` counts bytes from the file's beginning."""
+    """A tensor in a file; `start` is the offset of its first byte in that file."""
 
     file: Path
     start: int
@@ -54,10 +56,10 @@ def known(dtype: str) -> bool:
 
 
 def stored(file: Path) -> dict[str, Stored]:
-    """Return every tensor of a safetensors file that was found whole (modelfiles.verify)."""
+    """Return every tensor of a safetensors file that basemodel.files.verify found whole."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(length))
+        header: Header = json.loads(stream.read(length))
     return {
         name: Stored(
             entry["dtype"], tuple(entry["shape"]), file, 8 + length + entry["data_offsets"][0]
@@ -69,10 +71,10 @@ def stored(file: Path) -> dict[str, Stored]:
 
 def stored_below(folder: Path) -> dict[str, Stored]:
     """Return the tensors of all safetensors files a load of `folder` would take."""
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
-        found |= stored(file)
-    return found
+        tensors |= stored(file)
+    return tensors
 
 
 def arranged(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -81,11 +83,11 @@ def arranged(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def beginning(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """Return what a file with these tensors begins with, and where each of them starts in it.
+    """Return the header of a file with these tensors, and the byte at which each one starts.
 
     The metadata is what transformers' save_pretrained gives: {"format": "pt"}.
     """
-    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    header: Header = {_METADATA: {"format": "pt"}}
     starts: dict[str, int] = {}
     at = 0
     for name in arranged(tensors, tensors):

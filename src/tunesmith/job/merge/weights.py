@@ -13,15 +13,19 @@ from tunesmith.job.merge.adapter import ADAPTER_WEIGHTS, AdapterFacts
 _ROWS = 1024  # rows taken at a time where whole tensors would double the memory
 
 
-class Reader:
+Tensor = Any  # torch.Tensor: torch is imported where it is used
+Handle = Any  # safetensors' open file
+
+
+class TensorReader:
     """The tensors of a folder's safetensors files, each file opened once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = contextlib.ExitStack()
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, Handle] = {}
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> TensorReader:
         from safetensors import safe_open
 
         for file in weight_files(self._folder):
@@ -35,16 +39,16 @@ class Reader:
     def __contains__(self, name: object) -> bool:
         return name in self._handles
 
-    def get(self, name: str) -> Any:
-        """Return a whole tensor."""
+    def get(self, name: str) -> Tensor:
+        """Return a whole tensor, in the dtype of its file."""
         return self._handles[name].get_tensor(name)
 
-    def rows(self, name: str, part: slice) -> Any:
-        """Return some rows of a tensor."""
+    def rows(self, name: str, part: slice) -> Tensor:
+        """Return the rows of a tensor in `part`, in the dtype of its file."""
         return self._handles[name].get_slice(name)[part]
 
 
-def lora_pairs(facts: AdapterFacts) -> Iterator[tuple[str, str, Any, Any]]:
+def lora_pairs(facts: AdapterFacts) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     """Yield (module, base tensor, lora_A [rank, in], lora_B [out, rank]), both float32."""
     from safetensors import safe_open
 

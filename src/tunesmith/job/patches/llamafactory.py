@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tunesmith.core.documents import Columns
 from tunesmith.core.patching import Patch, PrivateName
 
 _VERSIONS = "llamafactory==0.9.3"
@@ -14,7 +15,7 @@ _VERSIONS = "llamafactory==0.9.3"
 class EachRow:
     """A function of a row, for a batch of rows; pickled by its state, for a fingerprint."""
 
-    def __init__(self, function: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    def __init__(self, function: Callable[[Columns], Columns]) -> None:
         self._function = function
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -140,25 +141,25 @@ PRIVATE = (
     _private(
         "_parse_train_args",
         "hparams.parser:get_train_args",
-        "job.data.replay",
+        "job.data.rows",
         "job.inference.validation_rows",
     ),
     _private(
         "_get_merged_dataset",
         "data.loader:get_dataset",
-        "job.data.replay",
+        "job.data.rows",
         "job.inference.validation_rows",
     ),
     _private(
         "_get_dataset_processor",
         "data.loader:_get_preprocessed_dataset",
-        "job.data.replay",
+        "job.data.rows",
         "job.inference.validation_rows",
     ),
     _private(
         "_encode_data_example",
         "data.processor.supervised:SupervisedDatasetProcessor",
-        "job.data.replay",
+        "job.data.rows",
         "job.inference.validation_rows",
     ),
     _private("_process_args", "chat.hf_engine:HuggingfaceEngine", "job.prompts.parity"),

@@ -39,12 +39,15 @@ def render(template: str, system: str, messages: Sequence[Mapping[str, str]]) ->
     return "".join(out)
 
 
+Value = Any  # a text, a list or a map: what a template prints and ranges over
+
+
 @dataclass(frozen=True)
 class _Dot:
     """What `.` stands for, and the variables set so far, which blocks share."""
 
-    fields: Mapping[str, Any]
-    variables: dict[str, Any]
+    fields: Mapping[str, Value]
+    variables: dict[str, Value]
 
 
 def _pieces(template: str) -> Iterator[Piece]:
@@ -106,7 +109,7 @@ def _range(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: b
     return end
 
 
-def _value(expression: str, dot: _Dot) -> Any:
+def _value(expression: str, dot: _Dot) -> Value:
     tokens = _TOKEN.findall(expression)
     value, rest = _call(tokens, dot, expression)
     if rest:
@@ -114,7 +117,7 @@ def _value(expression: str, dot: _Dot) -> Any:
     return value
 
 
-def _call(tokens: list[str], dot: _Dot, whole: str) -> tuple[Any, list[str]]:
+def _call(tokens: list[str], dot: _Dot, whole: str) -> tuple[Value, list[str]]:
     """Return the value of a function with its operands, or of one operand, and what follows."""
     if not tokens:
         raise _unknown(whole)
@@ -137,7 +140,7 @@ def _call(tokens: list[str], dot: _Dot, whole: str) -> tuple[Any, list[str]]:
     return settled, rest
 
 
-def _operand(tokens: list[str], dot: _Dot, whole: str) -> tuple[Any, list[str]]:
+def _operand(tokens: list[str], dot: _Dot, whole: str) -> tuple[Value, list[str]]:
     word, rest = tokens[0], tokens[1:]
     if word == "(":
         value, rest = _call(rest, dot, whole)

@@ -12,15 +12,15 @@ what the exports are held against, and the difference is noted.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypedDict
 
+from tunesmith.core.documents import Config, Message
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.inference import validation_rows
@@ -40,7 +40,7 @@ class Probe:
     """A conversation and the answer the training has for it."""
 
     name: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Message, ...]
     answer: str
     system: str | None = None
 
@@ -60,6 +60,51 @@ class Difference:
             f"{self.way} differs from {TRAINING} in {self.probe!r} at id {self.at}: "
             f"{self.found!r} instead of {self.expected!r}"
         )
+
+    def record(self) -> DifferenceRecord:
+        """Return it as parity.json keeps it."""
+        return {
+            "way": self.way,
+            "probe": self.probe,
+            "at": self.at,
+            "expected": self.expected,
+            "found": self.found,
+        }
+
+
+class DifferenceRecord(TypedDict):
+    """A Difference in parity.json."""
+
+    way: str
+    probe: str
+    at: int
+    expected: str
+    found: str
+
+
+class Correction(TypedDict):
+    """A file of the export that was replaced, with its text (or the value) before and after."""
+
+    file: str
+    was: str
+    now: str
+
+
+class ParityRecord(TypedDict, total=False):
+    """The content of parity.json: a Verdict, and what was corrected before it was given."""
+
+    passed: bool
+    accepted: bool  # exported although it did not pass
+    probes: int
+    rows: int
+    ids: int
+    prompt: str
+    stop: str
+    differences: list[DifferenceRecord]
+    ends: list[str]
+    notes: list[str]
+    corrected: list[Correction]
+    before: list[str]  # faults before the corrections
 
 
 @dataclass(frozen=True)
@@ -83,19 +128,33 @@ class Verdict:
         """Return every fault as a sentence."""
         return [*map(str, self.differences), *self.ends]
 
-    def record(self) -> dict[str, Any]:
-        """Return the verdict as parity.json keeps it."""
-        return dataclasses.asdict(self) | {"passed": self.passed}
+    def record(
+        self, corrected: Sequence[Correction] = (), before: Sequence[str] = ()
+    ) -> ParityRecord:
+        """Return the verdict as parity.json keeps it, with what was corrected and why."""
+        return {
+            "probes": self.probes,
+            "rows": self.rows,
+            "ids": self.ids,
+            "prompt": self.prompt,
+            "stop": self.stop,
+            "differences": [difference.record() for difference in self.differences],
+            "ends": list(self.ends),
+            "notes": list(self.notes),
+            "passed": self.passed,
+            "corrected": list(corrected),
+            "before": list(before),
+        }
 
 
 @dataclass
-class _Found:
+class _Comparison:
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ids: int = 0
 
 
-def align(config: Mapping[str, Any], codec: Codec, folder: Path) -> dict[str, Any]:
+def align(config: Config, codec: Codec, folder: Path) -> ParityRecord:
     """Compare, correct what of the export differs, compare again; return parity.json's content.
 
     Corrected are the chat template, the Modelfile and the ids that end an answer. LLaMA-Factory's
@@ -103,10 +162,10 @@ def align(config: Mapping[str, Any], codec: Codec, folder: Path) -> dict[str, An
     """
     probes, rows, notes = probes_of(config, codec)
     if not probes:
-        return {**_nothing(notes).record(), "corrected": [], "before": []}
+        return _nothing(notes).record()
     before = compare(codec, folder, probes, rows, notes)
     wrong = {difference.way for difference in before.differences}
-    corrected = []
+    corrected: list[Correction] = []
     if "modelfile" in wrong and templates.adds_bos(folder) and not _leads_with_bos(codec):
         # Ollama and llama.cpp would put one before a prompt that was trained without, or that
         # brings its own with every question.
@@ -128,21 +187,17 @@ def align(config: Mapping[str, Any], codec: Codec, folder: Path) -> dict[str, An
     if "generation_config.json" in ended:
         corrected.append(_correct_end(codec, folder))
     after = compare(codec, folder, probes, rows, notes) if corrected else before
-    return {
-        **after.record(),
-        "corrected": corrected,
-        "before": [str(fault) for fault in before.faults()] if corrected else [],
-    }
+    return after.record(corrected, before.faults() if corrected else ())
 
 
-def faults_of(found: Mapping[str, Any]) -> list[str]:
+def faults_of(record: ParityRecord) -> list[str]:
     """Return every fault of a parity record as a sentence."""
-    return [*(str(Difference(**item)) for item in found["differences"]), *found["ends"]]
+    return [*(str(Difference(**item)) for item in record["differences"]), *record["ends"]]
 
 
-def advice(config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def advice(config: Config, record: ParityRecord) -> str:
     """Return what ends the mismatch of a parity record."""
-    ways = {item["way"] for item in found["differences"]}
+    ways = {item["way"] for item in record["differences"]}
     if ways & {CHAT, API}:
         # Only reasoning templates come here: 0.9.3 trains on thoughts, then asks without.
         mode = config.get("enable_thinking", True)
@@ -153,7 +208,7 @@ def advice(config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "look at RUN/parity.json"
 
 
-def check(config: Mapping[str, Any], codec: Codec, folder: Path) -> Verdict:
+def check(config: Config, codec: Codec, folder: Path) -> Verdict:
     """Compare and change nothing. No probes: no prompt was trained."""
     probes, rows, notes = probes_of(config, codec)
     return compare(codec, folder, probes, rows, notes) if probes else _nothing(notes)
@@ -163,7 +218,7 @@ def _nothing(notes: Sequence[str]) -> Verdict:
     return Verdict(0, 0, 0, "", "", (), (), tuple(notes))
 
 
-def probes_of(config: Mapping[str, Any], codec: Codec) -> tuple[list[Probe], int, list[str]]:
+def probes_of(config: Config, codec: Codec) -> tuple[list[Probe], int, list[str]]:
     """Return the probes, how many of them are rows of the data, and notes.
 
     The rows say what the training has seen; the fixed ones add what it may not have held:
@@ -193,13 +248,13 @@ def fixed_probes(codec: Codec, *, thinks: bool = False) -> list[Probe]:
     """Return the probes that need no data; `thinks`: their answers think first."""
     opened, closed = codec.template.thought_words
     answer = f"{opened}\n.\n{closed}\n\n4." if thinks else "4."
-    asked = {"role": "user", "content": "What is 2 + 2?"}
+    first = {"role": "user", "content": "What is 2 + 2?"}
     again = {"role": "user", "content": 'And "3 + 4"?\nOnly the number.'}
     return [
-        Probe("one question", (asked,), answer),
+        Probe("one question", (first,), answer),
         Probe("two lines in Chinese", ({"role": "user", "content": "你好！\n你是谁？"},), answer),
         Probe("a system text", (again,), answer, "Be brief.\n简短回答。"),
-        Probe("a second turn", (asked, {"role": "assistant", "content": "4."}, again), answer),
+        Probe("a second turn", (first, {"role": "assistant", "content": "4."}, again), answer),
     ]
 
 
@@ -227,36 +282,36 @@ def compare(
         str(folder), local_files_only=True, trust_remote_code=False
     )
     ways = _ways(codec, folder, exported)
-    found = _Found(notes=list(notes))
+    comparison = _Comparison(notes=list(notes))
     for probe in probes:
         expected = reference(codec, probe)
         prompt, _ = trained(codec, probe)
         if expected != prompt:
             _note(
-                found,
+                comparison,
                 "LLaMA-Factory encodes earlier turns otherwise in training than in chat "
                 f"(id {_parting(prompt, expected)}); exports follow its chat",
             )
-        found.ids += len(expected)
+        comparison.ids += len(expected)
         for way in WAYS:
             ids = ways[way](probe)
             if isinstance(ids, str):
-                found.differences.append(Difference(way, probe.name, 0, "ids", ids))
+                comparison.differences.append(Difference(way, probe.name, 0, "ids", ids))
             elif ids != expected:
-                found.differences.append(differing(codec, way, probe, expected, ids))
+                comparison.differences.append(differing(codec, way, probe, expected, ids))
     stop, ends = _ends(codec, folder, exported, probes[0])
     if not stop:
-        _note(found, "the training ends answers with no stop token: answers may not end")
+        _note(comparison, "the training ends answers with no stop token: answers may not end")
     prompt = codec.tokenizer.decode(trained(codec, probes[0])[0])
     return Verdict(
         len(probes),
         rows,
-        found.ids,
+        comparison.ids,
         prompt,
         stop,
-        tuple(found.differences),
+        tuple(comparison.differences),
         ends,
-        tuple(found.notes),
+        tuple(comparison.notes),
     )
 
 
@@ -339,7 +394,7 @@ def _ways(
     return ways | {"chat_template": by_template, "modelfile": by_modelfile}
 
 
-def _without_thought(codec: Codec, message: Mapping[str, str]) -> Mapping[str, str]:
+def _without_thought(codec: Codec, message: Message) -> Message:
     if message["role"] != "assistant" or not templates.is_reasoning(codec.template):
         return message
     return {**message, "content": codec.template.remove_thought(message["content"])}
@@ -392,7 +447,7 @@ def _eos_ids(folder: Path) -> list[int]:
     return []
 
 
-def _correct_end(codec: Codec, folder: Path) -> dict[str, str]:
+def _correct_end(codec: Codec, folder: Path) -> Correction:
     """Make generation_config.json end answers where the training ends them."""
     file = folder / "generation_config.json"
     value = read_json(file) if file.is_file() else {}
@@ -403,7 +458,7 @@ def _correct_end(codec: Codec, folder: Path) -> dict[str, str]:
     return _correction(file.name, f"eos_token_id {was}", f"eos_token_id {json.dumps(stops)}")
 
 
-def _correction(file: str, was: str, now: str) -> dict[str, str]:
+def _correction(file: str, was: str, now: str) -> Correction:
     return {"file": file, "was": was, "now": now}
 
 
@@ -414,9 +469,9 @@ def _chat_template(folder: Path) -> str:
     return str(read_json(folder / "tokenizer_config.json").get("chat_template") or "")
 
 
-def _note(found: _Found, note: str) -> None:
-    if note not in found.notes:
-        found.notes.append(note)
+def _note(comparison: _Comparison, note: str) -> None:
+    if note not in comparison.notes:
+        comparison.notes.append(note)
 
 
 def _parting(one: Sequence[int], other: Sequence[int]) -> int:

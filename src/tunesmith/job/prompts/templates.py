@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import ModelConfig
 from tunesmith.core.files import read_json, write_text
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -135,7 +136,7 @@ def put_add_bos(folder: Path, *, add: bool) -> None:
 
 def read_modelfile(text: str) -> tuple[str, str, list[str]]:
     """Return (TEMPLATE, SYSTEM, stop texts) of a Modelfile."""
-    found = {
+    sections = {
         key: match[1]
         for key in ("TEMPLATE", "SYSTEM")
         if (match := re.search(rf'^{key} """(.*?)"""', text, re.DOTALL | re.MULTILINE))
@@ -143,7 +144,7 @@ def read_modelfile(text: str) -> tuple[str, str, list[str]]:
     stops = []
     for value in re.findall(r"^PARAMETER stop (.*)$", text, re.MULTILINE):
         stops.append(json.loads(value) if value.startswith('"') else value)
-    return found.get("TEMPLATE", ""), found.get("SYSTEM", ""), stops
+    return sections.get("TEMPLATE", ""), sections.get("SYSTEM", ""), stops
 
 
 def put_chat_template(folder: Path, template: str) -> None:
@@ -189,6 +190,6 @@ def _merges_system(template: Any) -> bool:
     return type(template)._encode is not Template._encode
 
 
-def _read(file: Path) -> dict[str, Any]:
-    value: dict[str, Any] = read_json(file) if file.is_file() else {}
+def _read(file: Path) -> ModelConfig:
+    value: ModelConfig = read_json(file) if file.is_file() else {}
     return value

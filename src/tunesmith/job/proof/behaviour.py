@@ -24,7 +24,7 @@ from tunesmith.job.inference import engine
 from tunesmith.job.inference.engine import Codec, Question, Sampling
 from tunesmith.job.merge.adapter import AdapterFacts
 from tunesmith.job.merge.phase import check_room, parameter_count
-from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
+from tunesmith.job.merge.weights import TensorReader, lora_pairs, row_parts
 from tunesmith.job.proof.weights import Check, not_plain
 
 _POSITIONS = 256  # logits compared: positions in all texts together
@@ -57,24 +57,36 @@ UNROUNDED = Distance(mean=1e-3, max=2e-2, kl=1e-6)
 NOTED, LOST = 0.25, 1.0
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """What the comparisons of a proof were held against; proof.json keeps it."""
+
+    compute: str  # dtype and device of the forward passes
+    merged_dtype: str
+    weights: str  # bound of a weight's error
+    logits_unrounded: Mapping[str, float]
+    logits_share_of_effect: float
+    near_tie: float  # two logits that lie no further apart are a tie
+
+
 def questions(request: Mapping[str, Any], run_dir: Path) -> list[tuple[Question, str]]:
     """Return (question, text that may follow) from the run's prompts and held-out answers."""
-    asked = [
+    pairs = [
         (Question.of(entry["prompt"], entry.get("system")), entry.get("reference") or "")
         for entry in request.get("prompts", [])
     ]
     measured = run_dir / "before.jsonl"
     if measured.is_file():
         records = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines()]
-        asked += [
+        pairs += [
             (Question.of(record["prompt"]), record["reference"] or "")
             for record in records
             if record["set"] == "held_out"
         ]
-    return asked or [(Question.of(text), "") for text in _FALLBACK]
+    return pairs or [(Question.of(text), "") for text in _FALLBACK]
 
 
-def tokenizer_check(base: Path, merged: Path, asked: Sequence[tuple[Question, str]]) -> Check:
+def tokenizer_check(base: Path, merged: Path, pairs: Sequence[tuple[Question, str]]) -> Check:
     """Check that the merged folder's tokenizer gives the base tokenizer's ids."""
     from transformers import AutoTokenizer
 
@@ -82,7 +94,7 @@ def tokenizer_check(base: Path, merged: Path, asked: Sequence[tuple[Question, st
         AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         for folder in (merged, base)
     )
-    texts = [text for question, after in asked for text in _texts(question, after)]
+    texts = [text for question, after in pairs for text in _texts(question, after)]
     differing = [
         text
         for text in texts
@@ -109,10 +121,10 @@ def behaviour_checks(
     merged: Path,
     facts: AdapterFacts,
     codec: Codec,
-    asked: Sequence[tuple[Question, str]],
+    pairs: Sequence[tuple[Question, str]],
     dtype: str,
     new_tokens: int = NEW_TOKENS,
-) -> tuple[list[Check], dict[str, Any]]:
+) -> tuple[list[Check], Tolerance]:
     """Compare logits and greedy answers of base + adapter and of the merged model in float32.
 
     Returns the checks and the tolerances they were held against. One model is in memory at a
@@ -127,8 +139,8 @@ def behaviour_checks(
         device = "cuda"
     else:
         check_room(merged.parent, disk=0, memory=need)
-    prompts = [codec.encode(question) for question, _ in asked][:_QUESTIONS]
-    sequences = _sequences(codec, asked)
+    prompts = [codec.encode(question) for question, _ in pairs][:_QUESTIONS]
+    sequences = _sequences(codec, pairs)
     stop, pad = codec.stop_ids(), codec.tokenizer.pad_token_id
     sampling = Sampling(max_new_tokens=new_tokens)
     remote = bool(codec.model_args.trust_remote_code)
@@ -137,16 +149,16 @@ def behaviour_checks(
     with_adapter = logits(model, sequences)
     with model.disable_adapter():
         without = logits(model, sequences)
-    said = engine.generate_ids(model, prompts, stop, pad, sampling)
+    expected = engine.generate_ids(model, prompts, stop, pad, sampling)
     del model
     gc.collect()
 
     model = plain_model(merged, device, remote)
     from_merged = logits(model, sequences)
-    says = engine.generate_ids(model, prompts, stop, pad, sampling)
+    answers = engine.generate_ids(model, prompts, stop, pad, sampling)
     gaps = [
         _gap(model, prompt, one, other)
-        for prompt, one, other in zip(prompts, said, says, strict=True)
+        for prompt, one, other in zip(prompts, expected, answers, strict=True)
         if one != other
     ]
     sharp = None
@@ -158,14 +170,14 @@ def behaviour_checks(
 
     apart, moved = distance(with_adapter, from_merged), distance(with_adapter, without)
     near = 2 * apart.max + UNROUNDED.max
-    tolerance: dict[str, Any] = {
-        "compute": f"float32 on {device}",
-        "merged_dtype": dtype,
-        "weights": "0.5 ulp + (rank + 3) 2^-22 (|W| + scale |B||A|)",
-        "logits_unrounded": UNROUNDED.record(),
-        "logits_share_of_effect": LOST if sharp else NOTED,
-        "near_tie": float(f"{near:.6g}"),
-    }
+    tolerance = Tolerance(
+        compute=f"float32 on {device}",
+        merged_dtype=dtype,
+        weights="0.5 ulp + (rank + 3) 2^-22 (|W| + scale |B||A|)",
+        logits_unrounded=UNROUNDED.record(),
+        logits_share_of_effect=LOST if sharp else NOTED,
+        near_tie=float(f"{near:.6g}"),
+    )
     return [
         _unrounded_check(sharp, reasons, sum(len(sequence) for sequence in sequences)),
         _logits_check(apart, moved, LOST if sharp else NOTED, dtype),
@@ -202,21 +214,21 @@ def _logits_check(apart: Distance, moved: Distance, limit: float, dtype: str) ->
     return Check("logits", share <= limit, detail, figures)
 
 
-def _answers_check(gaps: Sequence[float], asked: int, near: float) -> Check:
+def _answers_check(gaps: Sequence[float], prompts: int, near: float) -> Check:
     beyond = [gap for gap in gaps if not gap <= near]
-    same = asked - len(gaps)
-    detail = f"{same} of {asked} greedy answers equal"
+    same = prompts - len(gaps)
+    detail = f"{same} of {prompts} greedy answers equal"
     if gaps:
         detail += f", the others part where two tokens are within {max(gaps):.3g}"
-    figures = {"answers": asked, "equal": same, "gaps": [float(f"{gap:.6g}") for gap in gaps]}
+    figures = {"answers": prompts, "equal": same, "gaps": [float(f"{gap:.6g}") for gap in gaps]}
     return Check("answers", not beyond, detail, figures)
 
 
-def _sequences(codec: Codec, asked: Sequence[tuple[Question, str]]) -> list[list[int]]:
+def _sequences(codec: Codec, pairs: Sequence[tuple[Question, str]]) -> list[list[int]]:
     """Return prompt ids with their references' ids, cut to the budget of positions."""
     sequences: list[list[int]] = []
     left = _POSITIONS
-    for question, after in asked:
+    for question, after in pairs:
         ids = codec.encode(question)
         ids += codec.tokenizer.encode(after, add_special_tokens=False) if after else []
         ids = ids[: min(_TEXT, left)]
@@ -254,12 +266,12 @@ def logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
     """Return the logits of each sequence, [ids, vocabulary], float32 on the CPU."""
     import torch
 
-    found = []
+    results = []
     with torch.inference_mode():
         for sequence in sequences:
             ids = torch.tensor([list(sequence)], device=model.device)
-            found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
-    return found
+            results.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+    return results
 
 
 def distance(left: Sequence[Any], right: Sequence[Any]) -> Distance:
@@ -301,7 +313,7 @@ def undo_rounding(model: Any, base: Path, facts: AdapterFacts, dtype: str) -> No
     import torch
 
     merged, targets = getattr(torch, dtype), set(facts.targets.values())
-    with torch.no_grad(), Reader(base) as reader:
+    with torch.no_grad(), TensorReader(base) as reader:
         for name, weight in model.named_parameters():
             if name in reader and name not in targets:
                 stored = reader.get(name)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.files import verify
+from tunesmith.core.documents import Config
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.inference import engine
@@ -23,7 +25,13 @@ from tunesmith.job.merge import manifest
 from tunesmith.job.merge.adapter import check_fits
 from tunesmith.job.merge.inputs import export_keys
 from tunesmith.job.prompts import parity
-from tunesmith.job.proof.behaviour import NEW_TOKENS, behaviour_checks, questions, tokenizer_check
+from tunesmith.job.proof.behaviour import (
+    NEW_TOKENS,
+    Tolerance,
+    behaviour_checks,
+    questions,
+    tokenizer_check,
+)
 from tunesmith.job.proof.weights import Check, file_check, weight_checks
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import seals
@@ -52,7 +60,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     step(0)
     whole, files = file_check(merged)
     checks = [whole]
-    tolerance: dict[str, Any] = {}
+    tolerance: Tolerance | None = None
     # Where a file is not that of the merge, the others still say what was done to it.
     comparable = not verify(merged)
     if comparable:
@@ -60,27 +68,27 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     step(1)
     # A model of other tensors cannot be loaded for comparison.
     if comparable and all(check.passed for check in checks if check.name == "structure"):
-        asked = questions(request, run_dir)
+        probes = questions(request, run_dir)
         codec = engine.codec(engine.arguments(config))
-        checks.append(tokenizer_check(base, merged, asked))
+        checks.append(tokenizer_check(base, merged, probes))
         checks.append(parity_check(run_dir, config, codec, merged))
         longest = min(
             NEW_TOKENS, int(request.get("evaluate", {}).get("max_new_tokens", NEW_TOKENS))
         )
-        found, tolerance = behaviour_checks(
-            base, adapters, merged, facts, codec, asked, dtype, longest
+        behaviour, tolerance = behaviour_checks(
+            base, adapters, merged, facts, codec, probes, dtype, longest
         )
-        checks += found
+        checks += behaviour
     step(3)
     failed = [check for check in checks if check.passed is False]
     proof = {
         "passed": not failed,
         "seconds": round(time.monotonic() - started, 1),
-        "tolerance": tolerance,
+        "tolerance": asdict(tolerance) if tolerance else {},
         "base": str(base),
         "adapters": adapters,
         "checks": [check.record() for check in checks],
-        "files": files,
+        "files": {name: asdict(record) for name, record in files.items()},
     }
     if failed:
         seals.forget(run_dir, (MERGED,))
@@ -99,11 +107,11 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     return {"passed": True, "checks": len(checks), "skipped": skipped, "seconds": proof["seconds"]}
 
 
-def _note(run_dir: Path, merged: Path, checks: list[Check], files: Mapping[str, Any]) -> None:
+def _note(run_dir: Path, merged: Path, checks: list[Check], files: manifest.Files) -> None:
     """Write into the manifest which checks were passed, and seal the model as it was proven."""
     seals.forget(run_dir, (MERGED,))
     manifest.note(merged, "proof", {check.name: check.passed for check in checks})
-    known = {f"{MERGED}/{name}": record for name, record in files.items()}
+    known = {f"{MERGED}/{name}": asdict(record) for name, record in files.items()}
     seals.seal(run_dir, "proof", (MERGED,), known)
 
 
@@ -114,7 +122,7 @@ def _refuse(merged: Path) -> None:
     merged.rename(refused)
 
 
-def parity_check(run_dir: Path, config: Mapping[str, Any], codec: Codec, merged: Path) -> Check:
+def parity_check(run_dir: Path, config: Config, codec: Codec, merged: Path) -> Check:
     """Check that every way to the merged model still puts the trained prompt before it.
 
     What the user accepted at the merge (parity.json) is not failed here, nor called passed.
@@ -122,7 +130,7 @@ def parity_check(run_dir: Path, config: Mapping[str, Any], codec: Codec, merged:
     verdict = parity.check(config, codec, merged)
     figures = {"probes": verdict.probes, "rows": verdict.rows, "ids": verdict.ids}
     known = run_dir / "parity.json"
-    record = read_json(known) if known.is_file() else {}
+    record: parity.ParityRecord = read_json(known) if known.is_file() else {}
     faults = verdict.faults()
     if not verdict.probes:
         return Check("parity", None, verdict.notes[0], figures)

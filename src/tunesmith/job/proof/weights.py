@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tunesmith.basemodel.files import Shapes, tensor_shapes, verify
 from tunesmith.core.files import read_json
 from tunesmith.job.merge import manifest
 from tunesmith.job.merge.adapter import AdapterFacts
 from tunesmith.job.merge.inputs import SAFETENSORS_NAMES
-from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
+from tunesmith.job.merge.weights import TensorReader, lora_pairs, row_parts
 
 # Bits of the significand with the hidden one, and the smallest subnormal as a power of two.
 _SIGNIFICAND = {"BF16": (8, -133), "F16": (11, -24), "F32": (24, -149)}
+
+
+class CheckRecord(TypedDict):
+    """A Check in proof.json."""
+
+    name: str
+    passed: bool | None
+    skipped: bool
+    detail: str
+    figures: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,9 @@ class Check:
     name: str
     passed: bool | None
     detail: str
-    figures: Mapping[str, Any]
+    figures: Mapping[str, object]  # what was measured, by name; JSON
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> CheckRecord:
         """Return the check as proof.json keeps it."""
         return {
             "name": self.name,
@@ -42,13 +52,13 @@ class Check:
         }
 
 
-def file_check(merged: Path) -> tuple[Check, dict[str, Any]]:
+def file_check(merged: Path) -> tuple[Check, manifest.Files]:
     """Check that all files are there, whole, and those of the merge (MANIFEST.json).
 
     Returns their sizes and sha256 too.
     """
     files = manifest.listing(merged)
-    figures = {"files": len(files), "bytes": sum(file["size"] for file in files.values())}
+    figures = {"files": len(files), "bytes": sum(file.size for file in files.values())}
     problems = [*map(str, verify(merged)), *manifest.faults(merged, files)]
     detail = problems[0] if problems else f"{len(files)} files, each with its sha256 of the merge"
     return Check("files", not problems, detail, figures), files
@@ -67,7 +77,7 @@ def weight_checks(
         return [structure]
     reasons = not_plain(facts, adapters)
     touched = {*facts.targets.values(), *facts.saved_whole}
-    with Reader(base) as before, Reader(merged) as after:
+    with TensorReader(base) as before, TensorReader(merged) as after:
         stray = _stray(before, after, sorted(new.keys() - touched))
         target_checks = (
             _unrecomputed(before, after, facts, reasons)
@@ -102,13 +112,13 @@ def _structure(base: Path, old: Shapes, new: Shapes, dtype: str) -> Check:
     problems = [f"{name} is missing" for name in sorted(old.keys() - new.keys())]
     problems += [f"{name} is not in the base" for name in sorted(new.keys() - old.keys())]
     for name in sorted(old.keys() & new.keys()):
-        (before, shape), (after, found) = old[name], new[name]
-        if shape != found:
-            problems.append(f"{name} is {list(found)}, base {list(shape)}")
+        (before, shape), (after, merged_shape) = old[name], new[name]
+        if shape != merged_shape:
+            problems.append(f"{name} is {list(merged_shape)}, base {list(shape)}")
         floating = before in {"BF16", "F16", "F32", "F64"}
-        wanted = SAFETENSORS_NAMES[dtype] if floating else before
-        if after != wanted:
-            problems.append(f"{name} is {after}, {wanted} expected")
+        expected = SAFETENSORS_NAMES[dtype] if floating else before
+        if after != expected:
+            problems.append(f"{name} is {after}, {expected} expected")
     detail = problems[0] if problems else f"{len(new)} tensors with the base's names and shapes"
     figures = {
         "tensors": len(new),
@@ -119,7 +129,7 @@ def _structure(base: Path, old: Shapes, new: Shapes, dtype: str) -> Check:
     return Check("structure", not problems, detail, figures)
 
 
-def _stray(before: Reader, after: Reader, names: list[str]) -> list[str]:
+def _stray(before: TensorReader, after: TensorReader, names: list[str]) -> list[str]:
     """Return those of `names` that are not the base's tensor, cast."""
     import torch
 
@@ -134,7 +144,7 @@ def _stray(before: Reader, after: Reader, names: list[str]) -> list[str]:
 
 
 def _unrecomputed(
-    before: Reader, after: Reader, facts: AdapterFacts, reasons: list[str]
+    before: TensorReader, after: TensorReader, facts: AdapterFacts, reasons: list[str]
 ) -> list[Check]:
     """For adapters beyond W + scale * B @ A: targets must have changed, no values."""
     targets = sorted({*facts.targets.values(), *facts.saved_whole})
@@ -155,7 +165,9 @@ def _unrecomputed(
     ]
 
 
-def _recompute(before: Reader, after: Reader, facts: AdapterFacts, dtype: str) -> list[Check]:
+def _recompute(
+    before: TensorReader, after: TensorReader, facts: AdapterFacts, dtype: str
+) -> list[Check]:
     """Recompute each target as cast(W + scale * B @ A) in float32.
 
     W is the base's in the merged dtype: a base of another dtype is cast as it is loaded, by

@@ -50,7 +50,8 @@ Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Environ = dict[str, Any]
+Wsgi = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,14 @@ def parse_names(text: str) -> tuple[str, ...]:
 
     Raises UsageError for what is neither.
     """
-    found = [word.strip().lower() for word in text.split(",") if word.strip()]
-    for word in found:
+    names = [word.strip().lower() for word in text.split(",") if word.strip()]
+    for word in names:
         if not _AUTHORITY.fullmatch(word):
             raise UsageError(
                 f"{word!r} is no name of a host: NAME or NAME:PORT, comma between them, is "
                 "expected (no pattern, no scheme)"
             )
-    return tuple(found)
+    return tuple(names)
 
 
 def refusal(request: Request, names: Collection[str], remedy: str = "") -> Answer | None:
@@ -222,26 +223,26 @@ class Gate:
             # The address of a token that was used, from a history: away with it.
             return self._welcome() if token else None
         if self.tokens is None:
-            said = ("www-authenticate", "Bearer")
-            return _plain(401, f"`Authorization: Bearer KEY` is needed; {self.hint}", said)
+            scheme = ("www-authenticate", "Bearer")
+            return _plain(401, f"`Authorization: Bearer KEY` is needed; {self.hint}", scheme)
         what = "this address was used already" if token else "no cookie of this service"
         return _plain(403, f"{what}; {self.hint}")
 
     def _is_known(self, request: Request) -> bool:
         name, value = self.cookie
-        good, found = value.encode(), False
+        good, known = value.encode(), False
         for header in request.values("cookie"):
             for part in header.split(";"):
                 key, _, given = part.strip().partition("=")
                 same = hmac.compare_digest(given.encode("utf-8", "replace"), good)
-                found |= same and key == name and self.tokens is not None
+                known |= same and key == name and self.tokens is not None
         for header in request.values("authorization"):
             scheme, _, given = header.strip().partition(" ")
             same = hmac.compare_digest(
                 given.strip().encode("utf-8", "replace"), self.key.encode("utf-8", "replace")
             )
-            found |= same and scheme.lower() == "bearer"
-        return found
+            known |= same and scheme.lower() == "bearer"
+        return known
 
     def _welcome(self) -> Answer:
         """Give the cookie, and go on without the token in the address.
@@ -278,13 +279,13 @@ def _headers(answer: Answer) -> list[tuple[str, str]]:
 
 def holders(port: int) -> set[int]:
     """Return the user ids of who listens on a port of this machine, by /proc/net/tcp."""
-    found = set()
+    users = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         for line in table.read_text().splitlines()[1:] if table.exists() else ():
             fields = line.split()
             if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                found.add(int(fields[7]))
-    return found
+                users.add(int(fields[7]))
+    return users
 
 
 def before_asgi(app: Asgi, gate: Gate) -> Asgi:
@@ -319,7 +320,7 @@ def before_asgi(app: Asgi, gate: Gate) -> Asgi:
 def before_wsgi(app: Wsgi, gate: Gate) -> Wsgi:
     """Return the application behind a gate."""
 
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def guarded(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         headers = [
             (key[5:].lower().replace("_", "-"), str(value))
             for key, value in environ.items()

@@ -11,19 +11,18 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import read_json
+from tunesmith.core.documents import Arguments
+from tunesmith.core.errors import UsageError
 from tunesmith.job.evaluation import chat
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import integrity
 from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_asgi
-from tunesmith.job.services.manager import refused
+from tunesmith.job.services.records import ServiceRecord
 
 
-def arguments(run: Path, what: str) -> dict[str, Any]:
+def arguments(run: Path, what: str) -> Arguments:
     """Return LLaMA-Factory's arguments for a run's model, with the sampling of `inv chat`.
 
     `what` is base, adapter or merged. Raises UsageError when it is not there.
@@ -72,10 +71,10 @@ def serve(record_file: Path) -> None:
 
     Raises UsageError without a key or without the model.
     """
-    record = read_json(record_file)
+    record = ServiceRecord.read(record_file)
     gate = manager.gate(record_file, browser=False)
-    os.environ["API_MODEL_NAME"] = str(record["serves"]["run"])
-    args = arguments(Path(record["settings"]["run"]), record["serves"]["what"])
+    os.environ["API_MODEL_NAME"] = record.serves["run"]
+    args = arguments(Path(record.settings["run"]), record.serves["what"])
 
     import uvicorn  # type: ignore[import-not-found]  # the training environment has it
     from llamafactory.api.app import create_app
@@ -87,17 +86,8 @@ def serve(record_file: Path) -> None:
     os.environ["API_KEY"] = gate.key
     app = create_app(model)
     del os.environ["API_KEY"]
-    uvicorn.run(before_asgi(app, gate), host=str(record["listen"]), port=int(record["port"]))
-
-
-def main() -> int:
-    """Serve what the record says."""
-    try:
-        serve(Path(sys.argv[1]))
-    except TunesmithError as error:
-        return refused(error)
-    return 0
+    uvicorn.run(before_asgi(app, gate), host=record.listen, port=record.port)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(manager.serve_record(serve))

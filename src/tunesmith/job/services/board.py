@@ -24,7 +24,7 @@ import yaml
 
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import load_models
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_text
 from tunesmith.core.patching import install
 from tunesmith.job.patches.llamafactory import NO_HUB_CODE
@@ -32,7 +32,7 @@ from tunesmith.job.run import seals
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_asgi
-from tunesmith.job.services.manager import refused
+from tunesmith.job.services.records import ServiceRecord
 
 # Our sources lie in one folder, in a clone and on a host.
 _KNOWN = Path(__file__).resolve().parents[4] / "configs" / "models.yml"
@@ -41,9 +41,9 @@ OURS = ".tunesmith-run"
 _USER_CONFIG = Path("cache", "user_config.yaml")
 
 
-def lay_out(
+def populate(
     board: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, str],
     names: Mapping[str, str],
 ) -> dict[str, Path]:
     """Make the Board's folder show data, base models and finished runs.
@@ -54,7 +54,7 @@ def lay_out(
     """
     board.mkdir(parents=True, exist_ok=True)
     _link(board / "data", Path(settings["data"]))
-    found = {_board_name(name, names): path for name, path in base_models(settings["models"])}
+    models = {_board_name(name, names): path for name, path in base_models(settings["models"])}
     kept = set()
     newest = ""
     for run, request, config in _finished(Path(settings["runs"])):
@@ -67,8 +67,8 @@ def lay_out(
     for marker in board.glob(f"saves/*/*/*/{OURS}"):
         if marker.parent not in kept:
             shutil.rmtree(marker.parent)  # links only: the run itself lies elsewhere
-    _configure(board, found, newest or next(iter(found), ""), str(settings["language"]))
-    return found
+    _configure(board, models, newest or next(iter(models), ""), settings["language"])
+    return models
 
 
 def base_models(store: str | Path) -> Iterator[tuple[str, Path]]:
@@ -133,12 +133,12 @@ def _link(place: Path, leads_to: Path) -> None:
     place.symlink_to(leads_to)
 
 
-def _configure(board: Path, found: Mapping[str, Path], last: str, language: str) -> None:
+def _configure(board: Path, models: Mapping[str, Path], last: str, language: str) -> None:
     """Write user_config.yaml; what the user chose in the Board stays."""
     file = board / _USER_CONFIG
     was = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
     paths = dict(was.get("path_dict") or {})
-    for name, path in found.items():
+    for name, path in models.items():
         if not Path(str(paths.get(name, "missing"))).is_dir():
             paths[name] = str(path)
     now = {
@@ -150,11 +150,11 @@ def _configure(board: Path, found: Mapping[str, Path], last: str, language: str)
     write_text(file, yaml.safe_dump(now, allow_unicode=True))
 
 
-def _teach(found: Mapping[str, Path], templates: Mapping[str, str]) -> None:
+def _teach(models: Mapping[str, Path], templates: Mapping[str, str]) -> None:
     """Let the Board's list have our models, each with the template it was trained with."""
     from llamafactory.extras import constants
 
-    for name, path in found.items():
+    for name, path in models.items():
         if name not in constants.SUPPORTED_MODELS:
             constants.SUPPORTED_MODELS[name] = {constants.DownloadSource.DEFAULT: str(path)}
     constants.DEFAULT_TEMPLATE.update(templates)
@@ -176,15 +176,15 @@ def serve(record_file: Path) -> None:
 
     Raises UsageError when the folder cannot be laid out, or without a key.
     """
-    record = read_json(record_file)
+    record = ServiceRecord.read(record_file)
     gate = manager.gate(record_file, browser=True)
-    board = Path(record["base"]) / "board"
+    board = Path(record.base) / "board"
     names = _names()
-    found = lay_out(board, record["settings"], names)
+    models = populate(board, record.settings, names)
     known = load_models(_KNOWN)
     os.chdir(board)
     os.environ["GRADIO_TEMP_DIR"] = str(board / "cache" / "gradio")
-    _teach(found, {_board_name(name, names): model.template for name, model in known.items()})
+    _teach(models, {_board_name(name, names): model.template for name, model in known.items()})
     for patch in NO_HUB_CODE:
         install(patch)
 
@@ -199,22 +199,13 @@ def serve(record_file: Path) -> None:
     app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="")
     uvicorn.run(
         before_asgi(app, gate),
-        host=str(record["listen"]),
-        port=int(record["port"]),
+        host=record.listen,
+        port=record.port,
         log_level="warning",
         access_log=False,  # addresses have tokens in them
         timeout_graceful_shutdown=2,  # an open page keeps its connections for ever
     )
 
 
-def main() -> int:
-    """Serve what the record says."""
-    try:
-        serve(Path(sys.argv[1]))
-    except TunesmithError as error:
-        return refused(error)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(manager.serve_record(serve))

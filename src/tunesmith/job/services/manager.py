@@ -26,11 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core import isolated
 from tunesmith.core.errors import TunesmithError, UsageError
@@ -38,9 +37,14 @@ from tunesmith.core.files import locked, read_json, replacing, write_json
 from tunesmith.job.run.listing import find
 from tunesmith.job.run.process import Identity, identify
 from tunesmith.job.services import access
-from tunesmith.job.services.process_tree import command_of, descendants, end_tree
+from tunesmith.job.services.process_tree import board_training, end_tree
+from tunesmith.job.services.records import (
+    LOOPBACK,
+    ServiceRecord,
+    ServiceRequest,
+    ServiceState,
+)
 
-LOOPBACK = "127.0.0.1"
 # The port people know each by, where it is free.
 PORTS = {"webui": 7860, "api": 8000, "tensorboard": 6006}
 # Module that serves each, and the path that answers 200 when it is up.
@@ -88,21 +92,15 @@ class Service:
         """Its output since the last start."""
         return self.folder / f"{self.name}.log"
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> ServiceRecord | None:
         """Return the record, or None when there is none (or only half of one)."""
-        try:
-            value = read_json(self.record_file)
-        except (FileNotFoundError, ValueError):
-            return None
-        return value if isinstance(value, dict) and "port" in value else None
+        return ServiceRecord.read_or_none(self.record_file)
 
     def process(self) -> Identity | None:
         """Return the process of the record while it lives."""
         record = self.record()
-        if record is None or not record.get("process"):
-            return None
-        found = Identity.from_json(record["process"])
-        return found if found.alive() else None
+        process = record.process if record else None
+        return process if process and process.alive() else None
 
     def key(self) -> str | None:
         """Return the key, or None when there is none: not started, or by a version without."""
@@ -121,81 +119,83 @@ class Service:
             os.close(lock)
 
 
-def start(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Start a service in a session of its own, or take the living one, and return `state`.
+def start(service: Service, request: ServiceRequest) -> ServiceState:
+    """Start a service in a session of its own, or reuse the running one; return its state.
 
-    `asked` has `serves` (what a client must get: a living service that serves something else
-    is refused), `settings` (what its module reads from the record), `key` (what opens it to
-    programs), `tokens` (each opens it to one browser), `datasets` (entries to merge into
-    dataset_info.json) and `run` (id; null: the newest).
+    Raises UsageError when the running one serves something else.
     """
     with service.locked():
-        asked = _resolved(asked)
-        if service.process() is not None:
-            record = service.record() or {}
-            if record.get("serves") != asked["serves"]:
-                raise UsageError(f"serves {_words(record.get('serves'))}")
-            _merge_datasets(asked)
-            _admit(service, asked)
-            return state(service) | {"reused": True, "key": service.key()}
-        _merge_datasets(asked)
-        _spawn(service, asked)
-        return state(service) | {"reused": False, "key": service.key()}
+        request = _resolved(request)
+        reused = service.process() is not None
+        if reused:
+            record = service.record()
+            serves = record.serves if record else {}
+            if serves != request.serves:
+                raise UsageError(f"serves {_words(serves)}")
+        _merge_datasets(request)
+        if reused:
+            _admit(service, request)
+        else:
+            _spawn(service, request)
+        answer = state(service)
+        answer["reused"], answer["key"] = reused, service.key()
+        return answer
 
 
-def state(service: Service) -> dict[str, Any]:
-    """Return how a service is, as a client is told.
-
-    `state` is absent (never started, or stopped), starting, ready or ended (it died); `log`
-    the path of its log and `tail` the last lines of it; `training` what runs in the Board.
-    """
+def state(service: Service) -> ServiceState:
+    """Return how a service is: absent, starting, ready or ended."""
     record = service.record()
     if record is None:
         return {"name": service.name, "state": "absent", "training": None}
     owner = service.process()
-    said: dict[str, Any] = {
+    answer: ServiceState = {
         "name": service.name,
-        "port": record["port"],
-        "serves": record.get("serves") or {},
-        "version": record.get("version"),
+        "port": record.port,
+        "serves": record.serves,
+        "version": record.version,
         "log": str(service.log_file),
         "training": None,
     }
     if owner is None:
-        return said | {"state": "ended", "tail": tail(service.log_file)}
-    port = int(record["port"])
+        answer["state"], answer["tail"] = "ended", tail(service.log_file)
+        return answer
+    port = record.port
     # While it loads, somebody else may have taken the port, and would be shown its key.
     ours = access.holders(port) == {os.getuid()}
-    answered = ours and http_status(port, PATHS[service.name], service.key()) == 200
-    return said | {"state": "ready" if answered else "starting", "training": training(owner.pid)}
+    ready = ours and http_status(port, PATHS[service.name], service.key()) == 200
+    answer["state"] = "ready" if ready else "starting"
+    answer["training"] = board_training(owner.pid)
+    return answer
 
 
-def wait(service: Service, seconds: float) -> dict[str, Any]:
+def wait(service: Service, seconds: float) -> ServiceState:
     """Return `state` as soon as it is no longer starting, after `seconds` at the latest."""
     deadline = time.monotonic() + seconds
     while True:
-        said = state(service)
-        if said["state"] != "starting" or time.monotonic() >= deadline:
-            return said
+        answer = state(service)
+        if answer["state"] != "starting" or time.monotonic() >= deadline:
+            return answer
         time.sleep(_SHORTEST_WAIT)
 
 
-def stop(service: Service, *, force: bool) -> dict[str, Any]:
+def stop(service: Service, *, force: bool) -> ServiceState:
     """End a service with all its processes.
 
     Unless forced, one with a training in it stays: the answer's state is then `kept`.
     """
     with service.locked():
         owner = service.process()
-        busy = training(owner.pid) if owner else None
+        busy = board_training(owner.pid) if owner else None
         if busy and not force:
-            return state(service) | {"state": "kept"}
+            kept = state(service)
+            kept["state"] = "kept"
+            return kept
         if owner:
             end_tree(owner.pid)
-        there = service.record() is not None
+        died = service.record() is not None
         service.record_file.unlink(missing_ok=True)
         _forget_secrets(service)
-        word = "stopped" if owner else "ended" if there else "absent"
+        word = "stopped" if owner else "ended" if died else "absent"
         return {"name": service.name, "state": word, "training": busy}
 
 
@@ -223,19 +223,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def training(pid: int) -> dict[str, Any] | None:
-    """Return what a Board trains: `pid` and `folder` of its output, or None.
-
-    The Board starts `llamafactory-cli train FOLDER/training_args.yaml` (webui/runner.py,
-    0.9.3), for evaluations too.
-    """
-    for child in descendants(pid):
-        words = command_of(child)
-        if "train" in words and any(Path(word).name == "llamafactory-cli" for word in words):
-            return {"pid": child, "folder": str(Path(words[-1]).parent)}
-    return None
-
-
 def tail(log: Path) -> list[str]:
     """Return the last lines of a log that say something."""
     try:
@@ -250,54 +237,66 @@ def gate(record_file: Path, *, browser: bool) -> access.Gate:
 
     Raises UsageError without a key: it would serve anybody who reaches its port.
     """
-    record = read_json(record_file)
-    name = str(record["name"])
+    record = ServiceRecord.read(record_file)
+    name = record.name
     service = Service(record_file.parent.parent, name)
     key = service.key()
     if not key:
         raise UsageError(f"{name} was started without a key; `inv {name}` makes one")
-    hint = record.get("hint") or f"`inv {name}` (with `--on` for a host's) tells the way in"
-    names = access.names_of(str(record["listen"]), record.get("allowed") or ())
+    hint = record.hint or f"`inv {name}` (with `--on` for a host's) tells the way in"
+    names = access.names_of(record.listen, record.allowed)
     # Where another address than loopback leads there, it is one of a container.
-    remedy = "" if record["listen"] == LOOPBACK else f"; `-e {access.ALLOWED}=NAME` adds one"
+    remedy = "" if record.listen == LOOPBACK else f"; `-e {access.ALLOWED}=NAME` adds one"
     return access.Gate(names, key, service.tokens if browser else None, hint, remedy)
 
 
-def refused(error: TunesmithError) -> int:
-    """End a service's process: its client finds the message as the last line of the log."""
-    print(f"{REFUSED}{error.message}")
-    return error.exit_code
+def serve_record(serve: Callable[[Path], None]) -> int:
+    """Run a service's process: `serve` the record named on the command line; return exit code.
+
+    A client finds what the service refuses as the last line of its log.
+    """
+    try:
+        serve(Path(sys.argv[1]))
+    except TunesmithError as error:
+        hint = f"; {error.hint}" if error.hint else ""
+        print(f"{REFUSED}{error.message}{hint}")
+        return error.exit_code
+    return 0
 
 
-def _resolved(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `asked` with the run's folder in its settings and its id in what is served."""
-    if "run" not in asked:
-        return dict(asked)
-    run = find(Path(asked["settings"]["runs"]), asked["run"])
-    return {
-        **asked,
-        "serves": {**asked["serves"], "run": run.run_id},
-        "settings": {**asked["settings"], "run": str(run.path)},
-    }
+def _resolved(request: ServiceRequest) -> ServiceRequest:
+    """Return a request with the run's folder in its settings and its id in what is served."""
+    if not request.of_run:
+        return request
+    run = find(Path(request.settings["runs"]), request.run)
+    return replace(
+        request,
+        serves={**request.serves, "run": run.run_id},
+        settings={**request.settings, "run": str(run.path)},
+    )
 
 
-def serve_here(name: str, asked: Mapping[str, Any], *, base: Path, listen: str, port: int) -> None:
+def serve_here(name: str, request: ServiceRequest, *, base: Path, listen: str, port: int) -> None:
     """Be a service in this process until it ends: the only one of a container, whose log is ours.
 
-    `asked` is that of `start`, with `allowed` (further names of its Host) and `hint` (how one
-    gets in). `listen` is the address of its port: what Docker publishes does not reach a
-    container's loopback. Its record lies in a folder of its own: in `base` there
-    may be one of a service outside, which goes on. Raises what the service refuses.
+    `listen` is the address of its port: what Docker publishes does not reach a container's
+    loopback. Its record lies in a folder of its own: in `base` there may be one of a service
+    outside the container, which goes on. Raises what the service refuses.
     """
-    asked = _resolved(asked)
+    request = _resolved(request)
     with tempfile.TemporaryDirectory(prefix=_PASSING) as folder:
         service = Service(Path(folder), name)
-        _keep_key(service, asked)
-        record = _record(service, asked)
-        here = {"base": str(base), "listen": listen, "port": port}
-        here |= {"allowed": list(asked.get("allowed", ())), "hint": asked.get("hint")}
-        here |= {"process": identify().to_json()}
-        write_json(service.record_file, record | here)
+        _keep_key(service, request)
+        record = replace(
+            _record(service, request),
+            base=str(base),
+            listen=listen,
+            port=port,
+            allowed=request.allowed,
+            hint=request.hint,
+            process=identify(),
+        )
+        record.write(service.record_file)
         os.environ.update(_environment())
         importlib.import_module(f"tunesmith.job.services.{MODULES[name]}").serve(
             service.record_file
@@ -307,40 +306,39 @@ def serve_here(name: str, asked: Mapping[str, Any], *, base: Path, listen: str, 
 def served_here(name: str) -> Service | None:
     """Return the service of this container that `serve_here` is, or None: it does not run."""
     for file in Path(tempfile.gettempdir()).glob(f"{_PASSING}*/services/{name}.json"):
-        found = Service(file.parent.parent, name)
-        if file.stat().st_uid == os.getuid() and found.process() is not None:
-            return found
+        service = Service(file.parent.parent, name)
+        if file.stat().st_uid == os.getuid() and service.process() is not None:
+            return service
     return None
 
 
-def _record(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a service's module reads. Nothing in `asked` opens more than loopback."""
-    return {
-        "name": service.name,
-        "base": str(service.base),
-        "listen": LOOPBACK,
-        "port": free_port(),
-        "process": None,
-        "serves": asked["serves"],
-        "settings": asked["settings"],
-        "version": metadata.version("llamafactory"),
-        "started": time.time(),
-    }
+def _record(service: Service, request: ServiceRequest) -> ServiceRecord:
+    """Return what a service's module reads. Nothing in a request opens more than loopback."""
+    return ServiceRecord(
+        name=service.name,
+        port=free_port(),
+        base=str(service.base),
+        listen=LOOPBACK,
+        serves=request.serves,
+        settings=request.settings,
+        version=metadata.version("llamafactory"),
+        started=time.time(),
+    )
 
 
-def _keep_key(service: Service, asked: Mapping[str, Any]) -> None:
+def _keep_key(service: Service, request: ServiceRequest) -> None:
     """Keep the key and the tokens where only the owner reads them: never in argv, environment
     or record. Those of an earlier start are gone."""
     _forget_secrets(service)
-    if asked.get("key"):
+    if request.key:
         with replacing(service.key_file) as part:
             part.chmod(0o600)  # before there is anything in it
-            part.write_text(str(asked["key"]), encoding="utf-8")
-    _admit(service, asked)
+            part.write_text(request.key, encoding="utf-8")
+    _admit(service, request)
 
 
-def _admit(service: Service, asked: Mapping[str, Any]) -> None:
-    for token in asked.get("tokens") or ():
+def _admit(service: Service, request: ServiceRequest) -> None:
+    for token in request.tokens:
         access.admit(service.tokens, str(token))
 
 
@@ -349,11 +347,11 @@ def _forget_secrets(service: Service) -> None:
     shutil.rmtree(service.tokens, ignore_errors=True)
 
 
-def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
-    _keep_key(service, asked)
-    record = _record(service, asked)
+def _spawn(service: Service, request: ServiceRequest) -> None:
+    _keep_key(service, request)
+    record = _record(service, request)
     # Before its process: that reads the port from it.
-    write_json(service.record_file, record)
+    record.write(service.record_file)
     module = f"tunesmith.job.services.{MODULES[service.name]}"
     argv = isolated.argv(
         sys.executable, module, str(service.record_file), options=isolated.UNBUFFERED
@@ -368,7 +366,7 @@ def _spawn(service: Service, asked: Mapping[str, Any]) -> None:
             env=_environment(),
             start_new_session=True,
         )
-    write_json(service.record_file, record | {"process": identify(process.pid).to_json()})
+    replace(record, process=identify(process.pid)).write(service.record_file)
 
 
 def _environment() -> dict[str, str]:
@@ -389,26 +387,26 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _merge_datasets(asked: Mapping[str, Any]) -> None:
-    """Bring the client's entries into dataset_info.json; those of others stay."""
-    entries = asked.get("datasets")
+def _merge_datasets(request: ServiceRequest) -> None:
+    """Register the client's data sets in dataset_info.json; those of others stay."""
+    entries = request.datasets
     if not entries:
         return
-    file = Path(asked["settings"]["data"]) / "dataset_info.json"
+    file = Path(request.settings["data"]) / "dataset_info.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with locked(file):
         try:
             known = read_json(file) if file.exists() else {}
         except ValueError as error:
-            raise UsageError(f"{file}: not JSON ({error}); mend or remove it there") from None
+            raise UsageError(f"{file}: not JSON ({error}); repair or delete it") from None
         if not isinstance(known, dict):
             raise UsageError(f"{file}: expected data sets by name, found {type(known).__name__}")
         if {**known, **entries} != known:
             write_json(file, {**known, **entries})
 
 
-def _words(serves: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (serves or {}).items()) or "nothing"
+def _words(serves: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in serves.items()) or "nothing"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -422,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("seconds", type=float, nargs="?", default=0.0)
     parser.add_argument("--force", action="store_true")
     options = parser.parse_args(argv)
-    # Records hold what was asked, and a key lies beside them.
+    # Records hold what was requested, and a key lies beside them.
     os.umask(0o077)
     try:
         answer = _answer(options)
@@ -433,12 +431,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _answer(options: argparse.Namespace) -> dict[str, Any]:
+def _answer(options: argparse.Namespace) -> ServiceState:
     if options.name not in MODULES:
         raise UsageError(f"no service {options.name!r}; these are: {', '.join(MODULES)}")
     service = Service(options.base, options.name)
     if options.verb == "start":
-        return start(service, json.load(sys.stdin))
+        return start(service, ServiceRequest.of(json.load(sys.stdin)))
     if options.verb == "stop":
         return stop(service, force=options.force)
     return wait(service, options.seconds)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tunesmith.job.run.process import Identity, identify
+from tunesmith.job.services.records import BoardTraining
 
 _GRACE_SECONDS = 8.0
 
@@ -23,10 +24,10 @@ def descendants(pid: int) -> list[int]:
             continue  # ended meanwhile
         if fields[0] != "Z":
             below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found = [pid]
-    for one in found:
-        found += below.get(one, [])
-    return found[1:]
+    pids = [pid]
+    for one in pids:
+        pids += below.get(one, [])
+    return pids[1:]
 
 
 def command_of(pid: int) -> list[str]:
@@ -36,6 +37,19 @@ def command_of(pid: int) -> list[str]:
     except OSError:
         return []
     return [word.decode(errors="replace") for word in raw.split(b"\0")[:-1]]
+
+
+def board_training(pid: int) -> BoardTraining | None:
+    """Return what a Board trains, or None.
+
+    The Board starts `llamafactory-cli train FOLDER/training_args.yaml` (webui/runner.py,
+    0.9.3), for evaluations too.
+    """
+    for child in descendants(pid):
+        words = command_of(child)
+        if "train" in words and any(Path(word).name == "llamafactory-cli" for word in words):
+            return {"pid": child, "folder": str(Path(words[-1]).parent)}
+    return None
 
 
 def end_tree(pid: int) -> None:

@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import read_json
 from tunesmith.job.run.folder import EventTail
 from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_wsgi
 from tunesmith.job.services.board import OURS
-from tunesmith.job.services.manager import LOOPBACK, refused
+from tunesmith.job.services.records import LOOPBACK, ServiceRecord
 
 _LOOK_SECONDS = 2.0
 # Tag of each value; events.jsonl and trainer_log.jsonl name them differently.
@@ -43,12 +41,12 @@ def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
         return {"eval/loss": float(entry["loss"])}
     if entry.get("event", "log") != "log":
         return {}
-    found = {}
+    values = {}
     for tag, names in _OF_LOG.items():
         value = next((entry[name] for name in names if entry.get(name) is not None), None)
         if isinstance(value, (int, float)) and math.isfinite(value):
-            found[tag] = float(value)
-    return found
+            values[tag] = float(value)
+    return values
 
 
 def step_of(entry: Mapping[str, Any]) -> int:
@@ -123,12 +121,12 @@ def _nothing() -> None:
     """Stand for a log that cannot be read any further."""
 
 
-def _follow(settings: Mapping[str, Any], base: Path, folder: Path) -> None:
+def _follow(settings: Mapping[str, str], base: Path, folder: Path) -> None:
     """Look for new runs and new lines, for ever."""
     curves: dict[str, Callable[[], None]] = {}
     while True:
-        found = sources(Path(settings["runs"]), base / "board" / "saves", settings.get("run"))
-        for name, log in found:
+        saves = base / "board" / "saves"
+        for name, log in sources(Path(settings["runs"]), saves, settings.get("run")):
             if name not in curves:
                 curves[name] = _curve(log, folder / name)
             try:
@@ -141,11 +139,11 @@ def _follow(settings: Mapping[str, Any], base: Path, folder: Path) -> None:
 
 def serve(record_file: Path) -> None:
     """Serve until the process is ended. Raises UsageError without a key."""
-    record = read_json(record_file)
+    record = ServiceRecord.read(record_file)
     gate = manager.gate(record_file, browser=True)
-    settings = record["settings"]
+    settings = record.settings
     # Behind the environment's own packages, which must stay as they are.
-    sys.path.append(str(settings["packages"]))
+    sys.path.append(settings["packages"])
     base = record_file.parent.parent
     folder = record_file.parent / "curves"
     shutil.rmtree(folder, ignore_errors=True)
@@ -157,7 +155,7 @@ def serve(record_file: Path) -> None:
         return program.create_port_scanning_werkzeug_server(before_wsgi(app, gate), flags)
 
     served = program.TensorBoard(server_class=server)
-    words = ["--logdir", str(folder), "--host", LOOPBACK, "--port", str(record["port"])]
+    words = ["--logdir", str(folder), "--host", LOOPBACK, "--port", str(record.port)]
     # Its quicker reader, where its package has one, has a port of its own that anybody may ask.
     words += ["--load_fast", "false"]
     served.configure(argv=["tensorboard", *words, "--reload_interval", "2"])
@@ -165,14 +163,5 @@ def serve(record_file: Path) -> None:
     _follow(settings, base, folder)
 
 
-def main() -> int:
-    """Serve what the record says."""
-    try:
-        serve(Path(sys.argv[1]))
-    except TunesmithError as error:
-        return refused(error)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(manager.serve_record(serve))

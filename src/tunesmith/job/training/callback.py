@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tunesmith.core.documents import Columns
 from tunesmith.core.files import human_bytes
 from tunesmith.job.run import checkpoints
 from tunesmith.job.run.failures import JobError
@@ -116,7 +117,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: Columns | None = None,
         **kwargs: Any,
     ) -> None:
         """Pass a logged loss on; end the run when it is no number any more."""
@@ -148,7 +149,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
+        metrics: Columns | None = None,
         **kwargs: Any,
     ) -> None:
         """Pass the validation loss on."""

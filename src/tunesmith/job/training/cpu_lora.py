@@ -4,7 +4,7 @@ A processor waits for memory, not for launches. Two parts of a LoRA step on 1,20
 135M model take some 9 % of its time each, for numbers that nobody needs (docs/performance.md):
 
 - The head, the largest matrix of all, gives logits for each token, and a prompt's tokens have
-  no label: here it is computed where something is learnt.
+  no label: here it is computed at target positions only.
 - PEFT multiplies what an adapter adds by its scale, and then adds it, each a pass over a matrix
   as wide as the layer. Here the scale goes to the narrow matrix between its two products, and
   the second product adds to the layer's result in place.
@@ -24,22 +24,26 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from peft.tuners.lora import layer as lora
 
 
-def learnt(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return where a next token is learnt, and that token, of labels (lines x length).
+def target_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions whose next token has a label, and these tokens.
 
-    Places count through all lines: line 1 begins at the length of line 0.
+    `labels` is (lines x length), int64; both results are (targets,), int64. Positions count
+    through all lines: line 1 begins at the length of line 0.
     """
     after = torch.nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].flatten()
-    places = (after != IGNORE_INDEX).nonzero()[:, 0]
-    return places, after[places]
+    positions = (after != IGNORE_INDEX).nonzero()[:, 0]
+    return positions, after[positions]
 
 
 @contextlib.contextmanager
-def only_at(head: torch.nn.Module, places: torch.Tensor) -> Iterator[None]:
-    """Within this, a head computes these places and no others, as one line."""
+def select_positions(head: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """In this block a head computes only these positions, as one line.
+
+    It is given (lines x length x width) and returns (1 x positions x vocabulary).
+    """
 
     def select(_module: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
-        return given[0].flatten(0, 1)[places].unsqueeze(0)
+        return given[0].flatten(0, 1)[positions].unsqueeze(0)
 
     hook = head.register_forward_pre_hook(select)
     try:

@@ -12,10 +12,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import Config
 from tunesmith.core.files import read_json, sha256_of, write_json
 from tunesmith.core.patching import install
 from tunesmith.job.patches import datasets, llamafactory, tokenizing, transformers
@@ -30,7 +30,7 @@ _MAKERS = ("llamafactory", "transformers", "tokenizers", "datasets")
 _MEDIA = ("images", "videos", "audios")
 
 
-def by_content(config: Mapping[str, Any]) -> str | None:
+def by_content(config: Config) -> str | None:
     """Return a dataset_dir that holds links to the config's data and is named by its content.
 
     None where that would not do: data that is no file here (of a folder's files the order would
@@ -52,20 +52,20 @@ def by_content(config: Mapping[str, Any]) -> str | None:
     made_by = {name: importlib.metadata.version(name) for name in _MAKERS}
     # Rows that an earlier version of ours has made are not taken for those of this one.
     ours = [sha256_of(Path(str(module.__file__))) for module in _OURS]
-    told = json.dumps([made_by, ours, entries, content], sort_keys=True)
-    view = _views() / hashlib.sha256(told.encode()).hexdigest()[:32]
+    identity = json.dumps([made_by, ours, entries, content], sort_keys=True)
+    view = _views() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     for name in names:
         _link((folder / name).resolve(), view / name)
     write_json(view / REGISTRY, entries)
     return str(view)
 
 
-def _names(config: Mapping[str, Any]) -> list[str]:
-    found: list[str] = []
+def _names(config: Config) -> list[str]:
+    names: list[str] = []
     for key in ("dataset", "eval_dataset"):
         value = config.get(key) or ()
-        found += value.split(",") if isinstance(value, str) else map(str, value)
-    return list(dict.fromkeys(name.strip() for name in found))
+        names += value.split(",") if isinstance(value, str) else map(str, value)
+    return list(dict.fromkeys(name.strip() for name in names))
 
 
 def _plain(folder: Path, entry: Any) -> bool:
@@ -102,7 +102,7 @@ def _link(source: Path, place: Path) -> None:
     part.replace(place)
 
 
-def hasten(config: Mapping[str, Any]) -> None:
+def hasten(config: Config) -> None:
     """Let the libraries prepare rows with less waiting; the rows are the same. Imports them."""
     tokenizing.hasten()
     if Path(str(config.get("dataset_dir"))).parent == _views():

@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core import isolated
+from tunesmith.core.documents import Arguments
 from tunesmith.core.files import locked, read_json, replacing, write_json
 from tunesmith.core.patching import install
 from tunesmith.job.patches import imports
@@ -67,30 +69,29 @@ def run(run_dir: Path, request: dict[str, Any], emit: Reporter) -> dict[str, Any
     return _ended(folder, request, emit, Path(config["output_dir"]))
 
 
-def fit(config: dict[str, Any], request: dict[str, Any], emit: Callable[..., None]) -> None:
+def fit(config: Arguments, request: dict[str, Any], emit: Callable[..., None]) -> None:
     """Fit a config to this machine, in place, and let rows prepared before be found again."""
-    for key, value, was, *reason in _fit_to_machine(config, request):
-        config[key] = value
-        why = str(reason[0]) if reason else "what this machine can do"
-        emit("changed", what=key, to=value, **{"from": was}, why=why)
+    for change in _fit_to_machine(config, request):
+        config[change.key] = change.value
+        emit("changed", what=change.key, to=change.value, **{"from": change.was}, why=change.why)
     view = dataset_cache.by_content(config)
     if view is None:
         return
     config["dataset_dir"] = view
     if config.get("overwrite_cache") and "overwrite_cache" not in request.get("overrides", {}):
         config["overwrite_cache"] = False
-        why = "prepared rows are found by what they are; changed rows are prepared anew"
+        why = "prepared rows are cached by their content; changed rows are prepared again"
         emit("changed", what="overwrite_cache", to=False, **{"from": True}, why=why)
 
 
-def arguments(folder: RunFolder) -> dict[str, Any]:
+def arguments(folder: RunFolder) -> Arguments:
     """Return the config as this attempt runs it: with adjustments and the way to resume.
 
     overwrite_output_dir and resume_from_checkpoint are the job runner's: LLaMA-Factory's
     own choice takes the highest checkpoint number without looking inside, and its
     examples delete what is there.
     """
-    config: dict[str, Any] = folder.settled(folder.config() | folder.adjustments())
+    config: Arguments = folder.settled(folder.config() | folder.adjustments())
     if config.get("do_train"):
         sealed = [
             (step, path)
@@ -104,13 +105,13 @@ def arguments(folder: RunFolder) -> dict[str, Any]:
     return config
 
 
-def _keep(folder: RunFolder, change: Mapping[str, Any]) -> None:
+def _keep(folder: RunFolder, change: Mapping[str, int]) -> None:
     """Record changed keys for this run's later attempts."""
     with locked(folder.adjustments_file):
         write_json(folder.adjustments_file, {**folder.adjustments(), **change})
 
 
-def _finished(config: dict[str, Any]) -> Path | None:
+def _finished(config: Arguments) -> Path | None:
     """Return the checkpoint whose training had reached its end, or None.
 
     An attempt can be killed after the last checkpoint and before the result was written.
@@ -164,38 +165,50 @@ def _exec_torchrun(run_dir: Path, processes: int) -> None:
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
 
 
-def _fit_to_machine(config: dict[str, Any], request: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Return (key, new value, old value) for what a config asks that this machine cannot do,
-    with the reason where it is another one."""
+@dataclass(frozen=True)
+class Change:
+    """A key of the config that gets another value on this machine."""
+
+    key: str
+    value: object
+    was: object
+    why: str = "what this machine can do"
+
+
+def _fit_to_machine(config: Arguments, request: dict[str, Any]) -> list[Change]:
+    """Return what a config sets and this machine cannot do, or does faster otherwise."""
     import torch
 
-    changes: list[tuple[Any, ...]] = []
+    changes: list[Change] = []
     if not torch.cuda.is_available():
         halves = [key for key in ("bf16", "fp16") if config.get(key)]
         if halves == ["bf16"] and resources.multiplies_bf16():
             # transformers refuses it without a GPU unless it is told so.
-            why = "so that bf16 stays: this processor multiplies it faster than float32"
-            changes.append(("use_cpu", True, config.get("use_cpu"), why))
+            why = "keeps bf16, which this processor multiplies faster than float32"
+            changes.append(Change("use_cpu", True, config.get("use_cpu"), why))
         else:
-            changes += [(key, False, True) for key in halves]
+            changes += [Change(key, False, True) for key in halves]
     elif config.get("bf16") and torch.cuda.get_device_capability() < (8, 0):
         # bf16 is emulated there, and transformers refuses it.
-        changes += [("bf16", False, True), ("fp16", True, False)]
+        changes += [Change("bf16", False, True), Change("fp16", True, False)]
     cpus = resources.cpu_count()
     if request.get("preset") == "fast" and torch.cuda.is_available():
         if config.get("optim", "adamw_torch") == "adamw_torch":
-            changes.append(("optim", "adamw_torch_fused", "adamw_torch"))
+            changes.append(Change("optim", "adamw_torch_fused", "adamw_torch"))
         if config.get("dataloader_num_workers") is None and cpus > 2:
-            changes.append(("dataloader_num_workers", 2, 0))
+            changes.append(Change("dataloader_num_workers", 2, 0))
     rows = sum(int(item.get("rows") or 0) for item in request.get("data", []))
-    wanted = config.get("preprocessing_num_workers")
-    if wanted:
-        fit = min(int(wanted), cpus, max(1, rows // ROWS_PER_WORKER)) if rows else min(wanted, cpus)
-        if fit != wanted:
-            changes.append(("preprocessing_num_workers", None if fit == 1 else fit, wanted))
-    wanted = config.get("dataloader_num_workers")
-    if wanted and int(wanted) > cpus:
-        changes.append(("dataloader_num_workers", cpus, wanted))
+    workers = config.get("preprocessing_num_workers")
+    if workers:
+        most = min(int(workers), cpus)
+        most = min(most, max(1, rows // ROWS_PER_WORKER)) if rows else most
+        if most != workers:
+            changes.append(
+                Change("preprocessing_num_workers", None if most == 1 else most, workers)
+            )
+    loaders = config.get("dataloader_num_workers")
+    if loaders and int(loaders) > cpus:
+        changes.append(Change("dataloader_num_workers", cpus, loaders))
     return changes
 
 
