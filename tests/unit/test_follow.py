@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunesmith.cli.follow import curve, duration, follow, told, training_line
+from tunesmith.cli.follow import curve, follow, told, training_line
 from tunesmith.plan.target import Look
 
 pytestmark = pytest.mark.unit
@@ -50,8 +50,8 @@ def test_plain_lines_in_a_pipe() -> None:
     assert last == {**STATUS, "state": "succeeded"}
     assert out.getvalue().splitlines() == [
         "training (attempt 2)",
-        "step 3/9  loss 1.5000  lr 1.00e-04  100 tok/s  ETA 2m05s",
-        "train: succeeded after 1m01s",
+        "step 3/9  loss 1.5000  lr 1.00e-04  100 tok/s  ETA 2 min 05 s",
+        "train: succeeded after 1 min 01 s",
     ]
 
 
@@ -69,13 +69,6 @@ def test_plain_lines_in_a_pipe() -> None:
 )
 def test_events_in_words(event: dict[str, Any], words: str | None) -> None:
     assert told(event) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (60, "1m00s"), (3725, "1h02m")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_what_is_not_known_is_not_shown() -> None:

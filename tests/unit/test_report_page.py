@@ -394,14 +394,6 @@ def test_phase_times_survive_a_death_without_a_word() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (59.7, "1 min 00 s"), (3840, "1 h 04 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert sections.duration(seconds) == text
-
-
 def test_chinese_page(run: Path) -> None:
     source = write_report(run, language="zh").read_text(encoding="utf-8")
     text = Shown(source).text

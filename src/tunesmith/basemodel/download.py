@@ -20,8 +20,8 @@ from typing import Any
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.endpoint import Order, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
 
 # Free space that must stay beside a download: 5 % of it and this.
 _RESERVE = 1 << 30
@@ -42,7 +42,7 @@ class Progress:
         if not self.total:
             return self.text
         share = f"{100 * self.done / self.total:.0f} %"
-        return f"{self.text}: {human_bytes(self.done)} of {human_bytes(self.total)} ({share})"
+        return f"{self.text}: {formats.size(self.done)} of {formats.size(self.total)} ({share})"
 
 
 Tell = Callable[[Progress], None]
@@ -103,8 +103,8 @@ def check_room(folder: Path, needed: int, what: str, mend: str) -> None:
     free = shutil.disk_usage(existing).free
     if needed and free < total:
         raise UsageError(
-            f"{folder}: {human_bytes(free)} free, {what} needs {human_bytes(total)} "
-            f"({human_bytes(needed)} + 5 % + 1 GiB reserve); {mend}"
+            f"{folder}: {formats.size(free)} free, {what} needs {formats.size(total)} "
+            f"({formats.size(needed)} + 5 % + 1 GiB reserve); {mend}"
         )
 
 
@@ -125,7 +125,7 @@ def _transfer(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remo
             tell(
                 Progress(
                     "note",
-                    f"{endpoint}: {error.text}; again in {pause:.0f} s "
+                    f"{endpoint}: {error.text}; again in {formats.duration(pause)} "
                     f"({in_vain} of {limits.attempts})",
                 )
             )
@@ -183,7 +183,7 @@ def _watch(
         if done > most or event:
             most, since = max(done, most), time.monotonic()
         if time.monotonic() - since > order.limits.stall:
-            text = f"no byte has come for {order.limits.stall:.0f} s"
+            text = f"no byte has come for {formats.duration(order.limits.stall)}"
             raise SourceError("cut", text, retry=True)
         tell(Progress("download", f"{order.name} from {endpoint}", min(done, total), total))
 

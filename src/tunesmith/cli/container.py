@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 
 if TYPE_CHECKING:
     from tunesmith.job.run.folder import RunFolder
@@ -118,7 +118,7 @@ def short_of_shm(config: Mapping[str, Any], size: int, gpus: int) -> str | None:
         return None
     who = f"dataloader_num_workers is {workers}" if workers else f"there are {gpus} GPUs"
     return (
-        f"{SHM} has {human_bytes(size)} and {who}, which pass data through it; add "
+        f"{SHM} has {formats.size(size)} and {who}, which pass data through it; add "
         "`--shm-size 8g` to docker run"
     )
 
@@ -395,7 +395,7 @@ def _check(words: list[str]) -> int:
     say(f"flavour      {environment.flavour.name}, lock {environment.flavour.lock_sha256[:12]}")
     say(f"/workspace   {fault or 'mounted, can be written'}")
     say(f"HF_HOME      {project.hf_home}")
-    say(f"{SHM}     {human_bytes(room.f_blocks * room.f_frsize)}")
+    say(f"{SHM}     {formats.size(room.f_blocks * room.f_frsize)}")
     say(f"GPUs         {gpus() or 'none: the CPU does the work; `--gpus all` gives them'}")
     if options.config:
         asked = build.Asked(_find(options.config), tuple(options.overrides))

@@ -23,6 +23,7 @@ from rich.progress import (
     TextColumn,
 )
 
+from tunesmith.core import formats
 from tunesmith.core.printable import printable
 from tunesmith.plan.target import Target
 
@@ -53,7 +54,7 @@ def follow(
                         view.say(f"{look.lost}; the run goes on, looking for the host ...")
                     continue
                 if lost_at is not None:
-                    view.say(f"back after {duration(time.monotonic() - lost_at)}")
+                    view.say(f"back after {formats.duration(time.monotonic() - lost_at)}")
                     lost_at = None
                 for event in look.events:
                     view.event(event)
@@ -63,16 +64,6 @@ def follow(
         except KeyboardInterrupt:
             pass
     return Detached(run_id)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as 45s, 2m05s or 1h02m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def training_line(status: dict[str, Any]) -> str:
@@ -85,7 +76,7 @@ def training_line(status: dict[str, Any]) -> str:
     if status.get("tokens_per_second"):
         parts.append(f"{status['tokens_per_second']:.0f} tok/s")
     if status.get("eta_seconds") is not None:
-        parts.append(f"ETA {duration(status['eta_seconds'])}")
+        parts.append(f"ETA {formats.duration(status['eta_seconds'])}")
     parts += [gpu_line(gpu) for gpu in status.get("gpu") or ()]
     price = status.get("price")
     if price and isinstance(price, int | float) and status.get("worked_seconds"):
@@ -129,7 +120,7 @@ def told(event: dict[str, Any]) -> str | None:
         "run_started": lambda: _begun(event),
         "phase_started": lambda: _started(event),
         "phase_ended": lambda: (
-            f"{event['phase']}: {event['state']} after {duration(event.get('seconds', 0))}"
+            f"{event['phase']}: {event['state']} after {formats.duration(event.get('seconds', 0))}"
         ),
         "resumed": lambda: f"resumed at step {event['step']}/{event.get('total_steps')}",
         "discarded": lambda: f"set {event['checkpoint']} aside: {event['why']}",
@@ -244,7 +235,7 @@ class _Bar:
             done, total = event["done"], event["total"]
             self._progress.update(self._task, completed=done, total=total, line=event["unit"])
         elif event["event"] == "phase_ended" and self._task is not None:
-            line = f"{event['state']} after {duration(event.get('seconds', 0))}"
+            line = f"{event['state']} after {formats.duration(event.get('seconds', 0))}"
             task = next(t for t in self._progress.tasks if t.id == self._task)
             total = task.total or task.completed or 1
             done = total if event["state"] == "succeeded" else task.completed

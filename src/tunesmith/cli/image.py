@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.table import Table
 
 from tunesmith.cli.console import console, say, write
-from tunesmith.cli.follow import duration
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of, write_text
+from tunesmith.core.files import sha256_of, write_text
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.image import build, engine, measure, prune, push, ship, verify
 from tunesmith.project import Project
@@ -32,8 +32,8 @@ def image_build(
     began = time.monotonic()
     image_id = build.build(plan)
     size = engine.find_image(engine.connect(), plan.tag).attrs["Size"]
-    took = duration(time.monotonic() - began)
-    say(f"image {plan.tag} ({image_id[7:19]}, {human_bytes(size)} unpacked) in {took}")
+    took = formats.duration(time.monotonic() - began)
+    say(f"image {plan.tag} ({image_id[7:19]}, {formats.size(size)} unpacked) in {took}")
 
 
 def image_verify(root: Path, flavour: str | None) -> None:
@@ -72,14 +72,14 @@ def image_sizes(root: Path, flavour: str | None, rows: int = 20) -> None:
     client = engine.connect()
     image = engine.find_image(client, name)
     table = Table("bytes", "part", box=None, pad_edge=False)
-    table.add_row(human_bytes(image.attrs["Size"]), f"{name}, unpacked")
+    table.add_row(formats.size(image.attrs["Size"]), f"{name}, unpacked")
     for layer in image.history():
         if layer["Size"] > 100_000:
             command = " ".join(str(layer["CreatedBy"]).split())
             what = command.partition("# buildkit")[0].rpartition("sh /")[2] or command[:60]
-            table.add_row(human_bytes(layer["Size"]), f"layer: {what.strip()[:80]}")
+            table.add_row(formats.size(layer["Size"]), f"layer: {what.strip()[:80]}")
     for part, size in list(measure.sizes(client, name).items())[:rows]:
-        table.add_row(human_bytes(size), f"site-packages/{part}")
+        table.add_row(formats.size(size), f"site-packages/{part}")
     console.print(table)
 
 
@@ -137,14 +137,14 @@ def image_prune(root: Path, *, everything: bool, dry: bool) -> None:
     client = engine.connect()
     for image in prune.replaced(client, everything=everything):
         names = ", ".join(image.tags) or "replaced by a newer build"
-        size = human_bytes(image.attrs["Size"])
+        size = formats.size(image.attrs["Size"])
         say(f"{'would remove' if dry else 'removing'} {str(image.id)[7:19]} ({size}, {names})")
         if not dry:
             prune.remove(client, image)
     if dry:
         say("would empty the builder's cache")
         return
-    say(f"the builder's cache: {human_bytes(prune.empty_cache(client))} freed")
+    say(f"the builder's cache: {formats.size(prune.empty_cache(client))} freed")
 
 
 def _wanted(project: Project, flavour: str | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 
 from tunesmith.cli.console import console, say
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.hosts import inventory
@@ -130,7 +131,7 @@ def host_verify(root: Path, on: str) -> None:
         counts = ", ".join(
             f"{verified.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")
         )
-        say(f"{name}: {counts} in {_seconds(verified.seconds)}")
+        say(f"{name}: {counts} in {formats.duration(verified.seconds)}")
         broken += [] if verified.good else [name]
     if broken:
         raise TunesmithError(
@@ -191,7 +192,7 @@ def _tell_state(state: State, anyway: bool) -> None:
         return
     if state.in_state:
         going_on = "; the playbook runs as asked" if anyway else ""
-        say(f"{state.name}: in state ({state.base}, {_seconds(state.seconds)}){going_on}")
+        say(f"{state.name}: in state ({state.base}, {formats.duration(state.seconds)}){going_on}")
         return
     say(f"{state.name}: {len(state.drift)} {'things' if len(state.drift) > 1 else 'thing'} to do")
     for line in state.drift[:_SHOWN]:
@@ -208,16 +209,16 @@ def _table(
     for state in states:
         if state.name not in results:
             word = "in state" if state.error is None else "not reached"
-            table.add_row(state.name, word, "", "", "", _seconds(state.seconds))
+            table.add_row(state.name, word, "", "", "", formats.duration(state.seconds))
     interrupted = done is not None and done.interrupted
     for host in results.values():
         numbers = (str(host.ok), str(host.changed), str(host.skipped))
         word = "interrupted" if interrupted else _word(host, check)
-        table.add_row(host.name, word, *numbers, _seconds(host.seconds))
+        table.add_row(host.name, word, *numbers, formats.duration(host.seconds))
     console.print(table)
     if done:
         say(f"log: {done.log}")
-    say(f"all in {_seconds(seconds)}")
+    say(f"all in {formats.duration(seconds)}")
 
 
 def _word(host: HostResult, check: bool) -> str:
@@ -257,10 +258,6 @@ def _without_repeats(lines: Sequence[str], said: str) -> list[str]:
     return [f"  {line.strip()}" for line in lines if line.strip() not in said]
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-
-
 def _view(where: Console) -> _Rows | _Lines:
     return _Rows(where) if where.is_terminal else _Lines(where)
 
@@ -291,7 +288,7 @@ class _Lines:
         if key in self._due:
             self._due.pop(key).cancel()
         if step.state in ("changed", "failed", "unreachable"):
-            took = _seconds(step.seconds)
+            took = formats.duration(step.seconds)
             self._line(f"{step.host}: {step.task}: {step.state} ({took})")
 
     def _line(self, text: str) -> None:
@@ -326,5 +323,5 @@ class _Rows:
         if step.state == "started":
             self._progress.reset(row, total=None, description=step.task)
         elif step.state in ("changed", "failed", "unreachable"):
-            line = f"{step.host}: {step.task}: {step.state} ({_seconds(step.seconds)})"
+            line = f"{step.host}: {step.task}: {step.state} ({formats.duration(step.seconds)})"
             self._progress.console.print(line, markup=False, highlight=False)

@@ -17,10 +17,9 @@ from rich.table import Table
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.fetch import ModelFolder, Progress
 from tunesmith.cli.console import console, moving, say, write
-from tunesmith.cli.follow import Detached, duration, follow
-from tunesmith.core import isolated
+from tunesmith.cli.follow import Detached, follow
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.mirrors import known_mirrors, load_mirror
 from tunesmith.core.printable import printable
 from tunesmith.hosts import inventory
@@ -264,7 +263,7 @@ def remove(root: Path, on: str, run: str, *, dry: bool) -> None:
     if dry:
         say(f"would delete run {run_id}{_on(target)}")
         return
-    say(f"run {run_id}: deleted, {human_bytes(target.remove(run_id))} free again")
+    say(f"run {run_id}: deleted, {formats.size(target.remove(run_id))} free again")
 
 
 def list_runs(root: Path, on: str, *, as_json: bool) -> None:
@@ -458,7 +457,7 @@ def demo(root: Path, *, mirror: str, dry: bool) -> None:
     say(f"adapter: {folder / 'output'}")
     say(f"merged:  {folder / 'merged'}")
     say(f"chat:    .venv/bin/inv chat --run {run_id}")
-    say(f"all in   {duration(time.monotonic() - began)}")
+    say(f"all in   {formats.duration(time.monotonic() - began)}")
 
 
 def fetch_model(
@@ -503,7 +502,7 @@ def list_models(root: Path) -> None:
         "base model", "template", "weights", "licence", "sources", box=None, pad_edge=False
     )
     for model in build.known_models(Project.at(root)).values():
-        size = human_bytes(model.size_bytes)
+        size = formats.size(model.size_bytes)
         table.add_row(model.repo_id, model.template, size, model.licence, ", ".join(model.sources))
     console.print(table)
 
@@ -520,7 +519,7 @@ def show_stack(root: Path) -> None:
         state = f"installed in {installed.path}" if installed.current() else "not installed here"
         say(f"{flavour.name}{default}: CUDA {flavour.cuda}, {' '.join(flavour.requirements)}")
         say(f"  driver >= {flavour.minimum_driver}, compute capability {capabilities}")
-        say(f"  lock {flavour.lock_sha256[:12]}, {human_bytes(flavour.size_bytes)}, {state}")
+        say(f"  lock {flavour.lock_sha256[:12]}, {formats.size(flavour.size_bytes)}, {state}")
     for line in stack.requirements:
         say(f"  {line}")
     for key, value in sorted(stack.variables.items()):
@@ -587,7 +586,7 @@ def install_stack(root: Path, flavour: str | None, *, mirror: str, dry: bool) ->
     say(
         f"training environment: {environment.path} (Python {versions['python']}, LLaMA-Factory "
         f"{versions['llamafactory']}, torch {versions['torch']}) in "
-        f"{duration(time.monotonic() - began)}"
+        f"{formats.duration(time.monotonic() - began)}"
     )
 
 
@@ -602,7 +601,7 @@ def _model(
 
 
 def _tell_model(model: ModelFolder) -> None:
-    size = human_bytes(sum(record.size for record in model.files.values()))
+    size = formats.size(sum(record.size for record in model.files.values()))
     how = "fetched and verified" if model.fetched else "verified before, unchanged"
     say(f"base model: {model.name} from {model.source} ({size}, {how})")
     say(f"  {model.path}")
@@ -654,7 +653,7 @@ def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> N
 def _pull(target: HostTarget, run_id: str, parts: tuple[str, ...]) -> Path:
     folder = target.pull(run_id, parts)
     size = sum(record["size"] for record in RunFolder(folder).copied()["files"].values())
-    say(f"pulled: {folder} ({human_bytes(size)}, every file as on {target.name})")
+    say(f"pulled: {folder} ({formats.size(size)}, every file as on {target.name})")
     if "report" in parts:
         # Of the data that came: the host's own page stays there.
         _write_report(folder)

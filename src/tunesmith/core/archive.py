@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from tunesmith.core import formats
 from tunesmith.core.bounded import kind_fault, open_plain
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.printable import printable
 
 _PIECE = 1 << 20
@@ -105,7 +105,7 @@ class _Header(tarfile.TarInfo):
 
     def _proc_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and not 0 <= self.size <= _MAX_EXTENDED:
-            raise _RefusedError(f"a header of {human_bytes(self.size)} says more about a file")
+            raise _RefusedError(f"a header of {formats.size(self.size)} says more about a file")
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _RefusedError(f"{self.name!r} is sparse")
         found: tarfile.TarInfo = super()._proc_member(opened)  # type: ignore[misc]
@@ -139,7 +139,7 @@ def _check_directory(archive: Path) -> None:
     with open_plain(archive) as stream:
         found = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     if found and int(found[zipfile._ECD_SIZE]) > _MAX_DIRECTORY:  # type: ignore[attr-defined]
-        size = human_bytes(found[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
+        size = formats.size(found[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
         raise UsageError(f"{archive}: its list of files has {size}; nothing was taken")
 
 
@@ -200,7 +200,7 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: Limits) -> None:
 
 
 def _too_large(archive: Path, limits: Limits) -> UsageError:
-    size = human_bytes(limits.size)
+    size = formats.size(limits.size)
     return UsageError(f"{archive}: unpacks to more than {size}, which is all there is room for")
 
 

@@ -170,15 +170,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def human_bytes(count: float) -> str:
-    """Return `count` bytes as people write it: 3.6 GB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def short_digest(value: object) -> str:
     """Return 16 hex digits that stand for a value in a state's fingerprint."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

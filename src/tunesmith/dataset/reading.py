@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tunesmith.core import formats
 from tunesmith.core.bounded import LONGEST_ROW, MOST_COLUMNS, kind_fault, open_plain
-from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
 
@@ -327,7 +327,7 @@ class _LongLineError(Exception):
 
     def __init__(self, line: int, file: str | None) -> None:
         super().__init__(line)
-        self.told = f"line {line} is longer than {human_bytes(LONGEST_ROW)}"
+        self.told = f"line {line} is longer than {formats.size(LONGEST_ROW)}"
         self.fix = "is it data? one row, or one document, has to be shorter: split it"
         self.file = file
 

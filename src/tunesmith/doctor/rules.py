@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.core.mirrors import Mirror
 from tunesmith.doctor.facts import Disk, Facts, Tried
 from tunesmith.doctor.flavours import Decision, broken, choose, means_no_gpu
@@ -104,7 +104,7 @@ def judge(
 
 
 def _system(facts: Facts, stack: Stack) -> Iterator[Verdict]:
-    yield Verdict("pass", "ssh", f"answers; the probe took {facts.seconds:.1f} s")
+    yield Verdict("pass", "ssh", f"answers; the probe took {formats.duration(facts.seconds)}")
     # x86_64-manylinux_2_28
     arch, _, floor = stack.platform.partition("-manylinux_")
     glibc = floor.replace("_", ".")
@@ -166,12 +166,14 @@ def _limits(facts: Facts) -> Iterator[Verdict]:
     if facts.memory is None:
         yield Verdict("unknown", "memory", "the amount of memory cannot be read")
         return
-    text = human_bytes(facts.memory)
+    text = formats.size(facts.memory)
     if facts.memory_limit is not None:
-        whole = f", the machine has {human_bytes(facts.memory_total)}" if facts.memory_total else ""
+        whole = (
+            f", the machine has {formats.size(facts.memory_total)}" if facts.memory_total else ""
+        )
         text += f" by cgroup {facts.cgroup}{whole}"
     if facts.memory_used is not None:
-        text += f"; {human_bytes(facts.memory_used)} in use"
+        text += f"; {formats.size(facts.memory_used)} in use"
     if facts.memory < SMALL_MEMORY:
         yield Verdict(
             "warning",
@@ -209,7 +211,7 @@ def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         yield Verdict(
             "warning" if system.free >= SYSTEM_FULL else "critical",
             "system disk",
-            f"/: {human_bytes(system.free)} free of {human_bytes(system.total)}",
+            f"/: {formats.size(system.free)} free of {formats.size(system.total)}",
             "free some: `du -xh --max-depth=2 / | sort -h | tail` shows what takes it",
         )
     shared = next((disk.total for disk in facts.disks if disk.path.endswith("/shm")), None)
@@ -219,23 +221,23 @@ def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         yield Verdict(
             "warning",
             "shared memory",
-            f"{human_bytes(shared)} in /dev/shm: DataLoader workers can die of a bus error",
+            f"{formats.size(shared)} in /dev/shm: DataLoader workers can die of a bus error",
             "train with dataloader_num_workers=0, or start the container with --shm-size 8g",
         )
     else:
-        yield Verdict("pass", "shared memory", f"{human_bytes(shared)} in /dev/shm")
+        yield Verdict("pass", "shared memory", f"{formats.size(shared)} in /dev/shm")
 
 
 def _room(facts: Facts, disk: Disk, stack: Stack) -> Verdict:
-    text = f"{disk.path}: {human_bytes(disk.free)} free of {human_bytes(disk.total)}"
+    text = f"{disk.path}: {formats.size(disk.free)} free of {formats.size(disk.total)}"
     fix = "free some, or enlarge the data disk in the rental console"
     there = facts.environment_whole
     need = stack.host_spare_bytes if there else stack.host_free_bytes
     if disk.free < need:
         what = "an installed host needs" if there else "an installation needs"
-        return Verdict("critical", "data disk", f"{text}; {what} {human_bytes(need)}", fix)
+        return Verdict("critical", "data disk", f"{text}; {what} {formats.size(need)}", fix)
     if not there and disk.free < COMFORTABLE_ROOM:
-        left = human_bytes(disk.free - need)
+        left = formats.size(disk.free - need)
         return Verdict(
             "warning",
             "data disk",
@@ -288,26 +290,26 @@ def _gpu(facts: Facts, decision: Decision) -> Iterator[Verdict]:
     if facts.gpu_processes:
         told = [
             f"{process.name} (pid {process.pid}"
-            + (f", {human_bytes(process.memory)})" if process.memory else ")")
+            + (f", {formats.size(process.memory)})" if process.memory else ")")
             for process in facts.gpu_processes
         ]
         yield Verdict(
             "warning",
             "gpu use",
-            f"{human_bytes(used)} taken by {', '.join(told)}",
+            f"{formats.size(used)} taken by {', '.join(told)}",
             "wait for it or end it: a training may run out of memory",
         )
     elif used > GPU_IN_USE:
         yield Verdict(
             "warning",
             "gpu use",
-            f"{human_bytes(used)} taken by a process that cannot be seen from here",
+            f"{formats.size(used)} taken by a process that cannot be seen from here",
             "restart the host in the rental console; if it stays, somebody else has this GPU",
         )
     elif all(gpu.memory_used is None for gpu in facts.gpus):
         yield Verdict("unknown", "gpu use", "nvidia-smi does not tell how much memory is taken")
     else:
-        yield Verdict("pass", "gpu use", f"nobody; {human_bytes(used)} taken")
+        yield Verdict("pass", "gpu use", f"nobody; {formats.size(used)} taken")
 
 
 def _no_gpu(facts: Facts) -> Verdict:
@@ -350,9 +352,9 @@ def _clock(facts: Facts, now: float) -> Iterator[Verdict]:
     skew = facts.epoch - now
     off = abs(skew)
     if off <= CLOCK_WARNING:
-        yield Verdict("pass", "clock", f"within {max(off, 1):.0f} s of this machine's")
+        yield Verdict("pass", "clock", f"within {formats.duration(max(off, 1))} of this machine's")
         return
-    text = f"{off:.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+    text = f"{formats.duration(off)} {'ahead of' if skew > 0 else 'behind'} this machine's"
     own = "`timedatectl set-ntp true` there" if facts.systemd else "restart it, or ask the platform"
     yield Verdict(
         "critical" if off > CLOCK_CRITICAL else "warning",
@@ -424,7 +426,7 @@ def _mirrors(facts: Facts, mirror: Mirror) -> Iterator[Verdict]:
             text = f"{_host(good[0].url)} works, the first choice does not: {told}"
             yield Verdict("warning", name, text, _mend(bad))
         else:
-            text = f"{_host(good[0].url)} answers in {good[0].seconds:.1f} s"
+            text = f"{_host(good[0].url)} answers in {formats.duration(good[0].seconds)}"
             yield Verdict("info" if bad else "pass", name, text + (f"; {told}" if bad else ""))
 
 
@@ -459,7 +461,7 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         first = facts.condas[0]
         yield Verdict("pass", "conda", f"{first.version or 'unknown version'} {first.path}")
     else:
-        size = human_bytes(stack.conda.size_bytes)
+        size = formats.size(stack.conda.size_bytes)
         text = f"none: Miniforge {stack.conda.version} will be installed ({size})"
         yield Verdict("info", "conda", text)
     if facts.environment_whole:
@@ -471,7 +473,8 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         yield Verdict(
             "warning",
             "login",
-            f"~/.bashrc takes {facts.bashrc_seconds:.1f} s or more, and so does each login",
+            f"~/.bashrc takes {formats.duration(facts.bashrc_seconds)} or more, "
+            "and so does each login",
             "take what waits out of ~/.bashrc",
         )
 
@@ -482,7 +485,7 @@ def _decision(
     if decision.flavour is None:
         return Verdict("critical", "decision", f"nothing to install: {decision.why}", decision.fix)
     flavour = stack.flavour(decision.flavour)
-    text = f"{flavour.name} ({human_bytes(flavour.size_bytes)}) in {facts.base}: {decision.why}"
+    text = f"{flavour.name} ({formats.size(flavour.size_bytes)}) in {facts.base}: {decision.why}"
     against = list(dict.fromkeys(v.what for v in verdicts if v.level == "critical"))
     if against:
         return Verdict(

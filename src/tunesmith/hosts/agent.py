@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import Asked, MalformedError, parse_json
 from tunesmith.hosts.layout import FIND_ENVIRONMENT, find_base, not_provisioned
@@ -142,7 +142,7 @@ def _lines(process: subprocess.Popen[bytes], errors: IO[bytes], name: str) -> It
     for piece in pieces(process.stdout, errors):
         if not piece:
             if time.monotonic() - heard > _SILENT_SECONDS:
-                raise LostError(f"{name} was silent for {_SILENT_SECONDS:.0f} s")
+                raise LostError(f"{name} was silent for {formats.duration(_SILENT_SECONDS)}")
             continue
         heard = time.monotonic()
         idle += len(piece)
@@ -154,7 +154,7 @@ def _lines(process: subprocess.Popen[bytes], errors: IO[bytes], name: str) -> It
             idle = len(rest) if answers else idle
             yield from (line.decode(errors="replace") for line in answers)
         if idle > MOST_OUTPUT:
-            raise FloodError(f"more than {human_bytes(MOST_OUTPUT)} without an answer in it")
+            raise FloodError(f"more than {formats.size(MOST_OUTPUT)} without an answer in it")
 
 
 def _parse(asked: Asked, line: str) -> dict[str, Any] | None:

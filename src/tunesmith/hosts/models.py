@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.files import sha256_of
 from tunesmith.hosts import replies, transfer
 from tunesmith.hosts.answers import DIGEST, Asked, Named, Number, Record, Words, parse_json
 from tunesmith.hosts.layout import Layout
@@ -46,7 +46,7 @@ def send(
     model_files.require(folder, name)
     names = model_files.choose(path.name for path in folder.iterdir())
     size = sum((folder / file).stat().st_size for file in names)
-    tell(f"base model: reading {folder} ({human_bytes(size)})")
+    tell(f"base model: reading {folder} ({formats.size(size)})")
     hashes = {file: sha256_of(folder / file) for file in names}
     key = hashlib.sha256(name.encode()).hexdigest()[:16]
     upload = str(layout.base / "uploads" / "models" / key)
@@ -58,8 +58,8 @@ def send(
     needed = 2 * size - min(sent, size)
     if needed > layout.free_bytes:
         raise UsageError(
-            f"{remote.name}:{layout.base}: {human_bytes(layout.free_bytes)} free, the upload of "
-            f"{name} needs {human_bytes(needed)} for a while; free space there"
+            f"{remote.name}:{layout.base}: {formats.size(layout.free_bytes)} free, the upload of "
+            f"{name} needs {formats.size(needed)} for a while; free space there"
         )
     tell(f"base model: uploading what is not yet on {remote.name}")
     with bar("uploading") as moved:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts import ssh_errors
 
@@ -188,7 +188,7 @@ def _gather(stdout: IO[bytes], errors: IO[bytes], ends: float, most: int) -> byt
     for piece in pieces(stdout, errors):
         output += piece
         if len(output) > most:
-            raise FloodError(f"more than {human_bytes(most)}")
+            raise FloodError(f"more than {formats.size(most)}")
         if time.monotonic() > ends:
             raise TimeoutError
     return output
@@ -207,7 +207,7 @@ def pieces(stdout: IO[bytes], errors: IO[bytes]) -> Iterator[bytes]:
             if time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
                 if os.fstat(errors.fileno()).st_size > MOST_ERRORS:
-                    raise FloodError(f"more than {human_bytes(MOST_ERRORS)} of errors")
+                    raise FloodError(f"more than {formats.size(MOST_ERRORS)} of errors")
             if not ready:
                 yield b""
                 continue

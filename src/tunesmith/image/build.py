@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith import __version__
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror
 from tunesmith.image import engine
 from tunesmith.project import Project
@@ -55,7 +55,7 @@ class ImagePlan:
         """Return the plan as a person reads it."""
         lines = [f"image    {self.tag}", f"base     {self.base}"]
         lines += [f"lock     {self.flavour.lock} ({self.flavour.lock_sha256[:12]})"]
-        lines += [f"disk     {human_bytes(self.room_bytes)} while it is built"]
+        lines += [f"disk     {formats.size(self.room_bytes)} while it is built"]
         lines += [f"command  docker {shlex.join(self.argv)}"]
         return "\n".join(lines)
 
@@ -218,8 +218,9 @@ def _check_room(folder: str, plan: ImagePlan, built: bool) -> None:
     free = shutil.disk_usage(path).free
     if free < plan.room_bytes:
         raise UsageError(
-            f"{path}: {human_bytes(free)} free, building {plan.tag} needs "
-            f"{human_bytes(plan.room_bytes)}; `inv image.prune` or `docker system prune` frees some"
+            f"{path}: {formats.size(free)} free, building {plan.tag} needs "
+            f"{formats.size(plan.room_bytes)}; "
+            "`inv image.prune` or `docker system prune` frees some"
         )
 
 

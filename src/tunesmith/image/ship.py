@@ -22,8 +22,9 @@ from typing import IO, Any
 
 import docker
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, replacing, sha256_of
+from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
 from tunesmith.hosts import transfer
 from tunesmith.hosts.answers import PLACE, Asked, Number, Text
@@ -201,7 +202,7 @@ def _take_apart(
                 target = _file(cache, digest)
                 with raw.open("rb") as layer:
                     _compress(layer, target)
-                size, packed = human_bytes(member.size), human_bytes(target.stat().st_size)
+                size, packed = formats.size(member.size), formats.size(target.stat().st_size)
                 tell(f"  layer {digest[7:19]}: {size}, {packed} compressed")
     raw.unlink(missing_ok=True)
 
@@ -211,7 +212,7 @@ def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, 
     size = sum(file.stat().st_size for file in files.values())
     if far.free_bytes < 2 * size:
         raise UsageError(
-            f"{remote.name}: {human_bytes(far.free_bytes)} free, {human_bytes(size)} are to be "
+            f"{remote.name}: {formats.size(far.free_bytes)} free, {formats.size(size)} are to be "
             "sent and unpacked; `docker system prune` there frees what is not used"
         )
     names = [_file(cache, layer).name for layer in archive.layers]
@@ -222,7 +223,7 @@ def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, 
     small["sums"] = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
     for name, data in small.items():
         (cache / name).write_bytes(data)
-    tell(f"sending {human_bytes(size)} in {len(files)} layers ({there} are there)")
+    tell(f"sending {formats.size(size)} in {len(files)} layers ({there} are there)")
     everything = files | {name: cache / name for name in small}
     transfer.upload(remote, everything, far.folder, tell)
     done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)

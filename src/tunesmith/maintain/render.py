@@ -7,9 +7,9 @@ import re
 import subprocess
 from pathlib import Path
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, write_text
+from tunesmith.core.files import write_text
 from tunesmith.maintain import failure_pages
 from tunesmith.project import Project
 from tunesmith.stack import definition as stacks
@@ -118,6 +118,6 @@ def _table(stack: stacks.Stack, language: str) -> str:
         default = words["default"] if flavour.name == stack.default_flavour else ""
         lines.append(
             f"| `{flavour.name}`{default} | {flavour.cuda} | {torch.removeprefix('torch==')} "
-            f"| >= {flavour.minimum_driver} | {human_bytes(flavour.size_bytes)} |"
+            f"| >= {flavour.minimum_driver} | {formats.size(flavour.size_bytes)} |"
         )
     return "\n".join(lines) + "\n"

@@ -14,8 +14,8 @@ from tunesmith.basemodel import catalogue
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
@@ -445,9 +445,9 @@ def check_room(target: Target, needs: Mapping[str, int]) -> None:
     total = sum(needs.values())
     if free < total:
         raise UsageError(
-            f"{where}: {human_bytes(free)} free, this run may need {human_bytes(total)}; free "
+            f"{where}: {formats.size(free)} free, this run may need {formats.size(total)}; free "
             "space, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
-            [f"{human_bytes(size):>9}  {what}" for what, size in needs.items()],
+            [f"{formats.size(size):>9}  {what}" for what, size in needs.items()],
         )
 
 

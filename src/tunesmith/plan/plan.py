@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.core import isolated
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats, isolated
 from tunesmith.plan.config import Config
 
 # Keys that name a file or folder; a worker runs in the run folder, so they must be absolute.
@@ -95,8 +94,8 @@ class Plan:
             lines += [f"  {o.key}: {o.value} (was {o.was}): {o.why}" for o in self.owned]
         if self.needs:
             lines.append("disk")
-            lines += [f"  {human_bytes(size):>9}  {what}" for what, size in self.needs.items()]
-            lines.append(f"  {human_bytes(sum(self.needs.values())):>9}  together")
+            lines += [f"  {formats.size(size):>9}  {what}" for what, size in self.needs.items()]
+            lines.append(f"  {formats.size(sum(self.needs.values())):>9}  together")
         if self.inputs:
             lines.append("uploaded where they have changed")
             lines += [f"  {item.source} -> inputs/{item.name}" for item in self.inputs]

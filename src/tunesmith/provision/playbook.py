@@ -25,8 +25,8 @@ from typing import Any
 
 import ansible_runner  # type: ignore[import-untyped]
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.mirrors import load_mirror, mirror_file
 from tunesmith.core.processes import end_all, resident_bytes, with_argument
 from tunesmith.hosts import inventory as inventories
@@ -200,7 +200,7 @@ def _run(
         if interrupt.flooded:
             raise TunesmithError(
                 f"{', '.join(names)}: a host sends more than a task can have to say: "
-                f"ansible-playbook grew beyond {human_bytes(_MOST_MEMORY)} and was ended; "
+                f"ansible-playbook grew beyond {formats.size(_MOST_MEMORY)} and was ended; "
                 "`inv host.check --on NAME` asks each host alone"
             )
         recorder.check()

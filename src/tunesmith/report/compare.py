@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_text
 from tunesmith.report import sections
@@ -188,7 +189,7 @@ def _shares(label: str, values: Sequence[tuple[int, int] | None]) -> Line:
 
 def _timed(label: str, values: Sequence[float | None]) -> Line:
     found = _figures(label, values, "{}", min)
-    said = tuple("–" if value is None else sections.duration(value) for value in values)
+    said = tuple("–" if value is None else formats.duration(value) for value in values)
     return Line(label, said, found.best)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from tunesmith.core.files import human_bytes, write_text
+from tunesmith.core import formats
+from tunesmith.core.files import write_text
 from tunesmith.core.printable import printable
 from tunesmith.report import sections
 from tunesmith.report.curve import Curve, read_curve
@@ -96,8 +97,8 @@ def template(name: str) -> Template:
         cell=_cell,
         code=_code,
         printable=printable,
-        bytes=human_bytes,
-        duration=sections.duration,
+        bytes=formats.size,
+        duration=formats.duration,
         figure=_figure,
     )
     return environment.get_template(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.report.curve import Curve
 from tunesmith.report.diagnosis import FORGOTTEN
 from tunesmith.report.record import GUARD, Record, Row, met_of, pair_answers
@@ -256,15 +256,16 @@ def starts(events: tuple[Row, ...], tell: Tell) -> tuple[str, ...]:
     """What has started work on the run each time, and how long after the first event."""
     first = next((float(event["time"]) for event in events if "time" in event), 0.0)
     return tuple(
-        f"{tell(STARTS[event['cause']])} ({duration(float(event.get('time', first)) - first)})"
+        f"{tell(STARTS[event['cause']])} "
+        f"({formats.duration(float(event.get('time', first)) - first)})"
         for event in events
         if event.get("event") == "run_started" and event.get("cause") in STARTS
     )
 
 
 def _memory(peak: Mapping[str, Any]) -> str:
-    parts = [human_bytes(peak["ram"])] if peak.get("ram") else []
-    parts += [f"GPU {human_bytes(peak['gpu'])}"] if peak.get("gpu") else []
+    parts = [formats.size(peak["ram"])] if peak.get("ram") else []
+    parts += [f"GPU {formats.size(peak['gpu'])}"] if peak.get("gpu") else []
     return ", ".join(parts)
 
 
@@ -289,7 +290,7 @@ def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
         fields["state"] = tell(str(event.get("state", "")))
         detail = event.get("detail") or []
         lines = [detail] if isinstance(detail, str) else [str(line) for line in detail]
-        after = duration(float(event.get("time", start)) - start)
+        after = formats.duration(float(event.get("time", start)) - start)
         found.append(Note(after, tell(template).format(**fields), "\n".join(lines)))
     return found
 
@@ -323,18 +324,6 @@ def throughput(curve: Curve) -> float | None:
     """The median of the logged tokens per second."""
     known = [p.tokens_per_second for p in curve.train if p.tokens_per_second is not None]
     return median(known) if known else None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8.2 s, 3 min 20 s, 1 h 04 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def percent(before: float, after: float) -> str:
@@ -427,10 +416,10 @@ def _total_time(record: Record, times: tuple[PhaseTime, ...], tell: Tell) -> Hea
     if not times:
         return Headline(tell("Time"), "–", tell("not recorded"))
     trained = next((item.seconds for item in times if item.phase == "train"), None)
-    note = "" if trained is None else f"{tell('of it training')} {duration(trained)}"
+    note = "" if trained is None else f"{tell('of it training')} {formats.duration(trained)}"
     spent = cost(record, times)
     note = ", ".join(part for part in (note, spent.total if spent else "") if part)
-    return Headline(tell("Time"), duration(sum(item.seconds for item in times)), note)
+    return Headline(tell("Time"), formats.duration(sum(item.seconds for item in times)), note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,7 +518,7 @@ def _data_value(name: str, value: Any) -> str:
     if name == "sha256":
         return f"{str(value)[:12]}…"
     if name in ("size", "bytes") and isinstance(value, int | float):
-        return human_bytes(value)
+        return formats.size(value)
     return plain(value)
 
 

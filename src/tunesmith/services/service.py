@@ -14,9 +14,9 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from tunesmith.core import files as core_files
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, read_json
+from tunesmith.core.files import read_json
 from tunesmith.hosts import layout, replies, transfer
 from tunesmith.hosts.answers import Asked, parse_json
 from tunesmith.hosts.remote import Remote
@@ -147,7 +147,7 @@ class HostPlace:
             tell(f"data: not here, so not uploaded: {', '.join(missing)}")
         if files:
             size = sum(path.stat().st_size for path in files.values())
-            tell(f"data: {len(files)} files ({human_bytes(size)}); uploading what changed")
+            tell(f"data: {len(files)} files ({formats.size(size)}); uploading what changed")
             transfer.upload(self._remote, files, str(self.folders.data), tell)
         return entries
 
@@ -162,7 +162,7 @@ class HostPlace:
                 if path.is_file()
             }
             size = sum(path.stat().st_size for path in files.values())
-            tell(f"uploading {folder.name} ({human_bytes(size)})")
+            tell(f"uploading {folder.name} ({formats.size(size)})")
             transfer.upload(self._remote, files, str(there), tell)
             self._remote.run(': >"$1"', arguments=[str(whole)])
         return there
@@ -334,8 +334,8 @@ def start(place: Place, kind: Kind, body: Mapping[str, Any], tell: Tell) -> dict
         if said["state"] != "starting":
             raise ended(place, kind, said, "ended while it started")
     raise TunesmithError(
-        f"{place.name}: {kind.title} did not answer within {kind.patience:.0f} s; `inv {kind.name} "
-        f"--on {place.name} --stop` ends it, its log is {began['log']}"
+        f"{place.name}: {kind.title} did not answer within {formats.duration(kind.patience)}; "
+        f"`inv {kind.name} --on {place.name} --stop` ends it, its log is {began['log']}"
     )
 
 

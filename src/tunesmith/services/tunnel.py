@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.remote import Remote, last_words
@@ -118,7 +119,7 @@ class Tunnel:
             time.sleep(0.05)
         self.close()
         raise TunesmithError(
-            f"{self.remote.name}: no tunnel after {_OPEN_SECONDS:.0f} s; is "
+            f"{self.remote.name}: no tunnel after {formats.duration(_OPEN_SECONDS)}; is "
             f"{self.remote.host.address} overloaded? The same command can be given again"
         )
 

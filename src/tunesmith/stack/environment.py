@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_folder, held, human_bytes, read_json, replacing, write_json
+from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.swap import exchange
 from tunesmith.job.system.resources import cpu_count, memory_limit
@@ -103,7 +103,7 @@ def install(
             return None
         refuse_while_used(environment)
         _check_room(environment.path, environment.flavour)
-        size = human_bytes(environment.flavour.size_bytes)
+        size = formats.size(environment.flavour.size_bytes)
         tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
         place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
         built = Environment(Path(place), environment.flavour)
@@ -315,8 +315,8 @@ def _check_room(path: Path, flavour: Flavour) -> None:
     needed = int(flavour.size_bytes * _INSTALL_ROOM)
     if free < needed:
         raise UsageError(
-            f"{existing}: {human_bytes(free)} free, the {flavour.name} environment needs "
-            f"{human_bytes(needed)} while it is installed; free space or set TUNESMITH_HOME"
+            f"{existing}: {formats.size(free)} free, the {flavour.name} environment needs "
+            f"{formats.size(needed)} while it is installed; free space or set TUNESMITH_HOME"
         )
 
 

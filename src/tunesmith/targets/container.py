@@ -21,7 +21,7 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
@@ -215,7 +215,7 @@ class ContainerTarget(LocalTarget):
                     return
             time.sleep(0.1)
         raise TunesmithError(
-            f"run {run_id}: no supervisor after {_START_SECONDS:.0f} s; `docker logs "
+            f"run {run_id}: no supervisor after {formats.duration(_START_SECONDS)}; `docker logs "
             f"{container.name}` may say why"
         )
 

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tunesmith.core import files as core_files
-from tunesmith.core import isolated, swap
+from tunesmith.core import formats, isolated, swap
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, private_folder, sha256_of
+from tunesmith.core.files import private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
 from tunesmith.hosts.agent import LostError
 from tunesmith.hosts.layout import Layout
@@ -219,7 +219,7 @@ class HostTarget:
                 lost_at = time.monotonic()
             if time.monotonic() - lost_at > _PATIENCE_SECONDS:
                 raise TunesmithError(
-                    f"{self.name} has been out of reach for {_PATIENCE_SECONDS / 60:.0f} minutes; "
+                    f"{self.name} has been out of reach for {formats.duration(_PATIENCE_SECONDS)}; "
                     f"the run goes on if the host does: `inv attach --on {self.name} --run "
                     f"{run_id}`",
                     [reason],
@@ -406,7 +406,7 @@ class HostTarget:
             folder = self.layout.base / "uploads" / f"{self._project.root.name}-{clone}"
             files = {item.name: item.source for item in inputs}
             size = sum(path.stat().st_size for path in files.values())
-            self._tell(f"uploading what changed of {len(files)} files ({human_bytes(size)})")
+            self._tell(f"uploading what changed of {len(files)} files ({formats.size(size)})")
             transfer.upload(self._remote, files, str(folder), self._tell)
             order["inputs"] = {
                 name: {

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_file, human_bytes, sha256_of, write_json
+from tunesmith.core.files import fsync_file, sha256_of, write_json
 from tunesmith.core.swap import put_in_place, recover
 from tunesmith.hosts import transfer
 from tunesmith.hosts.remote import Remote
@@ -92,7 +93,7 @@ def listed(said: Mapping[str, Any], host: str, run_id: str) -> Listing:
         if fault := _RECORD(record, f"files.{name}"):
             raise refused(fault)
         if record["size"] > largest(name):
-            size, most = human_bytes(record["size"]), human_bytes(largest(name))
+            size, most = formats.size(record["size"]), formats.size(largest(name))
             raise refused(f"files.{name}: {size}, {most} at most expected")
         if "path" in record:
             folder = str(PurePosixPath(record["path"]).parent)
@@ -209,7 +210,7 @@ def _fetch(host: Host, folder: Path, staging: Path, wanted: Records) -> list[str
             (staging / name).unlink()
     if missing:
         sizes = {name: int(wanted[name]["size"]) for name in missing}
-        size = human_bytes(sum(sizes.values()))
+        size = formats.size(sum(sizes.values()))
         host.tell(f"pulling {len(missing)} files ({size}) from {host.name}")
         with host.bar("pulling") as moved:
             transfer.download(host.remote, host.folder, sizes, staging, host.tell, moved)

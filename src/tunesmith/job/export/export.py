@@ -25,8 +25,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, locked, read_json, write_json, write_text
+from tunesmith.core.files import locked, read_json, write_json, write_text
 from tunesmith.job.export import gguf_writer
 from tunesmith.job.inference import engine
 from tunesmith.job.inference.engine import Codec
@@ -157,7 +158,7 @@ def _gguf(
     facts |= {"file": written[0], "bytes": sealed["size"], "sha256": sealed["sha256"]}
     facts["seconds"] = round(time.monotonic() - began, 1)
     return facts, [
-        f"gguf:   {out} ({human_bytes(facts['bytes'])}, {chosen}, by {by})",
+        f"gguf:   {out} ({formats.size(facts['bytes'])}, {chosen}, by {by})",
         f"check:  {said}",
         f"ollama: cd {out.parent} && ollama create {run_dir.name} -f Modelfile",
         f"sha256: {facts['sha256']}",

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.files import INDEX
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of, write_json
+from tunesmith.core.files import sha256_of, write_json
 from tunesmith.core.swap import put_in_place
 from tunesmith.job.merge import inputs, skeleton
 from tunesmith.job.merge.inputs import Mergeable, only_whole
@@ -202,7 +203,7 @@ def _why_not_here(run_dir: Path, asked: Mergeable) -> str | None:
         return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
     have = resources.memory_available()
     if have < _ROOM:
-        return f"{human_bytes(have)} of memory are free, {human_bytes(_ROOM)} expected"
+        return f"{formats.size(have)} of memory are free, {formats.size(_ROOM)} expected"
     return None
 
 

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.files import FileRecord, Problem, damaged, require, tensor_shapes, verify
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_json
+from tunesmith.core.files import fsync_file, fsync_folder, sha256_of, write_json
 from tunesmith.core.swap import put_in_place
 from tunesmith.job.inference import engine
 from tunesmith.job.merge import bundle, inputs, manifest, matmul, pool, skeleton, streaming
@@ -299,14 +300,14 @@ def check_room(folder: Path, *, disk: int, memory: int) -> None:
     if free < disk:
         raise JobError(
             "disk_full",
-            f"{folder}: the merged model needs {human_bytes(disk)}, {human_bytes(free)} are free: "
-            "free space on that disk",
+            f"{folder}: the merged model needs {formats.size(disk)}, {formats.size(free)} are "
+            "free: free space on that disk",
         )
     have = resources.memory_available()
     if have < memory:
         raise JobError(
             "host_oom",
-            f"needs {human_bytes(memory)} of memory, {human_bytes(have)} are available: close "
+            f"needs {formats.size(memory)} of memory, {formats.size(have)} are available: close "
             "other programs, or merge on a machine with more",
         )
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, seals
 from tunesmith.job.run import manifest as run_manifest
@@ -126,8 +126,8 @@ def check_here(run_dir: Path, use: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def tell(done: int, total: int) -> None:
-        spent = time.monotonic() - began
-        say(f"comparing with seals: {human_bytes(done)} of {human_bytes(total)} ({spent:.0f} s)")
+        spent = formats.duration(time.monotonic() - began)
+        say(f"comparing with seals: {formats.size(done)} of {formats.size(total)} ({spent})")
 
     try:
         check(run_dir, use, say, tell)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.files import write_text
 from tunesmith.job.run import relay
 from tunesmith.job.run.folder import RunFolder, event_line
@@ -140,8 +141,9 @@ class Journal:
         """Tell of the time without a disk, which is over if it takes this."""
         assert self.trouble is not None
         assert self._since is not None
-        why, seconds = self.trouble.strerror or str(self.trouble), time.monotonic() - self._since
-        text = f"the run's disk took nothing for {seconds:.0f} s ({why}); what happened meanwhile "
+        why = self.trouble.strerror or str(self.trouble)
+        blocked = formats.duration(time.monotonic() - self._since)
+        text = f"the run's disk took nothing for {blocked} ({why}); what happened meanwhile "
         text += f"was kept in memory, but for {self._lost} events" if self._lost else "was kept"
         disk.append(self._run.events_file, event_line("note", {"text": text}))
         self.trouble, self._since, self._lost = None, None, 0

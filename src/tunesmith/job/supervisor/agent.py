@@ -39,15 +39,9 @@ from typing import Any, NoReturn
 
 import yaml
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import (
-    fsync_folder,
-    human_bytes,
-    locked,
-    sha256_of,
-    write_json,
-    write_text,
-)
+from tunesmith.core.files import fsync_folder, locked, sha256_of, write_json, write_text
 from tunesmith.job.run import inputs, limits, records, seals
 from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.listing import find, folders, list_runs
@@ -392,8 +386,8 @@ def _take_input(folder: Path, name: str, record: dict[str, Any]) -> dict[str, An
     if (size, sha256) != (record["size"], record["sha256"]):
         part.unlink()
         raise UsageError(
-            f"input {name}: expected {human_bytes(record['size'])} with sha256 "
-            f"{record['sha256']}, {source} has {human_bytes(size)} with {sha256}; upload it again"
+            f"input {name}: expected {formats.size(record['size'])} with sha256 "
+            f"{record['sha256']}, {source} has {formats.size(size)} with {sha256}; upload it again"
         )
     with part.open("rb") as stream:
         os.fsync(stream.fileno())  # a run survives a power loss together with its data

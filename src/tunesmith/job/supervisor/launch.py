@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.manifest import output_of
@@ -65,7 +65,9 @@ def start(run_dir: Path, phases: list[str], cause: Cause = "user") -> None:
         time.sleep(0.05)
     if run.busy():
         return  # it works; its disk has filled up and does not take its first status
-    raise TunesmithError(f"run {run.run_id}: no supervisor after {_START_SECONDS:.0f} s")
+    raise TunesmithError(
+        f"run {run.run_id}: no supervisor after {formats.duration(_START_SECONDS)}"
+    )
 
 
 def _refuse_disk(run: RunFolder) -> None:

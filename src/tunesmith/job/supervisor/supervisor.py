@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run import checkpoints, integrity, queue
 from tunesmith.job.run.adjustments import adjusted_config, refusal, step_down
@@ -198,7 +198,8 @@ class _Supervisor:
         done = outcome.state == "succeeded" and owed
         if self._after and done and set(self._request["phases"]) <= self._succeeded():
             self._ordered = True
-            told = f"`{shlex.join(self._after.command)}` in {self._after.seconds:.0f} s; "
+            pause = formats.duration(self._after.seconds)
+            told = f"`{shlex.join(self._after.command)}` in {pause}; "
             told += f"`inv stop --run {self._run.run_id}` prevents it"
             self._emit("after_command", text=told, **asdict(self._after))
         self._end(outcome)
@@ -275,9 +276,9 @@ class _Supervisor:
         limit = self._limits.max_seconds
         if limit is not None and self._worked_before >= limit:
             raise UsageError(
-                f"run {self._run.run_id} has worked {_hours(self._worked_before)}, and its "
-                f"max-hours is {_hours(limit)}; `inv resume --run {self._run.run_id} "
-                "--max-hours N` gives it more"
+                f"run {self._run.run_id} has worked {formats.duration(self._worked_before)}, "
+                f"and its max-hours is {formats.duration(limit)}; "
+                f"`inv resume --run {self._run.run_id} --max-hours N` gives it more"
             )
 
     def _mind_limit(self) -> None:
@@ -482,7 +483,7 @@ class _Supervisor:
         resume = f"inv resume --run {self._run.run_id}"
         if not self._spent:
             return Outcome("stopped", None, f"`{resume}` continues it")
-        limit = _hours(self._limits.max_seconds or 0.0)
+        limit = formats.duration(self._limits.max_seconds or 0.0)
         return Outcome(
             "stopped", None, f"max-hours reached ({limit}); `{resume} --max-hours N` continues it"
         )
@@ -557,7 +558,3 @@ class _StopAsked(Exception):
 
 def _words(error: UsageError) -> dict[str, Any]:
     return {"message": error.message, "detail": list(error.detail)}
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h"

@@ -13,8 +13,8 @@ import os
 import time
 from pathlib import Path
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
 
 FULL = "disk_full"
 READ_ONLY = "read_only"
@@ -67,7 +67,7 @@ def describe(folder: Path, error: OSError) -> str:
     free, files = stat.f_bavail * stat.f_frsize, ""
     if stat.f_files and not stat.f_favail:
         files = " and no inode"
-    return f"{folder}: its disk is full ({why}; {human_bytes(free)}{files} free); free space there"
+    return f"{folder}: its disk is full ({why}; {formats.size(free)}{files} free); free space there"
 
 
 def explain(error: OSError, folder: Path) -> TunesmithError:

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.job.run import checkpoints
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.journal import Reporter
@@ -252,7 +252,7 @@ def _lack_of_space(folder: Path, needed: int) -> str | None:
     free = stat.f_bavail * stat.f_frsize
     if free < needed:
         return (
-            f"{folder} has {human_bytes(free)} free, a checkpoint needs {human_bytes(needed)}; "
+            f"{folder} has {formats.size(free)} free, a checkpoint needs {formats.size(needed)}; "
             "free space there"
         )
     # Some file systems (btrfs, some network ones) keep no count of inodes and report 0 of 0.
