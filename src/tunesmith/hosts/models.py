@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
-from tunesmith.core import formats, isolated
+from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.hosts import replies, transfer
@@ -56,11 +56,13 @@ def send(
         return
     # The store gets a copy, and the upload goes when that is whole.
     needed = 2 * size - min(sent, size)
-    if needed > layout.free_bytes:
-        raise UsageError(
-            f"{remote.name}:{layout.base}: {formats.size(layout.free_bytes)} free, the upload of "
-            f"{name} needs {formats.size(needed)} for a while; free space there"
-        )
+    disk.require(
+        f"{remote.name}:{layout.base}",
+        needed,
+        f"the upload of {name}",
+        free=layout.free_bytes,
+        hint="free space there, e.g. with `inv rm RUN --on HOST`",
+    )
     tell(f"base model: uploading what is not yet on {remote.name}")
     with bar("uploading") as moved:
         transfer.upload(remote, {file: folder / file for file in names}, upload, tell, moved)

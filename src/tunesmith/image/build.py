@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith import __version__
-from tunesmith.core import formats, isolated
+from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror
@@ -215,13 +215,12 @@ def _check_room(folder: str, plan: ImagePlan, built: bool) -> None:
     path = Path(folder)
     if built or not folder or not path.is_dir() or not os.access(path, os.R_OK):
         return
-    free = shutil.disk_usage(path).free
-    if free < plan.room_bytes:
-        raise UsageError(
-            f"{path}: {formats.size(free)} free, building {plan.tag} needs "
-            f"{formats.size(plan.room_bytes)}; "
-            "`inv image.prune` or `docker system prune` frees some"
-        )
+    disk.require(
+        path,
+        plan.room_bytes,
+        f"building {plan.tag}",
+        hint="free space with `inv image.prune` or `docker system prune`",
+    )
 
 
 def _on_path(program: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import docker
 
-from tunesmith.core import formats
+from tunesmith.core import disk, formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
@@ -210,11 +210,13 @@ def _take_apart(
 def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: Tell) -> None:
     files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
     size = sum(file.stat().st_size for file in files.values())
-    if far.free_bytes < 2 * size:
-        raise UsageError(
-            f"{remote.name}: {formats.size(far.free_bytes)} free, {formats.size(size)} are to be "
-            "sent and unpacked; `docker system prune` there frees what is not used"
-        )
+    disk.require(
+        remote.name,
+        2 * size,
+        f"sending and unpacking {archive.tag}",
+        free=far.free_bytes,
+        hint=f"free space with `ssh {remote.name} docker system prune`",
+    )
     names = [_file(cache, layer).name for layer in archive.layers]
     listed = [{"Config": "config.json", "RepoTags": [archive.tag], "Layers": names}]
     small = {"manifest.json": json.dumps(listed).encode(), "config.json": archive.config}

@@ -14,7 +14,7 @@ from tunesmith.basemodel import catalogue
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.fetch import ModelFolder
-from tunesmith.core import formats
+from tunesmith.core import disk, formats
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.dataset.prompts import load_prompts
@@ -442,13 +442,14 @@ def check_room(target: Target, needs: Mapping[str, int]) -> None:
     if not needs:
         return
     where, free = target.room()
-    total = sum(needs.values())
-    if free < total:
-        raise UsageError(
-            f"{where}: {formats.size(free)} free, this run may need {formats.size(total)}; free "
-            "space, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
-            [f"{formats.size(size):>9}  {what}" for what, size in needs.items()],
-        )
+    disk.require(
+        where,
+        sum(needs.values()),
+        "this run",
+        free=free,
+        detail=[f"{formats.size(size):>9}  {what}" for what, size in needs.items()],
+        hint="free space there, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
+    )
 
 
 def new_run_id(stem: str) -> str:

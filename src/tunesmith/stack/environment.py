@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core import formats, isolated
+from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
 from tunesmith.core.mirrors import Mirror
@@ -102,7 +102,12 @@ def install(
         if environment.current():
             return None
         refuse_while_used(environment)
-        _check_room(environment.path, environment.flavour)
+        disk.require(
+            environment.path,
+            int(environment.flavour.size_bytes * _INSTALL_ROOM),
+            f"installing the {environment.flavour.name} environment",
+            hint="free space there, or set TUNESMITH_HOME to a folder on a larger disk",
+        )
         size = formats.size(environment.flavour.size_bytes)
         tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
         place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
@@ -307,17 +312,6 @@ def _compile(
             head = f"{DIGEST_PREFIX}{digest}\n" if digest else ""
             note = "# Made by `inv stack.lock`; do not edit.\n"
             part.write_text(head + note + output.read_text(encoding="utf-8"), encoding="utf-8")
-
-
-def _check_room(path: Path, flavour: Flavour) -> None:
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    needed = int(flavour.size_bytes * _INSTALL_ROOM)
-    if free < needed:
-        raise UsageError(
-            f"{existing}: {formats.size(free)} free, the {flavour.name} environment needs "
-            f"{formats.size(needed)} while it is installed; free space or set TUNESMITH_HOME"
-        )
 
 
 def _uv(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.core import isolated
+from tunesmith.core import disk, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.run import foreign, inputs, listing, seals
@@ -61,8 +60,7 @@ class LocalTarget:
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""
         runs = self._project.runs
-        existing = next(p for p in (runs, *runs.parents) if p.exists())
-        return str(existing), shutil.disk_usage(existing).free
+        return str(disk.nearest(runs)), disk.free_bytes(runs)
 
     def fetch_order(
         self, _name: str, _revision: str | None, _mirror: str | None

@@ -24,6 +24,7 @@ from typing import Any
 
 from tunesmith.basemodel.files import FileRecord, Problem, damaged, require, tensor_shapes, verify
 from tunesmith.core import formats
+from tunesmith.core.disk import free_bytes, shortage
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_file, fsync_folder, sha256_of, write_json
 from tunesmith.core.swap import put_in_place
@@ -296,13 +297,8 @@ def parameter_count(folder: Path) -> int:
 
 def check_room(folder: Path, *, disk: int, memory: int) -> None:
     """Raise JobError unless `disk` bytes are free at `folder`, and `memory` bytes of RAM."""
-    free = shutil.disk_usage(folder).free
-    if free < disk:
-        raise JobError(
-            "disk_full",
-            f"{folder}: the merged model needs {formats.size(disk)}, {formats.size(free)} are "
-            "free: free space on that disk",
-        )
+    if (text := shortage(folder, free_bytes(folder), disk, "the merged model")) is not None:
+        raise JobError("disk_full", f"{text}; free space there")
     have = resources.memory_available()
     if have < memory:
         raise JobError(
