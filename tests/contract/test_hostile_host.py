@@ -382,4 +382,5 @@ def test_a_login_that_floods_is_refused(project: Project, tmp_path: Path) -> Non
     answers(tmp_path, "login", {"flood": "stdout"})
     login = log_in("gpu1", ADDRESS, (KEY,))
     assert login.kind == "unknown"
-    assert login.text.startswith("gpu1: ") and "it sends more than" in login.text
+    assert login.reason.message.startswith("gpu1: ")
+    assert "it sends more than" in login.reason.message

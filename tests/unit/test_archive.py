@@ -183,5 +183,5 @@ def _refused(path: Path, out: Path, fault: str) -> None:
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(UsageError, match=fault) as caught:
         archive.extract(path, out)
-    assert "nothing was taken" in caught.value.message
+    assert "nothing was unpacked" in caught.value.message
     assert sorted(path.parent.rglob("*")) == before

@@ -116,7 +116,7 @@ def test_a_start_on_a_host_says_it() -> None:
 def test_a_host_that_does_not_know_causes_is_to_be_provisioned() -> None:
     said = "python -m tunesmith.job.supervisor.agent: unrecognized arguments: --cause user"
     target, _ = host({"error": said, "detail": []}, code=2)
-    with pytest.raises(UsageError, match="gpu1 has an older tunesmith; `inv provision --on gpu1`"):
+    with pytest.raises(UsageError, match="gpu1 runs an older tunesmith"):
         target.start("r", (), "user")
 
 

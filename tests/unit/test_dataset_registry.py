@@ -280,7 +280,7 @@ BAD_REGISTRIES = [
     ('{"a": {}}', ("data set a", "no file_name", "--key a")),
     ('{"a": {"file_name": 3}}', ("data set a", "file_name", "3")),
     ('{"a": {"file_name": "a.json", "columns": ["x"]}}', ("data set a", "columns")),
-    ('{"a": {"file_name": "a.json"}, "a": {"file_name": "b.json"}}', ('"a" stands twice',)),
+    ('{"a": {"file_name": "a.json"}, "a": {"file_name": "b.json"}}', ('"a" occurs twice',)),
 ]
 
 

@@ -149,7 +149,7 @@ def named(folder: Path) -> None:
         (None, "other", 0.1, "not registered"),
         (faulty, "set", 0.1, '"output" is empty'),
         (alike, "set", 0.1, "cannot be split"),
-        (taken, "set", 0.1, "set_validation.json is there with other rows; add --replace"),
+        (taken, "set", 0.1, "set_validation.json exists with other rows"),
         (named, "set", 0.1, "set_train is registered for set.json; add --replace"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_wrong_word_is_refused_before_anything_is_asked(host: Path, project: P
 
 def test_an_answer_that_is_none_names_the_host(host: Path, project: Project) -> None:
     program(host, "date", "kill -9 $PPID")
-    with pytest.raises(TunesmithError, match="gpu1: its answer to the probe is cut short"):
+    with pytest.raises(TunesmithError, match="gpu1: its answer to the probe is truncated"):
         check(project, "gpu1", str(host / "m.yml"))
 
 

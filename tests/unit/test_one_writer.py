@@ -112,7 +112,7 @@ def test_a_key_stands_for_one_file_however_many_ask(tmp_path: Path) -> None:
     assert told.count("") == 1
     winner = registry.load_registry(tmp_path)["rows"].file_name
     assert winner == f"d{told.index('')}.json"
-    assert all("key rows is registered already for" in line for line in told if line)
+    assert all("key rows is already registered for" in line for line in told if line)
 
 
 def test_of_six_that_delete_a_run_one_does(tmp_path: Path, root: Path) -> None:

@@ -193,8 +193,8 @@ def _check_repo_id(name: str) -> None:
     plain = all(part and not part.startswith((".", "-")) for part in (owner, model))
     if not plain or "/" in model or not name.replace("/", "").isascii() or " " in name:
         raise UsageError(
-            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists; "
-            "a folder's path starts with / or ./"
+            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists",
+            hint="start a folder's path with / or ./",
         )
 
 
@@ -387,8 +387,9 @@ def _recognise(work: _Work, files: Mapping[str, FileRecord], path: Path) -> str 
     found = files[name].sha256 if name in files else "no such file"
     raise UsageError(
         f"{path}: {name}: expected sha256 {pins[name].sha256} ({work.name} at {revision}, "
-        f"configs/models.yml), found {found}; to train these weights name the folder itself: "
-        "`model_name_or_path: /path/of/the/folder`"
+        f"configs/models.yml), found {found}",
+        hint="to train these weights, name the folder itself: "
+        "`model_name_or_path: /path/of/the/folder`",
     )
 
 
@@ -482,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress=tell,
         )
     except TunesmithError as error:
-        _line(sys.stdout, {"error": error.message, "detail": list(error.detail)})
+        _line(sys.stdout, {"error": error.line, "detail": list(error.detail)})
         return error.exit_code
     _line(sys.stdout, {**dataclasses.asdict(model), "path": str(model.path)})
     return 0

@@ -564,7 +564,7 @@ def _serve(name: str, settings: Mapping[str, str], listen: str, port: int, **mor
     try:
         allowed = access.parse_names(os.environ.get(access.ALLOWED, ""))
     except UsageError as error:
-        raise UsageError(f"{access.ALLOWED}: {error.message}") from None
+        raise UsageError(f"{access.ALLOWED}: {error.message}", hint=error.hint) from None
     asked = {"serves": {}, "settings": folders | dict(settings), "allowed": allowed, **more}
     manager.serve_here(name, asked, base=project.home, listen=listen, port=port)
 

@@ -233,9 +233,9 @@ def _word(host: HostResult, check: bool) -> str:
 
 def _raise_failed(states: Iterable[State], done: Provisioned | None) -> None:
     if done and done.interrupted:
-        raise TunesmithError("interrupted; the same command goes on where it stopped")
+        raise TunesmithError("interrupted; run the same command again to continue")
     lines: list[tuple[str, str, tuple[str, ...]]] = [
-        (state.name, state.error.message, ()) for state in states if state.error
+        (state.name, state.error.line, ()) for state in states if state.error
     ]
     hosts = done.hosts if done else ()
     for host in hosts:

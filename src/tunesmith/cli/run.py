@@ -675,7 +675,7 @@ def _leave(target: HostTarget, run_id: str, then: list[str]) -> None:
         try:
             target.power_off(run_id)
         except UsageError as error:
-            say(f"{target.name} stays on: {error.message}")
+            say(f"{target.name} stays on: {error.line}")
             return
         say(f"{target.name}: off; {platform.note}")
     elif "poweroff" in then:

@@ -278,7 +278,7 @@ def _leave(place: Place, kind: Kind) -> None:
         raise TunesmithError(
             f"{place.name}: {kind.title} may still run there; `inv {kind.name} --on {place.name} "
             "--stop` ends it",
-            [error.message],
+            [error.line],
         ) from None
     if said["state"] == "kept":
         say(f"{place.name}: {kind.title} trains {said['training']['folder']}, so it stays")

@@ -28,6 +28,11 @@ class TunesmithError(Exception):
         self.detail = tuple(map(printable, detail))
         self.hint = printable(hint)
 
+    @property
+    def line(self) -> str:
+        """Message and hint as one line, for a log or a table, and where only one text travels."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
     def render(self) -> str:
         """Return `error: MESSAGE`, the detail lines indented below it, and `hint: HINT`."""
         lines = [f"error: {self.message}", *(f"  {line}" for line in self.detail)]

@@ -78,8 +78,8 @@ def private_folder(folder: Path) -> Path:
     if there.st_mode & 0o077 and os.geteuid() in (0, there.st_uid):
         if there.st_mode & stat.S_ISVTX:
             raise UsageError(
-                f"{folder} is shared by all users of this machine, and would be closed to them; "
-                f"let TUNESMITH_HOME name a folder of its own, as {folder / 'tunesmith'}"
+                f"{folder} is shared by all users of this machine and would be closed to them",
+                hint=f"set TUNESMITH_HOME to a folder of its own, e.g. {folder / 'tunesmith'}",
             )
         folder.chmod(0o700)
     return folder

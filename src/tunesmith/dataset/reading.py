@@ -104,7 +104,7 @@ class Reader:
             there = f"; {self.path.parent} holds {', '.join(near[:8])}" if near else ""
             self._unread("no such file", f"correct the name, or put the file there{there}")
         except OSError as error:
-            self._unread(f"cannot be read: {error.strerror}", "mend its path or permissions")
+            self._unread(f"cannot be read: {error.strerror}", "fix its path or permissions")
         except (_LongLineError, _WideRowError) as error:
             self._unread(error.told, error.fix, error.file)
 

@@ -99,7 +99,7 @@ def _yaml(value: Any) -> str:
 
 
 def overlap_lines(seen: Overlap, by_split: bool) -> Iterator[str]:
-    """Yield how many validation rows the training knows, and what mends it."""
+    """Yield how many validation rows the training knows, and how to fix it."""
     if not seen.validation:
         return
     if not seen.same + seen.near:

@@ -74,7 +74,7 @@ def check(project: Project, name: str, mirror: str, requested: str | None = None
         seen = reading.parse(done.stdout, name)
     except TunesmithError as error:
         said = done.stderr.strip().splitlines()[-3:]
-        raise TunesmithError(error.message, (*error.detail, *said)) from None
+        raise TunesmithError(error.message, (*error.detail, *said), hint=error.hint) from None
     # The host told its time at some moment between these two.
     now = min(max(float(seen.epoch), began), ended)
     decision = decide(seen, stack, requested)

@@ -53,7 +53,7 @@ _OUTCOMES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One line of the doctor: what was looked at, what was found, what mends it.
+    """One line of the doctor: what was looked at, what was found, how to fix it.
 
     `unknown` is for what could not be seen from the host: it is no pass.
     """
@@ -344,7 +344,7 @@ def _toolkit(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
     text = f"nvcc {version} in {facts.nvcc.path}"
     same = version.partition(".")[0] == flavour.cuda.partition(".")[0]
     if not same:
-        text += f": not of CUDA {flavour.cuda}, unused (the lock brings its own CUDA)"
+        text += f": not of CUDA {flavour.cuda}, unused (the lock has its own CUDA)"
     yield Verdict("info", "toolkit", text)
 
 
@@ -420,11 +420,11 @@ def _mirrors(facts: Facts, mirror: Mirror) -> Iterator[Verdict]:
                 "critical" if needed else "warning",
                 name,
                 f"mirror {mirror.name}: no address works: {told}",
-                _mend(bad),
+                _fix(bad),
             )
         elif tried[0] is not good[0]:
             text = f"{_host(good[0].url)} works, the first choice does not: {told}"
-            yield Verdict("warning", name, text, _mend(bad))
+            yield Verdict("warning", name, text, _fix(bad))
         else:
             text = f"{_host(good[0].url)} answers in {formats.duration(good[0].seconds)}"
             yield Verdict("info" if bad else "pass", name, text + (f"; {told}" if bad else ""))
@@ -435,7 +435,7 @@ def _told(item: Tried) -> str:
     return f"{item.url} {what or item.outcome}"
 
 
-def _mend(bad: Sequence[Tried]) -> str:
+def _fix(bad: Sequence[Tried]) -> str:
     if any(item.outcome == "tls" for item in bad):
         return "name your authority's file as `ca_bundle` in the mirror; a wrong clock does it too"
     return "choose another mirror with --mirror, or write one (configs/mirrors/default.yml)"
@@ -489,7 +489,7 @@ def _decision(
     against = list(dict.fromkeys(v.what for v in verdicts if v.level == "critical"))
     if against:
         return Verdict(
-            "critical", "decision", f"not yet: {text}", f"mend first: {', '.join(against)}"
+            "critical", "decision", f"not yet: {text}", f"fix first: {', '.join(against)}"
         )
     return Verdict("info" if decision.self_test else "pass", "decision", text)
 

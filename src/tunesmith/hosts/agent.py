@@ -190,8 +190,8 @@ def _refused(
     said = stderr if value is None else str(value.get("error"))
     if any(words in said for words in _OLDER):
         return UsageError(
-            f"{remote.name} has an older tunesmith; `inv provision --on {remote.name}` brings "
-            "this one"
+            f"{remote.name} runs an older tunesmith",
+            hint=f"update it with `inv provision --on {remote.name}`",
         )
     if value is not None and "error" in value:
         refusal = replies.REFUSAL.read(Asked(remote.name, f"its refusal of `{verb}`"), value)

@@ -77,8 +77,10 @@ class Remote:
             raise self.flooded(flood) from None
         except subprocess.TimeoutExpired:
             raise TunesmithError(
-                f"{self.name}: no end after {timeout:g} s on {self.host.address}; the host is "
-                f"overloaded or the connection hangs: `ssh {self.name} uptime` shows which"
+                f"{self.name}: no end after {formats.duration(timeout)} on "
+                f"{self.host.address}; the host is "
+                "overloaded or the connection hangs",
+                hint=f"`ssh {self.name} uptime` shows which",
             ) from None
         if done.returncode == SSH_FAILED:
             raise self.failure(done.stderr, began=began)
@@ -87,8 +89,8 @@ class Remote:
     def flooded(self, flood: FloodError) -> TunesmithError:
         """Return the error for a host that says more than an answer can have."""
         return TunesmithError(
-            f"{self.name}: {self.host.address} sends {flood}; it was not read on. "
-            f"`ssh {self.name} true | head -c 300` shows how it begins"
+            f"{self.name}: {self.host.address} sends {flood}; the rest was not read",
+            hint=f"`ssh {self.name} true | head -c 300` shows how it begins",
         )
 
     def failure(self, stderr: str, *, began: bool = False) -> TunesmithError:
@@ -96,8 +98,8 @@ class Remote:
         jump = self.host.jump
         kind = "lost" if began else ssh_errors.kind_of(stderr, jump=jump is not None)
         said = ssh_errors.last_line(stderr)
-        text = ssh_errors.message(kind, self.name, self.host.address, said, jump=jump)
-        return TunesmithError(text, [line for line in stderr.splitlines() if line.strip()][-3:])
+        reason = ssh_errors.reason(kind, self.name, self.host.address, said, jump=jump)
+        return reason.error([line for line in stderr.splitlines() if line.strip()][-3:])
 
 
 class FloodError(Exception):

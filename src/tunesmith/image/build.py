@@ -129,8 +129,8 @@ def build(plan: ImagePlan) -> str:
         done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise TunesmithError(
-            f"{plan.tag}: the build failed with exit code {done.returncode}; its message is above. "
-            "A slow or blocked index is answered by `--mirror cn`"
+            f"{plan.tag}: the build failed with exit code {done.returncode}; its message is above",
+            hint="if an index is slow or blocked, use `--mirror cn`",
         )
     return str(engine.find_image(client, plan.tag).id)
 
@@ -159,11 +159,12 @@ def builder() -> Builder:
         seen.append(program)
     if not seen:
         raise UsageError(
-            "there is no docker command on PATH; install Docker (docs.docker.com/engine/install)"
+            "there is no docker command on PATH",
+            hint="install Docker (docs.docker.com/engine/install)",
         )
     raise UsageError(
-        f"{', '.join(seen)}: no BuildKit (docker buildx is missing); "
-        "`sudo apt-get install docker-buildx-plugin` brings it (Debian: docker-buildx)"
+        f"{', '.join(seen)}: no BuildKit (docker buildx is missing)",
+        hint="install it with `sudo apt-get install docker-buildx-plugin` (Debian: docker-buildx)",
     )
 
 

@@ -133,13 +133,14 @@ def look(remote: Remote) -> Far:
     if first != "answers":
         if "permission denied" in first.lower():
             raise UsageError(
-                f"{remote.name}: its Docker does not let this user in; "
-                f"`ssh {remote.name} sudo usermod -aG docker '$USER'`, then run this again"
+                f"{remote.name}: this user has no access to Docker there",
+                hint=f"run `ssh {remote.name} sudo usermod -aG docker '$USER'`, then this again",
             )
         if first == "no-docker":
             raise UsageError(
-                f"{remote.name}: there is no Docker; a container that is rented has none and needs "
-                f"none: `inv provision --on {remote.name}`"
+                f"{remote.name}: there is no Docker",
+                hint="a rented container has none and needs none: "
+                f"`inv provision --on {remote.name}`",
             )
         raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
     asked = Asked(remote.name, "what its Docker engine has")
@@ -233,8 +234,9 @@ def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, 
     if done.returncode == 3:
         remote.run(_CLEAN, arguments=(far.folder,))
         raise TunesmithError(
-            f"{remote.name}: what arrived is not what was sent, and was removed; run this again",
+            f"{remote.name}: what arrived differs from what was sent, and was removed",
             said,
+            hint="run this again",
         )
     if done.returncode != 0:
         raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", said)

@@ -44,7 +44,9 @@ def render(project: Project) -> dict[Path, str]:
     """
     environment = project.environment()
     if not environment.current():
-        raise UsageError(f"{environment.path}: not installed; `inv stack.install` makes it")
+        raise UsageError(
+            f"{environment.path}: not installed", hint="install it with `inv stack.install`"
+        )
     argv = isolated.argv(environment.python, "tunesmith.job.data.config_schema")
     done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -281,4 +281,4 @@ def _tree_told(was: str | None, now: str | None) -> str:
         sizes = formats.size(int(before[2])), formats.size(int(after[2]))
         shown = " -> ".join(dict.fromkeys(sizes))
         return f"{shown} ({int(after[2]) - int(before[2]):+d} bytes)"
-    return "a file was written anew, with the same size"
+    return "a file was rewritten with the same size"

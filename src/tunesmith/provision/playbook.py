@@ -200,8 +200,8 @@ def _run(
         if interrupt.flooded:
             raise TunesmithError(
                 f"{', '.join(names)}: a host sends more than a task can have to say: "
-                f"ansible-playbook grew beyond {formats.size(_MOST_MEMORY)} and was ended; "
-                "`inv host.check --on NAME` asks each host alone"
+                f"ansible-playbook grew beyond {formats.size(_MOST_MEMORY)} and was killed",
+                hint="check each host alone with `inv host.check --on NAME`",
             )
         recorder.check()
         return int(runner.rc), interrupt.asked
@@ -289,8 +289,9 @@ def _locked_hosts(home: Path, names: Sequence[str]) -> Iterator[None]:
             except BlockingIOError:
                 stream.seek(0)
                 raise TunesmithError(
-                    f"{name}: process {stream.read().strip() or 'unknown'} of this clone is at "
-                    "work on it; wait for its end"
+                    f"{name}: process {stream.read().strip() or 'unknown'} of this clone is "
+                    "working on it",
+                    hint="wait until it ends, then try again",
                 ) from None
             stream.truncate(0)
             stream.write(f"{os.getpid()}\n")
@@ -333,7 +334,7 @@ def _log_folder(home: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             return folder
-    raise UsageError(f"{home}: a hundred runs in one second; where do they come from?")
+    raise UsageError(f"could not create a unique log folder in {home}", hint=f"empty {home}")
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -64,7 +64,9 @@ def compare(run_dirs: Sequence[Path], language: str = "en") -> Comparison:
     """
     tell = teller(checked_language(language))
     if len(run_dirs) < 2 or len(set(run_dirs)) < len(run_dirs):
-        raise UsageError("a comparison needs two different runs or more: `inv runs` lists them")
+        raise UsageError(
+            "a comparison needs at least two different runs", hint="list them with `inv runs`"
+        )
     records = tuple(read_record(folder) for folder in run_dirs)
     curves = tuple(read_curve(record.events) for record in records)
     return Comparison(

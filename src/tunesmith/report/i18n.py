@@ -131,7 +131,7 @@ def checked_language(language: str) -> str:
     """Return `language`, or raise UsageError where the report does not speak it."""
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)
-        raise UsageError(f"report language {language!r} is not known; use one of: {known}")
+        raise UsageError(f"report language {language!r} is unknown", hint=f"use one of: {known}")
     return language
 
 

@@ -347,7 +347,7 @@ def _patient(place: Place, kind: Kind, tell: Tell) -> dict[str, Any]:
         except UsageError:
             raise
         except TunesmithError as error:
-            tell(f"{error.message}; asking again")
+            tell(f"{error.line}; asking again")
             time.sleep(pause)
     return place.ask("wait", kind.name, str(_PIECE_SECONDS))
 

@@ -214,7 +214,7 @@ class HostTarget:
                     continue
                 reason = f"{self.name} ended the conversation"
             except LostError as error:
-                reason = error.message
+                reason = error.line
             if failed == 0:
                 lost_at = time.monotonic()
             if time.monotonic() - lost_at > _PATIENCE_SECONDS:
@@ -336,7 +336,7 @@ class HostTarget:
             raise
         except TunesmithError as error:
             # As a rule: the connection went with the host.
-            problem = error.message
+            problem = error.line
         if said["code"] != 0:
             problem = said["why"] or f"`{shlex.join(order['command'])}` ended with {said['code']}"
         deadline = time.monotonic() + (_OFF_SECONDS if said["code"] == 0 else 0)

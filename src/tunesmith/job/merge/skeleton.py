@@ -219,7 +219,7 @@ def record_versions(run_dir: Path) -> None:
 def _described(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, TunesmithError):
         return {"kind": "crash", "message": f"{type(error).__name__}: {error}", "detail": []}
-    told: dict[str, Any] = {"message": error.message, "detail": list(error.detail)}
+    told: dict[str, Any] = {"message": error.line, "detail": list(error.detail)}
     if isinstance(error, JobError):
         return told | {"kind": "job", "failure": error.failure}
     return told | {"kind": "usage" if isinstance(error, UsageError) else "code"}

@@ -67,7 +67,7 @@ def list_runs(runs: Path) -> list[dict[str, Any]]:
             shown = {"created": request.get("created", ""), "title": request.get("title", "")}
             found.append(run.status() | shown | {"path": str(folder)})
         except TunesmithError as error:
-            found.append(_damaged(run, error.message))
+            found.append(_damaged(run, error.line))
         except OSError as error:
             why = f"{error.filename or folder}: cannot be read ({error.strerror})"
             found.append(_damaged(run, why))

@@ -265,7 +265,7 @@ def gate(record_file: Path, *, browser: bool) -> access.Gate:
 
 def refused(error: TunesmithError) -> int:
     """End a service's process: its client finds the message as the last line of the log."""
-    print(f"{REFUSED}{error.message}")
+    print(f"{REFUSED}{error.line}")
     return error.exit_code
 
 
@@ -427,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = _answer(options)
     except TunesmithError as error:
-        print(json.dumps({"error": error.message, "detail": list(error.detail)}))
+        print(json.dumps({"error": error.line, "detail": list(error.detail)}))
         return error.exit_code
     print(json.dumps(answer, ensure_ascii=False))
     return 0

@@ -207,7 +207,7 @@ def resume_all(runs: Path, cause: records.Cause = "autostart") -> dict[str, Any]
         try:
             launch.start(run.path, [], cause)
         except TunesmithError as error:
-            answer["refused"][run.run_id] = error.message
+            answer["refused"][run.run_id] = error.line
         else:
             answer["started"].append(run.run_id)
     return answer
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except TunesmithError as error:
-        _say({"error": error.message, "detail": list(error.detail)})
+        _say({"error": error.line, "detail": list(error.detail)})
         return error.exit_code
     except OSError as error:
         return _refused(error, given.runs)

@@ -422,7 +422,7 @@ class _Supervisor:
             return self._stopped()
         except UsageError as error:
             self._emit("failure", phase=phase, failure="changed", **_words(error))
-            return Outcome("failed", "changed", error.message, error.detail)
+            return Outcome("failed", "changed", error.line, error.detail)
         return None
 
     def _follow(self, attempt: Attempt) -> Ended:
@@ -557,4 +557,4 @@ class _StopAsked(Exception):
 
 
 def _words(error: UsageError) -> dict[str, Any]:
-    return {"message": error.message, "detail": list(error.detail)}
+    return {"message": error.line, "detail": list(error.detail)}

@@ -79,9 +79,9 @@ def _fetch(
     except model_fetch.NoSourceError as error:
         failure = "disk_full" if "disk" in error.kinds else "model"
         retry = bool(error.kinds) and error.kinds <= _PASSING
-        raise JobError(failure, error.message, error.detail, retry=retry) from None
+        raise JobError(failure, error.line, error.detail, retry=retry) from None
     except TunesmithError as error:
-        raise JobError("model", error.message, error.detail) from None
+        raise JobError("model", error.line, error.detail) from None
 
 
 class _Teller:
