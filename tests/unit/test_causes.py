@@ -25,8 +25,8 @@ from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.process import identify
 from tunesmith.plan import build
 from tunesmith.project import Project
-from tunesmith.report import sections
-from tunesmith.report.i18n import teller
+from tunesmith.report import timing
+from tunesmith.report.i18n import translator
 from tunesmith.report.page import write_report
 from tunesmith.targets.container import ContainerTarget
 from tunesmith.targets.host import HostTarget
@@ -252,9 +252,9 @@ def test_the_report_says_how_work_began_each_time(tmp_path: Path) -> None:
     assert "- Started: by the user (0.0 s), by the start" in (run / "report.md").read_text()
     page = write_report(run, language="zh").read_text()
     assert "启动方式: 由用户启动 (0.0 s), 主机开机后自动继续 (" in page
-    assert set(sections.STARTS) == set(records.CAUSES)
-    for words in sections.STARTS.values():
-        assert teller("zh")(words) != words
+    assert set(timing.STARTS) == set(records.CAUSES)
+    for words in timing.STARTS.values():
+        assert translator("zh")(words) != words
 
 
 def test_a_list_of_80_columns_has_whole_ids_and_causes(

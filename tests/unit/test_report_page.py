@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from tests.unit.run_folder import CONFIG, RUN_ID, SHA, answers, build_run
 from tunesmith.core.errors import UsageError
 from tunesmith.core.printable import CONTROLS
-from tunesmith.report import i18n, page, record, sections
+from tunesmith.report import i18n, page, record, sections, timing
 from tunesmith.report.curve import read_curve
 from tunesmith.report.page import write_report
 
@@ -296,7 +296,7 @@ def test_no_run_is_refused_and_nothing_written(tmp_path: Path) -> None:
 
 
 def test_unknown_language_is_refused_and_nothing_written(run: Path) -> None:
-    with pytest.raises(UsageError, match="'xx' is not known; use one of: en, zh"):
+    with pytest.raises(UsageError, match="report language 'xx' is unknown"):
         write_report(run, language="xx")
     assert not (run / "report.html").exists()
 
@@ -375,7 +375,7 @@ def test_phase_times_survive_a_death_without_a_word() -> None:
     def event(name: str, time: float, **fields: Any) -> dict[str, Any]:
         return {"event": name, "time": time, **fields}
 
-    times = sections.phase_times(
+    times = timing.phase_times(
         (
             event("run_started", 0),
             event("phase_started", 0, phase="train", attempt=1),
@@ -406,15 +406,15 @@ def test_chinese_page(run: Path) -> None:
 
 
 def test_every_phrase_has_its_chinese() -> None:
-    tell = i18n.teller("zh")
+    translate = i18n.translator("zh")
     folder = Path(page.__file__).parent
     said = set(re.findall(r"\bt\('([^']+)'\)", (folder / "report.html.j2").read_text("utf-8")))
     said |= set(re.findall(r"t\('([^']+)'\) if", (folder / "report.html.j2").read_text("utf-8")))
-    for module in ("sections", "terminal", "picture"):
+    for module in ("sections", "answers", "timing", "terminal", "picture"):
         source = (folder / f"{module}.py").read_text(encoding="utf-8")
-        said |= set(re.findall(r"""tell\(\s*["']([^"']+)["']""", source))
+        said |= set(re.findall(r"""\bt\(\s*["']([^"']+)["']""", source))
     said |= set(sections.NOTES.values()) | {*sections.GROUPS, "Other"}
     said |= {gives for gives, _ in record.FILES.values()}
     assert len(said) > 80
 
-    assert sorted(phrase for phrase in said if tell(phrase) == phrase) == []
+    assert sorted(phrase for phrase in said if translate(phrase) == phrase) == []

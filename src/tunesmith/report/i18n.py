@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from tunesmith.core.errors import UsageError
 
+Translator = Callable[[str], str]
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 
 _ADVICE = {
@@ -141,7 +142,7 @@ def advice_text(code: str, figures: Mapping[str, float | int | str], language: s
     return (chinese if language == "zh" else english).format(**figures)
 
 
-def teller(language: str) -> Callable[[str], str]:
+def translator(language: str) -> Translator:
     """Return the function that gives a short English phrase in `language`."""
     words = _CHINESE if language == "zh" else _ENGLISH
     return lambda phrase: words.get(phrase, phrase)
