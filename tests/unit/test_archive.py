@@ -167,7 +167,7 @@ def test_a_cut_archive_is_told_as_such(tmp_path: Path, out: Path, mode: str) -> 
     )
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if mode == "w:gz" else data[:4000])
-    with pytest.raises(TunesmithError, match="cut or damaged"):
+    with pytest.raises(TunesmithError, match="truncated or damaged"):
         archive.extract(path, out)
 
 

@@ -17,7 +17,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.doctor.check import Checked, addresses, check, probe_script
 from tunesmith.doctor.flavours import Decision
-from tunesmith.doctor.rules import Verdict
+from tunesmith.doctor.verdicts import Verdict
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit

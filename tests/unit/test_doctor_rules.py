@@ -12,7 +12,8 @@ import yaml
 from tests.unit.probes.recorded import FOLDER, facts_of
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.doctor.facts import Facts, parse
-from tunesmith.doctor.rules import Verdict, decide, judge
+from tunesmith.doctor.rules import decide, judge
+from tunesmith.doctor.verdicts import Verdict
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit

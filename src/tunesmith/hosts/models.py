@@ -116,7 +116,7 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
     words += ["--mirror", layout.mirror, "--from", upload]
     script = (
         f". {shlex.quote(str(layout.variables))}\n"
-        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.basemodel.fetch', *words))}"
+        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.basemodel', *words))}"
     )
     done = remote.run(script, timeout=_TAKE_SECONDS)
     if done.returncode != 0:
