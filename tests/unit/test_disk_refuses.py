@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from disks import Disk
+from event_rows import event_rows
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import journal, limits, queue, relay
-from tunesmith.job.run.folder import RunFolder, acquire, read_events
+from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.journal import Journal, Reporter
 from tunesmith.job.run.relay import RELAY, Receiver
 from tunesmith.job.supervisor import attempt as attempts
@@ -46,7 +47,7 @@ def refuse_events(run: RunFolder) -> None:
 
 
 def names(run: RunFolder) -> list[str]:
-    return [event["event"] for event in read_events(run.events_file)]
+    return [event["event"] for event in event_rows(run.events_file)]
 
 
 def test_events_wait_in_order_and_are_told_later(run: RunFolder) -> None:
@@ -59,7 +60,7 @@ def test_events_wait_in_order_and_are_told_later(run: RunFolder) -> None:
     assert not run.status_file.exists(), "a status never outruns its events"
     run.events_file.unlink()
     assert book.flush()
-    told = read_events(run.events_file)
+    told = event_rows(run.events_file)
     assert [event.get("step") for event in told] == [0, 1, 2, 3, 4, None]
     assert "No space left on device" in told[-1]["text"]
     assert read_json(run.status_file) == {"state": "running"}
@@ -74,7 +75,7 @@ def test_events_that_wait_are_bounded(run: RunFolder, monkeypatch: pytest.Monkey
         book.emit("log", step=number)
     run.events_file.unlink()
     assert book.flush()
-    told = read_events(run.events_file)
+    told = event_rows(run.events_file)
     assert [event.get("step") for event in told] == [2, 3, 4, None]
     assert "but for 2 events" in told[-1]["text"]
 
@@ -202,7 +203,7 @@ def test_a_worker_without_a_supervisor_keeps_its_events(
         tell("log", step=2)
         run.events_file.unlink()
         tell("log", step=3)
-    assert [event["step"] for event in read_events(run.events_file)] == [1, 2, 3]
+    assert [event["step"] for event in event_rows(run.events_file)] == [1, 2, 3]
 
 
 def test_more_than_a_pipe_holds_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:

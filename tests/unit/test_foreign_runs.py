@@ -392,7 +392,7 @@ def test_no_command_of_a_host_follows_a_merge_here(
         signal.signal(signal.SIGHUP, hangup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert run.status()["state"] == "succeeded"
+    assert run.status().state == "succeeded"
     assert not (tmp_path / "canary").exists()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from event_rows import event_rows
 from tests.unit import finished_run
 from tests.unit.finished_run import files_of, flip, write
 from tunesmith.core.errors import UsageError
@@ -18,7 +19,7 @@ from tunesmith.job.evaluation import chat
 from tunesmith.job.export import export
 from tunesmith.job.merge import bundle, offline
 from tunesmith.job.run import inputs, integrity, seals
-from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire, read_events
+from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.services import api, board
 from tunesmith.job.supervisor import agent, supervisor
@@ -228,11 +229,11 @@ def test_the_supervisor_fails_the_phase_before_a_worker_is_started(
     flip(run.path / "output" / "adapter_model.safetensors", quietly=True)
     assert supervisor.supervise(run.path, ["merge"]) == 1
     status = read_json(run.status_file)
-    assert (status["state"], status["failure"]) == ("failed", "changed")
-    assert status["phases"]["merge"] == "failed"
-    assert "adapter_model.safetensors: changed since it was made" in status["message"]
-    assert "`inv train --config configs/train/x.yaml`" in status["message"]
-    assert [e["failure"] for e in read_events(run.events_file) if e["event"] == "failure"] == [
+    assert (status.state, status.failure) == ("failed", "changed")
+    assert status.phases["merge"] == "failed"
+    assert "adapter_model.safetensors: changed since it was made" in status.message
+    assert "`inv train --config configs/train/x.yaml`" in status.message
+    assert [e["failure"] for e in event_rows(run.events_file) if e["event"] == "failure"] == [
         "changed"
     ]
 
@@ -254,7 +255,7 @@ def test_a_stop_while_files_are_compared_is_a_stop(
     finally:
         lock.release()
     assert outcome is not None and outcome.state == "stopped"
-    told = [e for e in read_events(run.events_file) if e["event"] == "progress"]
+    told = [e for e in event_rows(run.events_file) if e["event"] == "progress"]
     assert (told[-1]["done"], told[-1]["total"], told[-1]["unit"]) == (1, 5, "MB compared")
 
 

@@ -128,7 +128,7 @@ def test_a_supervisor_stands_outside_of_the_run(
         monkeypatch.setenv(name, value)
     write_json(trap / "run.json", {"run_id": trap.name, "phases": []})
     launch.start(trap, [])
-    assert RunFolder(trap).status()["state"] == "succeeded"
+    assert RunFolder(trap).status().state == "succeeded"
     (named,) = asked
     assert named["cwd"] == isolated.NOWHERE
     assert "PYTHONPATH" not in named["env"]

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from event_rows import event_rows
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import transfer
 from tunesmith.job.merge import offline
-from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, mend_events, read_events
+from tunesmith.job.run.events import mend_events
+from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire
 from tunesmith.job.run.manifest import PARTS, USUAL, disown_merged, manifest
 from tunesmith.targets.host import HostTarget
 
@@ -186,7 +188,7 @@ def more_there(host: Host, *phases: str, state: str = "succeeded") -> None:
 
 
 def calls(folder: Path) -> list[list[str]]:
-    events = read_events(folder / "events.jsonl")
+    events = event_rows(folder / "events.jsonl")
     return [event["phases"] for event in events if event["event"] == "run_started"]
 
 
@@ -207,7 +209,7 @@ def test_the_record_of_a_merge_here_stays(host: Host) -> None:
         host.said.clear()
         host.pull("r", PARTS)
         assert host.said[-1] == "merge, proof: done here, stays"
-        assert RunFolder(folder).status()["phases"] == dict.fromkeys(
+        assert RunFolder(folder).status().phases == dict.fromkeys(
             ("train", "merge", "proof"), "succeeded"
         )
         assert calls(folder) == [["train"], ["merge", "proof"]]
@@ -218,7 +220,7 @@ def test_the_record_of_a_merge_here_stays(host: Host) -> None:
     work_here(folder, "predict")
     host.pull("r", ["log", "report"])
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["step"] == 9
+    assert RunFolder(folder).status().step == 9
     assert calls(folder) == [["train"], ["train"], ["merge", "proof"], ["predict"]]
     assert (folder / "train.log").read_text() == (
         "logmore there\nlog of proof here\nlog of predict here\n"
@@ -236,11 +238,11 @@ def test_the_host_has_the_word_for_what_comes_from_it(host: Host) -> None:
     more_there(host, "merge")
     # The merged model here is ours, and so is the word for it.
     host.pull("r", ["log"])
-    phases = RunFolder(folder).status()["phases"]
+    phases = RunFolder(folder).status().phases
     assert (phases["merge"], phases["proof"]) == ("succeeded", "failed")
     host.said.clear()
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["phases"] == dict.fromkeys(
+    assert RunFolder(folder).status().phases == dict.fromkeys(
         ("train", "merge", "predict"), "succeeded"
     )
     assert calls(folder) == [["train"], ["merge"], ["predict"]]
@@ -258,8 +260,8 @@ def test_a_proof_of_the_hosts_model_is_none_of_the_one_made_here(host: Host) -> 
     RunFolder(folder).emit("run_started", phases=["merge"])
     offline.record_merge(RunFolder(folder))
     host.pull("r", USUAL)
-    assert "proof" not in RunFolder(folder).status()["phases"]
-    assert RunFolder(folder).status()["phases"]["merge"] == "succeeded"
+    assert "proof" not in RunFolder(folder).status().phases
+    assert RunFolder(folder).status().phases["merge"] == "succeeded"
 
 
 def test_a_failure_here_is_told_until_the_host_has_one(host: Host) -> None:
@@ -273,8 +275,8 @@ def test_a_failure_here_is_told_until_the_host_has_one(host: Host) -> None:
     status["phases"]["merge"] = "running"
     write_json(folder / "status.json", status | {"state": "running"})
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["phases"] == {"train": "succeeded"}
-    assert RunFolder(folder).status()["state"] == "succeeded"
+    assert RunFolder(folder).status().phases == {"train": "succeeded"}
+    assert RunFolder(folder).status().state == "succeeded"
 
 
 def test_a_failure_there_is_over_when_the_phase_was_done_here(host: Host) -> None:
@@ -283,14 +285,14 @@ def test_a_failure_there_is_over_when_the_phase_was_done_here(host: Host) -> Non
     host.write("status.json", json.dumps(status | {"state": "failed", "phase": "merge"}))
     without_results(host, "merged", "export")
     folder = host.pull("r", USUAL)
-    assert RunFolder(folder).status()["state"] == "failed"
+    assert RunFolder(folder).status().state == "failed"
     work_here(folder, "merge", "proof")
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["state"] == "succeeded"
+    assert RunFolder(folder).status().state == "succeeded"
     # One in the training is not.
     host.write("status.json", json.dumps(status | {"state": "failed", "phase": "train"}))
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["state"] == "failed"
+    assert RunFolder(folder).status().state == "failed"
 
 
 def test_a_line_torn_there_and_cut_off_here_costs_nothing(host: Host) -> None:
@@ -312,7 +314,7 @@ def test_another_run_of_the_name_has_no_record_of_what_was_done_here(host: Host)
     host.write("events.jsonl", again)
     host.pull("r", USUAL)
     assert (folder / "events.jsonl").read_text() == again
-    assert RunFolder(folder).status()["phases"] == {"train": "succeeded"}
+    assert RunFolder(folder).status().phases == {"train": "succeeded"}
 
 
 def test_a_copy_that_nobody_works_in_is_the_hosts_however_it_grew(host: Host) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.files import write_json
-from tunesmith.job.run.folder import EventTail, RunFolder
+from tunesmith.job.run.events import EventTail
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.watch import PIECE, look, read_log
 
 pytestmark = pytest.mark.unit

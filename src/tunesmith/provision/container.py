@@ -31,7 +31,7 @@ from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine, remote_engine, ship
 from tunesmith.image.engine import SHM_SIZE
-from tunesmith.job.run.folder import ACTIVE
+from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
 from tunesmith.stack.environment import MARKER
 from tunesmith.stack.sources import app_digest
@@ -209,11 +209,11 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
             f"{remote.name}: LLaMA Board trains {folder} in the container that must be replaced; "
             f"`inv webui --on {remote.name} --stop` ends both, then this again"
         )
-    for run in agent.call(remote, "runs")["runs"]:
-        if run["state"] in ACTIVE:
+    for run in agent.call(remote, "runs", reply=RunList).runs:
+        if run.active:
             raise UsageError(
-                f"{remote.name}: run {run['run_id']} works in the container that must be replaced; "
-                f"`inv stop --on {remote.name} --run {run['run_id']}`, then this again"
+                f"{remote.name}: run {run.run_id} works in the container that must be replaced; "
+                f"`inv stop --on {remote.name} --run {run.run_id}`, then this again"
             )
 
 

@@ -138,7 +138,7 @@ def _results(records: Sequence[Record], curves: Sequence[Curve], tell: Tell) -> 
         return [entry(record, *keys) for record in records]
 
     lines = [
-        _line(tell("State"), [record.status.get("state") for record in records], tell),
+        _line(tell("State"), [record.status and record.status.state for record in records], tell),
         _line(tell("base model"), [_model(record) for record in records], str),
         _line(tell("steps"), [curve.last_step or None for curve in curves], str),
         _figures(tell("last training loss"), last, "{:.3f}"),
@@ -199,7 +199,7 @@ def _passed(record: Row) -> str | None:
 
 
 def _model(record: Record) -> str:
-    return str((record.run.get("model") or {}).get("name") or "")
+    return (record.run.model.name if record.run.model else None) or ""
 
 
 def _parameters(records: Sequence[Record]) -> list[Line]:
@@ -236,7 +236,7 @@ def _warnings(records: Sequence[Record], tell: Tell) -> list[str]:
     found = []
     held = {
         (
-            tuple(str(item.get("sha256")) for item in record.run.get("data", [])),
+            tuple(str(item.sha256) for item in record.run.data),
             str(record.config.get("val_size")),
             str(record.config.get("eval_dataset")),
             str(record.config.get("seed")),

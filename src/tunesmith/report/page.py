@@ -106,7 +106,7 @@ def template(name: str) -> Template:
 def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
     tell = teller(language)
     times = sections.phase_times(record.events)
-    phases = record.status.get("phases", {})
+    phases = record.status.phases if record.status else {}
     answers = sections.comparisons(record)
     facts = facts_of(record.run, record.config, phases, record.evaluation)
     return {
@@ -114,7 +114,7 @@ def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
         "lang": LANGUAGES[language],
         "record": record,
         "curve": curve,
-        "title": record.run.get("title") or record.run.get("stem") or record.run_id,
+        "title": record.run.title or record.run.stem or record.run_id,
         "headlines": sections.headlines(record, times, tell),
         "abstract": sections.abstract(record, tell),
         "comparisons": [item for item in answers if item.name != GUARD],

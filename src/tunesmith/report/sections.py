@@ -11,6 +11,9 @@ from statistics import median
 from typing import Any
 
 from tunesmith.core.files import human_bytes
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Changed, Event, PhaseEnded, PhaseStarted, RunStarted, Summary
+from tunesmith.job.run.schema import Price
 from tunesmith.report.curve import Curve
 from tunesmith.report.diagnosis import FORGOTTEN
 from tunesmith.report.record import GUARD, Record, Row, met_of, pair_answers
@@ -167,22 +170,21 @@ def comparisons(record: Record) -> list[AnswerSet]:
 
 def parameters(record: Record) -> dict[str, list[Parameter]]:
     """The config's keys by group, in the order of the file within each."""
-    owned = {item["key"]: item for item in record.run.get("owned", [])}
-    overrides = record.run.get("overrides", {})
-    changed = {event["what"]: event for event in record.events if event.get("event") == "changed"}
+    owned = {item.key: item for item in record.run.owned}
+    overrides = record.run.overrides
+    changed = {event.what: event for event in record.events if isinstance(event, Changed)}
     groups: dict[str, list[Parameter]] = {name: [] for name in [*GROUPS, "Other"]}
-    removed = {key: item.get("value") for key, item in owned.items() if key not in record.config}
+    removed = {key: item.value for key, item in owned.items() if key not in record.config}
     for key, value in (record.config | removed).items() if record.config else ():
         marks = []
         if key in owned:
-            was = owned[key].get("was")
-            why = str(owned[key].get("why", ""))
+            was, why = owned[key].was, owned[key].why
             marks.append(("owned", why if was is None else f"{why} (was {plain(was)})"))
         if key in overrides:
             marks.append(("override", ""))
         if key in changed:
             event = changed[key]
-            marks.append(("changed", f"{plain(event.get('to'))}: {event.get('why', '')}"))
+            marks.append(("changed", f"{plain(event.to)}: {event.why}"))
         groups[_group_of(key)].append(Parameter(key, plain(value), tuple(marks)))
     return {name: rows for name, rows in groups.items() if rows}
 
@@ -190,13 +192,13 @@ def parameters(record: Record) -> dict[str, list[Parameter]]:
 def data_statistics(record: Record, tell: Tell) -> list[tuple[str, list[tuple[str, str]]]]:
     """For each data set its key and what is known of it: (name, value) pairs."""
     sets = []
-    for item in record.run.get("data", []):
+    for item in record.run.data:
         rows = [
             (tell(name.replace("_", " ")), _data_value(name, value))
-            for name, value in item.items()
+            for name, value in encode(item).items()
             if name != "key" and value is not None
         ]
-        sets.append((str(item.get("key", "?")), rows))
+        sets.append((item.key or "?", rows))
     held_out = record.evaluation.get("after") or record.evaluation.get("before") or {}
     if sets and held_out.get("rows"):
         value = tell("{rows} rows, {tokens} answer tokens").format(
@@ -206,7 +208,7 @@ def data_statistics(record: Record, tell: Tell) -> list[tuple[str, list[tuple[st
     return sets
 
 
-def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
+def phase_times(events: tuple[Event, ...]) -> tuple[PhaseTime, ...]:
     """How long each phase took, in the order the phases began.
 
     A phase whose end was never written (kill -9, power loss) counts up to the last event
@@ -223,21 +225,21 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
         states[phase] = state
 
     for event in events:
-        name, now = event.get("event"), float(event.get("time", last))
-        if name == "phase_started":
+        now = event.time or last
+        if isinstance(event, PhaseStarted):
             # A second attempt of the same phase goes on within it.
-            if phase and phase != event["phase"]:
+            if phase and phase != event.phase:
                 close("ended without a word", last)
                 phase = ""
             if not phase:
-                phase, began = str(event["phase"]), now
+                phase, began = event.phase, now
             attempts[phase] = attempts.get(phase, 0) + 1
-        elif name == "summary" and isinstance(event.get("peak_memory"), Mapping):
-            peaks[str(event.get("phase"))] = _memory(event["peak_memory"])
-        elif name == "phase_ended" and phase:
-            close(str(event.get("state", "")), now)
+        elif isinstance(event, Summary) and event.peak_memory is not None:
+            peaks[str(event.phase)] = _memory(event.peak_memory)
+        elif isinstance(event, PhaseEnded) and phase:
+            close(event.state, now)
             phase = ""
-        elif name == "run_started" and phase:
+        elif isinstance(event, RunStarted) and phase:
             close("ended without a word", last)
             phase = ""
         last = now
@@ -252,13 +254,13 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
     )
 
 
-def starts(events: tuple[Row, ...], tell: Tell) -> tuple[str, ...]:
+def starts(events: tuple[Event, ...], tell: Tell) -> tuple[str, ...]:
     """What has started work on the run each time, and how long after the first event."""
-    first = next((float(event["time"]) for event in events if "time" in event), 0.0)
+    first = next((event.time for event in events if event.time), 0.0)
     return tuple(
-        f"{tell(STARTS[event['cause']])} ({duration(float(event.get('time', first)) - first)})"
+        f"{tell(STARTS[event.cause])} ({duration((event.time or first) - first)})"
         for event in events
-        if event.get("event") == "run_started" and event.get("cause") in STARTS
+        if isinstance(event, RunStarted) and event.cause in STARTS
     )
 
 
@@ -270,11 +272,12 @@ def _memory(peak: Mapping[str, Any]) -> str:
 
 def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
     """The events a reader should know of: everything that did not go straight ahead."""
-    start = next((float(event["time"]) for event in record.events if "time" in event), 0.0)
+    start = next((event.time for event in record.events if event.time), 0.0)
     resumes = iter(curve.resumes)
     found = []
-    for event in record.events:
-        name = str(event.get("event", ""))
+    for item in record.events:
+        event: Row = encode(item)
+        name = str(event["event"])
         fields: dict[str, Any] = {
             key: plain(event.get(key))
             for key in ("step", "checkpoint", "why", "what", "from", "to", "phase", "failure")
@@ -289,7 +292,7 @@ def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
         fields["state"] = tell(str(event.get("state", "")))
         detail = event.get("detail") or []
         lines = [detail] if isinstance(detail, str) else [str(line) for line in detail]
-        after = duration(float(event.get("time", start)) - start)
+        after = duration((item.time or start) - start)
         found.append(Note(after, tell(template).format(**fields), "\n".join(lines)))
     return found
 
@@ -297,11 +300,11 @@ def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
 def commands(record: Record) -> list[tuple[str, str]]:
     """The commands that do it again or go on from here: (what for, command)."""
     run_id = shlex.quote(record.run_id)
-    train = ["inv", "train", "--config", str(record.run.get("config_file", "CONFIG"))]
-    overrides = record.run.get("overrides", {})
+    train = ["inv", "train", "--config", record.run.config_file or "CONFIG"]
+    overrides = record.run.overrides
     train += [f"{key}={plain(value)}" for key, value in overrides.items()]
     offered = [("Train the same again", shlex.join(train))]
-    if record.status.get("state") != "succeeded":
+    if record.status is None or record.status.state != "succeeded":
         offered.append(("Continue this run", f"inv resume --run {run_id}"))
     merge = "Merge again" if record.proof else "Merge and prove the result"
     offered.append((merge, f"inv merge --run {run_id}"))
@@ -347,12 +350,13 @@ def percent(before: float, after: float) -> str:
 
 
 def _state(record: Record, tell: Tell) -> Headline:
-    state = str(record.status.get("state", "unknown"))
+    status = record.status
+    state = status.state if status else "unknown"
     tone = {"succeeded": "good", "failed": "bad"}.get(state, "plain")
-    done, total = record.status.get("step"), record.status.get("total_steps")
+    done, total = (status.step, status.total_steps) if status else (None, None)
     note = tell("step {done} of {total}").format(done=done, total=total) if total else ""
-    if failure := record.status.get("failure"):
-        note = str(failure)
+    if status and status.failure:
+        note = status.failure
     return Headline(tell("State"), tell(state), note, tone)
 
 
@@ -442,16 +446,16 @@ class Cost:
 
 
 def cost(record: Record, times: tuple[PhaseTime, ...]) -> Cost | None:
-    """Return the cost of all phases; None without request["price"].
+    """Return the cost of all phases; None for a run without a price.
 
-    `price` is {"per_hour": number, "currency": text}, or the number alone. Counted is the time
+    Counted is the time
     of the phases: what a host cost before, between and after them the run does not know.
     """
-    price = record.run.get("price")
-    rate = price.get("per_hour") if isinstance(price, Mapping) else price
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
+    price = record.run.price
+    if price is None:
         return None
-    unit = str(price.get("currency") or "") if isinstance(price, Mapping) else ""
+    rate = price.per_hour if isinstance(price, Price) else price
+    unit = (price.currency or "") if isinstance(price, Price) else ""
     hours = sum(item.seconds for item in times) / 3600
     return Cost(f"{hours * rate:.2f} {unit}".strip(), f"{rate:g} {unit}".strip())
 
