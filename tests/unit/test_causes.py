@@ -26,7 +26,7 @@ from tunesmith.job.run.events import Event, RunStarted, status_from
 from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.process import identify
 from tunesmith.job.run.replies import RunSnapshot
-from tunesmith.job.run.schema import CAUSES, RunStatus
+from tunesmith.job.run.schema import CAUSES, RunRequest, RunStatus
 from tunesmith.plan import build
 from tunesmith.project import Project
 from tunesmith.report import sections
@@ -103,7 +103,7 @@ def test_a_resume_says_that_it_is_one(
 
 def test_what_a_user_asks_for_says_so(project: Project, tmp_path: Path) -> None:
     target = local(project, tmp_path / "said")
-    plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request={})
+    plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request=RunRequest())
     build.start_on_run(target, plan)
     assert (tmp_path / "said").read_text().split()[-3:] == ["merge", "--cause", "user"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def test_the_supervisor_fails_the_phase_before_a_worker_is_started(
     monkeypatch.setattr(supervisor, "Attempt", start)
     flip(run.path / "output" / "adapter_model.safetensors", quietly=True)
     assert supervisor.supervise(run.path, ["merge"]) == 1
-    status = read_json(run.status_file)
+    status = run.status()
     assert (status.state, status.failure) == ("failed", "changed")
     assert status.phases["merge"] == "failed"
     assert "adapter_model.safetensors: changed since it was made" in status.message
@@ -409,7 +410,7 @@ def test_a_new_prediction_records_its_rows_anew(top: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="changed since run run was made"):
         integrity.check(run.path, "predict", silent)
     asked = run.request()
-    asked["inputs"] = {inputs.TRAIN: asked["inputs"][inputs.TRAIN]}
+    asked = replace(asked, inputs={inputs.TRAIN: asked.inputs[inputs.TRAIN]})
     target = LocalTarget.__new__(LocalTarget)
     monkeypatch.setattr(target, "_folder", lambda _: run)
 

@@ -21,6 +21,7 @@ from tunesmith.core.files import read_json, write_json
 from tunesmith.job.merge import bundle, offline
 from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire
 from tunesmith.job.run.manifest import USUAL, items_of
+from tunesmith.job.run.schema import ModelRef, RunRequest, RunStatus
 from tunesmith.plan import build
 from tunesmith.targets import adoption
 from tunesmith.targets.host import HostTarget
@@ -44,10 +45,10 @@ class Host(HostTarget):
         self.asked.append("check_pull")
 
     def status(self, run_id: str) -> Any:
-        return {"phases": {"train": self.training}}
+        return RunStatus(state="succeeded", phases={"train": self.training})
 
     def request(self, run_id: str) -> Any:
-        return {"model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
+        return RunRequest(model=ModelRef("HuggingFaceTB/SmolLM2-135M-Instruct"))
 
     def config(self, run_id: str) -> Any:
         return {}

@@ -16,9 +16,12 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import transfer
 from tunesmith.job.merge import offline
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.events import mend_events
 from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire
 from tunesmith.job.run.manifest import PARTS, USUAL, disown_merged, manifest
+from tunesmith.job.run.replies import Manifest
+from tunesmith.job.run.schema import RunStatus
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -63,10 +66,10 @@ class Host(HostTarget):
         self._project: Any = SimpleNamespace(home=here, runs=here / "runs")
         self.layout: Any = SimpleNamespace(runs=there)
 
-    def status(self, run_id: str) -> dict[str, Any]:
-        return {"state": "succeeded"}
+    def status(self, run_id: str) -> RunStatus:
+        return RunStatus(state="succeeded")
 
-    def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, Any]:
+    def _manifest(self, run_id: str, parts: Sequence[str]) -> Manifest:
         return manifest(RunFolder(self.there / run_id), parts, lambda *_: None)
 
     def write(self, name: str, text: str) -> None:
@@ -163,7 +166,7 @@ def work_here(folder: Path, *phases: str, state: str = "succeeded") -> None:
     """Write what a supervisor writes of phases done with a pulled run; the last ends in `state`."""
     run = RunFolder(folder)
     run.emit("run_started", phases=phases)
-    status = run.status()
+    status = encode(run.status())
     for phase in phases:
         ended = state if phase == phases[-1] else "succeeded"
         run.emit("phase_ended", phase=phase, state=ended)
@@ -182,7 +185,7 @@ def more_there(host: Host, *phases: str, state: str = "succeeded") -> None:
     more += [{"event": "phase_ended", "phase": phase, "state": state} for phase in phases]
     host.write("events.jsonl", events + "".join(f"{json.dumps(event)}\n" for event in more))
     host.write("train.log", f"{log}more there\n")
-    status = run.status()
+    status = encode(run.status())
     status["phases"] |= dict.fromkeys(phases, state)
     host.write("status.json", json.dumps(status | {"state": state, "step": 9}))
 
@@ -269,7 +272,7 @@ def test_a_failure_here_is_told_until_the_host_has_one(host: Host) -> None:
     folder = host.pull("r", USUAL)
     work_here(folder, "merge", state="failed")
     host.pull("r", PARTS)
-    status = RunFolder(folder).status()
+    status = encode(RunFolder(folder).status())
     assert (status["state"], status["message"]) == ("failed", "of merge")
     # One that was killed has no state to stay in.
     status["phases"]["merge"] = "running"

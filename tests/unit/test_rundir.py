@@ -17,7 +17,8 @@ import pytest
 from event_rows import event_rows
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
-from tunesmith.job.run.events import EventTail, damaged_lines, mend_events
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import DamagedLine, EventTail, damaged_lines, mend_events
 from tunesmith.job.run.folder import RunFolder, acquire, claim_output
 from tunesmith.job.run.process import Identity, identify
 
@@ -114,10 +115,10 @@ def test_torn_last_event_is_left_out_then_mended(run: RunFolder) -> None:
     ("line", "why"),
     [
         (b"not json", "not JSON at byte 0"),
-        (b"[]", "not a JSON object"),
-        (b'{"event": 3}', "event is 3, text expected"),
-        (b'{"event": "phase_ended", "phase": "train"}', "state is missing"),
-        (b'{"event": "queued", "ahead": [1]}', "ahead[0] is"),
+        (b"[]", "expected an object, found a list"),
+        (b'{"event": 3}', "event: expected a word, found 3"),
+        (b'{"event": "phase_ended", "phase": "train"}', 'the key "state" is missing'),
+        (b'{"event": "queued", "ahead": [1]}', "ahead[0]: expected a run id, found 1"),
         (b"\xff", "not UTF-8 at byte 0"),
         (b"[" * 100_000, "nested too deeply"),
     ],
@@ -134,21 +135,21 @@ def test_a_damaged_line_is_told_with_its_place_and_hides_no_other(
     (told,) = damaged_lines(run.events_file)
     assert told.startswith(f"the line at byte {size} is damaged: ")
     assert why in told
-    assert [event["event"] for event in EventTail(run.events_file).new()][1] == "damaged_line"
+    assert isinstance(EventTail(run.events_file).new()[1], DamagedLine)
 
 
 def test_tail_reads_each_event_once(run: RunFolder) -> None:
     tail = EventTail(run.events_file)
     assert tail.new() == []
     run.emit("log", step=1)
-    assert [e["step"] for e in tail.new()] == [1]
+    assert [encode(e)["step"] for e in tail.new()] == [1]
     run.emit("log", step=2)
-    assert [e["step"] for e in tail.new()] == [2]
+    assert [encode(e)["step"] for e in tail.new()] == [2]
     assert EventTail(run.events_file, tail.offset).new() == []
 
 
 def test_nan_is_told(run: RunFolder) -> None:
-    run.emit("log", loss=float("nan"))
+    run.emit("log", step=1, loss=float("nan"))
     assert str(event_rows(run.events_file)[0]["loss"]) == "nan"
 
 

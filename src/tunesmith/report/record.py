@@ -158,7 +158,7 @@ def met_of(rows: Sequence[Row], *, guard: bool = False) -> tuple[int, int] | Non
 
 def _missing(name: str, why: str, run: RunRequest, status: RunStatus | None) -> Missing:
     gives, phase = FILES[name]
-    asked = not phase or phase in run.phases
+    asked = not phase or phase in (run.phases or ())
     again = f"inv train --config {shlex.quote(run.config_file or 'CONFIG')}"
     run_id = shlex.quote(run.run_id)
     if not asked and why == NOT_THERE:

@@ -74,9 +74,10 @@ class _KitRecord:
 def _read(file: Path, remedy: str) -> _KitRecord:
     record = read_record(file, _KitRecord, remedy)
     # It may come from a host, and files are written under these names.
-    for name in (*record.shards, *record.files):
-        if "/" in name or not part_of_allowed(f"{MERGED}/{name}"):
-            raise DamagedError(file, f"it names a file {ascii(name)[:90]}", remedy)
+    for key, names in (("shards", record.shards), ("files", record.files)):
+        for name in names:
+            if "/" in name or not part_of_allowed(f"{MERGED}/{name}"):
+                raise DamagedError(file, f"{key} names a file {ascii(name)[:90]}", remedy)
     return record
 
 

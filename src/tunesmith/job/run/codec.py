@@ -233,7 +233,8 @@ def _record(kind: type, foreign: bool) -> _Decoder:
         plan.append((item.name, key, _decoder(hints[item.name], foreign), required))
     known = frozenset(key for _, key, _, _ in plan)
     every = _decoder(hints[collects], foreign) if collects else _as_it_is
-    strict = bool(getattr(kind, "REFUSES_UNKNOWN", False))
+    # A newer host may say more.
+    strict = bool(getattr(kind, "REFUSES_UNKNOWN", False)) and not foreign
 
     def read(value: Any) -> Any:
         if type(value) is not dict:

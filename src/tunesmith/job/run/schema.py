@@ -211,7 +211,7 @@ class RunRequest:
     overrides: Values = omitted_mapping()
     data: tuple[DataFile, ...] = omitted(())
     owned: tuple[ManagedKey, ...] = omitted(())
-    phases: tuple[Word, ...] = ()
+    phases: tuple[Word, ...] | None = None
     prompts: tuple[PromptItem, ...] = ()
     guard: tuple[PromptItem, ...] = ()
     evaluate: EvaluateOptions = omitted(EvaluateOptions())
@@ -236,7 +236,7 @@ class RunRequest:
 
     def needed_phases(self) -> tuple[str, ...]:
         """Return the phases. Raises UsageError where run.json has none."""
-        return self._needed(self.phases or None, "phases")
+        return self._needed(self.phases, "phases")
 
     def needed_merge(self) -> Values:
         """Return the keys of the merge. Raises UsageError where run.json has none."""
@@ -289,7 +289,7 @@ class RunStatus:
     learning_rate: Loss | None = None
     tokens_per_second: Annotated[float, Between(0, 1e12)] | None = None
     eta_seconds: Seconds | None = None
-    supervisor: Identity | None = None
+    supervisor: Identity | None = optional()
     price: Figure | Price | None = None
     cause: Cause | None = optional()
     retried: Word | None = optional()

@@ -126,7 +126,7 @@ class _Supervisor:
         """Return the phases that were asked for, or begun, and have not succeeded yet."""
         known = self._record.now.phases
         begun = [phase for phase in PHASES if phase in known]
-        phases = [*self._request.phases, *begun]
+        phases = [*self._request.needed_phases(), *begun]
         return [p for p in dict.fromkeys(phases) if known.get(p) != "succeeded"]
 
     def run(self, phases: list[str]) -> int:
@@ -134,7 +134,7 @@ class _Supervisor:
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        owed = not set(self._request.phases) <= self._record.succeeded()
+        owed = not set(self._request.needed_phases()) <= self._record.succeeded()
         if not self._await_slot(phases):
             message = f"it left the queue; `inv resume --run {self._run.run_id}` joins it again"
             self._end(Outcome("stopped", None, message))
@@ -168,7 +168,7 @@ class _Supervisor:
             if outcome.state != "succeeded":
                 break
         done = outcome.state == "succeeded" and owed
-        if self._after and done and set(self._request.phases) <= self._record.succeeded():
+        if self._after and done and set(self._request.needed_phases()) <= self._record.succeeded():
             self._command_due = True
             text = f"`{shlex.join(self._after.command)}` in {self._after.seconds:.0f} s; "
             text += f"`inv stop --run {self._run.run_id}` prevents it"
