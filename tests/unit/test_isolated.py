@@ -19,6 +19,8 @@ from tunesmith.core.files import write_json
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Journal
+from tunesmith.job.run.process import identify
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.supervisor import attempt, launch, supervisor
 from tunesmith.job.training import phase as training_phase
 
@@ -33,7 +35,7 @@ def mark(tmp_path: Path) -> Path:
 @pytest.fixture
 def trap(tmp_path: Path, mark: Path) -> Path:
     """The current folder of the tests that take it, and one of PYTHONPATH."""
-    folder = tmp_path / "run of somebody"
+    folder = tmp_path / "run-of-somebody"
     traps.lay(folder, mark)
     return folder
 
@@ -128,7 +130,7 @@ def test_a_supervisor_stands_outside_of_the_run(
         monkeypatch.setenv(name, value)
     write_json(trap / "run.json", {"run_id": trap.name, "phases": []})
     launch.start(trap, [])
-    assert RunFolder(trap).status()["state"] == "succeeded"
+    assert RunFolder(trap).status().state == "succeeded"
     (named,) = asked
     assert named["cwd"] == isolated.NOWHERE
     assert "PYTHONPATH" not in named["env"]
@@ -157,9 +159,9 @@ def test_a_workers_environment_names_no_foreign_code(
 ) -> None:
     for name, value in hostile(trap).items():
         monkeypatch.setenv(name, value)
-    lock = SimpleNamespace(owner=SimpleNamespace(to_json=dict))
+    lock = SimpleNamespace(owner=identify())
     run = RunFolder(trap)
-    made = supervisor._Supervisor(run, {"phases": []}, lock, Journal(run), trap)  # type: ignore[arg-type]
+    made = supervisor._Supervisor(run, RunRequest(), lock, Journal(run), trap)  # type: ignore[arg-type]
     found = made._environment()
     assert "PYTHONPATH" not in found
     assert found["PATH"].split(":")[0] == str(Path(sys.executable).parent)

@@ -24,6 +24,7 @@ from tunesmith.hosts.address import Address
 from tunesmith.hosts.inventory import Host
 from tunesmith.job.run.folder import RunFolder, acquire, claim_output
 from tunesmith.job.run.process import identify
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.supervisor import agent
 from tunesmith.plan.plan import Place, Plan
 from tunesmith.project import Project
@@ -159,7 +160,9 @@ def test_on_a_host_too_one_of_six_deletes_a_run(tmp_path: Path) -> None:
 def test_a_run_that_is_worked_on_is_not_deleted_nor_asked_anew(tmp_path: Path, root: Path) -> None:
     folder = RunFolder(a_run(tmp_path, "r1"))
     target = LocalTarget(Project(root, tmp_path))
-    plan = Plan(Place(folder.path, Path("python"), {}), (), {"run_id": "r1", "phases": ["merge"]})
+    plan = Plan(
+        Place(folder.path, Path("python"), {}), (), RunRequest(run_id="r1", phases=("merge",))
+    )
     lock = acquire(folder)
     try:
         before = folder.request()
@@ -170,7 +173,7 @@ def test_a_run_that_is_worked_on_is_not_deleted_nor_asked_anew(tmp_path: Path, r
     finally:
         lock.release()
     target.renew(plan)
-    assert folder.request() == {**plan.request, "inputs": {}}
+    assert folder.request() == plan.request
 
 
 def test_hosts_added_at_once_are_all_there(tmp_path: Path) -> None:
@@ -250,7 +253,7 @@ def test_a_stop_needs_no_environment(tmp_path: Path, root: Path) -> None:
         project = Project(root, tmp_path)
         assert not project.environment().path.exists()
         target = LocalTarget(project)
-        assert [found["run_id"] for found in target.runs()] == ["r1"]
+        assert [found.run_id for found in target.runs()] == ["r1"]
         target.stop("r1")
         assert supervisor.stdout.readline() == "asked\n"
     finally:
@@ -278,7 +281,7 @@ def test_what_is_made_here_is_its_owners_alone(tmp_path: Path, root: Path) -> No
         assert modes(project.home)
         run = project.runs / "r1"
         place = Place(run, Path("python"), {})
-        LocalTarget(project).create(Plan(place, ("train",), {"run_id": "r1"}, {"stage": "sft"}))
+        LocalTarget(project).create(Plan(place, ("train",), RunRequest("r1"), {"stage": "sft"}))
         for name in ("models", "image", "data"):
             project.folder(name)
         assert modes(project.home) == {}

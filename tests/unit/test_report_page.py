@@ -16,6 +16,8 @@ from markdown_it import MarkdownIt
 from tests.unit.run_folder import CONFIG, RUN_ID, SHA, answers, build_run
 from tunesmith.core.errors import UsageError
 from tunesmith.core.printable import CONTROLS
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.events import Event
 from tunesmith.report import i18n, page, record, sections, timing
 from tunesmith.report.curve import read_curve
 from tunesmith.report.page import write_report
@@ -104,13 +106,13 @@ def test_no_text_of_others_is_markup_of_the_markdown(run: Path) -> None:
     request["price"] = {"per_hour": 1, "currency": evil}
     request["overrides"] = {evil: evil}
     request["data"] = [{"key": evil, "file": evil, evil: evil}]
-    request["model"] |= {"name": evil, "files": {evil: {"size": 1, "sha256": evil}}}
+    request["model"] |= {"name": evil, "files": {evil: {"size": 1, "sha256": SHA}}}
     proof = json.loads((run / "proof.json").read_text(encoding="utf-8"))
     proof["checks"].append({"name": evil, "passed": True, "detail": evil})
-    proof["files"] = {evil: {"size": 1, "sha256": evil}}
+    proof["files"] = {evil: {"size": 1, "sha256": SHA}}
     parity = json.loads((run / "parity.json").read_text(encoding="utf-8"))
     parity |= {"ends": [evil], "corrected": [{"file": evil}]}
-    status = {"run_id": RUN_ID, "state": "failed", "failure": evil, "message": evil}
+    status = {"run_id": RUN_ID, "state": "failed", "failure": "code", "message": evil}
     lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
     ended = {"event": "phase_ended", "phase": evil, "state": evil, "seconds": 1}
     lines += [json.dumps({"time": 1783383005, **ended})]
@@ -372,8 +374,8 @@ def test_config_shows_keys_the_run_took_away(run: Path) -> None:
 
 
 def test_phase_times_survive_a_death_without_a_word() -> None:
-    def event(name: str, time: float, **fields: Any) -> dict[str, Any]:
-        return {"event": name, "time": time, **fields}
+    def event(name: str, time: float, **fields: Any) -> Event:
+        return decode(Event, {"event": name, "time": time, "phases": [], **fields})
 
     times = timing.phase_times(
         (
@@ -384,7 +386,7 @@ def test_phase_times_survive_a_death_without_a_word() -> None:
             event("phase_started", 9000, phase="train", attempt=1),
             event("phase_ended", 9020, phase="train", state="succeeded"),
             event("phase_started", 9020, phase="after", attempt=1),
-            event("progress", 9025, phase="after", done=1, total=2),
+            event("progress", 9025, phase="after", done=1, total=2, unit="rows"),
         )
     )
 

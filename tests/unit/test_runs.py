@@ -8,6 +8,7 @@ import pytest
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
+from tunesmith.job.run.schema import Limits
 from tunesmith.plan import build
 from tunesmith.project import Project
 from tunesmith.targets import factory
@@ -81,9 +82,11 @@ def asked(**options: object) -> build.Asked:
 
 
 def test_the_tighter_of_two_limits_holds() -> None:
-    assert build.limits_of(asked()) == {}
-    assert build.limits_of(asked(max_hours=2.0)) == {"max_seconds": 7200.0}
-    assert build.limits_of(asked(max_hours=2.0, price=3.0, max_cost=1.5)) == {"max_seconds": 1800.0}
+    assert build.limits_of(asked()) == Limits()
+    assert build.limits_of(asked(max_hours=2.0)) == Limits(max_seconds=7200.0)
+    assert build.limits_of(asked(max_hours=2.0, price=3.0, max_cost=1.5)) == Limits(
+        max_seconds=1800.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 
 if TYPE_CHECKING:
     from tunesmith.job.run.folder import RunFolder
-    from tunesmith.job.run.records import Cause
+    from tunesmith.job.run.schema import Cause, RunRequest, RunStatus
 
 # The image's own copy of the repository: sources, configs, demo data.
 APP = Path(__file__).resolve().parents[3]
@@ -147,15 +147,14 @@ def _prepare() -> None:
 def _end(number: int, _frame: FrameType | None) -> None:
     """Ask the run that is worked on here for a checkpoint; with none, end."""
     from tunesmith.job.run.folder import RunFolder
-    from tunesmith.job.run.process import Identity
     from tunesmith.project import Project
 
     asked = False
     for file in Project.at(APP).runs.glob("*/status.json"):
-        owner = RunFolder(file.parent).status().get("supervisor")
+        owner = RunFolder(file.parent).status().supervisor
         # A pid of another container may be in use here, too: alive() tells them apart.
-        if owner and Identity.from_json(owner).alive():
-            os.kill(int(owner["pid"]), signal.SIGTERM)
+        if owner and owner.alive():
+            os.kill(owner.pid, signal.SIGTERM)
             asked = True
     if not asked:
         raise SystemExit(128 + number)
@@ -246,7 +245,7 @@ def _unfinished(asked: Any) -> str | None:
     plan = build.plan_training(project, target, asked, None)
     wanted = identity(plan.request, plan.config or {})
     for run in reversed(target.runs()):
-        run_id = str(run["run_id"])
+        run_id = run.run_id
         known = identity(target.request(run_id), target.config(run_id))
         if asked.run_id in (None, run_id) and known == wanted:
             # The newest of its kind decides: one that is through is not passed over.
@@ -257,26 +256,25 @@ def _unfinished(asked: Any) -> str | None:
 def _cause(run: RunFolder, usual: Cause) -> Cause:
     """Return why work on a run begins here: what is usual, unless the engine has started again
     the very container that worked on it."""
-    from tunesmith.job.run.process import Identity
+    status = run.last_status()
+    worked = status.supervisor if status else None
+    return "container" if worked and worked.restarted() else usual
 
-    worked = run.last_status().get("supervisor")
-    return "container" if worked and Identity.from_json(worked).restarted() else usual
 
-
-def identity(request: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
+def identity(request: RunRequest, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what two runs of the same words have in common: base model and config."""
     own = ("output_dir", "model_name_or_path")
-    model = (request.get("model") or {}).get("name")
+    model = request.model.name if request.model else None
     return model, {key: value for key, value in config.items() if key not in own}
 
 
-def may_continue(status: Mapping[str, Any]) -> bool:
+def may_continue(status: RunStatus) -> bool:
     """Whether a run was stopped or killed in its training.
 
     One that failed by itself would fail again: that is for `resume`, when it was mended.
     """
-    ended = status["state"] == "stopped" or status["failure"] == "killed"
-    return bool(ended and status["phases"].get("train") != "succeeded")
+    ended = status.state == "stopped" or status.failure == "killed"
+    return ended and status.phases.get("train") != "succeeded"
 
 
 def _check_shm(config: Path, overrides: Sequence[str]) -> None:
@@ -401,8 +399,8 @@ def _check(words: list[str]) -> int:
         asked = build.Asked(_find(options.config), tuple(options.overrides))
         _check_shm(asked.config, asked.overrides)
         target = factory.target_of(project, "local", say)
-        for found in build.plan_training(project, target, asked, None).request["data"]:
-            say(f"data         {found['key']}: {found['rows']} rows checked")
+        for found in build.plan_training(project, target, asked, None).request.data:
+            say(f"data         {found.key}: {found.rows} rows checked")
         say(f"config       {asked.config}: good")
     if fault:
         raise UsageError(fault)

@@ -7,10 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -24,10 +23,12 @@ from tunesmith.core.mirrors import known_mirrors, load_mirror
 from tunesmith.core.printable import printable
 from tunesmith.hosts import inventory
 from tunesmith.hosts.remote import SSH_FAILED
-from tunesmith.job.run.folder import ACTIVE, RunFolder
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Summary
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.manifest import PARTS, USUAL
-from tunesmith.job.run.records import Cause, needed
 from tunesmith.job.run.run_id import RunId
+from tunesmith.job.run.schema import Cause, RunStatus
 from tunesmith.plan import build
 from tunesmith.plan.config import Config
 from tunesmith.plan.plan import Plan
@@ -112,8 +113,8 @@ def resume(
             return
     run_id = _usable(project, target, run, dry=dry)
     status = target.status(run_id)
-    left = [phase for phase, state in status["phases"].items() if state != "succeeded"]
-    if status["state"] == "succeeded":
+    left = [phase for phase, state in status.phases.items() if state != "succeeded"]
+    if status.state == "succeeded":
         raise UsageError(f"run {run_id} has succeeded; there is nothing to continue")
     if dry:
         say(f"would continue run {run_id} with {', '.join(left) or 'its first phase'}")
@@ -162,10 +163,10 @@ def stop(root: Path, on: str, run: str | None) -> None:
     run_id = target.find(run)
     target.stop(run_id)
     say(f"run {run_id}: stopping after a checkpoint")
-    status: dict[str, Any] = {}
+    status = target.status(run_id)
     for look in target.watch(run_id, target.events(run_id, 0)[1]):
         status = look.status
-    say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
+    say(f"run {run_id}: {status.state} at step {status.step}; {status.message}")
 
 
 def pull(
@@ -206,7 +207,7 @@ def pull(
     if dry:
         say(f"would pull {', '.join(parts)} of run {run_id} from {target.name}")
         if merge_here:
-            name = str(needed(target.request(run_id), run_id, "model", "name"))
+            name = str(target.request(run_id).needed_model().name)
             say(f"would merge its adapter with {_base_model(project, name, mirror or 'default')}")
         return
     if merge_here:
@@ -282,7 +283,7 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
             silent += 1
             console.print(error.render(), markup=False, soft_wrap=True, style="red")
     if as_json:
-        say(json.dumps(found, ensure_ascii=False, indent=2))
+        say(json.dumps(encode(found), ensure_ascii=False, indent=2))
         return
     if not found:
         say("no runs yet; `inv train` or `make demo` makes one")
@@ -294,31 +295,31 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
         # Neither is what a run does, and why, where there is room for little.
         table.add_column(name, overflow="fold" if name == "state" else "ellipsis")
     for run in found:
-        step = f"{run.get('step') or 0}/{run.get('total_steps') or '?'}"
-        loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
-        table.add_row(run["run_id"], run["on"], _state(run), step, loss, _phases(run["phases"]))
+        step = f"{run.step or 0}/{run.total_steps or '?'}"
+        loss = f"{run.loss:.4f}" if run.loss is not None else ""
+        table.add_row(run.run_id, run.on, _state(run), step, loss, _phases(run.phases))
     console.print(table)
     for run in found:
-        if run["failure"] == "damaged":
-            on = "" if run["on"] == "local" else f" on {run['on']}"
-            say(f"run {run['run_id']}{on}: {run['message']}")
+        if run.failure == "damaged":
+            on = "" if run.on == "local" else f" on {run.on}"
+            say(f"run {run.run_id}{on}: {run.message}")
     if silent:
         raise TunesmithError(f"{silent} of {len(names)} targets did not answer; see above")
 
 
-def _state(run: dict[str, Any]) -> str:
+def _state(run: RunStatus) -> str:
     """Return a run's state, with the failure or, while it is worked on, what has started it."""
-    if run["failure"]:
-        return f"{run['state']} ({run['failure']})"
-    cause = run.get("cause") if run["state"] in ACTIVE else None
+    if run.failure:
+        return f"{run.state} ({run.failure})"
+    cause = run.cause if run.active else None
     # That somebody has asked for it is the usual case.
     if cause in (None, "user"):
-        return str(run["state"])
-    after = f": {run['retried']}" if run.get("retried") else ""
-    return f"{run['state']} ({cause}{after})"
+        return run.state
+    after = f": {run.retried}" if run.retried else ""
+    return f"{run.state} ({cause}{after})"
 
 
-def _phases(phases: dict[str, str]) -> str:
+def _phases(phases: Mapping[str, str]) -> str:
     """Return the phases in words; what has succeeded needs none beside its name."""
     return ", ".join(
         name if state == "succeeded" else f"{name} {state}" for name, state in phases.items()
@@ -386,9 +387,9 @@ def predict(
         say(plan.render())
         return
     summary = _work_on(target, plan)
-    for name, value in sorted(summary["metrics"].items()):
+    for name, value in sorted((summary.metrics or {}).items()):
         say(f"{name:<36} {value}")
-    say(f"answers: {_where(target)}{Path(summary['output']) / 'generated_predictions.jsonl'}")
+    say(f"answers: {_where(target)}{Path(summary.output or '') / 'generated_predictions.jsonl'}")
 
 
 def chat(
@@ -620,28 +621,27 @@ def _progress() -> Callable[[Progress], None]:
     return tell
 
 
-def _work_on(target: Target, plan: Plan) -> dict[str, Any]:
+def _work_on(target: Target, plan: Plan) -> Summary:
     """Start a plan's phases, follow them, and return the last phase's summary."""
     run_id = plan.run_id
     offset = target.events(run_id, 0)[1] if target.exists(run_id) else 0
     build.start_on_run(target, plan)
     _await(target, run_id, offset)
     events, _ = target.events(run_id, offset)
-    summaries = (event for event in reversed(events) if event["event"] == "summary")
-    told: dict[str, Any] | None = next(summaries, None)
-    if told is None:
+    summary = next((event for event in reversed(events) if isinstance(event, Summary)), None)
+    if summary is None:
         raise TunesmithError(
             f"run {run_id}: its last phase has left no summary in events.jsonl; see "
             f"`inv logs{_on(target)} --run {run_id}`"
         )
-    return told
+    return summary
 
 
 def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> None:
     """Follow a run; when it has succeeded, write its report and do what was asked to follow."""
     _await(target, run_id, offset)
     request = target.request(run_id)
-    then = [word for word in request.get("then") or [] if word in build.THEN]
+    then = [word for word in request.then or () if word in build.THEN]
     if "pull" in then and isinstance(target, HostTarget):
         _pull(target, run_id, PARTS)
     else:
@@ -652,7 +652,7 @@ def _finish(project: Project, target: Target, run_id: str, offset: int = 0) -> N
 
 def _pull(target: HostTarget, run_id: str, parts: tuple[str, ...]) -> Path:
     folder = target.pull(run_id, parts)
-    size = sum(record["size"] for record in RunFolder(folder).copied()["files"].values())
+    size = sum(record.size for record in RunFolder(folder).copied().files.values())
     say(f"pulled: {folder} ({formats.size(size)}, every file as on {target.name})")
     if "report" in parts:
         # Of the data that came: the host's own page stays there.
@@ -708,11 +708,11 @@ def _await(target: Target, run_id: str, offset: int) -> None:
             f"`inv stop{on} --run {run_id}` ends it"
         )
         raise SystemExit(os.EX_OK)
-    if ended["state"] == "failed":
+    if ended.state == "failed":
         log = target.results(run_id) / "train.log"
-        raise TunesmithError(f"run {run_id} failed: {ended['message']}", [f"log: {log}"])
-    if ended["state"] == "stopped":
-        say(f"run {run_id}: stopped at step {ended.get('step')}; {ended['message']}")
+        raise TunesmithError(f"run {run_id} failed: {ended.message}", [f"log: {log}"])
+    if ended.state == "stopped":
+        say(f"run {run_id}: stopped at step {ended.step}; {ended.message}")
         raise SystemExit(os.EX_OK)
 
 
@@ -745,14 +745,14 @@ def _where(target: Target) -> str:
 
 
 def _tell_data(project: Project, plan: Plan) -> None:
-    for found in plan.request["data"]:
+    for found in plan.request.data:
         # Without rows the file is none of ours: a hub's address.
-        if found["rows"] is None:
-            say(f"data set: {found['key']} from {found['file']} (not checked)")
+        if found.rows is None:
+            say(f"data set: {found.key} from {found.file} (not checked)")
             continue
-        file = build.shown(project, Path(found["file"]))
-        rows, warnings = found["rows"], found["warnings"]
-        say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
+        file = build.shown(project, Path(found.file))
+        rows, warnings = found.rows, found.figures["warnings"]
+        say(f"data set: {found.key} from {file} ({rows} rows checked, {warnings} warnings)")
 
 
 def _tell_decisions(config: Config, asked: build.Asked, plan: Plan) -> None:

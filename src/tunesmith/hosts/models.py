@@ -20,6 +20,7 @@ from tunesmith.hosts import replies, transfer
 from tunesmith.hosts.answers import DIGEST, Asked, Named, Number, Record, Words, parse_json
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.run.replies import Refusal
 
 # sha256sum and the copying of a large model on a slow disk.
 _TAKE_SECONDS = 3600.0
@@ -126,6 +127,6 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
             told = done.stderr.splitlines()[-3:]
             raise kind(f"{remote.name}: the model was not accepted there", told)
         asked = Asked(remote.name, f"its refusal of {name}")
-        refusal = replies.REFUSAL.read(asked, parse_json(asked, lines[-1]))
-        raise kind(f"{remote.name}: {refusal['error']}", refusal.get("detail", ()))
+        refusal = replies.read(asked, Refusal, parse_json(asked, lines[-1]))
+        raise kind(f"{remote.name}: {refusal.error}", refusal.detail, hint=refusal.hint)
     remote.run(f"rm -rf {shlex.quote(upload)}")

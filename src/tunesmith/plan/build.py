@@ -22,8 +22,8 @@ from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import REGISTRY, check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
-from tunesmith.job.run import inputs
-from tunesmith.job.run.records import needed
+from tunesmith.job.run import inputs, schema
+from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
@@ -196,30 +196,32 @@ def plan_training(
             needs = {both: 2 * known.size_bytes, "reserve": 1_000_000_000}
     if "merge" in asked.then:
         phases = (*phases, "merge", "proof")
-    request = _request(project, config, place, model, f"on {config.get('dataset')}") | {
-        "data": [report.to_json() for report in reports],
-        "owned": [asdict(item) for item in owned],
-        "phases": list(phases),
-        "prompts": [asdict(prompt) for prompt in prompts],
-        "guard": [asdict(prompt) for prompt in guard],
-        "evaluate": dict(EVALUATION),
-        "merge": merge_keys(project, config),
-        "limits": limits_of(asked),
-        "env": dict(place.env) | _offline(reports),
-        "then": [word for word in THEN if word in asked.then],
-        "preset": preset,
-    }
-    request |= {"fetch": order} if order else {}
-    request |= {"price": asked.price} if asked.price is not None else {}
+    request = replace(
+        _request(project, config, place, model, f"on {config.get('dataset')}"),
+        data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
+        owned=tuple(schema.ManagedKey(**asdict(item)) for item in owned),
+        phases=tuple(phases),
+        prompts=tuple(schema.PromptItem(**asdict(prompt)) for prompt in prompts),
+        guard=tuple(schema.PromptItem(**asdict(prompt)) for prompt in guard),
+        evaluate=schema.EvaluateOptions(**EVALUATION),
+        merge=merge_keys(project, config),
+        limits=limits_of(asked),
+        env={**place.env, **_offline(reports)},
+        then=tuple(word for word in THEN if word in asked.then),
+        preset=preset,
+        fetch=order,
+        price=asked.price,
+    )
     if target.shared:
-        request["turn"] = "wait" if asked.queue else "refuse"
+        request = replace(request, turn="wait" if asked.queue else "refuse")
     if "poweroff" in asked.then and "pull" not in asked.then and isinstance(target, PowerControl):
         # With a pull, the one who pulled does it, when everything has arrived.
-        request["after"] = {"command": list(target.poweroff_command()), "when": "succeeded"}
+        command = schema.PostRunCommand(target.poweroff_command(), "succeeded")
+        request = replace(request, after=command)
     return Plan(place, phases, request, values, tuple(owned), needs, tuple(notes), brought)
 
 
-def limits_of(asked: Asked) -> dict[str, Any]:
+def limits_of(asked: Asked) -> schema.Limits:
     """Return run.json's limits for what was asked. Raises UsageError for what makes no sense."""
     unknown = [word for word in asked.then if word not in THEN]
     if unknown:
@@ -233,7 +235,7 @@ def limits_of(asked: Asked) -> dict[str, Any]:
         if asked.price is None:
             raise UsageError("--max-cost needs the price of an hour: --price 1.98/h")
         hours.append(asked.max_cost / asked.price)
-    return {"max_seconds": round(3600 * min(hours), 1)} if hours else {}
+    return schema.Limits(max_seconds=round(3600 * min(hours), 1) if hours else None)
 
 
 def bring(
@@ -336,7 +338,7 @@ def plan_merge(
     `accept`: merge although a way to the model puts another prompt before it than the training.
     """
     run_id, request, config = _trained(target, run_id)
-    chosen = dict(needed(request, run_id, "merge")) | {"accept_mismatch": accept}
+    chosen = dict(request.needed_merge()) | {"accept_mismatch": accept}
     if overrides:
         parsed = parse_overrides(overrides)
         unknown = sorted(set(parsed) - set(MERGE_KEYS))
@@ -346,13 +348,13 @@ def plan_merge(
             )
         chosen |= parsed
     weights = sum(
-        record["size"]
-        for name, record in needed(request, run_id, "model", "files").items()
+        record.size
+        for name, record in request.needed_model().files.items()
         if name.endswith(".safetensors")
     )
     needs = {"the merged model": weights, "reserve": 200_000_000}
     place = target.place(run_id)
-    return Plan(place, ("merge", "proof"), request | {"merge": chosen}, config, (), needs)
+    return Plan(place, ("merge", "proof"), replace(request, merge=chosen), config, (), needs)
 
 
 def plan_predict(
@@ -386,21 +388,22 @@ def plan_predict(
         order = None if model else target.fetch_order(name, None, mirror)
         phases = ("fetch", *phases) if order else phases
         what = f"predicts {config.get('eval_dataset')}"
-        request = _request(project, config, place, model, what) | {
-            "phases": list(phases),
-            "limits": {},
-            "env": dict(place.env) | {"HF_HUB_OFFLINE": "1"},
-        }
-        request |= {"fetch": order} if order else {}
-        request |= {"turn": "refuse"} if target.shared else {}
+        request = replace(
+            _request(project, config, place, model, what),
+            phases=tuple(phases),
+            limits=schema.Limits(),
+            env={**place.env, "HF_HUB_OFFLINE": "1"},
+            fetch=order,
+            turn="refuse" if target.shared else None,
+        )
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
     brought = bring(target, place.run.name, values, reports, below="predict/")
     # The record of an earlier prediction's is not of these.
-    recorded = {k: v for k, v in request.get("inputs", {}).items() if k != inputs.PREDICT}
-    request = request | {"predict": values, "inputs": recorded}
+    recorded = {k: v for k, v in request.inputs.items() if k != inputs.PREDICT}
+    request = replace(request, predict=values, inputs=recorded)
     return Plan(place, phases, request, None, tuple(owned), inputs=brought)
 
 
@@ -419,8 +422,9 @@ def set_limit(target: Target, run_id: str, max_hours: float) -> None:
     """Let a run work for so many hours in all, those before included."""
     limits = limits_of(Asked(Path(), max_hours=max_hours))
     request = target.request(run_id)
-    request["limits"] = request.get("limits", {}) | limits
-    target.renew(Plan(target.place(run_id), (), request))
+    before = request.limits or schema.Limits()
+    limits = replace(before, max_seconds=limits.max_seconds)
+    target.renew(Plan(target.place(run_id), (), replace(request, limits=limits)))
 
 
 def merge_keys(project: Project, config: Config) -> dict[str, Any]:
@@ -461,18 +465,18 @@ def new_run_id(stem: str) -> str:
 
 def _request(
     project: Project, config: Config, place: Place, model: ModelFolder | None, what: str
-) -> dict[str, Any]:
+) -> schema.RunRequest:
     """Return what run.json says of any new run; `what` ends its title."""
     name = str(config.get("model_name_or_path"))
-    return {
-        "run_id": place.run.name,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config_file": shown(project, config.file),
-        "stem": config.stem,
-        "title": f"{name} {what}",
-        "model": _model_record(name, model),
-        "overrides": dict(config.overrides),
-    }
+    return schema.RunRequest(
+        run_id=place.run.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        config_file=shown(project, config.file),
+        stem=config.stem,
+        title=f"{name} {what}",
+        model=_model_record(name, model),
+        overrides=dict(config.overrides),
+    )
 
 
 def shown(project: Project, path: Path) -> str:
@@ -480,17 +484,11 @@ def shown(project: Project, path: Path) -> str:
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 
 
-def _model_record(name: str, model: ModelFolder | None) -> dict[str, Any]:
+def _model_record(name: str, model: ModelFolder | None) -> schema.ModelRef:
     if model is None:
-        return {"name": name, "path": None, "source": None, "revision": None, "files": {}}
-    files = {n: {"size": r.size, "sha256": r.sha256} for n, r in model.files.items()}
-    return {
-        "name": name,
-        "path": str(model.path),
-        "source": model.source,
-        "revision": model.revision,
-        "files": files,
-    }
+        return schema.ModelRef(name)
+    files = {n: schema.FileRecord(r.size, r.sha256) for n, r in model.files.items()}
+    return schema.ModelRef(name, str(model.path), model.source, model.revision, files)
 
 
 def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
@@ -513,10 +511,10 @@ def check_trained(target: Target, run_id: str) -> None:
     _trained(target, run_id)
 
 
-def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _trained(target: Target, run_id: str | None) -> tuple[str, schema.RunRequest, dict[str, Any]]:
     """Return id, request and config of a run whose training succeeded."""
     found = target.find(run_id)
-    phases = target.status(found)["phases"]
+    phases = target.status(found).phases
     if phases.get("train") != "succeeded":
         state = phases.get("train", "not started")
         on = f" --on {target.name}" if target.shared else ""

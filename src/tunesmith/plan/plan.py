@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tunesmith.core import formats, isolated
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.plan.config import Config
 
 # Keys that name a file or folder; a worker runs in the run folder, so they must be absolute.
@@ -63,7 +64,7 @@ class Plan:
 
     place: Place
     phases: tuple[str, ...]
-    request: Mapping[str, Any]
+    request: RunRequest
     config: Mapping[str, Any] | None = None
     owned: tuple[Owned, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)

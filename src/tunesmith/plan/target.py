@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from tunesmith.job.run.folder import ACTIVE
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.events import Event
+from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest, RunStatus
 from tunesmith.plan.plan import Place, Plan
 
 
@@ -22,8 +22,8 @@ class Look:
     already.
     """
 
-    status: dict[str, Any]
-    events: tuple[dict[str, Any], ...]
+    status: RunStatus
+    events: tuple[Event, ...]
     events_offset: int
     log: str
     log_offset: int
@@ -33,7 +33,7 @@ class Look:
     @property
     def over(self) -> bool:
         """Whether nobody works on the run any more."""
-        return self.lost is None and not self.more and self.status["state"] not in ACTIVE
+        return self.lost is None and not self.more and not self.status.active
 
 
 @runtime_checkable
@@ -72,9 +72,7 @@ class Target(Protocol):
         """Return where runs are kept, and the free bytes there."""
         ...
 
-    def fetch_order(
-        self, name: str, revision: str | None, mirror: str | None
-    ) -> dict[str, Any] | None:
+    def fetch_order(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how a run fetches its base model there; None: it is fetched here."""
         ...
 
@@ -97,7 +95,7 @@ class Target(Protocol):
         """Give a run the plan's request and inputs. Raises UsageError while it is worked on."""
         ...
 
-    def request(self, run_id: str) -> dict[str, Any]:
+    def request(self, run_id: str) -> RunRequest:
         """Return what was asked: run.json."""
         ...
 
@@ -113,11 +111,11 @@ class Target(Protocol):
         """Ask a run for a checkpoint and an end."""
         ...
 
-    def status(self, run_id: str) -> dict[str, Any]:
+    def status(self, run_id: str) -> RunStatus:
         """Return the status as status.json has it."""
         ...
 
-    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, run_id: str, offset: int) -> tuple[list[Event], int]:
         """Return the events from byte `offset` on, and the offset behind them."""
         ...
 
@@ -129,7 +127,7 @@ class Target(Protocol):
         """
         ...
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[ListedRun]:
         """Return the status of every run, oldest first."""
         ...
 

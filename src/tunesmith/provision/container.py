@@ -31,7 +31,7 @@ from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine, remote_engine, ship
 from tunesmith.image.engine import SHM_SIZE
-from tunesmith.job.run.folder import ACTIVE
+from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
 from tunesmith.stack.environment import MARKER
 from tunesmith.stack.sources import app_digest
@@ -210,12 +210,11 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
             "replaced",
             hint=f"stop both with `inv webui --on {remote.name} --stop`, then run this again",
         )
-    for run in agent.call(remote, "runs")["runs"]:
-        if run["state"] in ACTIVE:
+    for run in agent.call(remote, "runs", reply=RunList).runs:
+        if run.active:
             raise UsageError(
-                f"{remote.name}: run {run['run_id']} is using the container that must be replaced",
-                hint=f"stop it with `inv stop --on {remote.name} --run {run['run_id']}`, then run "
-                "this again",
+                f"{remote.name}: run {run.run_id} works in the container that must be replaced; "
+                f"`inv stop --on {remote.name} --run {run.run_id}`, then this again"
             )
 
 

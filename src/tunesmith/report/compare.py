@@ -141,7 +141,7 @@ def _results(records: Sequence[Record], curves: Sequence[Curve], t: Translator) 
         return [entry(record, *keys) for record in records]
 
     lines = [
-        _line(t("State"), [record.status.get("state") for record in records], t),
+        _line(t("State"), [record.status and record.status.state for record in records], t),
         _line(t("base model"), [_model(record) for record in records], str),
         _line(t("steps"), [curve.last_step or None for curve in curves], str),
         _figures(t("last training loss"), last, "{:.3f}"),
@@ -200,7 +200,7 @@ def _passed(record: Row) -> str | None:
 
 
 def _model(record: Record) -> str:
-    return str((record.run.get("model") or {}).get("name") or "")
+    return (record.run.model.name if record.run.model else None) or ""
 
 
 def _parameters(records: Sequence[Record]) -> list[Line]:
@@ -237,7 +237,7 @@ def _warnings(records: Sequence[Record], t: Translator) -> list[str]:
     found = []
     held = {
         (
-            tuple(str(item.get("sha256")) for item in record.run.get("data", [])),
+            tuple(str(item.sha256) for item in record.run.data),
             str(record.config.get("val_size")),
             str(record.config.get("eval_dataset")),
             str(record.config.get("seed")),

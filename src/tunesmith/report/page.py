@@ -107,7 +107,7 @@ def template(name: str) -> Template:
 def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
     t = translator(language)
     times = timing.phase_times(record.events)
-    phases = record.status.get("phases", {})
+    phases = record.status.phases if record.status else {}
     compared = answers.comparisons(record)
     facts = facts_of(record.run, record.config, phases, record.evaluation)
     return {
@@ -115,7 +115,7 @@ def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
         "lang": LANGUAGES[language],
         "record": record,
         "curve": curve,
-        "title": record.run.get("title") or record.run.get("stem") or record.run_id,
+        "title": record.run.title or record.run.stem or record.run_id,
         "headlines": sections.headlines(record, times, t),
         "abstract": sections.abstract(record, t),
         "comparisons": [item for item in compared if item.name != GUARD],

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core import formats
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Changed
 from tunesmith.report.curve import Curve
 from tunesmith.report.diagnosis import FORGOTTEN
 from tunesmith.report.i18n import Translator
-from tunesmith.report.record import GUARD, Record, met_of
+from tunesmith.report.record import GUARD, Record, Row, met_of
 from tunesmith.report.timing import PhaseTime, cost
 
 
@@ -90,22 +92,21 @@ def abstract(record: Record, t: Translator) -> str:
 
 def parameters(record: Record) -> dict[str, list[Parameter]]:
     """The config's keys by group, in the order of the file within each."""
-    owned = {item["key"]: item for item in record.run.get("owned", [])}
-    overrides = record.run.get("overrides", {})
-    changed = {event["what"]: event for event in record.events if event.get("event") == "changed"}
+    owned = {item.key: item for item in record.run.owned}
+    overrides = record.run.overrides
+    changed = {event.what: event for event in record.events if isinstance(event, Changed)}
     groups: dict[str, list[Parameter]] = {name: [] for name in [*GROUPS, "Other"]}
-    removed = {key: item.get("value") for key, item in owned.items() if key not in record.config}
+    removed = {key: item.value for key, item in owned.items() if key not in record.config}
     for key, value in (record.config | removed).items() if record.config else ():
         marks = []
         if key in owned:
-            was = owned[key].get("was")
-            why = str(owned[key].get("why", ""))
+            was, why = owned[key].was, owned[key].why
             marks.append(("owned", why if was is None else f"{why} (was {plain(was)})"))
         if key in overrides:
             marks.append(("override", ""))
         if key in changed:
             event = changed[key]
-            marks.append(("changed", f"{plain(event.get('to'))}: {event.get('why', '')}"))
+            marks.append(("changed", f"{plain(event.to)}: {event.why}"))
         groups[_group_of(key)].append(Parameter(key, plain(value), tuple(marks)))
     return {name: rows for name, rows in groups.items() if rows}
 
@@ -113,13 +114,13 @@ def parameters(record: Record) -> dict[str, list[Parameter]]:
 def data_statistics(record: Record, t: Translator) -> list[tuple[str, list[tuple[str, str]]]]:
     """For each data set its key and what is known of it: (name, value) pairs."""
     sets = []
-    for item in record.run.get("data", []):
+    for item in record.run.data:
         rows = [
             (t(name.replace("_", " ")), _data_value(name, value))
-            for name, value in item.items()
+            for name, value in encode(item).items()
             if name != "key" and value is not None
         ]
-        sets.append((str(item.get("key", "?")), rows))
+        sets.append((item.key or "?", rows))
     held_out = record.evaluation.get("after") or record.evaluation.get("before") or {}
     if sets and held_out.get("rows"):
         value = t("{rows} rows, {tokens} answer tokens").format(
@@ -131,11 +132,12 @@ def data_statistics(record: Record, t: Translator) -> list[tuple[str, list[tuple
 
 def notes(record: Record, curve: Curve, t: Translator) -> list[Note]:
     """The events a reader should know of: everything that did not go straight ahead."""
-    start = next((float(event["time"]) for event in record.events if "time" in event), 0.0)
+    start = next((event.time for event in record.events if event.time), 0.0)
     resumes = iter(curve.resumes)
     found = []
-    for event in record.events:
-        name = str(event.get("event", ""))
+    for item in record.events:
+        event: Row = encode(item)
+        name = str(event["event"])
         fields: dict[str, Any] = {
             key: plain(event.get(key))
             for key in ("step", "checkpoint", "why", "what", "from", "to", "phase", "failure")
@@ -150,7 +152,7 @@ def notes(record: Record, curve: Curve, t: Translator) -> list[Note]:
         fields["state"] = t(str(event.get("state", "")))
         detail = event.get("detail") or []
         lines = [detail] if isinstance(detail, str) else [str(line) for line in detail]
-        after = formats.duration(float(event.get("time", start)) - start)
+        after = formats.duration((item.time or start) - start)
         found.append(Note(after, t(template).format(**fields), "\n".join(lines)))
     return found
 
@@ -158,11 +160,11 @@ def notes(record: Record, curve: Curve, t: Translator) -> list[Note]:
 def commands(record: Record) -> list[tuple[str, str]]:
     """The commands that do it again or go on from here: (what for, command)."""
     run_id = shlex.quote(record.run_id)
-    train = ["inv", "train", "--config", str(record.run.get("config_file", "CONFIG"))]
-    overrides = record.run.get("overrides", {})
+    train = ["inv", "train", "--config", record.run.config_file or "CONFIG"]
+    overrides = record.run.overrides
     train += [f"{key}={plain(value)}" for key, value in overrides.items()]
     offered = [("Train the same again", shlex.join(train))]
-    if record.status.get("state") != "succeeded":
+    if record.status is None or record.status.state != "succeeded":
         offered.append(("Continue this run", f"inv resume --run {run_id}"))
     merge = "Merge again" if record.proof else "Merge and prove the result"
     offered.append((merge, f"inv merge --run {run_id}"))
@@ -190,12 +192,13 @@ def percent(before: float, after: float) -> str:
 
 
 def _state(record: Record, t: Translator) -> Headline:
-    state = str(record.status.get("state", "unknown"))
+    status = record.status
+    state = status.state if status else "unknown"
     tone = {"succeeded": "good", "failed": "bad"}.get(state, "plain")
-    done, total = record.status.get("step"), record.status.get("total_steps")
+    done, total = (status.step, status.total_steps) if status else (None, None)
     note = t("step {done} of {total}").format(done=done, total=total) if total else ""
-    if failure := record.status.get("failure"):
-        note = str(failure)
+    if status and status.failure:
+        note = status.failure
     return Headline(t("State"), t(state), note, tone)
 
 

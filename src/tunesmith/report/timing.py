@@ -8,9 +8,11 @@ from statistics import median
 from typing import Any
 
 from tunesmith.core import formats
+from tunesmith.job.run.events import Event, PhaseEnded, PhaseStarted, RunStarted, Summary
+from tunesmith.job.run.schema import Price
 from tunesmith.report.curve import Curve
 from tunesmith.report.i18n import Translator
-from tunesmith.report.record import Record, Row
+from tunesmith.report.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class PhaseTime:
     memory: str = ""
 
 
-def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
+def phase_times(events: tuple[Event, ...]) -> tuple[PhaseTime, ...]:
     """How long each phase took, in the order the phases began.
 
     A phase whose end was never written (kill -9, power loss) counts up to the last event
@@ -45,21 +47,21 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
         states[phase] = state
 
     for event in events:
-        name, now = event.get("event"), float(event.get("time", last))
-        if name == "phase_started":
+        now = event.time or last
+        if isinstance(event, PhaseStarted):
             # A second attempt of the same phase goes on within it.
-            if phase and phase != event["phase"]:
+            if phase and phase != event.phase:
                 close("ended without a word", last)
                 phase = ""
             if not phase:
-                phase, began = str(event["phase"]), now
+                phase, began = event.phase, now
             attempts[phase] = attempts.get(phase, 0) + 1
-        elif name == "summary" and isinstance(event.get("peak_memory"), Mapping):
-            peaks[str(event.get("phase"))] = _memory(event["peak_memory"])
-        elif name == "phase_ended" and phase:
-            close(str(event.get("state", "")), now)
+        elif isinstance(event, Summary) and event.peak_memory is not None:
+            peaks[str(event.phase)] = _memory(event.peak_memory)
+        elif isinstance(event, PhaseEnded) and phase:
+            close(event.state, now)
             phase = ""
-        elif name == "run_started" and phase:
+        elif isinstance(event, RunStarted) and phase:
             close("ended without a word", last)
             phase = ""
         last = now
@@ -74,13 +76,13 @@ def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
     )
 
 
-def starts(events: tuple[Row, ...], t: Translator) -> tuple[str, ...]:
+def starts(events: tuple[Event, ...], t: Translator) -> tuple[str, ...]:
     """What has started work on the run each time, and how long after the first event."""
-    first = next((float(event["time"]) for event in events if "time" in event), 0.0)
+    first = next((event.time for event in events if event.time), 0.0)
     return tuple(
-        f"{t(STARTS[event['cause']])} ({formats.duration(float(event.get('time', first)) - first)})"
+        f"{t(STARTS[event.cause])} ({formats.duration((event.time or first) - first)})"
         for event in events
-        if event.get("event") == "run_started" and event.get("cause") in STARTS
+        if isinstance(event, RunStarted) and event.cause in STARTS
     )
 
 
@@ -105,16 +107,16 @@ class Cost:
 
 
 def cost(record: Record, times: tuple[PhaseTime, ...]) -> Cost | None:
-    """Return the cost of all phases; None without request["price"].
+    """Return the cost of all phases; None for a run without a price.
 
-    `price` is {"per_hour": number, "currency": text}, or the number alone. Counted is the time
+    Counted is the time
     of the phases: what a host cost before, between and after them the run does not know.
     """
-    price = record.run.get("price")
-    rate = price.get("per_hour") if isinstance(price, Mapping) else price
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
+    price = record.run.price
+    if price is None:
         return None
-    unit = str(price.get("currency") or "") if isinstance(price, Mapping) else ""
+    rate = price.per_hour if isinstance(price, Price) else price
+    unit = (price.currency or "") if isinstance(price, Price) else ""
     hours = sum(item.seconds for item in times) / 3600
     return Cost(f"{hours * rate:.2f} {unit}".strip(), f"{rate:g} {unit}".strip())
 

@@ -20,6 +20,7 @@ from tunesmith.core.files import read_json
 from tunesmith.hosts import layout, replies, transfer
 from tunesmith.hosts.answers import Asked, parse_json
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.run.replies import Refusal
 from tunesmith.job.services.manager import PORTS, REFUSED
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
@@ -369,8 +370,8 @@ def _answer(place: Place, verb: str, done: subprocess.CompletedProcess[str]) -> 
     value = _last_object(asked, done.stdout.splitlines())
     if value is not None and "error" in value:
         kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
-        refusal = replies.REFUSAL.read(asked, value)
-        raise kind(refusal["error"], refusal.get("detail", ()))
+        refusal = replies.read(asked, Refusal, value)
+        raise kind(refusal.error, refusal.detail, hint=refusal.hint)
     if value is None or done.returncode != 0:
         raise TunesmithError(
             f"{place.name}: asking for `{verb}` failed with exit code {done.returncode}; "

@@ -25,7 +25,7 @@ from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.schema import Cause, FetchSpec
 from tunesmith.plan.plan import PATH_KEYS, Place, Plan
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
@@ -68,9 +68,7 @@ class ContainerTarget(LocalTarget):
         name = self._project.stack.environment_name
         return replace(super().place(run_id), python=BASE / "envs" / name / "bin" / "python")
 
-    def fetch_order(
-        self, name: str, revision: str | None, mirror: str | None
-    ) -> dict[str, Any] | None:
+    def fetch_order(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how the run fetches its base model, into this machine's store.
 
         Where there is a training environment here, None: then it is fetched here, and may
@@ -78,14 +76,13 @@ class ContainerTarget(LocalTarget):
         """
         if self._environment.current():
             return None
-        return {
-            "name": str(Path(name).absolute()) if Path(name).is_dir() else name,
-            "revision": revision,
-            "mirror": mirror or "default",
-            "configs": str(BASE / "app" / "configs"),
-            "store": str(self._project.models),
-            "allow_pickle": False,
-        }
+        return FetchSpec(
+            name=str(Path(name).absolute()) if Path(name).is_dir() else name,
+            revision=revision,
+            mirror=mirror or "default",
+            configs=str(BASE / "app" / "configs"),
+            store=str(self._project.models),
+        )
 
     def create(self, plan: Plan) -> None:
         """Make the plan's run folder.
@@ -141,7 +138,7 @@ class ContainerTarget(LocalTarget):
         """Ask a run for a checkpoint and an end. Raises UsageError if none runs here."""
         container = self._container(run_id)
         if container is None:
-            state = self.status(run_id)["state"]
+            state = self.status(run_id).state
             raise UsageError(f"run {run_id} is not running in a container (state: {state})")
         # To its init, which passes it on; the supervisor has its own patience, `docker stop`
         # would end it after some seconds.
@@ -178,14 +175,14 @@ class ContainerTarget(LocalTarget):
     def _mounts(self, run_id: str) -> list[Mount]:
         wanted = self._folders()
         request, config = self.request(run_id), self.config(run_id)
-        fetched = {"model_name_or_path": (request.get("fetch") or {}).get("name")}
-        for values in (config, request.get("predict") or {}, fetched):
+        fetched = {"model_name_or_path": request.fetch.name if request.fetch else None}
+        for values in (config, request.predict or {}, fetched):
             for folder, writable in input_folders(values).items():
                 wanted[folder] = wanted.get(folder, False) or writable
-        for found in request.get("data", []):
-            file = Path(found.get("file") or "")
+        for found in request.data:
+            file = Path(found.file)
             # Of a pulled run there is only a name.
-            if found.get("rows") is not None and file.is_absolute():
+            if found.rows is not None and file.is_absolute():
                 wanted.setdefault(file.parent, False)
         mounts = [
             Mount(str(folder), str(folder), type="bind", read_only=not writable)
@@ -210,8 +207,9 @@ class ContainerTarget(LocalTarget):
                 kind = UsageError if code == UsageError.exit_code else TunesmithError
                 raise kind(first, detail[-8:])
             if folder.busy() and folder.status_file.exists():
-                owner = folder.last_status().get("supervisor") or {}
-                if owner.get("hostname") == str(container.id)[:12]:
+                status = folder.last_status()
+                owner = status.supervisor if status else None
+                if owner and owner.hostname == str(container.id)[:12]:
                     return
             time.sleep(0.1)
         raise TunesmithError(

@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.run import foreign, inputs, listing, seals
 from tunesmith.job.run import watch as watching
-from tunesmith.job.run.folder import OWNER_FILE, EventTail, RunFolder, acquire
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Event, EventTail
+from tunesmith.job.run.folder import OWNER_FILE, RunFolder, acquire
 from tunesmith.job.run.removal import delete_all, take_away
 from tunesmith.job.run.run_id import RunId
+from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest, RunStatus
 from tunesmith.job.supervisor import launch
 from tunesmith.plan.plan import Place, Plan
 from tunesmith.plan.target import Look
@@ -64,7 +67,7 @@ class LocalTarget:
 
     def fetch_order(
         self, _name: str, _revision: str | None, _mirror: str | None
-    ) -> dict[str, Any] | None:
+    ) -> FetchSpec | None:
         """Return None: base models are fetched before the run is made."""
         return None
 
@@ -92,10 +95,10 @@ class LocalTarget:
         if plan.config is not None:
             body = yaml.safe_dump(dict(plan.config), allow_unicode=True, sort_keys=True)
             write_text(folder.config_file, body)
-        write_json(folder.request_file, request)
+        write_json(folder.request_file, encode(request))
         seals.seal(folder.path, "create", seals.REQUEST)
-        inputs.remember(folder.path, request, request["inputs"])
-        inputs.remember_model(folder.path, request)
+        inputs.remember(folder.path, request, request.inputs)
+        inputs.remember_model(folder.path, request.model)
 
     def renew(self, plan: Plan) -> None:
         """Give a run the plan's request. Raises UsageError while somebody works on it."""
@@ -105,12 +108,12 @@ class LocalTarget:
         try:
             request = inputs.recorded(plan.request, None)
             with seals.rewriting(folder.path, "renew", folder.request_file.name):
-                write_json(folder.request_file, request)
+                write_json(folder.request_file, encode(request))
             inputs.remember(folder.path, request, inputs.lacking(plan.request, None))
         finally:
             lock.release()
 
-    def request(self, run_id: str) -> dict[str, Any]:
+    def request(self, run_id: str) -> RunRequest:
         """Return what was asked: run.json."""
         return self._folder(run_id).request()
 
@@ -131,11 +134,11 @@ class LocalTarget:
         """Ask a run for a checkpoint and an end."""
         launch.stop(self._folder(run_id).path)
 
-    def status(self, run_id: str) -> dict[str, Any]:
+    def status(self, run_id: str) -> RunStatus:
         """Return the status as status.json has it."""
         return self._folder(run_id).status()
 
-    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, run_id: str, offset: int) -> tuple[list[Event], int]:
         """Return the events from byte `offset` on, and the offset behind them."""
         tail = EventTail(self._folder(run_id).events_file, offset)
         return tail.new(), tail.offset
@@ -146,19 +149,19 @@ class LocalTarget:
         for line in watching.watch(run, events, -1 if log is None else log):
             yield Look(
                 line.status,
-                tuple(line.events),
+                line.events,
                 line.events_offset,
                 line.log,
                 max(line.log_offset, 0),
                 more=line.more,
             )
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[ListedRun]:
         """Return the status of every run, oldest first."""
         for folder in listing.folders(self._project.runs):
             with contextlib.suppress(TunesmithError, OSError):  # damaged: the list shows it
                 foreign.ensure(RunFolder(folder))
-        return [run | {"on": self.name} for run in listing.list_runs(self._project.runs)]
+        return [replace(run, on=self.name) for run in listing.list_runs(self._project.runs)]
 
     def results(self, run_id: str) -> Path:
         """Return the run's folder."""

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.basemodel.files import INDEX
 from tunesmith.core import formats
@@ -33,10 +33,11 @@ from tunesmith.job.merge.inputs import Mergeable, only_whole
 from tunesmith.job.merge.streaming import Shard
 from tunesmith.job.run import integrity, seals
 from tunesmith.job.run.allowed import part_of_allowed
+from tunesmith.job.run.codec import encode, named
 from tunesmith.job.run.folder import MERGED, RunFolder
 from tunesmith.job.run.foreign import config_of
-from tunesmith.job.run.shapes import Check, anything, each, fields, one_of, text
-from tunesmith.job.run.stored import read_object
+from tunesmith.job.run.schema import RunRequest, Values
+from tunesmith.job.run.stored import DamagedError, read_record
 from tunesmith.job.system import resources
 
 FOLDER = "around"
@@ -52,30 +53,35 @@ _ROOM = 500_000_000
 _CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
 
 
-def _names(check: Check) -> Check:
-    """Return a check for an object whose keys are names of files of a merged model."""
+@dataclass(frozen=True)
+class _KitFile:
+    """Where a file of the merged model lies (_HERE, _ADAPTER or _BASE), and its sha256."""
 
-    def checked(value: Any, at: str) -> str | None:
-        if fault := each(check)(value, at):
-            return fault
-        # It may come from a host, and files are written under these names.
-        bad = [name for name in value if "/" in name or not part_of_allowed(f"{MERGED}/{name}")]
-        return f"{at} names a file {ascii(bad[0])[:90]}" if bad else None
-
-    return checked
+    sha256: str
+    place: Literal["around", "adapter", "base"] = named("in")
 
 
-_KIT = fields(
-    {
-        "key": text,
-        "shards": _names(each(anything)),
-        "prompts": each(anything),
-        "files": _names(
-            fields({"in": one_of((_HERE, _ADAPTER, _BASE)), "sha256": text}, ("in", "sha256"))
-        ),
-    },
-    ("key", "shards", "prompts", "files"),
-)
+@dataclass(frozen=True)
+class _KitRecord:
+    """kit.json: what a kit belongs to, the weights files to make, parity.json's content, and all
+    other files of the merged model."""
+
+    key: str
+    shards: Values
+    prompts: Values
+    files: Mapping[str, _KitFile]
+
+
+def _read(file: Path, remedy: str) -> _KitRecord:
+    record = read_record(file, _KitRecord, remedy)
+    # It may come from a host, and files are written under these names.
+    for key, names in (("shards", record.shards), ("files", record.files)):
+        for name in names:
+            if "/" in name or not part_of_allowed(f"{MERGED}/{name}"):
+                raise DamagedError(file, f"{key} names a file {ascii(name)[:90]}", remedy)
+    return record
+
+
 # What writes everything around the weights into a folder: weights files, parity.json's content.
 Maker = Callable[[Path], tuple[Mapping[str, Any], dict[str, Any]]]
 
@@ -87,44 +93,43 @@ class Kit:
     folder: Path
     part: Path  # where the merged model is put together
     places: Mapping[str, Path]
-    record: Mapping[str, Any]
+    record: _KitRecord
 
     def files(self) -> list[Shard]:
         """Return the weights files of the export."""
-        return skeleton.shards_of(self.record["shards"])
+        return skeleton.shards_of(self.record.shards)
 
     def prompts(self) -> dict[str, Any]:
         """Put everything around the weights in its place; return parity.json's content."""
-        for name, known in self.record["files"].items():
-            source = self.places[known["in"]] / name
-            if not source.is_file() or sha256_of(source) != known["sha256"]:
+        for name, known in self.record.files.items():
+            source = self.places[known.place] / name
+            if not source.is_file() or sha256_of(source) != known.sha256:
                 raise TunesmithError(
                     f"{source}: not the file {RECORD} names: delete {self.folder}, and pull or "
                     "merge again"
                 )
             shutil.copyfile(source, self.part / name)
-        return dict(self.record["prompts"])
+        return dict(self.record.prompts)
 
 
-def key_of(request: Mapping[str, Any], config: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+def key_of(request: RunRequest, config: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
     """Return what a kit belongs to: the run's config and base model, and how it is merged.
 
     Of the config what holds on every machine: paths differ, and a pulled run has no more.
     """
     plain = config_of(config)
-    model = request.get("model", {})
-    told = {"config": plain, "keys": dict(keys), "base": model.get("files", {})}
-    told["run"] = request.get("run_id")
+    base = encode(request.model.files) if request.model else {}
+    told = {"config": plain, "keys": dict(keys), "base": base, "run": request.run_id}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def find(run_dir: Path, part: Path, request: Mapping[str, Any], asked: Mergeable) -> Kit | None:
+def find(run_dir: Path, part: Path, request: RunRequest, asked: Mergeable) -> Kit | None:
     """Return the run's kit if it was made for just what is asked."""
     folder = run_dir / FOLDER
     if not (folder / RECORD).is_file():
         return None
-    record = read_object(folder / RECORD, _KIT, f"delete {folder}, and pull or merge again")
-    if record["key"] != key_of(request, asked.config, asked.keys):
+    record = _read(folder / RECORD, f"delete {folder}, and pull or merge again")
+    if record.key != key_of(request, asked.config, asked.keys):
         return None
     places = {_HERE: folder, _ADAPTER: Path(asked.adapters[-1]), _BASE: asked.base}
     return Kit(folder, part, places, record)
@@ -161,9 +166,7 @@ def make(run_dir: Path) -> None:
             _keep(run_dir, request, asked, by_process)
 
 
-def after_training(
-    run_dir: Path, request: Mapping[str, Any], emit: Callable[..., None]
-) -> float | None:
+def after_training(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> float | None:
     """Make the kit in the process that trained; return the seconds it took, None without one.
 
     LLaMA-Factory is loaded here, which takes a process of its own most of the time. No training
@@ -171,7 +174,7 @@ def after_training(
     it; nothing is made for a run that is not to be merged, or not by blocks.
     """
     started = time.monotonic()
-    if "merge" not in request or int(os.environ.get("RANK", "0")) != 0:
+    if request.merge is None or int(os.environ.get("RANK", "0")) != 0:
         return None
     try:
         try:
@@ -213,7 +216,7 @@ def _made_here(part: Path, asked: Mergeable) -> tuple[Mapping[str, Any], dict[st
     return told["shards"], told["prompts"]
 
 
-def _keep(run_dir: Path, request: Mapping[str, Any], asked: Mergeable, maker: Maker) -> None:
+def _keep(run_dir: Path, request: RunRequest, asked: Mergeable, maker: Maker) -> None:
     """Make RUN/around, whole or not at all."""
     part = run_dir / _PART
     shutil.rmtree(part, ignore_errors=True)

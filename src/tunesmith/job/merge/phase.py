@@ -35,9 +35,11 @@ from tunesmith.job.merge.inputs import ACCEPT, SAFETENSORS_NAMES, SIZES, Mergeab
 from tunesmith.job.merge.tensors import stored_below
 from tunesmith.job.prompts import parity
 from tunesmith.job.run import seals
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import MERGED
 from tunesmith.job.run.manifest import disown_merged
+from tunesmith.job.run.schema import ModelRef, RunRequest
 from tunesmith.job.system import resources
 
 _PART = ".merged.part"
@@ -47,14 +49,14 @@ PEFT = "peft"
 _BY_BLOCKS = {"from": "block by block"}
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
     """Merge RUN/output into its base model as RUN/merged; return where it lies and its size.
 
-    The keys of request["merge"] are LLaMA-Factory's export keys. Raises UsageError when there
+    `merge` of run.json has LLaMA-Factory's export keys. Raises UsageError when there
     is nothing that can be merged (full or freeze tuning, quantised or damaged base, adapter of
     another base), JobError when memory or disk do not suffice, TunesmithError when the export
     is not complete, or when a way to the model puts another prompt before it than the training
-    did and request["merge"]["accept_mismatch"] is not true (RUN/parity.json says which). A merged
+    did and accept_mismatch there is not true (RUN/parity.json says which). A merged
     model of an earlier call stays until the new one is whole.
     """
     started = time.monotonic()
@@ -66,7 +68,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     asked = inputs.read(run_dir, request)
     facts, keys = asked.facts, asked.keys
     step(1)
-    if keys["infer_dtype"] != request.get("merge", {}).get("infer_dtype", keys["infer_dtype"]):
+    if keys["infer_dtype"] != (request.merge or {}).get("infer_dtype", keys["infer_dtype"]):
         emit(
             "changed",
             what="infer_dtype",
@@ -116,15 +118,14 @@ class _Task:
 
     run_dir: Path
     part: Path
-    request: Mapping[str, Any]
+    request: RunRequest
     asked: Mergeable
     step: Callable[[int], None]
 
     @property
-    def model(self) -> Mapping[str, Any]:
+    def model(self) -> ModelRef:
         """run.json's record of the base model."""
-        found: Mapping[str, Any] = self.request.get("model", {})
-        return found
+        return self.request.model or ModelRef()
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _clear(folder: Path) -> None:
 
 def _judged(task: _Task, found: dict[str, Any]) -> dict[str, Any]:
     """Write RUN/parity.json, and stop here if a prompt still differs."""
-    accepted = bool(task.request.get("merge", {}).get(ACCEPT))
+    accepted = bool((task.request.merge or {}).get(ACCEPT))
     found["accepted"] = accepted and not found["passed"]
     with seals.rewriting(task.run_dir, "merge", "parity.json"):
         write_json(task.run_dir / "parity.json", found)
@@ -243,7 +244,7 @@ def _made_of(task: _Task, prompts: Mapping[str, Any], arithmetic: str) -> dict[s
     facts = asked.facts
     return {
         "run": task.run_dir.name,
-        "base": {key: model.get(key) for key in ("name", "revision", "files")},
+        "base": {"name": model.name, "revision": model.revision, "files": encode(model.files)},
         "adapters": [
             {"sha256": sha256_of(Path(folder) / ADAPTER_WEIGHTS), "name": Path(folder).name}
             for folder in asked.adapters
@@ -256,7 +257,7 @@ def _made_of(task: _Task, prompts: Mapping[str, Any], arithmetic: str) -> dict[s
     }
 
 
-def check_base(base: Path, model: Mapping[str, Any]) -> None:
+def check_base(base: Path, model: ModelRef) -> None:
     """Raise UsageError unless the base is whole and the one the adapter was trained on.
 
     `model` is run.json's record of it: size and sha256 of every file, so a base that was
@@ -266,13 +267,13 @@ def check_base(base: Path, model: Mapping[str, Any]) -> None:
     check_hashes(base, model, {name: sha256_of(base / name) for name in recorded})
 
 
-def check_sizes(base: Path, model: Mapping[str, Any]) -> list[str]:
+def check_sizes(base: Path, model: ModelRef) -> list[str]:
     """Return the files of the base on record; UsageError unless all are there in full."""
-    require(base, model.get("name"), _recorded(model))
+    require(base, model.name, _recorded(model))
     return list(_recorded(model))
 
 
-def check_hashes(base: Path, model: Mapping[str, Any], found: Mapping[str, str]) -> None:
+def check_hashes(base: Path, model: ModelRef, found: Mapping[str, str]) -> None:
     """Raise UsageError unless the sha256 `found` of the base's files are those on record."""
     problems = tuple(
         Problem(name, f"expected sha256 {record.sha256}, found {found[name]}")
@@ -280,14 +281,11 @@ def check_hashes(base: Path, model: Mapping[str, Any], found: Mapping[str, str])
         if found[name] != record.sha256
     )
     if problems:
-        raise damaged(base, problems, model.get("name"))
+        raise damaged(base, problems, model.name)
 
 
-def _recorded(model: Mapping[str, Any]) -> dict[str, FileRecord]:
-    return {
-        name: FileRecord(int(record["size"]), str(record["sha256"]))
-        for name, record in model.get("files", {}).items()
-    }
+def _recorded(model: ModelRef) -> dict[str, FileRecord]:
+    return {name: FileRecord(r.size, r.sha256) for name, r in model.files.items()}
 
 
 def parameter_count(folder: Path) -> int:

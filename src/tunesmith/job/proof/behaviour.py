@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tunesmith.job.merge.adapter import AdapterFacts
 from tunesmith.job.merge.phase import check_room, parameter_count
 from tunesmith.job.merge.weights import Reader, lora_pairs, row_parts
 from tunesmith.job.proof.weights import Check, not_plain
+from tunesmith.job.run.schema import RunRequest
 
 _POSITIONS = 256  # logits compared: positions in all texts together
 _TEXT = 128  # ids of one text
@@ -57,11 +58,11 @@ UNROUNDED = Distance(mean=1e-3, max=2e-2, kl=1e-6)
 NOTED, LOST = 0.25, 1.0
 
 
-def questions(request: Mapping[str, Any], run_dir: Path) -> list[tuple[Question, str]]:
+def questions(request: RunRequest, run_dir: Path) -> list[tuple[Question, str]]:
     """Return (question, text that may follow) from the run's prompts and held-out answers."""
     asked = [
-        (Question.of(entry["prompt"], entry.get("system")), entry.get("reference") or "")
-        for entry in request.get("prompts", [])
+        (Question.of(entry.prompt, entry.system), entry.reference or "")
+        for entry in request.prompts
     ]
     measured = run_dir / "before.jsonl"
     if measured.is_file():

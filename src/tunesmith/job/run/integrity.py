@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
@@ -18,6 +17,7 @@ from tunesmith.job.run import inputs, seals
 from tunesmith.job.run import manifest as run_manifest
 from tunesmith.job.run.adapters import refuse_code
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.run.seals import ANSWERS, REQUEST, Tell
 from tunesmith.job.system import disk
 
@@ -93,17 +93,17 @@ def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
     if use == "proof":
         seals.check_files(run_dir, ("merged/MANIFEST.json",))
     if use in _ANY_MODEL:
-        loaded = request.get("predict") or {} if use == "predict" else config
+        loaded = request.predict or {} if use == "predict" else config
         for name in run_config.starting_adapters(loaded):
             refuse_code(Path(name))
     if "output" in results:
         refuse_code(run_manifest.output_of(folder))
 
 
-def _of_the_run(run_dir: Path, request: Mapping[str, Any]) -> bool:
+def _of_the_run(run_dir: Path, request: RunRequest) -> bool:
     """Whether a prediction reads the adapter of this run."""
     own = run_manifest.output_of(RunFolder(run_dir)).resolve()
-    values = request.get("predict") or {}
+    values = request.predict or {}
     return own in [Path(name).resolve() for name in run_config.starting_adapters(values)]
 
 

@@ -27,7 +27,10 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import manifest as run_manifest
 from tunesmith.job.run.allowed import part_of_allowed
-from tunesmith.job.run.folder import COPY_FILE, MANIFEST, RunFolder, read_events
+from tunesmith.job.run.events import Summary, read_events
+from tunesmith.job.run.folder import COPY_FILE, MANIFEST, RunFolder
+from tunesmith.job.run.replies import ListedFile
+from tunesmith.job.run.schema import FileRecord
 
 SEALS = "seals.json"
 # Results that are folders, and those that are files. An entry of `seal` and `check` is one of them.
@@ -234,10 +237,10 @@ def sealed_by(sealed: Mapping[str, Record], name: str) -> str:
     return next(str(r["phase"]) for n, r in sealed.items() if part(n) == part(name))
 
 
-def refuse_other(run_dir: Path, found: Mapping[str, Record]) -> None:
+def refuse_other(run_dir: Path, found: Mapping[str, FileRecord | ListedFile]) -> None:
     """Raise UsageError when a file's sha256 as `found` (by name) is not the one sealed."""
     for name, record in sorted(read(run_dir).items()):
-        digest = found.get(name, record)["sha256"]
+        digest = found[name].sha256 if name in found else record["sha256"]
         if digest != record["sha256"] and name not in REQUEST:
             raise _changed(run_dir, name, f"expected sha256 {record['sha256']}, found {digest}")
 
@@ -382,8 +385,9 @@ def _older(run_dir: Path, results: Collection[str]) -> dict[str, str]:
     known: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         for event in read_events(run_dir / "events.jsonl"):
-            if event.get("event") == "summary" and event.get("phase") == "train":
-                known |= {f"output/{n}": r["sha256"] for n, r in event.get("files", {}).items()}
+            if isinstance(event, Summary) and event.phase == "train":
+                files = event.results.get("files", {})
+                known |= {f"output/{name}": record["sha256"] for name, record in files.items()}
     if "merged" in results and (run_dir / "merged" / MANIFEST).is_file():
         known |= _merged(run_dir)
     with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,8 @@ from typing import Any
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json
-from tunesmith.job.run.folder import EventTail
+from tunesmith.job.run.events import EventTail
+from tunesmith.job.run.stored import parse_json
 from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_wsgi
 from tunesmith.job.services.board import OURS
@@ -76,8 +77,12 @@ class Curve:
 
     def go_on(self, start_again: Callable[[float, int], None]) -> None:
         """Write what is new; `start_again` is called where steps repeat."""
-        for entry in self._tail.new():
-            values = scalars(entry)
+        for _, line in self._tail.lines():
+            try:
+                entry = parse_json(line)
+                values = scalars(entry)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # damaged: the curve has a gap
             if not values:
                 continue
             step, when = step_of(entry), float(entry.get("time") or time.time())
