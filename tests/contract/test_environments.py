@@ -157,7 +157,7 @@ def test_one_that_a_run_works_with_is_not_replaced(tiny: Path, root: Path) -> No
         with pytest.raises(UsageError) as caught:
             install(tiny, root, build=2)
         assert "run r1 is using it" in caught.value.message
-        assert "`inv stop --run r1`" in caught.value.message
+        assert "`inv stop --run r1`" in caught.value.hint
         assert marker(tiny) == before
         # As it is, it is current: nobody is in the way.
         assert install(tiny, root, build=1) is None

@@ -365,7 +365,7 @@ def test_a_host_that_floods_is_refused(
     project: Project, tmp_path: Path, question: str, where: str
 ) -> None:
     answers(tmp_path, question, {"flood": where})
-    with pytest.raises(TunesmithError, match=r"^gpu1: .* sends more than .*; it was not read on"):
+    with pytest.raises(TunesmithError, match=r"^gpu1: .* sends more .*; the rest was not read"):
         ASKS[question](project)
     # In kB: that of this process, tests before it included.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500_000

@@ -611,7 +611,7 @@ def test_255_of_a_script_is_not_sshs(gpu1: Remote) -> None:
 
 def test_a_script_that_does_not_end_is_ended(gpu1: Remote) -> None:
     began = time.monotonic()
-    with pytest.raises(TunesmithError, match="no end after 1 s"):
+    with pytest.raises(TunesmithError, match=r"no end after 1\.0 s"):
         gpu1.run("sleep 60", timeout=1)
     assert time.monotonic() - began < 30
 
@@ -737,7 +737,6 @@ def test_a_jump_host_keeps_its_own_settings(
     done = client.script(code)
     assert done.returncode == 1
     assert "the jump host gate does not let us through" in done.stderr
-    assert "`ssh gate` must work without a question first" in done.stderr
     known = client.home / ".ssh/known_hosts"
     public = (second.folder / "host_key.pub").read_text()
     known.write_text(f"[127.0.0.1]:{second.port} {public}")
