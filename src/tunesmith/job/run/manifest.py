@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run.allowed import FOLDERS, MOST_FILES, RECORD, part_of_allowed, stays
-from tunesmith.job.run.codec import decode, encode
+from tunesmith.job.run.codec import Between, decode, encode
 from tunesmith.job.run.folder import COPY_FILE, MERGED, RunFolder
 from tunesmith.job.run.replies import Leftovers, ListedFile, Manifest
 
@@ -35,11 +36,14 @@ _TELL_SECONDS = 0.5
 _NAMES_TOLD = 5
 
 
+Nanoseconds = Annotated[int, Between(0, 1 << 64)]
+
+
 @dataclass(frozen=True)
 class _Hashed:
     """A file as it was when it was hashed; `stamp`: its size and mtime then."""
 
-    stamp: tuple[int, ...]
+    stamp: tuple[Nanoseconds, ...]
     size: int
     sha256: str
 
