@@ -101,7 +101,7 @@ def test_a_wrong_value_is_refused_with_its_place(name: str) -> None:
     for at in places(whole(name)):
         if {*FREE, *FIGURES} & set(map(str, at)):
             continue
-        for wrong in ({"an": ["object"]}, [{}], True, -(10**30)):
+        for wrong in ({"an": ["object"]}, [[]], True, -(10**30)):
             flag = wrong is True and at[-1] in ("paused", "adapter", "allow_pickle")
             # An object of other keys is one whose own keys are absent.
             if flag or (isinstance(wrong, dict) and isinstance(value_at(whole(name), at), dict)):
