@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run import schema
@@ -16,6 +17,7 @@ from tunesmith.job.run.codec import Fault, decode, encode
 from tunesmith.job.run.events import KINDS, Event, OtherEvent, read_events
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.replies import RunShown
+from tunesmith.maintain import run_schema
 
 pytestmark = pytest.mark.unit
 
@@ -159,6 +161,24 @@ def test_what_a_host_says_is_cleaned_and_cut() -> None:
     assert decode(schema.RunStatus, status).message == status["message"]
     with pytest.raises(Fault, match=r"detail: expected at most 1000 items, found '1001 items'"):
         decode(schema.RunStatus, {"state": "failed", "detail": [""] * 1001}, foreign=True)
+
+
+def test_the_schema_for_people_is_that_of_the_types(root: Path) -> None:
+    (text,) = run_schema.render(root).values()
+    assert (root / run_schema.FILE).read_text(encoding="utf-8") == text, "`inv stack.render`"
+    described = json.loads(text)
+    Draft202012Validator.check_schema(described)
+
+    def of(name: str) -> Draft202012Validator:
+        definitions = {"$defs": described["$defs"]}
+        return Draft202012Validator(definitions | described["properties"][name])
+
+    for name, kind in KINDS_OF_FILE.items():
+        assert list(of(name).iter_errors(encode(decode(kind, whole(name))))) == []
+        first = next(iter(whole(name)))
+        assert not of(name).is_valid(replaced(whole(name), (first,), [[]])), name
+    for line in lines():
+        assert of("events.jsonl").is_valid(line), line
 
 
 def test_a_loss_may_be_no_number_and_a_time_may_not() -> None:
