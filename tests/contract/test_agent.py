@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from agents import Agent, digest
 from event_rows import event_rows
 from hubserver import COMMIT, Hub, tiny_model
 from tunesmith.core.files import read_json, write_json
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.schema import GpuFigures, Limits
 
 pytestmark = pytest.mark.contract
 
@@ -83,7 +86,7 @@ def test_a_run_is_made_whole_or_not_at_all(agent: Agent, tmp_path: Path) -> None
     (agent.runs / ".one.incoming-old").mkdir()
     os.utime(agent.runs / ".one.incoming-old", (0, 0))
     answer = agent.ask("create", stdin=order)
-    assert answer == {"run_id": "one", "path": str(agent.runs / "one")}
+    assert answer == {"run_id": "one"}
     run = agent.folder("one")
     assert (run.path / "inputs/data/rows.json").read_bytes() == b"[1]"
     assert yaml.safe_load(run.config_file.read_text()) == {"template": "模板"}
@@ -340,7 +343,7 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     for run_id in ("a", "b", "c", "d", "e"):
         agent.ask("start", run_id)
     assert agent.wait_for("a", "running").started > 0
-    agent.wait(lambda: agent.status("e").get("ahead") == ["a", "b", "c", "d"], "the queue")
+    agent.wait(lambda: agent.status("e").ahead == ("a", "b", "c", "d"), "the queue")
     assert agent.status("e").state == "queued"
     assert agent.status("e").started is None
     assert "run a works on this host" in agent.ask("start", "x", code=2)["error"]
@@ -351,12 +354,21 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     agent.kill("b")
     agent.ask("stop", "c")
     assert "left the queue" in agent.wait_for("c", "stopped").message
-    agent.wait(lambda: agent.status("e").get("ahead") == ["a", "d"], "the shorter queue")
+    agent.wait(
+        lambda: (
+            agent.status("e").ahead
+            == (
+                "a",
+                "d",
+            )
+        ),
+        "the shorter queue",
+    )
     assert agent.status("b").failure == "killed"
     agent.kill("a")
     agent.wait_for("d", "running")
-    agent.wait(lambda: agent.status("e").get("ahead") == ["d"], "the next one's turn")
-    assert "ahead" not in agent.status("d")
+    agent.wait(lambda: agent.status("e").ahead == ("d",), "the next one's turn")
+    assert agent.status("d").ahead == ()
 
     agent.kill("d")
     agent.wait_for("e", "running")
@@ -368,7 +380,17 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     # It had waited before: its turn came.
     assert agent.events("d", "run_started")[0]["cause"] == "queue"
     assert agent.status("b").cause == "autostart"
-    agent.wait(lambda: agent.status("b").get("ahead") == ["a", "d", "e"], "the new queue")
+    agent.wait(
+        lambda: (
+            agent.status("b").ahead
+            == (
+                "a",
+                "d",
+                "e",
+            )
+        ),
+        "the new queue",
+    )
     assert agent.ask("resume-all") == {"started": [], "refused": {}}
 
 
@@ -422,8 +444,8 @@ def test_a_run_ends_when_it_has_worked_as_long_as_it_may(agent: Agent, stalled: 
     assert status.worked_seconds >= 4, "the first part counts"
     assert "its max-hours is" in agent.ask("start", "one", code=2)["error"]
     stalled.stall.clear()
-    request = run.request()
-    agent.ask("renew", "one", stdin={"request": request | {"limits": {"max_seconds": 3600}}})
+    request = replace(run.request(), limits=Limits(max_seconds=3600))
+    agent.ask("renew", "one", stdin={"request": encode(request)})
     agent.ask("start", "one")
     assert agent.wait_for("one", "succeeded").worked_seconds > status.worked_seconds
 
@@ -474,8 +496,9 @@ def test_a_command_follows_success_only(agent: Agent, hub: Hub, tmp_path: Path) 
     assert [name for name, file in done.items() if file.exists()] == []
     assert agent.events("bad", "after_command") == []
 
-    agent.create_fetch("odd", hub, after={"command": "poweroff", "when": "succeeded"})
-    assert "run.json: after: expected" in agent.ask("start", "odd", code=2)["error"]
+    request = {"after": {"command": "poweroff", "when": "succeeded"}}
+    refused = agent.ask("create", stdin={"run_id": "odd", "request": request}, code=2)
+    assert refused["error"] == "stdin: request.after.command: expected a list, found 'poweroff'"
 
 
 def test_a_client_may_order_a_command_once_and_after_success_only(
@@ -588,23 +611,16 @@ def test_gpu_figures_are_told_and_a_hanging_driver_hurts_nothing(
     try:
         agent.create_fetch("one", stalled)
         agent.ask("start", "one")
-        agent.wait(lambda: "gpu" in agent.status("one"), "the figures")
-        assert agent.status("one").gpu == [
-            {
-                "name": "NVIDIA X",
-                "memory_used": 1000 * 1024 * 1024,
-                "memory_total": 24 * 1024**3,
-                "utilisation": 97,
-                "temperature": None,
-            }
-        ]
+        agent.wait(lambda: agent.status("one").gpu, "the figures")
+        figures = GpuFigures("NVIDIA X", 1000 * 1024 * 1024, 24 * 1024**3, 97, None)
+        assert agent.status("one").gpu == (figures,)
         program.write_text("#!/bin/sh\nexec sleep 60\n")
         agent.create_fetch("two", stalled)
         agent.ask("start", "two")
         agent.wait_for("two", "running")
         before = agent.status("two").updated
         agent.wait(lambda: agent.status("two").updated > before + 2, "the status", 60)
-        assert "gpu" not in agent.status("two")
+        assert agent.status("two").gpu is None
     finally:
         os.environ["PATH"] = path
 

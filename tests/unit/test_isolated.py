@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +17,8 @@ from tunesmith.core import isolated
 from tunesmith.core.files import write_json
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.journal import Journal
-from tunesmith.job.run.process import identify
 from tunesmith.job.run.schema import RunRequest
-from tunesmith.job.supervisor import attempt, launch, supervisor
+from tunesmith.job.supervisor import attempt, launch, preparation
 from tunesmith.job.training import phase as training_phase
 
 pytestmark = pytest.mark.unit
@@ -159,10 +156,7 @@ def test_a_workers_environment_names_no_foreign_code(
 ) -> None:
     for name, value in hostile(trap).items():
         monkeypatch.setenv(name, value)
-    lock = SimpleNamespace(owner=identify())
-    run = RunFolder(trap)
-    made = supervisor._Supervisor(run, RunRequest(), lock, Journal(run), trap)  # type: ignore[arg-type]
-    found = made._environment()
+    found = preparation.worker_environment(RunRequest())
     assert "PYTHONPATH" not in found
     assert found["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert all(Path(one).is_absolute() for one in found["PATH"].split(":"))

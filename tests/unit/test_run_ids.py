@@ -10,13 +10,11 @@ import pytest
 from tunesmith.cli import container as cli_container
 from tunesmith.cli import run as cli_run
 from tunesmith.cli.console import COMMAND
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
 from tunesmith.hosts import agent as asked_of
-from tunesmith.hosts import replies
-from tunesmith.hosts.answers import Asked
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.replies import RunOrder
+from tunesmith.job.run.replies import RunNamed, RunOrder
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.supervisor import agent
@@ -109,12 +107,8 @@ def test_every_verb_refuses_it(root: Path, home: Path, text: str) -> None:
 def test_one_of_a_host_is_refused(monkeypatch: pytest.MonkeyPatch, text: object) -> None:
     target = HostTarget.__new__(HostTarget)
     target._remote = None  # type: ignore[assignment]
-
-    def call(*_: object, reply: Any, **__: object) -> Any:
-        return replies.read(Asked("gpu1", "its answer to `find`"), reply, {"run_id": text})
-
-    monkeypatch.setattr(asked_of, "call", call)
-    with pytest.raises(TunesmithError, match="run id"):
+    monkeypatch.setattr(asked_of, "call", lambda *_, **__: RunNamed(text))
+    with pytest.raises(UsageError, match="run id"):
         target.find(None)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,12 +162,22 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("lists or keys nested too deep to be read") from None
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces."""
+def sha256_of(
+    path: Path, progress: Callable[[int], None] | None = None, most: int | None = None
+) -> str:
+    """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces.
+
+    `progress` hears the bytes of each piece. Of a file that grows, only its first `most` bytes
+    are read.
+    """
     digest = hashlib.sha256()
+    left = sys.maxsize if most is None else most
     with open_plain(path) as stream:
-        while piece := stream.read(1 << 20):
+        while left and (piece := stream.read(min(left, 1 << 20))):
             digest.update(piece)
+            left -= len(piece)
+            if progress is not None:
+                progress(len(piece))
     return digest.hexdigest()
 
 

@@ -1,5 +1,5 @@
-"""Files rendered from configs/stack.yml and configs/failures.yml: committed, and checked for
-drift."""
+"""Files rendered from configs/stack.yml, configs/failures.yml and the types of a run: committed,
+and checked for drift."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import write_text
-from tunesmith.maintain import failure_pages
+from tunesmith.maintain import failure_pages, run_schema
 from tunesmith.project import Project
 from tunesmith.stack import definition as stacks
 
@@ -75,7 +75,8 @@ def drift(project: Project) -> list[str]:
 
 def _texts(project: Project) -> dict[Path, str]:
     """Return path -> text of what needs no training environment."""
-    return _readmes(project) | _dockerfile(project) | failure_pages.render(project.root)
+    texts = _readmes(project) | _dockerfile(project) | failure_pages.render(project.root)
+    return texts | run_schema.render(project.root)
 
 
 def _dockerfile(project: Project) -> dict[Path, str]:

@@ -38,6 +38,7 @@ from tunesmith.job.proof.behaviour import UNROUNDED, distance, logits, plain_mod
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import integrity, seals
 from tunesmith.job.run.folder import MERGED
+from tunesmith.job.run.remedies import part
 
 FORMATS = ("gguf", "ollama", "vllm-check")
 # What Ollama's import of safetensors takes (ollama, convert/convert.go).
@@ -92,7 +93,7 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
             f"{merged}: no proven merged model: `inv merge --run {run_dir.name}` makes one"
         )
     # A sealed one is compared with its seals below, and read once.
-    older = not any(seals.part(name) == MERGED for name in seals.read(run_dir))
+    older = not any(part(name) == MERGED for name in seals.read(run_dir))
     changed = manifest.faults(merged, manifest.listing(merged)) if older else []
     if changed:
         raise UsageError(

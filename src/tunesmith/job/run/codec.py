@@ -107,7 +107,7 @@ class Fault(ValueError):
             elif key.isidentifier() and key.isascii():
                 place += f".{key[:60]}" if place else key[:60]
             else:
-                place += f'["{one_line(ascii(key)[1:-1], 60)}"]'
+                place += f'["{one_line(ascii(key)[1:-1])}"]'
         return place
 
     def __str__(self) -> str:

@@ -195,11 +195,11 @@ class Log(Event):
     step: _Step
     phase: Word | None = optional()
     total_steps: _Step | None = None
-    loss: Loss | Line | None = optional()
-    learning_rate: Loss | Line | None = optional()
-    grad_norm: Loss | Line | None = optional()
-    tokens_per_second: Loss | Line | None = optional()
-    epoch: Loss | Line | None = optional()
+    loss: Loss | Line | None = None
+    learning_rate: Loss | Line | None = None
+    grad_norm: Loss | Line | None = None
+    tokens_per_second: Loss | Line | None = None
+    epoch: Loss | Line | None = None
     others: Values = rest()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run.config import starting_adapters
+from tunesmith.job.run.remedies import new_run
 from tunesmith.job.run.schema import (
     FileRecord,
     InputRecord,
@@ -26,7 +27,7 @@ from tunesmith.job.run.schema import (
     RunRequest,
     Values,
 )
-from tunesmith.job.run.seals import ENVIRONMENT, Tell, new_run, rewriting, sha256_of, unheard
+from tunesmith.job.run.seals import ENVIRONMENT, Tell, rewriting, sha256_of, unheard
 
 # The parts of run.json's `inputs`, and what they are inputs of.
 TRAIN, PREDICT = "train", "predict"

@@ -17,6 +17,7 @@ from tunesmith.job.run import inputs, seals
 from tunesmith.job.run import manifest as run_manifest
 from tunesmith.job.run.adapters import refuse_code
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.remedies import new_run
 from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.run.seals import ANSWERS, REQUEST, Tell
 from tunesmith.job.system import disk
@@ -74,7 +75,7 @@ def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
     if use in _TRAINING:
         inputs.check_stack(run_dir, use)
         if not inputs.check_data(run_dir, request, inputs.TRAIN, tell) and use == "train":
-            say(f"{_OLDER}: its data are not compared; {seals.new_run(run_dir)} records them")
+            say(f"{_OLDER}: its data are not compared; {new_run(run_dir)} records them")
     if use == "predict":
         inputs.check_data(run_dir, request, inputs.PREDICT, tell)
     if use in _ANY_MODEL:
@@ -110,7 +111,7 @@ def _of_the_run(run_dir: Path, request: RunRequest) -> bool:
 def _told(run_dir: Path, unsealed: tuple[str, ...]) -> str:
     """Return in words what was not sealed, and what renews it."""
     merged = {"merged", "parity.json", "proof.json"} >= set(unsealed)
-    renew = f"`inv merge --run {run_dir.name}`" if merged else seals.new_run(run_dir)
+    renew = f"`inv merge --run {run_dir.name}`" if merged else new_run(run_dir)
     return (
         f"{', '.join(unsealed)}: {_CUT_OFF}; as it is now it is sealed from here on, {renew} makes "
         "it anew"

@@ -9,17 +9,17 @@ that a second look costs no reading.
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import read_json, write_json
+from tunesmith.core.files import read_json, sha256_of, write_json
 from tunesmith.job.run.allowed import FOLDERS, MOST_FILES, RECORD, part_of_allowed, stays
-from tunesmith.job.run.codec import decode, encode
+from tunesmith.job.run.codec import Between, decode, encode
 from tunesmith.job.run.folder import COPY_FILE, MERGED, RunFolder
 from tunesmith.job.run.replies import Leftovers, ListedFile, Manifest
 
@@ -35,11 +35,14 @@ _TELL_SECONDS = 0.5
 _NAMES_TOLD = 5
 
 
+Nanoseconds = Annotated[int, Between(0, 1 << 64)]
+
+
 @dataclass(frozen=True)
 class _Hashed:
     """A file as it was when it was hashed; `stamp`: its size and mtime then."""
 
-    stamp: tuple[int, ...]
+    stamp: tuple[Nanoseconds, ...]
     size: int
     sha256: str
 
@@ -182,19 +185,19 @@ def _records(
         if item.name in read_always or known.get(item.name, _UNKNOWN).stamp != stamps[item.name]
     ]
     total, done, told = sum(stamps[item.name][0] for item in fresh), 0, time.monotonic()
+
+    def heard(read: int) -> None:
+        nonlocal done, told
+        done += read
+        if time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            tell(done, total)
+
     for item in fresh:
-        digest, left = hashlib.sha256(), stamps[item.name][0]
-        with item.path.open("rb") as stream:
-            # Not to the file's end: a log grows while we read.
-            while left and (piece := stream.read(min(left, 1 << 20))):
-                digest.update(piece)
-                left -= len(piece)
-                done += len(piece)
-                if time.monotonic() - told >= _TELL_SECONDS:
-                    told = time.monotonic()
-                    tell(done, total)
-        size = stamps[item.name][0] - left
-        known[item.name] = _Hashed(stamps[item.name], size, digest.hexdigest())
+        before = done
+        # Not to the file's end: a log grows while we read.
+        digest = sha256_of(item.path, heard, most=stamps[item.name][0])
+        known[item.name] = _Hashed(stamps[item.name], done - before, digest)
     if fresh:
         write_json(cache_file, encode(known))
     found: dict[str, ListedFile] = {}

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.codec import (
     Between,
-    Exact,
     Like,
     Most,
     Prose,
@@ -47,7 +46,7 @@ RunName = Annotated[str, Like(r"[^\W_][\w.+@=,-]*", "a run id", 128)]
 Word = Annotated[str, Like(r"[A-Za-z0-9_][\w.:+-]*", "a word", 200)]
 Sha256 = Annotated[str, Like(r"[0-9a-f]{64}", "a sha256", 64)]
 Line = Annotated[str, Prose(2000)]
-FileName = Annotated[str, Exact(4096)]
+FileName = Annotated[str, Prose(4096)]
 Count = Annotated[int, Between(0)]
 Seconds = Annotated[float, Between(0, 1e10)]
 Figure = Annotated[float, Between()]
@@ -202,7 +201,7 @@ class RunRequest:
     `inputs`: what the training and a prediction read (job/run/inputs.py).
     """
 
-    run_id: RunName = ""
+    run_id: RunName = omitted("")
     created: Line = ""
     config_file: Line = ""
     stem: Line = ""
@@ -214,10 +213,10 @@ class RunRequest:
     phases: tuple[Word, ...] | None = None
     prompts: tuple[PromptItem, ...] = ()
     guard: tuple[PromptItem, ...] = ()
-    evaluate: EvaluateOptions = omitted(EvaluateOptions())
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     merge: Values | None = optional()
     limits: Limits | None = optional()
-    env: Annotated[Mapping[Line, Annotated[str, Exact(100_000)] | Figure], Most(1000)] | None = (
+    env: Annotated[Mapping[Line, Annotated[str, Prose(100_000)] | Figure], Most(1000)] | None = (
         optional()
     )
     then: tuple[Word, ...] | None = optional()
@@ -275,7 +274,7 @@ class RunStatus:
     """
 
     state: State
-    run_id: RunName = ""
+    run_id: RunName = omitted("")
     phase: Word | None = None
     phases: Annotated[Mapping[Word, Word], Most(50)] = field(default_factory=dict)
     failure: Word | None = None

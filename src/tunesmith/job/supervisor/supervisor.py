@@ -10,7 +10,6 @@ for after the run need none.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -21,23 +20,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from tunesmith.core import formats, isolated
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run import checkpoints, events, integrity, queue
-from tunesmith.job.run.adjustments import adjusted_config, refusal, step_down
+from tunesmith.job.run import events, integrity, queue
+from tunesmith.job.run.adjustments import refusal, step_down
 from tunesmith.job.run.failures import CLASSES
 from tunesmith.job.run.folder import (
     PHASES,
     RunFolder,
     RunLock,
     acquire,
-    claim_output,
 )
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.run.limits import carry_out
 from tunesmith.job.run.relay import RELAY
 from tunesmith.job.run.schema import Cause, Limits, RunRequest
-from tunesmith.job.supervisor import workplace
+from tunesmith.job.supervisor import preparation, workplace
 from tunesmith.job.supervisor.attempt import Attempt, Ended
 from tunesmith.job.supervisor.intake import Intake
 from tunesmith.job.supervisor.outcome import Outcome, crashed, refused, reported
@@ -70,7 +68,7 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
     lock = acquire(run)
     journal = Journal(run)
     try:
-        _open(run, journal)
+        preparation.make_room(run, journal)
         with workplace.of(run) as place:
             supervisor = _Supervisor(run, request, lock, journal, place, cause)
             code = supervisor.run(phases or supervisor.unfinished())
@@ -79,20 +77,6 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
         lock.release()
     supervisor.afterwards()
     return code
-
-
-def _open(run: RunFolder, journal: Journal) -> None:
-    """Make room for what will be told. Raises UsageError naming the disk without any."""
-    try:
-        journal.open()
-        events.mend_events(run.events_file)
-    except OSError as error:
-        if not disk.refused(error):
-            raise
-        raise UsageError(
-            f"run {run.run_id} cannot start: {disk.describe(run.path, error)}, then "
-            f"`inv resume --run {run.run_id}`"
-        ) from None
 
 
 class _Supervisor:
@@ -130,7 +114,8 @@ class _Supervisor:
         return [p for p in dict.fromkeys(phases) if known.get(p) != "succeeded"]
 
     def run(self, phases: list[str]) -> int:
-        self._refuse_spent()
+        worked = self._record.worked_before
+        preparation.refuse_spent(self._run.run_id, worked, self._limits.max_seconds)
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -231,16 +216,6 @@ class _Supervisor:
             time.sleep(_POLL_SECONDS)
         self._record.change(ahead=())
 
-    def _refuse_spent(self) -> None:
-        limit = self._limits.max_seconds
-        if limit is not None and self._record.worked_before >= limit:
-            raise UsageError(
-                f"run {self._run.run_id} has worked "
-                f"{formats.duration(self._record.worked_before)}, and its max-hours is "
-                f"{formats.duration(limit)}; "
-                f"`inv resume --run {self._run.run_id} --max-hours N` gives it more"
-            )
-
     def _mind_limit(self) -> None:
         """Ask for a checkpoint and an end when the run has worked as long as it may."""
         limit = self._limits.max_seconds
@@ -305,7 +280,8 @@ class _Supervisor:
         changed = self._tried(lambda: self._compared(phase))
         if changed is not None:
             return -1, None, changed
-        step = self._tried(self._prepare_training) if phase == "train" else -1
+        newest = preparation.newest_step
+        step = self._tried(lambda: newest(self._run, self._emit)) if phase == "train" else -1
         if isinstance(step, Outcome):
             return -1, None, step
         worker = self._tried(lambda: self._start(phase, attempt))
@@ -337,7 +313,7 @@ class _Supervisor:
         self._record.set_phases([phase], "running")
         self._record.write(phase=phase)
         locks = [self._lock.descriptor, *([self._slot.descriptor] if self._slot else [])]
-        environment = self._environment() | {RELAY: self._intake.address}
+        environment = preparation.worker_environment(self._request) | {RELAY: self._intake.address}
         return Attempt(self._run, phase, environment, locks, self._place)
 
     def _await_disk(self, outcome: Outcome) -> bool:
@@ -461,28 +437,6 @@ class _Supervisor:
             elif isinstance(event, events.Failure) and event.phase is not None:
                 # Without a phase it is one of our own, about the worker before.
                 self._failure = event
-
-    def _prepare_training(self) -> int:
-        """Set faulty checkpoints aside; return the step training continues from, or -1."""
-        output = Path(adjusted_config(self._run)["output_dir"])
-        claim_output(self._run, output)
-        newest, discarded = checkpoints.newest_valid(output)
-        for name, why in discarded:
-            self._emit("discarded", checkpoint=name, why=why)
-        return newest.step if newest else -1
-
-    def _environment(self) -> dict[str, str]:
-        """Return the worker's environment: ours, the stack's variables, the env's programs.
-
-        PYTHONPATH and user site-packages are left out unless the request names them, and then
-        they are for what a worker starts: itself it takes code from its environment alone.
-        """
-        environment = isolated.variables(os.environ)
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        programs = str(Path(sys.executable).parent)
-        environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
-        environment["PYTHONUNBUFFERED"] = "1"
-        return environment | {k: str(v) for k, v in (self._request.env or {}).items()}
 
 
 class _StopAsked(Exception):
