@@ -16,8 +16,8 @@ class TunesmithError(Exception):
     """The work failed. Exit code 1.
 
     `message` is the one line a person reads first: it names the file, row, key or host and the
-    value found. `detail` lines follow it. `hint` names the command that mends it, and only one
-    that does.
+    value found. `detail` lines follow it. `hint` names a command or action that works when followed
+    literally.
     """
 
     exit_code = 1
