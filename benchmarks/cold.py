@@ -47,7 +47,7 @@ from replica.engine import NEEDS, NoEngine, start_engine
 from replica.network import Traffic, gateway, kill_work, lead_here, shape, traffic
 from replica.replica import Options, Replica, mirror_content, running, sweep
 from replica_fixtures import HostProject, clone
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.project import Project
 
 # Not the hub's own name: the weights here come from a GGUF, and those of that name are pinned.
@@ -76,7 +76,7 @@ def run(work: Path, say: Say) -> list[Result]:
     left_out = set(os.environ.get("BENCH_SKIP", "").split(","))
     with prepared(say) as (images, hub):
         needed = needed_bytes(hub, say)
-        say(f"  needed: {human_bytes(sum(needed.values()))}")
+        say(f"  needed: {formats.size(sum(needed.values()))}")
         ours = _ours(images, hub, work / "ours", say)
         other = None if "cold-other" in left_out else _other(images, hub, say)
         results = [_bytes(needed, ours, other)]
@@ -290,7 +290,7 @@ def _killed(
         again = traffic(host)
         inv(project, *provision_words(project))
         provisioned = traffic(host)
-        say(f"  then {human_bytes((provisioned - again).arrived)} to the end of provisioning")
+        say(f"  then {formats.size((provisioned - again).arrived)} to the end of provisioning")
         half = needed["model"] // 2
         # As fast as from this machine, all of it would have come between two looks.
         shape(host, "400mbit", "1gbit")
@@ -302,7 +302,7 @@ def _killed(
     of_lock = (provisioned - before).arrived - calm.provisioned.arrived
     twice = came.arrived - calm.ready.arrived
     share = 100 * twice / calm.ready.arrived
-    say(f"  {_told(came)}: {human_bytes(twice)} twice")
+    say(f"  {_told(came)}: {formats.size(twice)} twice")
     return Result(
         id="cold-killed",
         what="fetched twice because all was killed at half of the bytes and at half of the model",
@@ -368,7 +368,7 @@ def _kill_when(
     came = (traffic(host) - before).arrived
     if not number:
         raise CommandFailed(f"inv {words[0]}: nothing was at work on the host at half")
-    say(f"  {words[0]}: {number} processes killed when {human_bytes(came)} had come")
+    say(f"  {words[0]}: {number} processes killed when {formats.size(came)} had come")
     return came
 
 

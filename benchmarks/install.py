@@ -31,7 +31,7 @@ from benchmarks.harness import (
     middle,
     plain_env,
 )
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.project import Project
 from tunesmith.stack.environment import find_python
 
@@ -50,7 +50,7 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
     """Measure, if the disk is large enough; else say so and return nothing."""
     free = shutil.disk_usage(work).free
     if free < ROOM:
-        say(f"  skipped: {human_bytes(free)} free, {human_bytes(ROOM)} are needed")
+        say(f"  skipped: {formats.size(free)} free, {formats.size(ROOM)} are needed")
         return []
     bench = _Bench(work)
     say("  fetching the wheels of the lock ...")

@@ -15,9 +15,12 @@ from typing import Any
 
 import yaml
 
+from event_rows import event_rows
 from hubserver import Hub
 from tunesmith.core import isolated
-from tunesmith.job.run.folder import RunFolder, read_events
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunStatus
 
 
 class Agent:
@@ -91,11 +94,11 @@ class Agent:
     def folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.runs / run_id)
 
-    def status(self, run_id: str) -> dict[str, Any]:
-        return dict(self.ask("show", run_id)["status"])
+    def status(self, run_id: str) -> RunStatus:
+        return decode(RunStatus, self.ask("show", run_id)["status"])
 
     def events(self, run_id: str, name: str) -> list[dict[str, Any]]:
-        return [e for e in read_events(self.folder(run_id).events_file) if e["event"] == name]
+        return [e for e in event_rows(self.folder(run_id).events_file) if e["event"] == name]
 
     def wait(self, done: Callable[[], object], what: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -103,10 +106,10 @@ class Agent:
             assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
             time.sleep(0.02)
 
-    def wait_for(self, run_id: str, state: str, seconds: float = 60) -> dict[str, Any]:
+    def wait_for(self, run_id: str, state: str, seconds: float = 60) -> RunStatus:
         """Wait until a run has this state; return its status."""
         folder = self.folder(run_id)
-        self.wait(lambda: folder.status()["state"] == state, f"{run_id} {state}", seconds)
+        self.wait(lambda: folder.status().state == state, f"{run_id} {state}", seconds)
         if state not in ("running", "queued"):
             self.wait(lambda: not folder.busy(), "the lock")
         return folder.status()
@@ -129,13 +132,15 @@ class Agent:
 
     def processes(self, run_id: str) -> list[int]:
         """Return the pids of a run's supervisor and of all below it, parents first."""
-        return _tree(int(self.folder(run_id).status()["supervisor"]["pid"]))
+        owner = self.folder(run_id).status().supervisor
+        assert owner is not None
+        return _tree(owner.pid)
 
     def end_all(self) -> None:
         """End what a test has left at work."""
         for file in self.runs.glob("*/run.json"):
             folder = RunFolder(file.parent)
-            if folder.busy() and "supervisor" in folder.status():
+            if folder.busy() and folder.status().supervisor:
                 self.kill(folder.run_id)
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import tunesmith
+from event_rows import event_rows
 from support import lacking
 from tunesmith.core.files import write_json
-from tunesmith.job.run.folder import RunFolder, read_events
+from tunesmith.job.run.folder import RunFolder
 
 STANDINS = Path(__file__).parent / "standins"
 # Told only where a test hangs.
@@ -163,7 +164,7 @@ class Steps:
         return [event["step"] for event in self.events("log")]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [e for e in read_events(self.folder.events_file) if e["event"] == name]
+        return [e for e in event_rows(self.folder.events_file) if e["event"] == name]
 
     def said(self) -> str:
         return self.log.read_text()

@@ -10,11 +10,14 @@ from typing import Any
 
 import yaml
 
+from event_rows import event_rows
 from overlay import STANDIN, overlaid
 from tunesmith.core import isolated
 from tunesmith.core.files import read_json, sha256_of, write_json
 from tunesmith.job.run import inputs
-from tunesmith.job.run.folder import RunFolder, read_events
+from tunesmith.job.run.codec import decode, encode
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunRequest
 
 STEPS = 300
 SAVE_STEPS = 5
@@ -82,7 +85,8 @@ class Job:
             "limits": {"restarts": 1000, "dump_seconds": 1, **(limits or {})},
             "env": {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
         }
-        write_json(self.folder.request_file, inputs.recorded(request, values | config))
+        recorded = inputs.recorded(decode(RunRequest, request), values | config)
+        write_json(self.folder.request_file, encode(recorded))
         return self
 
     def call(self, verb: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -90,7 +94,7 @@ class Job:
         return subprocess.run(argv, check=check, capture_output=True, text=True)
 
     def state(self) -> str:
-        return str(self.folder.status()["state"])
+        return self.folder.status().state
 
     def wait(self, done: Callable[[], bool], what: str, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
@@ -108,7 +112,7 @@ class Job:
         return self.folder.log_file.read_text(errors="replace")[-3000:]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [e for e in read_events(self.folder.events_file) if e["event"] == name]
+        return [e for e in event_rows(self.folder.events_file) if e["event"] == name]
 
     def losses(self) -> dict[int, float]:
         return {e["step"]: e["loss"] for e in self.events("log")}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ import pytest
 import yaml
 
 from agents import Agent, digest
+from event_rows import event_rows
 from hubserver import COMMIT, Hub, tiny_model
 from tunesmith.core.files import read_json, write_json
-from tunesmith.job.run.folder import read_events
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.schema import GpuFigures, Limits
 
 pytestmark = pytest.mark.contract
 
@@ -83,7 +86,7 @@ def test_a_run_is_made_whole_or_not_at_all(agent: Agent, tmp_path: Path) -> None
     (agent.runs / ".one.incoming-old").mkdir()
     os.utime(agent.runs / ".one.incoming-old", (0, 0))
     answer = agent.ask("create", stdin=order)
-    assert answer == {"run_id": "one", "path": str(agent.runs / "one")}
+    assert answer == {"run_id": "one"}
     run = agent.folder("one")
     assert (run.path / "inputs/data/rows.json").read_bytes() == b"[1]"
     assert yaml.safe_load(run.config_file.read_text()) == {"template": "模板"}
@@ -202,7 +205,7 @@ def test_a_run_fetches_its_model_and_says_where_it_lies(agent: Agent, hub: Hub) 
     asked = len(hub.seen)
     agent.ask("start", "one", "fetch")
     agent.wait(lambda: len(agent.events("one", "run_ended")) == 2, "the second end")
-    assert agent.wait_for("one", "succeeded")["phases"] == {"fetch": "succeeded"}
+    assert agent.wait_for("one", "succeeded").phases == {"fetch": "succeeded"}
     assert len(hub.seen) == asked, "what is proven costs no network"
 
 
@@ -211,12 +214,12 @@ def test_every_start_says_its_cause(agent: Agent, hub: Hub) -> None:
     refused = agent.ask("start", "one", "--cause", "whim", code=2)["error"]
     assert "invalid choice: 'whim'" in refused
     agent.ask("start", "one", "--cause", "resume")
-    assert agent.wait_for("one", "succeeded")["cause"] == "resume"
+    assert agent.wait_for("one", "succeeded").cause == "resume"
     agent.wait(lambda: not run.busy(), "the end")
     agent.ask("start", "one", "fetch")
     agent.wait(lambda: len(agent.events("one", "run_ended")) == 2, "the second end")
     status = agent.wait_for("one", "succeeded")
-    assert (status["cause"], status.get("retried")) == ("user", None)
+    assert (status.cause, status.retried) == ("user", None)
     assert [e["cause"] for e in agent.events("one", "run_started")] == ["resume", "user"]
     first, *rest = run.log_file.read_text().splitlines()
     words = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ run one started "
@@ -229,12 +232,12 @@ def test_a_model_that_cannot_be_had_says_which_source_failed_how(agent: Agent, h
     agent.create_fetch("one", "http://127.0.0.1:9", **limits)
     agent.ask("start", "one")
     status = agent.wait_for("one", "failed")
-    assert status["failure"] == "model"
-    assert "org/tiny at main: no source can be reached (1 source tried)" in status["message"]
-    assert "inv resume --run one" in status["message"]
-    assert any("http://127.0.0.1:9: no connection" in line for line in status["detail"])
+    assert status.failure == "model"
+    assert "org/tiny at main: no source can be reached (1 source tried)" in status.message
+    assert "inv resume --run one" in status.message
+    assert any("http://127.0.0.1:9: no connection" in line for line in status.detail)
     assert len(agent.events("one", "phase_started")) == 3, "it may pass: twice more"
-    assert (status["cause"], status["retried"]) == ("retry", "model")
+    assert (status.cause, status.retried) == ("retry", "model")
     assert agent.events("one", "run_started")[0]["cause"] == "user"
     agent.ask("start", "one")
 
@@ -242,8 +245,8 @@ def test_a_model_that_cannot_be_had_says_which_source_failed_how(agent: Agent, h
     agent.create_fetch("two", hub, **limits)
     agent.ask("start", "two")
     status = agent.wait_for("two", "failed")
-    assert (status["failure"], len(agent.events("two", "phase_started"))) == ("model", 1)
-    assert any(line.startswith(hub.url) for line in status["detail"])
+    assert (status.failure, len(agent.events("two", "phase_started"))) == ("model", 1)
+    assert any(line.startswith(hub.url) for line in status.detail)
     agent.wait_for("one", "failed")
 
 
@@ -283,7 +286,7 @@ def test_a_watch_misses_nothing_and_shows_life(agent: Agent, stalled: Hub) -> No
     assert (seen["log"], seen["log_offset"]) == ("", -1)
     # The run goes on telling: what came since is told, and nothing twice.
     both = [*rest["events"], *seen["events"]]
-    assert both == read_events(run.events_file)[: len(both)]
+    assert both == event_rows(run.events_file)[: len(both)]
 
     told = []
     lines = agent.watch("one", "--log", "0")
@@ -339,10 +342,10 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     agent.create_fetch("x", stalled, turn="refuse")
     for run_id in ("a", "b", "c", "d", "e"):
         agent.ask("start", run_id)
-    assert agent.wait_for("a", "running")["started"] > 0
-    agent.wait(lambda: agent.status("e").get("ahead") == ["a", "b", "c", "d"], "the queue")
-    assert agent.status("e")["state"] == "queued"
-    assert agent.status("e")["started"] is None
+    assert agent.wait_for("a", "running").started > 0
+    agent.wait(lambda: agent.status("e").ahead == ("a", "b", "c", "d"), "the queue")
+    assert agent.status("e").state == "queued"
+    assert agent.status("e").started is None
     assert "run a works on this host" in agent.ask("start", "x", code=2)["error"]
     for verb in ("renew", "remove"):
         stdin = {"request": {}} if verb == "renew" else None
@@ -350,13 +353,22 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
 
     agent.kill("b")
     agent.ask("stop", "c")
-    assert "left the queue" in agent.wait_for("c", "stopped")["message"]
-    agent.wait(lambda: agent.status("e").get("ahead") == ["a", "d"], "the shorter queue")
-    assert agent.status("b")["failure"] == "killed"
+    assert "left the queue" in agent.wait_for("c", "stopped").message
+    agent.wait(
+        lambda: (
+            agent.status("e").ahead
+            == (
+                "a",
+                "d",
+            )
+        ),
+        "the shorter queue",
+    )
+    assert agent.status("b").failure == "killed"
     agent.kill("a")
     agent.wait_for("d", "running")
-    agent.wait(lambda: agent.status("e").get("ahead") == ["d"], "the next one's turn")
-    assert "ahead" not in agent.status("d")
+    agent.wait(lambda: agent.status("e").ahead == ("d",), "the next one's turn")
+    assert agent.status("d").ahead == ()
 
     agent.kill("d")
     agent.wait_for("e", "running")
@@ -367,8 +379,18 @@ def test_a_queue_keeps_its_order_and_survives_kills(agent: Agent, stalled: Hub) 
     assert agent.events("a", "run_started")[-1]["cause"] == "autostart"
     # It had waited before: its turn came.
     assert agent.events("d", "run_started")[0]["cause"] == "queue"
-    assert agent.status("b")["cause"] == "autostart"
-    agent.wait(lambda: agent.status("b").get("ahead") == ["a", "d", "e"], "the new queue")
+    assert agent.status("b").cause == "autostart"
+    agent.wait(
+        lambda: (
+            agent.status("b").ahead
+            == (
+                "a",
+                "d",
+                "e",
+            )
+        ),
+        "the new queue",
+    )
     assert agent.ask("resume-all") == {"started": [], "refused": {}}
 
 
@@ -410,22 +432,22 @@ def test_a_worker_without_its_supervisor_keeps_the_turn(agent: Agent, stalled: H
 def test_a_run_ends_when_it_has_worked_as_long_as_it_may(agent: Agent, stalled: Hub) -> None:
     run = agent.create_fetch("one", stalled, limits={"max_seconds": 4})
     agent.ask("start", "one")
-    agent.wait(lambda: agent.status("one")["worked_seconds"] > 1, "some work")
+    agent.wait(lambda: agent.status("one").worked_seconds > 1, "some work")
     agent.ask("stop", "one")
     first = agent.wait_for("one", "stopped")
-    assert "max-hours" not in first["message"]
+    assert "max-hours" not in first.message
     agent.ask("start", "one")
     status = agent.wait_for("one", "stopped", 20)
-    assert "max-hours reached" in status["message"]
-    assert "inv resume --run one" in status["message"]
-    assert status["started"] == first["started"]
-    assert status["worked_seconds"] >= 4, "the first part counts"
+    assert "max-hours reached" in status.message
+    assert "inv resume --run one" in status.message
+    assert status.started == first.started
+    assert status.worked_seconds >= 4, "the first part counts"
     assert "its max-hours is" in agent.ask("start", "one", code=2)["error"]
     stalled.stall.clear()
-    request = run.request()
-    agent.ask("renew", "one", stdin={"request": request | {"limits": {"max_seconds": 3600}}})
+    request = replace(run.request(), limits=Limits(max_seconds=3600))
+    agent.ask("renew", "one", stdin={"request": encode(request)})
     agent.ask("start", "one")
-    assert agent.wait_for("one", "succeeded")["worked_seconds"] > status["worked_seconds"]
+    assert agent.wait_for("one", "succeeded").worked_seconds > status.worked_seconds
 
 
 def test_a_command_follows_success_only(agent: Agent, hub: Hub, tmp_path: Path) -> None:
@@ -474,8 +496,9 @@ def test_a_command_follows_success_only(agent: Agent, hub: Hub, tmp_path: Path) 
     assert [name for name, file in done.items() if file.exists()] == []
     assert agent.events("bad", "after_command") == []
 
-    agent.create_fetch("odd", hub, after={"command": "poweroff", "when": "succeeded"})
-    assert "run.json: after: expected" in agent.ask("start", "odd", code=2)["error"]
+    request = {"after": {"command": "poweroff", "when": "succeeded"}}
+    refused = agent.ask("create", stdin={"run_id": "odd", "request": request}, code=2)
+    assert refused["error"] == "stdin: request.after.command: expected a list, found 'poweroff'"
 
 
 def test_a_client_may_order_a_command_once_and_after_success_only(
@@ -588,23 +611,16 @@ def test_gpu_figures_are_told_and_a_hanging_driver_hurts_nothing(
     try:
         agent.create_fetch("one", stalled)
         agent.ask("start", "one")
-        agent.wait(lambda: "gpu" in agent.status("one"), "the figures")
-        assert agent.status("one")["gpu"] == [
-            {
-                "name": "NVIDIA X",
-                "memory_used": 1000 * 1024 * 1024,
-                "memory_total": 24 * 1024**3,
-                "utilisation": 97,
-                "temperature": None,
-            }
-        ]
+        agent.wait(lambda: agent.status("one").gpu, "the figures")
+        figures = GpuFigures("NVIDIA X", 1000 * 1024 * 1024, 24 * 1024**3, 97, None)
+        assert agent.status("one").gpu == (figures,)
         program.write_text("#!/bin/sh\nexec sleep 60\n")
         agent.create_fetch("two", stalled)
         agent.ask("start", "two")
         agent.wait_for("two", "running")
-        before = agent.status("two")["updated"]
-        agent.wait(lambda: agent.status("two")["updated"] > before + 2, "the status", 60)
-        assert "gpu" not in agent.status("two")
+        before = agent.status("two").updated
+        agent.wait(lambda: agent.status("two").updated > before + 2, "the status", 60)
+        assert agent.status("two").gpu is None
     finally:
         os.environ["PATH"] = path
 
@@ -629,4 +645,4 @@ def test_a_client_that_leaves_takes_nothing_along(agent: Agent, stalled: Hub) ->
     watching.stdout.close()
     assert watching.wait(timeout=60) == 1
     assert watching.stderr.read() == b""
-    assert agent.status("one")["state"] == "running"
+    assert agent.status("one").state == "running"

@@ -57,7 +57,7 @@ def test_a_run_goes_on_where_nothing_can_be_told(disk: Disk, tmp_path: Path) -> 
     names = [event["event"] for event in run.events("phase_ended") + run.events("run_ended")]
     assert names == ["phase_ended", "run_ended"]
     assert "took nothing for" in run.events("note")[0]["text"]
-    assert run.folder.status()["state"] == "succeeded"
+    assert run.folder.status().state == "succeeded"
     assert run.events("after_command_ended")[0]["code"] == 0
     assert mark.exists()
     assert not run.folder.reserve_file.exists()
@@ -87,8 +87,8 @@ def test_a_limit_ends_a_run(disk: Disk, tmp_path: Path) -> None:
     assert not mark.exists(), "it is no success"
     if disk.way == "full":
         status = read_json(run.folder.status_file)
-        assert status["state"] == "stopped"
-        assert "max-hours reached" in status["message"]
+        assert status.state == "stopped"
+        assert "max-hours reached" in status.message
         assert run.events("limit")
 
 
@@ -134,10 +134,10 @@ def test_a_disk_that_stays_so_fails_the_run(disk: Disk, tmp_path: Path) -> None:
         disk.take()
     assert run.end() == 1, run.said()
     status = run.folder.status()
-    assert status["state"] == "failed"
-    assert status["failure"] == ("disk_full" if disk.way == "full" else "read_only")
-    assert "inv resume --run one" in status["message"]
-    assert run.events("run_ended")[0]["failure"] == status["failure"]
+    assert status.state == "failed"
+    assert status.failure == ("disk_full" if disk.way == "full" else "read_only")
+    assert "inv resume --run one" in status.message
+    assert run.events("run_ended")[0]["failure"] == status.failure
     assert not mark.exists()
 
 
@@ -148,8 +148,8 @@ def test_a_limit_ends_the_wait_for_room(tmp_path: Path) -> None:
         disk.refuse()
         assert run.end() == 0, run.said()
         status = run.folder.status()
-        assert status["state"] == "stopped"
-        assert "max-hours reached" in status["message"]
+        assert status.state == "stopped"
+        assert "max-hours reached" in status.message
         assert [event["failure"] for event in run.events("failure")] == ["disk_full"]
         assert "its disk is full" in run.events("paused")[0]["why"]
         assert not mark.exists()
@@ -212,7 +212,7 @@ def test_a_killed_supervisor_leaves_its_reserve_to_the_next(tmp_path: Path) -> N
         run.end()
         run.wait(lambda: not run.folder.busy(), "the worker's end")
         disk.refuse()
-        assert run.folder.status()["failure"] == "killed"
+        assert run.folder.status().failure == "killed"
         code = run.start(first=False).end()
         assert code == 0, run.said()
         assert read_json(run.folder.status_file)["state"] == "stopped"

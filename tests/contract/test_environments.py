@@ -156,8 +156,8 @@ def test_one_that_a_run_works_with_is_not_replaced(tiny: Path, root: Path) -> No
         assert job.stdout.readline() == b"ready\n"
         with pytest.raises(UsageError) as caught:
             install(tiny, root, build=2)
-        assert "run r1 works with it" in caught.value.message
-        assert "`inv stop --run r1`" in caught.value.message
+        assert "run r1 is using it" in caught.value.message
+        assert "`inv stop --run r1`" in caught.value.hint
         assert marker(tiny) == before
         # As it is, it is current: nobody is in the way.
         assert install(tiny, root, build=1) is None
@@ -177,7 +177,7 @@ def test_a_process_without_a_run_is_named(tiny: Path, root: Path) -> None:
         assert job.stdout is not None
         assert job.stdout.readline() == b"ready\n"
         assert [user.pid for user in users_of(tiny / "envs" / "tiny")] == [job.pid]
-        with pytest.raises(UsageError, match=f"process {job.pid} works with it"):
+        with pytest.raises(UsageError, match=f"process {job.pid} is using it"):
             install(tiny, root, build=2)
     finally:
         job.kill()

@@ -33,6 +33,17 @@ from tunesmith.hosts.inventory import Host
 from tunesmith.hosts.probe import log_in
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import ship
+from tunesmith.job.run.replies import (
+    CommandResult,
+    Manifest,
+    Removed,
+    Resumed,
+    RunList,
+    RunNamed,
+    RunShown,
+    RunSnapshot,
+)
+from tunesmith.job.run.schema import RunStatus
 from tunesmith.project import Project
 from tunesmith.provision import container, drift
 from tunesmith.targets.host import HostTarget
@@ -255,6 +266,16 @@ def there(project: Project) -> layout.Layout:
     return layout.look(remote(project))
 
 
+REPLIES: dict[str, type] = {
+    **dict.fromkeys(("find", "create", "renew", "start", "stop"), RunNamed),
+    "show": RunShown,
+    "runs": RunList,
+    "watch": RunSnapshot,
+    "manifest": Manifest,
+    "remove": Removed,
+    "afterwards": CommandResult,
+    "resume-all": Resumed,
+}
 ASKS: dict[str, Ask] = {
     "login": lambda _: log_in("gpu1", ADDRESS, (KEY,)),
     "probe": lambda project: check(project, "gpu1", "default"),
@@ -267,7 +288,9 @@ ASKS: dict[str, Ask] = {
     "engine": lambda project: ship.look(remote(project)),
     "container": lambda project: container._look(remote(project)),
     **{
-        f"agent {verb}": lambda project, v=verb: agent.call(remote(project), v, "run-1")
+        f"agent {verb}": lambda project, v=verb: agent.call(
+            remote(project), v, "run-1", reply=REPLIES[v]
+        )
         for verb in hostile.AGENT
     },
 }
@@ -352,8 +375,8 @@ def test_a_watch_is_read_as_an_answer_is(project: Project, tmp_path: Path) -> No
     target = HostTarget(project, "gpu1")
     with (tmp_path / "shown").open("w") as stream:
         ended = follow(target, "run-1", Console(file=stream))
-    assert isinstance(ended, dict) and ended["state"] == "succeeded"
-    answers(tmp_path, "agent watch", at(hostile.WATCH, ("events", 1, "loss"), '"x"') + "\n")
+    assert isinstance(ended, RunStatus) and ended.state == "succeeded"
+    answers(tmp_path, "agent watch", at(hostile.WATCH, ("events", 1, "step"), '"x"') + "\n")
     with pytest.raises(TunesmithError, match=r"^gpu1: its answer to `watch`\.events\[1\]"):
         list(target.watch("run-1"))
 
@@ -364,7 +387,7 @@ def test_a_host_that_floods_is_refused(
     project: Project, tmp_path: Path, question: str, where: str
 ) -> None:
     answers(tmp_path, question, {"flood": where})
-    with pytest.raises(TunesmithError, match=r"^gpu1: .* sends more than .*; it was not read on"):
+    with pytest.raises(TunesmithError, match=r"^gpu1: .* sends more .*; the rest was not read"):
         ASKS[question](project)
     # In kB: that of this process, tests before it included.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500_000
@@ -381,4 +404,5 @@ def test_a_login_that_floods_is_refused(project: Project, tmp_path: Path) -> Non
     answers(tmp_path, "login", {"flood": "stdout"})
     login = log_in("gpu1", ADDRESS, (KEY,))
     assert login.kind == "unknown"
-    assert login.text.startswith("gpu1: ") and "it sends more than" in login.text
+    assert login.reason.message.startswith("gpu1: ")
+    assert "it sends more than" in login.reason.message

@@ -287,7 +287,7 @@ def test_a_disk_too_small_is_refused_before_the_download(hub: Hub, place: Place)
     with pytest.raises(UsageError) as caught:
         place.fetch(hub.mirror())
     assert "needs 1050.0 TB" in caught.value.message
-    assert "HF_HOME" in caught.value.message
+    assert "HF_HOME" in caught.value.hint
     assert hub.count("GET", WEIGHTS) == 0
 
 

@@ -179,8 +179,8 @@ def test_a_kind_without_a_row_is_refused(root: Path, tmp_path: Path) -> None:
 def test_advice_that_is_not_the_runs_own_is_refused(root: Path, tmp_path: Path) -> None:
     text = (root / "configs/failures.yml").read_text(encoding="utf-8")
     file = tmp_path / "failures.yml"
-    file.write_text(text.replace("mend the config; the key", "mend it; the key"), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"`config`.*both languages"):
+    file.write_text(text.replace("fix the config; the key", "fix it; the key"), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"`config`: the run's own advice"):
         failure_pages.load_sections(file)
 
 

@@ -133,7 +133,7 @@ def test_only_a_change_of_what_runs_there_counts(clone: Path) -> None:
     assert digests("docs/hosts.md") == (app, image)
     assert digests("pyproject.toml")[0] == app
     for name in (
-        *(f"{PACKAGE}/job/supervisor/agent.py", f"{PACKAGE}/job/run/records.py"),
+        *(f"{PACKAGE}/job/supervisor/agent.py", f"{PACKAGE}/job/run/schema.py"),
         *(f"{PACKAGE}/core/files.py", f"{PACKAGE}/basemodel/model_types.txt"),
         *("configs/models.yml", "configs/mirrors/cn.yml", f"{PACKAGE}/__init__.py"),
     ):
@@ -145,11 +145,11 @@ def test_only_a_change_of_what_runs_there_counts(clone: Path) -> None:
 
 
 def test_the_contract_has_a_version_among_what_is_compared(clone: Path) -> None:
-    records = clone / PACKAGE / "job/run/records.py"
-    text = records.read_text(encoding="utf-8")
+    schema = clone / PACKAGE / "job/run/schema.py"
+    text = schema.read_text(encoding="utf-8")
     assert text.count("\nCONTRACT = 1\n") == 1
     sources.app_tar.cache_clear()
     before = sources.app_digest(clone)
-    records.write_text(text.replace("\nCONTRACT = 1\n", "\nCONTRACT = 2\n"), encoding="utf-8")
+    schema.write_text(text.replace("\nCONTRACT = 1\n", "\nCONTRACT = 2\n"), encoding="utf-8")
     sources.app_tar.cache_clear()
     assert sources.app_digest(clone) != before

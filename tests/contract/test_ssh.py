@@ -311,7 +311,7 @@ def add_fails(client: Client, line: str) -> str:
     assert not (client.inventory / "hosts.yml").exists(), "nothing is written"
     assert not (client.home / ".ssh/config").exists()
     assert caught.value.exit_code == 1
-    return caught.value.message
+    return caught.value.line
 
 
 def test_off_moved_blocked_and_wrong_key_are_four_messages(
@@ -320,14 +320,15 @@ def test_off_moved_blocked_and_wrong_key_are_four_messages(
     monkeypatch.setattr(probe, "PATIENCE", 0.5)
     monkeypatch.setattr(probe.probe, "__kwdefaults__", {"patience": 0.5})
     off = add_fails(client, f"root@127.0.0.1:{free_port()}")
-    assert "is off (Connection refused); start it in the rental console" in off
+    assert "is off (Connection refused)" in off
+    assert "start it in the rental console" in off
     with listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         moved = add_fails(client, f"root@127.0.0.1:{port}")
-    assert "nothing of SSH is at" in moved
+    assert "no SSH server at" in moved
     assert "HTTP/1.1 400" in moved
     with listening(None, close=True) as port:
-        assert "nothing of SSH is at" in add_fails(client, f"root@127.0.0.1:{port}")
-    assert "nothing of SSH is at" in add_fails(client, "root@no-such-host.invalid:22")
+        assert "no SSH server at" in add_fails(client, f"root@127.0.0.1:{port}")
+    assert "no SSH server at" in add_fails(client, "root@no-such-host.invalid:22")
     with listening(None) as port:
         blocked = add_fails(client, f"root@127.0.0.1:{port}")
     assert "does not answer (connected, but no SSH within 0.5 s)" in blocked
@@ -347,7 +348,8 @@ def test_a_key_with_a_passphrase_is_told_from_a_wrong_one(client: Client, sshd: 
     key = new_key(client.home / "locked", "secret words")
     sshd.authorize(key)
     text = add_fails(client, f"{sshd.line} -i {key}")
-    assert f"takes the key {key}, which has a passphrase; `ssh-add {key}`" in text
+    assert f"accepts the key {key}, which has a passphrase" in text
+    assert f"`ssh-add {key}`" in text
 
 
 def test_a_login_that_runs_nothing_is_no_host(client: Client, sshd: Sshd) -> None:
@@ -395,12 +397,12 @@ def test_another_host_key_stops_every_command_within_3_seconds(
     sshd.new_host_key()
     sent = len(sshd.commands())
     began = time.monotonic()
-    with pytest.raises(TunesmithError, match="another host key than the pinned one") as caught:
+    with pytest.raises(TunesmithError, match="is not the pinned one") as caught:
         gpu1.run("touch /tmp/never")
     seconds = time.monotonic() - began
     print(f"host key changed: stopped after {seconds:.2f} s")
     assert seconds < 3
-    assert "`inv host.trust gpu1`" in caught.value.message
+    assert "`inv host.trust gpu1`" in caught.value.hint
     assert len(sshd.commands()) == sent, "no command was sent"
     with pytest.raises(TunesmithError, match="another machine than the gpu1 we know"):
         commands.add(client.project, "gpu1", sshd.line, identity=client.key)
@@ -412,7 +414,7 @@ def test_a_key_of_another_type_is_another_key(client: Client, gpu1: Remote, sshd
     key.unlink()
     subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", key], check=True)
     sshd.start()
-    with pytest.raises(TunesmithError, match="another host key than the pinned one"):
+    with pytest.raises(TunesmithError, match="is not the pinned one"):
         gpu1.run("true")
 
 
@@ -609,7 +611,7 @@ def test_255_of_a_script_is_not_sshs(gpu1: Remote) -> None:
 
 def test_a_script_that_does_not_end_is_ended(gpu1: Remote) -> None:
     began = time.monotonic()
-    with pytest.raises(TunesmithError, match="no end after 1 s"):
+    with pytest.raises(TunesmithError, match=r"no end after 1\.0 s"):
         gpu1.run("sleep 60", timeout=1)
     assert time.monotonic() - began < 30
 
@@ -738,7 +740,6 @@ def test_a_jump_host_keeps_its_own_settings(
     done = client.script(code)
     assert done.returncode == 1
     assert "the jump host gate does not let us through" in done.stderr
-    assert "`ssh gate` must work without a question first" in done.stderr
     known = client.home / ".ssh/known_hosts"
     public = (second.folder / "host_key.pub").read_text()
     known.write_text(f"[127.0.0.1]:{second.port} {public}")

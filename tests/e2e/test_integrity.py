@@ -37,10 +37,10 @@ def test_what_changed_between_stop_and_resume_and_before_a_merge_is_refused(
     assert started.returncode == 0, started.stdout + started.stderr
     run = RunFolder(shell.home / "runs" / "r")
     while not list(run.output.glob("checkpoint-*/tunesmith-manifest.json")):
-        assert run.status()["state"] in ("queued", "running"), run.log_file.read_text()[-3000:]
+        assert run.status().state in ("queued", "running"), run.log_file.read_text()[-3000:]
         time.sleep(0.2)
     assert shell.inv("stop", "--run", "r").returncode == 0
-    assert run.status()["state"] == "stopped"
+    assert run.status().state == "stopped"
 
     for file in (rows / "rows.json", base / "model.safetensors"):
         whole, events = file.read_bytes(), len(run.events_file.read_bytes())
@@ -54,7 +54,7 @@ def test_what_changed_between_stop_and_resume_and_before_a_merge_is_refused(
         new = run.events_file.read_bytes()[events:].decode()
         assert "phase_started" not in new, "no worker was started"
         status = run.status()
-        assert (status["state"], status["failure"]) == ("failed", "changed")
+        assert (status.state, status.failure) == ("failed", "changed")
         file.write_bytes(whole)
 
     # As it was, it goes on.

@@ -21,11 +21,12 @@ import pytest
 
 from agents import Agent
 from disks import Disk
+from event_rows import event_rows
 from jobs import SAVE_STEPS, STANDINS, STEPS, Job
 from support import lacking
 from tunesmith.core.files import read_json
 from tunesmith.job.run import checkpoints
-from tunesmith.job.run.folder import OWNER_FILE, claim_output, read_events
+from tunesmith.job.run.folder import OWNER_FILE, claim_output
 
 pytestmark = pytest.mark.e2e
 
@@ -113,7 +114,7 @@ def test_twenty_interruptions_lose_nothing(
     assert hits >= 1, "no kill hit a save"
     equal_to_oracle(job, undisturbed)
     reached = 0
-    for event in read_events(job.folder.events_file):
+    for event in event_rows(job.folder.events_file):
         if event["event"] == "log":
             reached = event["step"]
         elif event["event"] == "resumed":
@@ -207,7 +208,7 @@ def test_a_second_train_in_the_same_run_is_refused(job: Job, tiny_model: Path, d
         job.call("stop")
         job.wait_for_end("stopped")
     # Stopped while loading: nothing was trained yet, and the next start begins anew.
-    assert job.folder.status()["phases"] == {"train": "stopped"}
+    assert job.folder.status().phases == {"train": "stopped"}
 
 
 def test_output_of_another_run_is_refused(
@@ -225,9 +226,9 @@ def test_nan_stops_at_once_and_says_what_to_change(job: Job, tiny_model: Path, d
     job.make(tiny_model, data, learning_rate=1.0e30, lr_scheduler_type="constant", save_steps=500)
     assert job.call("run", check=False).returncode == 1
     status = job.folder.status()
-    assert (status["state"], status["failure"]) == ("failed", "nan")
-    assert "the loss became nan at step" in status["message"]
-    assert "lower learning_rate" in status["message"]
+    assert (status.state, status.failure) == ("failed", "nan")
+    assert "the loss became nan at step" in status.message
+    assert "lower learning_rate" in status.message
     assert job.step() < 5, "it must not go on for long"
     assert not (job.folder.output / "adapter_model.safetensors").exists()
 
@@ -270,8 +271,8 @@ def test_gpu_oom_that_nothing_mends_is_reported(job: Job, tiny_model: Path, data
     )
     assert job.call("run", check=False).returncode == 1
     status = job.folder.status()
-    assert status["failure"] == "gpu_oom"
-    assert "lower cutoff_len" in status["message"]
+    assert status.failure == "gpu_oom"
+    assert "lower cutoff_len" in status.message
     told = [(e["what"], e["to"]) for e in job.events("changed")]
     assert told == [("disable_gradient_checkpointing", False)]
 
@@ -293,7 +294,7 @@ def test_a_hung_worker_is_dumped_restarted_once_then_reported(
             # Silence counts from the newest heartbeat, which is up to a second and a step old.
             assert 12 <= time.monotonic() - hung_at <= 40
     job.wait_for_end("failed")
-    assert job.folder.status()["failure"] == "stalled"
+    assert job.folder.status().failure == "stalled"
     assert "most recent call first" in job.folder.log_file.read_text(errors="replace")
     job.call("start")
     job.wait_for_end("succeeded")
@@ -377,7 +378,7 @@ def test_training_outlives_the_disk_of_its_run(
             job.wait(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
             disk.take()
             job.wait_for_end("failed")
-            assert job.folder.status()["failure"] == "read_only"
+            assert job.folder.status().failure == "read_only"
             newest, _ = checkpoints.newest_valid(job.folder.output)
             assert newest is not None
             assert newest.step >= max(kept)

@@ -122,7 +122,7 @@ def test_another_host_key_stops_everything_until_it_is_trusted(
     for words in COMMANDS:
         stopped = host_project.inv(*words, timeout=60)
         assert stopped.returncode == 1, words
-        assert "another host key" in stopped.stderr + stopped.stdout, stopped
+        assert "is not the pinned one" in stopped.stderr + stopped.stdout, stopped
         assert "inv host.trust gpu1" in stopped.stderr + stopped.stdout, stopped
     assert logins(replica) == 0, "no command was sent"
 

@@ -265,7 +265,7 @@ def test_every_drift_is_named_and_one_run_mends_all(
             r"site-packages/packaging: .*\(\+7 bytes\)"
         ),
         f"sed -i 's/Welcome/welcome/' {packages}/llamafactory/__init__.py": (
-            r"llamafactory: a file was written anew, with the same size"
+            r"llamafactory: a file was rewritten with the same size"
         ),
         f"echo '# mine' >>$(ls -d {gpu1.base}/app/*)/pyproject.toml": r"app/\w+",
         f"echo '# mine' >>{gpu1.base}/env.sh": r"env\.sh was edited",
@@ -328,7 +328,7 @@ def test_a_host_that_vanishes_is_told_and_given_up(rented: tuple[Rented, Rented,
     output = "".join(lines)
     assert code == 1, output
     assert told is not None and told < 40, output
-    assert "no answer for 8 s while it did its work" in output
+    assert "no answer for 8 s during" in output
     assert given_up < 120, output
 
     defaults.write_text(before)

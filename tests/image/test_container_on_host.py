@@ -151,7 +151,7 @@ def test_a_restart_of_the_engine_costs_no_more_than_save_steps(boxed: Boxed) -> 
         assert time.monotonic() < deadline
         time.sleep(0.1)
     refused = boxed.inv("provision", "--on", HOST, "--mirror", "cn", code=2)
-    assert "run two works in the container that must be replaced" in refused
+    assert "run two is using the container that must be replaced" in refused
     boxed.container().restart(timeout=0)
     (two,) = [
         run
@@ -236,7 +236,7 @@ def test_a_container_in_which_the_board_trains_is_not_replaced(boxed: Boxed) -> 
     until(lambda: boxed.processes("llamafactory-cli") and record.is_file(), "the training")
     for words in (("provision", "--on", HOST, "--mirror", "cn"), ("host.reset", "--on", HOST)):
         told = boxed.inv(*words, code=2)
-        assert "LLaMA Board trains saves/tiny in the container that must be replaced" in told
+        assert "LLaMA Board is training saves/tiny in the container that must be replaced" in told
         assert f"`inv webui --on {HOST} --stop`" in told
     source = boxed.made.project.root / "src/tunesmith/core/errors.py"
     text = source.read_text()

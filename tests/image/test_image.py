@@ -104,7 +104,7 @@ def test_building_again_is_fast_and_changes_one_layer_only(
     assert "LLaMA-Factory" in done.stdout
     drifted = built.inv("image.verify")
     assert drifted.returncode == 1
-    assert "tunesmith's sources of this clone is not what the image was made" in drifted.stderr
+    assert "the image differs from this clone in tunesmith's sources" in drifted.stderr
     built.build()
     assert layers(built) == before
 

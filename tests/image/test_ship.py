@@ -216,7 +216,7 @@ def test_what_was_changed_on_the_way_is_not_loaded(
         f"cp {mount}/{victim.name} .cache/tunesmith/image/ && "
         f"touch -d @1700000000 .cache/tunesmith/image/{victim.name}"
     )
-    with made.entered(), pytest.raises(TunesmithError, match="what arrived is not what was sent"):
+    with made.entered(), pytest.raises(TunesmithError, match="differs from what was sent"):
         ship.ship(client, small, remote, cache, print)
     assert NAME not in far(replica, "image", "ls", "--format", "'{{.Repository}}:{{.Tag}}'")
     # It was removed there, so the same command mends it.

@@ -141,8 +141,8 @@ def test_a_second_run_looks_and_records_and_that_is_all(host: Rented) -> None:
         name for name in done if not re.match(r"(Look \| Read|Refuse|Decide|Validating) ", name)
     ]
     assert on_the_host == [
-        "Look | Ask the host what it is and has",
-        "Leave the token",
+        "Look | Ask the host what it is and what it has",
+        "Store the token",
         "Record the state",
     ]
 

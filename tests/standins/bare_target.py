@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.events import Event
+from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest
 from tunesmith.plan.plan import Plan, RunLocation
-from tunesmith.plan.target import FetchSpec, RunUpdate, Target
+from tunesmith.plan.target import RunUpdate, Target
 
 
 class BareTarget:
@@ -40,7 +41,7 @@ class BareTarget:
 
     def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how a run would fetch its base model."""
-        return FetchSpec(name, revision, mirror or "default", "/bare/models")
+        return FetchSpec(name, mirror or "default", "/bare/models", revision)
 
     def find(self, run_id: str | None) -> str:
         """Return the one run."""
@@ -59,11 +60,11 @@ class BareTarget:
     def renew(self, plan: Plan) -> None:
         """Take it again."""
 
-    def request(self, run_id: str) -> dict[str, Any]:
+    def request(self, run_id: str) -> RunRequest:
         """Return next to nothing."""
-        return {"run_id": run_id}
+        return RunRequest(run_id)
 
-    def config(self, run_id: str) -> dict[str, Any]:
+    def config(self, run_id: str) -> documents.Config:
         """Return none."""
         return {}
 
@@ -73,21 +74,20 @@ class BareTarget:
     def stop(self, run_id: str) -> None:
         """End nothing."""
 
-    def status(self, run_id: str) -> dict[str, Any]:
+    def status(self, run_id: str) -> ListedRun:
         """Return the end of a training."""
-        return {
-            "run_id": run_id,
-            "state": "succeeded",
-            "phases": {"train": "succeeded"},
-            "failure": None,
-            "message": "all phases succeeded",
-            "step": 3,
-            "total_steps": 3,
-            "loss": 1.5,
-            "on": self.name,
-        }
+        return ListedRun(
+            "succeeded",
+            run_id,
+            phases={"train": "succeeded"},
+            message="all phases succeeded",
+            step=3,
+            total_steps=3,
+            loss=1.5,
+            on=self.name,
+        )
 
-    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, run_id: str, offset: int) -> tuple[list[Event], int]:
         """Return none."""
         return [], offset
 
@@ -95,7 +95,7 @@ class BareTarget:
         """Yield the end."""
         yield RunUpdate(self.status(run_id), (), events, "the log\n", 0)
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[ListedRun]:
         """Return the one run."""
         return [self.status(run_id) for run_id in self._runs]
 

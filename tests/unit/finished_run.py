@@ -12,7 +12,9 @@ import yaml
 
 from tunesmith.core.files import sha256_of, write_json
 from tunesmith.job.run import inputs, seals
+from tunesmith.job.run.codec import decode, encode
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunRequest
 
 # Each result: the phase that writes it, and its files. No content is looked at: what compares
 # them is asked, not what loads them.
@@ -65,11 +67,11 @@ def make(top: Path) -> Path:
     }
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    request = inputs.recorded(request, config)
-    write_json(run / "run.json", request)
+    recorded = inputs.recorded(decode(RunRequest, request), config)
+    write_json(run / "run.json", encode(recorded))
     seals.seal(run, "create", seals.REQUEST)
-    inputs.remember(run, request, request["inputs"])
-    inputs.remember_model(run, request)
+    inputs.remember(run, recorded, recorded.inputs)
+    inputs.remember_model(run, recorded.model)
     for result, (phase, names) in RESULTS.items():
         for name in names:
             read = name in ("MANIFEST.json", "adapter_config.json")

@@ -95,5 +95,5 @@ def test_an_environment_without_its_bytecode_is_no_environment(
     (made.packages / "b" / "__pycache__").parent.mkdir()
     (made.packages / "b" / "__pycache__").touch()
     (made.packages / "b" / "c.py").touch()
-    with pytest.raises(TunesmithError, match="its bytecode could not be made; free space"):
+    with pytest.raises(TunesmithError, match="its bytecode could not be compiled"):
         make_bytecode(made, project.stack)

@@ -16,18 +16,22 @@ from rich.console import Console
 from tunesmith.cli import container as cli_container
 from tunesmith.cli import listing, training
 from tunesmith.cli.container_runs import cause_of
-from tunesmith.cli.follow import told
+from tunesmith.cli.follow import event_text
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import write_json
 from tunesmith.hosts import autostart, replies
 from tunesmith.hosts.answers import Asked
-from tunesmith.job.run import foreign, records
+from tunesmith.job.run import foreign
+from tunesmith.job.run.codec import Fault, decode
+from tunesmith.job.run.events import Event, RunStarted, status_from
 from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.process import identify
+from tunesmith.job.run.replies import RunSnapshot
+from tunesmith.job.run.schema import CAUSES, RunRequest, RunStatus
 from tunesmith.plan import start
 from tunesmith.project import Project
-from tunesmith.report import sections
-from tunesmith.report.i18n import teller
+from tunesmith.report import timing
+from tunesmith.report.i18n import translator
 from tunesmith.report.page import write_report
 from tunesmith.targets import factory
 from tunesmith.targets.container import ContainerTarget
@@ -101,7 +105,7 @@ def test_a_resume_says_that_it_is_one(
 
 def test_what_a_user_asks_for_says_so(project: Project, tmp_path: Path) -> None:
     target = local(project, tmp_path / "said")
-    plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request={})
+    plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request=RunRequest())
     start.start_on_run(target, plan)
     assert (tmp_path / "said").read_text().split()[-3:] == ["merge", "--cause", "user"]
 
@@ -118,7 +122,7 @@ def test_a_start_on_a_host_says_it() -> None:
 def test_a_host_that_does_not_know_causes_is_to_be_provisioned() -> None:
     said = "python -m tunesmith.job.supervisor.agent: unrecognized arguments: --cause user"
     target, _ = host({"error": said, "detail": []}, code=2)
-    with pytest.raises(UsageError, match="gpu1 has an older tunesmith; `inv provision --on gpu1`"):
+    with pytest.raises(UsageError, match="gpu1 runs an older tunesmith"):
         target.start("r", (), "user")
 
 
@@ -186,34 +190,37 @@ def test_events_and_status_are_of_known_causes_and_older_ones_have_none() -> Non
     asked = Asked("gpu1", "its answer to `watch`")
     status = {"run_id": "r", "state": "running", "phases": {}}
     reply = {"status": status, "events": [event], "events_offset": 1, "log_offset": -1}
-    read = replies.AGENT["watch"].read
-    assert records.event_fault(event) is None
-    assert "cause" not in records.status_from([event], "r")
-    assert "cause" not in read(asked, reply)["events"][0]
-    for cause in records.CAUSES:
-        assert records.event_fault(event | {"cause": cause}) is None
-        assert records.STATUS(status | {"cause": cause}, "") is None
-        assert records.status_from([event | {"cause": cause}], "r")["cause"] == cause
-        told = read(asked, reply | {"events": [event | {"cause": cause}]})
-        assert told["events"][0]["cause"] == cause
-        assert (
-            read(asked, reply | {"status": status | {"cause": cause}})["status"]["cause"] == cause
-        )
+
+    def read(value: dict[str, Any]) -> RunSnapshot:
+        return replies.read(asked, RunSnapshot, value)
+
+    assert status_from([decode(Event, event)], "r").cause is None
+    (older,) = read(reply).events
+    assert isinstance(older, RunStarted)
+    assert older.cause is None
+    for cause in CAUSES:
+        started = decode(Event, event | {"cause": cause})
+        assert status_from([started], "r").cause == cause
+        assert decode(RunStatus, status | {"cause": cause}).cause == cause
+        assert read(reply | {"events": [event | {"cause": cause}]}).events == (started,)
+        assert read(reply | {"status": status | {"cause": cause}}).status.cause == cause
     for wrong in ("whim", 7, ["user"]):
-        assert "cause" in str(records.event_fault(event | {"cause": wrong}))
-        assert "cause" in str(records.STATUS(status | {"cause": wrong}, ""))
+        with pytest.raises(Fault, match="cause: expected one of user, resume"):
+            decode(Event, event | {"cause": wrong})
+        with pytest.raises(Fault, match="cause: expected one of user, resume"):
+            decode(RunStatus, status | {"cause": wrong})
         for other in (
             {"events": [event | {"cause": wrong}]},
             {"status": status | {"cause": wrong}},
         ):
             with pytest.raises(TunesmithError, match="cause"):
-                read(asked, reply | other)
+                read(reply | other)
 
 
 def test_who_follows_reads_it_first() -> None:
-    event = {"event": "run_started", "phases": ["train", "after"], "cause": "autostart"}
-    assert told(event) == "started (autostart): train, after"
-    assert told({"event": "run_started", "phases": ["train"]}) is None, "an older run"
+    event = RunStarted(phases=("train", "after"), cause="autostart")
+    assert event_text(event) == "started (autostart): train, after"
+    assert event_text(RunStarted(phases=("train",))) is None, "an older run"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_who_follows_reads_it_first() -> None:
     ],
 )
 def test_the_list_of_runs_shows_it_while_they_run(status: dict[str, Any], shown: str) -> None:
-    assert listing._state({"failure": None} | status) == shown
+    assert listing._state(decode(RunStatus, status)) == shown
 
 
 def test_a_pulled_run_keeps_it(tmp_path: Path) -> None:
@@ -238,7 +245,8 @@ def test_a_pulled_run_keeps_it(tmp_path: Path) -> None:
     write_json(run.status_file, told)
     foreign.adopt(run.path, run.run_id, run.path)
     kept = run.last_status()
-    assert (kept["cause"], kept["retried"]) == ("retry", "stalled")
+    assert kept is not None
+    assert (kept.cause, kept.retried) == ("retry", "stalled")
 
 
 def test_the_report_says_how_work_began_each_time(tmp_path: Path) -> None:
@@ -254,9 +262,9 @@ def test_the_report_says_how_work_began_each_time(tmp_path: Path) -> None:
     assert "- Started: by the user (0.0 s), by the start" in (run / "report.md").read_text()
     page = write_report(run, language="zh").read_text()
     assert "启动方式: 由用户启动 (0.0 s), 主机开机后自动继续 (" in page
-    assert set(sections.STARTS) == set(records.CAUSES)
-    for words in sections.STARTS.values():
-        assert teller("zh")(words) != words
+    assert set(timing.STARTS) == set(CAUSES)
+    for words in timing.STARTS.values():
+        assert translator("zh")(words) != words
 
 
 def test_a_list_of_80_columns_has_whole_ids_and_causes(

@@ -20,8 +20,10 @@ from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import foreign, queue
 from tunesmith.job.run.folder import COPY_FILE, RunFolder
 from tunesmith.job.run.manifest import PARTS, manifest
+from tunesmith.job.run.replies import CommandOrder, RunOrder
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.run.stored import DamagedError
-from tunesmith.job.run.watch import look
+from tunesmith.job.run.watch import poll
 from tunesmith.job.supervisor import agent, supervisor
 from tunesmith.report import page
 from tunesmith.report.page import write_report
@@ -90,10 +92,10 @@ def verbs(root: Path, runs: Path) -> dict[str, Callable[[], object]]:
         "agent find": lambda: agent.find(runs, RUN_ID),
         "agent newest": lambda: agent.find(runs, None),
         "agent show": lambda: agent.show(run),
-        "agent watch": lambda: look(run, 0, 0),
+        "agent watch": lambda: poll(run, 0, 0),
         "agent manifest": lambda: manifest(run, PARTS, lambda *_: None),
-        "agent renew": lambda: agent.renew(run, {"request": {}}),
-        "agent afterwards": lambda: agent.afterwards(run, {"command": ["true"]}),
+        "agent renew": lambda: agent.renew(run, RunOrder(RunRequest())),
+        "agent afterwards": lambda: agent.afterwards(run, CommandOrder(("true",))),
         "agent resume-all": lambda: agent.resume_all(runs),
     }
 
@@ -190,7 +192,7 @@ def test_a_damaged_run_is_deleted_by_the_command_that_is_told(root: Path, runs: 
     listing.remove(root, "local", RUN_ID, dry=False)
     assert not (runs / RUN_ID).exists()
     (runs / GOOD / "run.json").write_bytes(b"{")
-    assert agent.remove(runs, RunFolder(runs / GOOD))["freed"] > 0
+    assert agent.remove(runs, RunFolder(runs / GOOD)).freed > 0
     assert not (runs / GOOD).exists()
 
 

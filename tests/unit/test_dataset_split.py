@@ -149,8 +149,8 @@ def named(folder: Path) -> None:
         (None, "other", 0.1, "not registered"),
         (faulty, "set", 0.1, '"output" is empty'),
         (alike, "set", 0.1, "cannot be split"),
-        (taken, "set", 0.1, "set_validation.json is there with other rows; add --replace"),
-        (named, "set", 0.1, "set_train is registered for set.json; add --replace"),
+        (taken, "set", 0.1, "set_validation.json exists with other rows"),
+        (named, "set", 0.1, "set_train is registered for set.json"),
     ],
 )
 def test_refusal_writes_nothing(
@@ -161,5 +161,5 @@ def test_refusal_writes_nothing(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UsageError) as caught:
         split(folder, key, share, 42)
-    assert says in caught.value.message
+    assert says in caught.value.line
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -9,16 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from disks import Disk
+from event_rows import event_rows
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import journal, limits, queue, relay
-from tunesmith.job.run.folder import RunFolder, acquire, read_events
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.journal import Journal, Reporter
 from tunesmith.job.run.relay import RELAY, Receiver
+from tunesmith.job.run.schema import Heartbeat, PostRunCommand, RunStatus
 from tunesmith.job.supervisor import attempt as attempts
 from tunesmith.job.supervisor.attempt import Attempt
 from tunesmith.job.supervisor.intake import Intake
@@ -41,12 +45,16 @@ def full(tmp_path: Path) -> Iterator[Disk]:
         yield made
 
 
+BEAT = Heartbeat(step=1, total_steps=2, time=1.0, paused=False)
+RUNNING, FAILED = RunStatus(state="running"), RunStatus(state="failed")
+
+
 def refuse_events(run: RunFolder) -> None:
     run.events_file.symlink_to("/dev/full")
 
 
 def names(run: RunFolder) -> list[str]:
-    return [event["event"] for event in read_events(run.events_file)]
+    return [event["event"] for event in event_rows(run.events_file)]
 
 
 def test_events_wait_in_order_and_are_told_later(run: RunFolder) -> None:
@@ -54,15 +62,15 @@ def test_events_wait_in_order_and_are_told_later(run: RunFolder) -> None:
     book = Journal(run)
     for number in range(5):
         book.emit("log", step=number)
-    book.status({"state": "running"})
+    book.status(RUNNING)
     assert book.trouble is not None
     assert not run.status_file.exists(), "a status never outruns its events"
     run.events_file.unlink()
     assert book.flush()
-    told = read_events(run.events_file)
+    told = event_rows(run.events_file)
     assert [event.get("step") for event in told] == [0, 1, 2, 3, 4, None]
     assert "No space left on device" in told[-1]["text"]
-    assert read_json(run.status_file) == {"state": "running"}
+    assert read_json(run.status_file) == encode(RUNNING)
     assert book.trouble is None
 
 
@@ -74,7 +82,7 @@ def test_events_that_wait_are_bounded(run: RunFolder, monkeypatch: pytest.Monkey
         book.emit("log", step=number)
     run.events_file.unlink()
     assert book.flush()
-    told = read_events(run.events_file)
+    told = event_rows(run.events_file)
     assert [event.get("step") for event in told] == [2, 3, 4, None]
     assert "but for 2 events" in told[-1]["text"]
 
@@ -137,13 +145,13 @@ def test_the_last_words_find_room_that_is_taken_at_once(full: Disk) -> None:
     thread.start()
     try:
         book.emit("run_ended", pad="x" * 5000)
-        book.status({"state": "failed"})
-        assert read_json(run.status_file) == {"state": "running"}
+        book.status(FAILED)
+        assert read_json(run.status_file) == encode(RUNNING)
         book.last_words(1, lambda: False)
     finally:
         ended.set()
         thread.join()
-    assert read_json(run.status_file) == {"state": "failed"}
+    assert read_json(run.status_file) == encode(FAILED)
     assert not run.reserve_file.exists()
 
 
@@ -153,10 +161,10 @@ def test_the_last_events_come_before_the_last_status(full: Disk) -> None:
     book.open()
     full.fill()
     book.emit("run_ended", state="failed", failure=None, pad="x" * 100_000)
-    book.status({"state": "failed"})
+    book.status(FAILED)
     assert book.last_words(0, lambda: False)
     assert names(run) == ["note", "run_ended"]
-    assert read_json(run.status_file) == {"state": "failed"}
+    assert read_json(run.status_file) == encode(FAILED)
 
 
 def test_a_run_is_refused_where_its_reserve_does_not_fit(full: Disk) -> None:
@@ -177,14 +185,14 @@ def test_a_worker_is_heard_past_the_disk(
     tell = Reporter(run)
     full.fill()
     tell("log", step=1, pad="x" * 5000)
-    tell.heartbeat({"step": 1})
+    tell.heartbeat(encode(BEAT))
     (full.folder / "filler").unlink()
     # What comes after it goes the same way, and so keeps its place.
     tell("log", step=2)
     assert names(run) == []
     news = intake.new()
-    assert [event["step"] for event in news.events] == [1, 2]
-    assert news.heartbeats == [{"step": 1}]
+    assert [encode(event)["step"] for event in news.events] == [1, 2]
+    assert news.heartbeats == [BEAT]
     assert book.flush()
     assert names(run)[:2] == ["log", "log"]
     assert intake.new().events == [], "told once"
@@ -202,7 +210,7 @@ def test_a_worker_without_a_supervisor_keeps_its_events(
         tell("log", step=2)
         run.events_file.unlink()
         tell("log", step=3)
-    assert [event["step"] for event in read_events(run.events_file)] == [1, 2, 3]
+    assert [event["step"] for event in event_rows(run.events_file)] == [1, 2, 3]
 
 
 def test_more_than_a_pipe_holds_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +304,7 @@ def test_a_command_needs_no_log(run: RunFolder, tmp_path: Path) -> None:
     run.log_file.symlink_to("/dev/full")
     refuse_events(run)
     mark = tmp_path / "mark"
-    after = limits.After(["sh", "-c", f"echo something; touch '{mark}'"], 0.0)
+    after = PostRunCommand(("sh", "-c", f"echo something; touch '{mark}'"), "succeeded", 0.0)
     told: list[str] = []
     limits.carry_out(after, run, lambda e, **_: told.append(e), lambda: False, in_turn=True)
     assert mark.exists()
@@ -310,14 +318,14 @@ def test_an_old_heartbeat_is_no_news(
     worker_file.write_text("#!/bin/sh\nexec sleep 60\n")
     worker_file.chmod(0o755)
     monkeypatch.setattr(attempts.sys, "executable", str(worker_file))
-    beat = {"step": 3, "total_steps": 9, "step_seconds": 1.0, "paused": False, "time": 1.0}
-    write_json(run.heartbeat_file, beat)
+    beat = Heartbeat(step=3, total_steps=9, step_seconds=1.0, paused=False, time=1.0)
+    write_json(run.heartbeat_file, encode(beat))
     worker = Attempt(run, "fetch", dict(os.environ), [], tmp_path)
     worker.poll()
-    worker.hear(beat | {"step": 4, "time": 2.0})
+    worker.hear(replace(beat, step=4, time=2.0))
     time.sleep(0.1)
     worker.poll()
-    assert worker.heartbeat["step"] == 4
+    assert worker.heartbeat is not None and worker.heartbeat.step == 4
     assert worker.silent_seconds() > 0.05
     worker.kill()
 

@@ -17,7 +17,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror, load_mirror
 from tunesmith.doctor.check import Checked, addresses, check, probe_script
 from tunesmith.doctor.flavours import Decision
-from tunesmith.doctor.rules import Verdict
+from tunesmith.doctor.verdicts import Verdict
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -83,7 +83,7 @@ def test_a_clock_an_hour_off(host: Path, project: Project) -> None:
     (clock,) = (v for v in checked.verdicts if v.what == "clock")
     assert clock.level == "critical"
     assert "behind this machine's" in clock.text
-    assert 3590 <= int(clock.text.split()[0]) <= 3610
+    assert clock.text.startswith(("59 min 5", "1 h 00 min"))
 
 
 def test_a_slow_connection_is_no_wrong_clock(
@@ -93,7 +93,7 @@ def test_a_slow_connection_is_no_wrong_clock(
     program(host, "date", f"echo {int(time.time()) + 2}")
     checked = check(project, "gpu1", str(host / "m.yml"))
     (clock,) = (v for v in checked.verdicts if v.what == "clock")
-    assert clock.text == "within 1 s of this machine's"
+    assert clock.text == "within 1.0 s of this machine's"
 
 
 def test_a_wrong_word_is_refused_before_anything_is_asked(host: Path, project: Project) -> None:
@@ -112,7 +112,7 @@ def test_a_wrong_word_is_refused_before_anything_is_asked(host: Path, project: P
 
 def test_an_answer_that_is_none_names_the_host(host: Path, project: Project) -> None:
     program(host, "date", "kill -9 $PPID")
-    with pytest.raises(TunesmithError, match="gpu1: its answer to the probe is cut short"):
+    with pytest.raises(TunesmithError, match="gpu1: its answer to the probe is truncated"):
         check(project, "gpu1", str(host / "m.yml"))
 
 

@@ -12,7 +12,8 @@ import yaml
 from tests.unit.probes.recorded import FOLDER, facts_of
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.doctor.facts import Facts, parse
-from tunesmith.doctor.rules import Verdict, decide, judge
+from tunesmith.doctor.rules import decide, judge
+from tunesmith.doctor.verdicts import Verdict
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -91,8 +92,8 @@ POINTS = [
     ("autodl", "nvcc=12.4", "nvcc=11.8", "toolkit", "info", "not of CUDA 12.8"),
     ("autodl", "epoch=1795600000", "epoch=1795600030", "clock", "pass", "within 30 s"),
     ("autodl", "epoch=1795600000", "epoch=1795600031", "clock", "warning", "31 s ahead"),
-    ("autodl", "epoch=1795600000", "epoch=1795599700", "clock", "warning", "300 s behind"),
-    ("autodl", "epoch=1795600000", "epoch=1795599699", "clock", "critical", "301 s behind"),
+    ("autodl", "epoch=1795600000", "epoch=1795599700", "clock", "warning", "5 min 00 s behind"),
+    ("autodl", "epoch=1795600000", "epoch=1795599699", "clock", "critical", "5 min 01 s behind"),
     ("vm", "no_proxy=10.0.0.0/8", "no_proxy=localhost, 127.0.0.1", "proxy", "info", "no_proxy="),
     ("vm", "no_proxy=10.0.0.0/8", "no_proxy=*", "proxy", "info", "no_proxy=*"),
     ("vm", "no_proxy=10.0.0.0/8", "no_proxy=localhost", "proxy", "warning", "lacks 127.0.0.1"),

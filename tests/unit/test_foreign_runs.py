@@ -22,13 +22,16 @@ from tests.unit.test_transfer import script
 from tunesmith.core import files, swap
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
-from tunesmith.hosts import transfer
+from tunesmith.hosts import replies, transfer
+from tunesmith.hosts.answers import Asked
 from tunesmith.job.merge import bundle
 from tunesmith.job.run import foreign as run_foreign
+from tunesmith.job.run.codec import decode, encode
 from tunesmith.job.run.folder import COPY_FILE, RunFolder
-from tunesmith.job.run.limits import After, Limits
 from tunesmith.job.run.manifest import PARTS, manifest
 from tunesmith.job.run.process import identify
+from tunesmith.job.run.replies import Manifest
+from tunesmith.job.run.schema import Limits, RunRequest, RunStatus
 from tunesmith.job.supervisor import launch, supervisor
 from tunesmith.job.supervisor.supervisor import Outcome
 from tunesmith.targets.host import HostTarget
@@ -81,11 +84,12 @@ class Host(HostTarget):
         self._project: Any = SimpleNamespace(home=base / "home", runs=base / "home" / "runs")
         self.layout: Any = SimpleNamespace(runs=base / "there")
 
-    def status(self, run_id: str) -> dict[str, Any]:
-        return {"state": "succeeded"}
+    def status(self, run_id: str) -> RunStatus:
+        return RunStatus(state="succeeded")
 
     def _manifest(self, run_id: str, parts: Sequence[str]) -> Any:
-        return self.lie(manifest(RunFolder(self.there), parts, lambda *_: None))
+        listed = encode(manifest(RunFolder(self.there), parts, lambda *_: None))
+        return replies.read(Asked("gpu1", "its list of run r"), Manifest, self.lie(listed))
 
     def write(self, name: str, content: str | bytes) -> None:
         file = self.there / name
@@ -161,10 +165,10 @@ def test_a_host_lists_plain_files_only(host: Host, tmp_path: Path) -> None:
     for name in ("output/link.json", "proof.json", "merged/far.json"):
         (host.there / name).symlink_to(tmp_path / "secret")
     answer = manifest(RunFolder(host.there), PARTS, lambda *_: None)
-    assert not [name for name in answer["files"] if (host.there / name).is_symlink()]
+    assert not [name for name in answer.files if (host.there / name).is_symlink()]
     # A pipe would be read for ever.
     os.mkfifo(host.there / "output/pipe.json")
-    assert manifest(RunFolder(host.there), PARTS, lambda *_: None)["left"]["count"] == 4
+    assert manifest(RunFolder(host.there), PARTS, lambda *_: None).left.count == 4
 
 
 def test_a_list_that_names_them_changes_nothing(host: Host) -> None:
@@ -185,21 +189,21 @@ def test_a_list_that_names_them_changes_nothing(host: Host) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ([], "the content is a list"),
-        ({}, "files is missing"),
-        ({"files": []}, "files is a list"),
+        ([], "expected an object, the host says list"),
+        ({}, 'an object with the key "files"'),
+        ({"files": []}, "r.files: expected an object"),
         ({"files": {}}, "run.json is missing"),
-        ({"files": {"run.json": 7}}, "files.run.json is 7, an object expected"),
-        ({"size": "10"}, "size is '10', a whole number expected"),
-        ({"size": -1}, "size is -1, 0 or more expected"),
-        ({"size": True}, "size is True"),
-        ({"size": 10**30}, "size is a number out of range"),
+        ({"files": {"run.json": 7}}, 'r.files["run.json"]: expected an object, the host says 7'),
+        ({"size": "10"}, "size: expected a count (a whole number from 0), the host says '10'"),
+        ({"size": -1}, "size: expected a count (a whole number from 0), the host says -1"),
+        ({"size": True}, "size: expected a count (a whole number from 0), the host says True"),
+        ({"size": 10**30}, "size: expected a count"),
         ({"size": 1 << 40}, "1.1 TB, 67.1 MB at most expected"),
-        ({"sha256": "0" * 63}, "a sha256 expected"),
-        ({"sha256": "A" * 64}, "a sha256 expected"),
-        ({"sha256": None}, "sha256 is None"),
-        ({"path": 7}, "path is 7, text expected"),
-        ({"left": {"count": "x"}}, "left.count is 'x'"),
+        ({"sha256": "0" * 63}, "sha256: expected a sha256"),
+        ({"sha256": "A" * 64}, "sha256: expected a sha256"),
+        ({"sha256": None}, "sha256: expected a sha256, the host says None"),
+        ({"path": 7}, "path: expected a text of at most 4096 characters, the host says 7"),
+        ({"left": {"count": "x"}}, "left.count: expected a count"),
         ("many", "100001 files, 4096 at most expected"),
         ("below", "lies below the file output/a.json"),
     ],
@@ -222,7 +226,7 @@ def test_a_list_of_other_types_is_refused_in_one_line(host: Host, change: Any, t
     host.lie = lie
     with pytest.raises(TunesmithError) as caught:
         host.pull("r", PARTS)
-    assert caught.value.message.startswith("gpu1: its list of run r: ")
+    assert caught.value.message.startswith("gpu1: its list of run r")
     assert told in caught.value.message
     assert not (host._project.runs / "r").exists()
 
@@ -321,18 +325,18 @@ def pulled(host: Host, tmp_path: Path, **config: Any) -> RunFolder:
 def test_the_request_is_made_anew_of_known_fields(host: Host, tmp_path: Path) -> None:
     run = pulled(host, tmp_path)
     request = run.request()
-    assert request.keys() == {
+    assert read_json(run.request_file).keys() <= {
         *("run_id", "created", "config_file", "stem", "title", "model", "overrides", "data"),
-        *("owned", "phases", "prompts", "guard", "evaluate", "env", "limits", "merge"),
+        *("owned", "phases", "prompts", "guard", "evaluate", "env", "limits", "merge", "version"),
     }
-    assert request["model"] == REQUEST["model"] | {"path": None}
-    assert request["phases"] == ["train", "merge"]
-    assert request["merge"] == {"export_size": 5, "infer_dtype": "bfloat16"}
-    assert request["overrides"] == {"learning_rate": 0.1}
-    assert (request["env"], request["limits"]) == ({}, {})
-    assert request["data"][0]["file"] == "rows.json"
-    assert request["prompts"] == REQUEST["prompts"]
-    assert (After.from_request(request), Limits.from_request(request)) == (None, Limits())
+    assert encode(request.model) == REQUEST["model"] | {"path": None}
+    assert request.phases == ("train", "merge")
+    assert request.merge == {"export_size": 5, "infer_dtype": "bfloat16"}
+    assert request.overrides == {"learning_rate": 0.1}
+    assert (request.env, request.limits) == ({}, Limits())
+    assert request.data[0].file == "rows.json"
+    assert encode(request.prompts) == REQUEST["prompts"]
+    assert request.after is None
     assert "/data" not in run.request_file.read_text()
     # What the host wrote is there to be looked at.
     assert read_json(run.path / "host/run.json") == foreign(tmp_path)
@@ -392,7 +396,7 @@ def test_no_command_of_a_host_follows_a_merge_here(
         signal.signal(signal.SIGHUP, hangup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert run.status()["state"] == "succeeded"
+    assert run.status().state == "succeeded"
     assert not (tmp_path / "canary").exists()
 
 
@@ -428,7 +432,7 @@ def test_a_copy_that_is_as_its_host_wrote_it_is_not_used_so(tmp_path: Path) -> N
         with pytest.raises(UsageError, match="is as its host wrote it"):
             read()
     run_foreign.ensure(run)
-    assert "after" not in run.request()
+    assert run.request().after is None
     assert "trust_remote_code" not in run.config()
 
 
@@ -462,7 +466,9 @@ def test_a_kit_of_the_host_fits_the_run_here(host: Host, tmp_path: Path) -> None
     run = pulled(host, tmp_path, cache_dir="/data/cache", fsdp_config={"a": 1})
     keys = {"export_size": 5}
     there = bundle.key_of(
-        foreign(tmp_path), yaml.safe_load((host.there / "config.yaml").read_text()), keys
+        decode(RunRequest, foreign(tmp_path)),
+        yaml.safe_load((host.there / "config.yaml").read_text()),
+        keys,
     )
     assert bundle.key_of(run.request(), run.config(), keys) == there
     other = bundle.key_of(run.request(), run.config() | {"lora_rank": 8}, keys)
@@ -477,7 +483,7 @@ def test_a_kit_writes_files_of_a_model_only(tmp_path: Path, key: str, name: str)
     write_json(tmp_path / "around/kit.json", record)
     asked: Any = SimpleNamespace(config={}, keys={}, adapters=["x"], base=tmp_path)
     with pytest.raises(UsageError, match=f"{key} names a file"):
-        bundle.find(tmp_path, tmp_path / "part", {}, asked)
+        bundle.find(tmp_path, tmp_path / "part", RunRequest(), asked)
 
 
 @pytest.mark.parametrize("way", ["exchange", "journal"])
@@ -502,7 +508,7 @@ def test_a_pull_killed_at_any_step_leaves_a_whole_run(
         assert (folder / "output/adapter_model.safetensors").read_bytes() == weights
         if step:
             assert (folder / "merged/model.safetensors").read_bytes() == b"merged"
-        assert RunFolder(folder).request()["run_id"] == "r"
+        assert RunFolder(folder).request().run_id == "r"
         if step == 0:
             host.pull("r", ["merged"])
         if step and not killed:

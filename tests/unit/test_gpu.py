@@ -28,7 +28,7 @@ def test_no_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert ask() == ()
     sampler = Sampler()
     sampler.start()
-    assert sampler.newest() == []
+    assert sampler.newest() == ()
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Unknown Error'; exit 255\n")
     program.chmod(0o755)

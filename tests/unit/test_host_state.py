@@ -258,7 +258,7 @@ SEEDED: list[tuple[Callable[[FakeHost], None], list[str], tuple[str, ...]]] = [
     (edit_variables, ["env.sh was edited"], ()),
     (truncate_file, [f"{SITE}/torch: 38 B -> 23 B (-15 bytes)"], ("environment",)),
     (truncate_module, [f"{SITE}/six.py: 6 B -> 0 B (-6 bytes)"], ("environment",)),
-    (edit_same_size, [f"{SITE}/torch: a file was written anew"], ("environment",)),
+    (edit_same_size, [f"{SITE}/torch: a file was rewritten"], ("environment",)),
     (replace_program, ["envs/llama-factory/bin/uvicorn: 5 B -> 7 B"], ("environment",)),
     (add_to_package, [f"{SITE}/torch: 2 files -> 3 files"], ("environment",)),
     (edit_standard_library, ["envs/llama-factory/lib/python3.10: "], ("environment",)),

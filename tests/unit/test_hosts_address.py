@@ -184,7 +184,7 @@ def test_a_host_without_a_block_stays_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("x.lan", "ProxyCommand"), ("bad", "no host name"), ("token", "--identity")],
+    [("x.lan", "ProxyCommand"), ("bad", "no host name"), ("token", "names its key")],
 )
 def test_a_config_that_runs_a_command_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     config = tmp_path / "config"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.hosts.ssh_errors import kind_of, last_line, message
+from tunesmith.hosts.ssh_errors import kind_of, last_line, reason
 
 pytestmark = pytest.mark.unit
 
@@ -102,12 +102,12 @@ def test_behind_a_jump_host(stderr: str, kind: str) -> None:
 
 def test_every_kind_is_one_line_with_the_host_and_a_command() -> None:
     kinds = ("off", "moved", "blocked", "wrong_key", "changed", "unpinned", "jump")
-    texts = {kind: message(kind, "gpu1", "root@h:1", "said", jump="gate") for kind in kinds}
-    assert len(set(texts.values())) == len(kinds)
-    for text in texts.values():
-        assert text.startswith("gpu1: ")
-        assert "\n" not in text
-        assert "`" in text
+    reasons = {kind: reason(kind, "gpu1", "root@h:1", "said", jump="gate") for kind in kinds}
+    assert len({found.message for found in reasons.values()}) == len(kinds)
+    for found in reasons.values():
+        assert found.message.startswith("gpu1: ")
+        assert "\n" not in found.line
+        assert "`" in found.hint
 
 
 def test_the_last_line_is_not_a_debugging_line() -> None:

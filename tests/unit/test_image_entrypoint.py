@@ -15,6 +15,7 @@ from tunesmith.cli.command import COMMAND, as_typed
 from tunesmith.core.files import write_json
 from tunesmith.core.patching import install, is_installed
 from tunesmith.job.run.process import identify
+from tunesmith.job.run.schema import ModelRef, RunRequest, RunStatus
 from tunesmith.job.services import access
 from tunesmith.job.services.manager import Service
 from tunesmith.targets.container import input_folders, network, without_nested
@@ -261,20 +262,20 @@ def test_a_container_sees_the_folders_its_config_names(tmp_path: Path) -> None:
 def test_the_same_words_go_on_with_what_was_cut_off(
     state: str, failure: str | None, train: str, goes_on: bool
 ) -> None:
-    status = {"state": state, "failure": failure, "phases": {"train": train}}
+    status = RunStatus(state=state, failure=failure, phases={"train": train})
     assert container_runs.may_continue(status) == goes_on
 
 
 def test_two_runs_are_the_same_but_for_what_each_has_of_its_own() -> None:
     config = {"learning_rate": 1e-4, "output_dir": "/a", "model_name_or_path": "/m/1"}
     other = config | {"output_dir": "/b", "model_name_or_path": "org/model"}
-    request = {"model": {"name": "org/model"}}
+    request = RunRequest(model=ModelRef("org/model"))
     assert container_runs.identity(request, config) == container_runs.identity(request, other)
     changed = other | {"learning_rate": 2e-4}
     assert container_runs.identity(request, config) != container_runs.identity(request, changed)
-    assert container_runs.identity({"model": {"name": "x"}}, config) != container_runs.identity(
-        request, config
-    )
+    assert container_runs.identity(
+        RunRequest(model=ModelRef("x")), config
+    ) != container_runs.identity(request, config)
 
 
 def test_a_container_reaches_what_this_machine_reaches_and_gets_no_token(

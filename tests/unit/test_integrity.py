@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from event_rows import event_rows
 from tests.unit import finished_run
 from tests.unit.finished_run import files_of, flip, write
 from tunesmith.core.errors import UsageError
@@ -18,7 +20,7 @@ from tunesmith.job.evaluation import chat
 from tunesmith.job.export import export
 from tunesmith.job.merge import bundle, offline
 from tunesmith.job.run import inputs, integrity, seals
-from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire, read_events
+from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.services import api, board
 from tunesmith.job.supervisor import agent, supervisor
@@ -227,12 +229,12 @@ def test_the_supervisor_fails_the_phase_before_a_worker_is_started(
     monkeypatch.setattr(supervisor, "Attempt", start)
     flip(run.path / "output" / "adapter_model.safetensors", quietly=True)
     assert supervisor.supervise(run.path, ["merge"]) == 1
-    status = read_json(run.status_file)
-    assert (status["state"], status["failure"]) == ("failed", "changed")
-    assert status["phases"]["merge"] == "failed"
-    assert "adapter_model.safetensors: changed since it was made" in status["message"]
-    assert "`inv train --config configs/train/x.yaml`" in status["message"]
-    assert [e["failure"] for e in read_events(run.events_file) if e["event"] == "failure"] == [
+    status = run.status()
+    assert (status.state, status.failure) == ("failed", "changed")
+    assert status.phases["merge"] == "failed"
+    assert "adapter_model.safetensors: changed since it was made" in status.message
+    assert "`inv train --config configs/train/x.yaml`" in status.message
+    assert [e["failure"] for e in event_rows(run.events_file) if e["event"] == "failure"] == [
         "changed"
     ]
 
@@ -254,7 +256,7 @@ def test_a_stop_while_files_are_compared_is_a_stop(
     finally:
         lock.release()
     assert outcome is not None and outcome.state == "stopped"
-    told = [e for e in read_events(run.events_file) if e["event"] == "progress"]
+    told = [e for e in event_rows(run.events_file) if e["event"] == "progress"]
     assert (told[-1]["done"], told[-1]["total"], told[-1]["unit"]) == (1, 5, "MB compared")
 
 
@@ -408,7 +410,7 @@ def test_a_new_prediction_records_its_rows_anew(top: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="changed since run run was made"):
         integrity.check(run.path, "predict", silent)
     asked = run.request()
-    asked["inputs"] = {inputs.TRAIN: asked["inputs"][inputs.TRAIN]}
+    asked = replace(asked, inputs={inputs.TRAIN: asked.inputs[inputs.TRAIN]})
     target = LocalTarget.__new__(LocalTarget)
     monkeypatch.setattr(target, "_folder", lambda _: run)
 

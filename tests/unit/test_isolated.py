@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from tunesmith.core import isolated
 from tunesmith.core.files import write_json
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.journal import Journal
-from tunesmith.job.supervisor import attempt, launch, supervisor
+from tunesmith.job.run.schema import RunRequest
+from tunesmith.job.supervisor import attempt, launch, preparation
 from tunesmith.job.training import phase as training_phase
 
 pytestmark = pytest.mark.unit
@@ -33,7 +32,7 @@ def mark(tmp_path: Path) -> Path:
 @pytest.fixture
 def trap(tmp_path: Path, mark: Path) -> Path:
     """The current folder of the tests that take it, and one of PYTHONPATH."""
-    folder = tmp_path / "run of somebody"
+    folder = tmp_path / "run-of-somebody"
     traps.lay(folder, mark)
     return folder
 
@@ -128,7 +127,7 @@ def test_a_supervisor_stands_outside_of_the_run(
         monkeypatch.setenv(name, value)
     write_json(trap / "run.json", {"run_id": trap.name, "phases": []})
     launch.start(trap, [])
-    assert RunFolder(trap).status()["state"] == "succeeded"
+    assert RunFolder(trap).status().state == "succeeded"
     (named,) = asked
     assert named["cwd"] == isolated.NOWHERE
     assert "PYTHONPATH" not in named["env"]
@@ -157,10 +156,7 @@ def test_a_workers_environment_names_no_foreign_code(
 ) -> None:
     for name, value in hostile(trap).items():
         monkeypatch.setenv(name, value)
-    lock = SimpleNamespace(owner=SimpleNamespace(to_json=dict))
-    run = RunFolder(trap)
-    made = supervisor._Supervisor(run, {"phases": []}, lock, Journal(run), trap)  # type: ignore[arg-type]
-    found = made._environment()
+    found = preparation.worker_environment(RunRequest())
     assert "PYTHONPATH" not in found
     assert found["PATH"].split(":")[0] == str(Path(sys.executable).parent)
     assert all(Path(one).is_absolute() for one in found["PATH"].split(":"))

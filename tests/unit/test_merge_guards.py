@@ -14,6 +14,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.job.merge.inputs import check_mergeable, export_keys
 from tunesmith.job.merge.phase import check_base, check_room
 from tunesmith.job.run.failures import JobError
+from tunesmith.job.run.schema import FileRecord, ModelRef
 
 pytestmark = pytest.mark.unit
 
@@ -57,7 +58,7 @@ def test_a_base_exchanged_since_training_is_refused(tmp_path: Path) -> None:
     weights = base / "model.safetensors"
     content = weights.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    record = {"name": "m/x", "files": {weights.name: {"size": len(content), "sha256": digest}}}
+    record = ModelRef("m/x", files={weights.name: FileRecord(len(content), digest)})
     check_base(base, record)
     weights.write_bytes(content[:-1] + b"\1")
     with pytest.raises(UsageError, match=rf"expected sha256 {digest}.*inv model.fetch m/x"):

@@ -114,7 +114,7 @@ def test_a_cut_shard_is_named_with_both_sizes(shards: Path) -> None:
     )
     with pytest.raises(UsageError) as caught:
         model_files.require(shards, "org/tiny")
-    assert "inv model.fetch org/tiny" in caught.value.message
+    assert "inv model.fetch org/tiny" in caught.value.hint
     assert SECOND in caught.value.message
 
 

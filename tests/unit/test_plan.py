@@ -8,6 +8,8 @@ import pytest
 
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.store import ModelFolder
+from tunesmith.job.run import schema
+from tunesmith.job.run.schema import ModelRef, RunRequest
 from tunesmith.plan.config import Config
 from tunesmith.plan.plan import (
     Plan,
@@ -123,31 +125,39 @@ SHAPES = {"model.layers.0.q_proj.weight": ("BF16", (64, 64))}
 
 def test_a_base_model_is_put_into_a_plan() -> None:
     values, managed = apply_managed_keys(config(lora_rank=4), LOCATION)
-    request = {"model": {"name": "m", "path": None}, "owned": [], "phases": ["train"]}
+    request = RunRequest(model=ModelRef("m"), phases=("train",))
     plan = Plan(LOCATION, ("train",), request, values, tuple(managed), notes=("a note",))
     whole = plan.with_model(MODEL, SHAPES)
     assert whole.config == {**values, "model_name_or_path": "/models/m"}
     [told] = [item for item in whole.managed if item not in managed]
     assert (told.key, told.value, told.was) == ("model_name_or_path", "/models/m", "m")
-    assert whole.request["owned"][0]["value"] == "/models/m"
-    assert whole.request["model"]["files"] == {
-        "model.safetensors": {"size": 1234, "sha256": "0" * 64}
-    }
+    assert whole.request.owned == whole.managed
+    files = {"model.safetensors": schema.FileRecord(1234, "0" * 64)}
+    assert whole.request.model == ModelRef("m", "/models/m", "hub", "abc", files)
     assert whole.needs["the merged model"] == 1234
     assert whole.notes == ("a note", "base model from hub")
     assert (plan.config or {})["model_name_or_path"] == "m", "the plan itself stays"
 
 
 def test_a_base_model_is_put_into_the_plan_of_a_prediction() -> None:
-    request = {"model": {"name": "m"}, "predict": {"model_name_or_path": "m", "seed": 1}}
+    predicted = {"model_name_or_path": "m", "seed": 1}
+    request = RunRequest(model=ModelRef("m"), predict=predicted)
     whole = Plan(LOCATION, ("predict",), request).with_model(MODEL, SHAPES)
-    assert whole.request["predict"] == {"model_name_or_path": "/models/m", "seed": 1}
+    assert whole.request.predict == {"model_name_or_path": "/models/m", "seed": 1}
     assert (whole.config, whole.needs) == (None, {})
 
 
 def test_rendered_plan_shows_command_environment_config_and_decisions() -> None:
     values, managed = apply_managed_keys(config(trust_remote_code=True), LOCATION)
-    plan = Plan(LOCATION, ("train",), {}, values, tuple(managed), {"x": 2_000_000_000}, ("a note",))
+    plan = Plan(
+        LOCATION,
+        ("train",),
+        RunRequest(),
+        values,
+        tuple(managed),
+        {"x": 2_000_000_000},
+        ("a note",),
+    )
     shown = plan.render()
     assert "command  /env/bin/python -I -m tunesmith.job start '/runs/r 1' train" in shown
     assert "  A=1" in shown

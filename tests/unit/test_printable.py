@@ -16,6 +16,8 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line, printable, quoted
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.relay import Screen, run
+from tunesmith.job.run.events import Note, PhaseStarted
+from tunesmith.job.run.schema import RunStatus
 
 pytestmark = pytest.mark.unit
 
@@ -99,9 +101,9 @@ def test_a_followed_run_is_printable() -> None:
         made = Console(file=stream, width=100, force_terminal=terminal)
         view = follow._Bar(made) if terminal else follow._Lines(made)
         with view:
-            view.event({"event": "phase_started", "phase": "[red]tr", "attempt": 1})
-            view.event({"event": "note", "text": f"a{CLIPBOARD}[bold]b"})
-            view.status({"phase": "[red]tr", "state": "running"})
+            view.event(PhaseStarted(phase="[red]tr"))
+            view.event(Note(text=f"a{CLIPBOARD}[bold]b"))
+            view.status(RunStatus(phase="[red]tr", state="running"))
         assert "a[bold]b" in stream.getvalue()
         assert "\x1b]" not in stream.getvalue()
 

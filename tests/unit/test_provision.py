@@ -369,7 +369,10 @@ def test_an_interrupt_ends_all_of_it(root: Path, tmp_path: Path, number: signal.
     out, _ = process.communicate(timeout=30)
     assert time.monotonic() - began < 25
     assert process.returncode == 0
-    assert out.splitlines() == ["interrupted", "interrupted; the same command goes on from here"]
+    assert out.splitlines() == [
+        "interrupted",
+        "interrupted; run the same command again to continue",
+    ]
     assert ours(tmp_path) == ()
     assert left_over(project) == []
 

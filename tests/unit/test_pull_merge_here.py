@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from event_rows import event_rows
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.store import ModelFolder
@@ -18,8 +19,9 @@ from tunesmith.cli import base_model, pulling
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.merge import bundle, offline
-from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, read_events
+from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire
 from tunesmith.job.run.manifest import USUAL, items_of
+from tunesmith.job.run.schema import ModelRef, RunRequest, RunStatus
 from tunesmith.plan import build
 from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
@@ -44,10 +46,10 @@ class Host(HostTarget):
         self.asked.append("check_pull")
 
     def status(self, run_id: str) -> Any:
-        return {"phases": {"train": self.training}}
+        return RunStatus(state="succeeded", phases={"train": self.training})
 
     def request(self, run_id: str) -> Any:
-        return {"model": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
+        return RunRequest(model=ModelRef("HuggingFaceTB/SmolLM2-135M-Instruct"))
 
     def config(self, run_id: str) -> Any:
         return {}
@@ -223,7 +225,7 @@ def test_a_merge_by_numpy_that_is_refused_is_told_in_the_events_alone(tmp_path: 
     status = {"state": "succeeded", "phases": {"train": "succeeded", "merge": "succeeded"}}
     write_json(run.status_file, status)
     assert offline.main([str(tmp_path)]) == UsageError.exit_code
-    ended = [(e["event"], e.get("state")) for e in read_events(run.events_file)]
+    ended = [(e["event"], e.get("state")) for e in event_rows(run.events_file)]
     assert ended[-2:] == [("phase_ended", "failed"), ("run_ended", "failed")]
     assert read_json(run.status_file) == status
 
@@ -234,8 +236,8 @@ def test_what_numpy_merged_is_merged_and_not_proven(tmp_path: Path) -> None:
     write_json(run.status_file, {"state": "failed", "phase": "merge", "phases": phases, "step": 3})
     offline.record_merge(run)
     status = run.status()
-    assert status["phases"] == {"train": "succeeded", "merge": "succeeded"}
-    assert (status["state"], status["step"]) == ("succeeded", 3)
+    assert status.phases == {"train": "succeeded", "merge": "succeeded"}
+    assert (status.state, status.step) == ("succeeded", 3)
 
 
 def test_one_at_a_time_makes_the_kit(tmp_path: Path) -> None:

@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
+from event_rows import event_rows
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import transfer
 from tunesmith.job.merge import offline
-from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire, mend_events, read_events
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import mend_events
+from tunesmith.job.run.folder import COPY_FILE, RunFolder, acquire
 from tunesmith.job.run.manifest import PARTS, USUAL, disown_merged, manifest
+from tunesmith.job.run.replies import Manifest
+from tunesmith.job.run.schema import RunStatus
 from tunesmith.targets.host import HostTarget
 
 pytestmark = pytest.mark.unit
@@ -61,10 +66,10 @@ class Host(HostTarget):
         self._project: Any = SimpleNamespace(home=here, runs=here / "runs")
         self.layout: Any = SimpleNamespace(runs=there)
 
-    def status(self, run_id: str) -> dict[str, Any]:
-        return {"state": "succeeded"}
+    def status(self, run_id: str) -> RunStatus:
+        return RunStatus(state="succeeded")
 
-    def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, Any]:
+    def _manifest(self, run_id: str, parts: Sequence[str]) -> Manifest:
         return manifest(RunFolder(self.there / run_id), parts, lambda *_: None)
 
     def write(self, name: str, text: str) -> None:
@@ -161,7 +166,7 @@ def work_here(folder: Path, *phases: str, state: str = "succeeded") -> None:
     """Write what a supervisor writes of phases done with a pulled run; the last ends in `state`."""
     run = RunFolder(folder)
     run.emit("run_started", phases=phases)
-    status = run.status()
+    status = encode(run.status())
     for phase in phases:
         ended = state if phase == phases[-1] else "succeeded"
         run.emit("phase_ended", phase=phase, state=ended)
@@ -180,13 +185,13 @@ def more_there(host: Host, *phases: str, state: str = "succeeded") -> None:
     more += [{"event": "phase_ended", "phase": phase, "state": state} for phase in phases]
     host.write("events.jsonl", events + "".join(f"{json.dumps(event)}\n" for event in more))
     host.write("train.log", f"{log}more there\n")
-    status = run.status()
+    status = encode(run.status())
     status["phases"] |= dict.fromkeys(phases, state)
     host.write("status.json", json.dumps(status | {"state": state, "step": 9}))
 
 
 def calls(folder: Path) -> list[list[str]]:
-    events = read_events(folder / "events.jsonl")
+    events = event_rows(folder / "events.jsonl")
     return [event["phases"] for event in events if event["event"] == "run_started"]
 
 
@@ -207,7 +212,7 @@ def test_the_record_of_a_merge_here_stays(host: Host) -> None:
         host.said.clear()
         host.pull("r", PARTS)
         assert host.said[-1] == "merge, proof: done here, stays"
-        assert RunFolder(folder).status()["phases"] == dict.fromkeys(
+        assert RunFolder(folder).status().phases == dict.fromkeys(
             ("train", "merge", "proof"), "succeeded"
         )
         assert calls(folder) == [["train"], ["merge", "proof"]]
@@ -218,7 +223,7 @@ def test_the_record_of_a_merge_here_stays(host: Host) -> None:
     work_here(folder, "predict")
     host.pull("r", ["log", "report"])
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["step"] == 9
+    assert RunFolder(folder).status().step == 9
     assert calls(folder) == [["train"], ["train"], ["merge", "proof"], ["predict"]]
     assert (folder / "train.log").read_text() == (
         "logmore there\nlog of proof here\nlog of predict here\n"
@@ -236,11 +241,11 @@ def test_the_host_has_the_word_for_what_comes_from_it(host: Host) -> None:
     more_there(host, "merge")
     # The merged model here is ours, and so is the word for it.
     host.pull("r", ["log"])
-    phases = RunFolder(folder).status()["phases"]
+    phases = RunFolder(folder).status().phases
     assert (phases["merge"], phases["proof"]) == ("succeeded", "failed")
     host.said.clear()
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["phases"] == dict.fromkeys(
+    assert RunFolder(folder).status().phases == dict.fromkeys(
         ("train", "merge", "predict"), "succeeded"
     )
     assert calls(folder) == [["train"], ["merge"], ["predict"]]
@@ -258,8 +263,8 @@ def test_a_proof_of_the_hosts_model_is_none_of_the_one_made_here(host: Host) -> 
     RunFolder(folder).emit("run_started", phases=["merge"])
     offline.record_merge(RunFolder(folder))
     host.pull("r", USUAL)
-    assert "proof" not in RunFolder(folder).status()["phases"]
-    assert RunFolder(folder).status()["phases"]["merge"] == "succeeded"
+    assert "proof" not in RunFolder(folder).status().phases
+    assert RunFolder(folder).status().phases["merge"] == "succeeded"
 
 
 def test_a_failure_here_is_told_until_the_host_has_one(host: Host) -> None:
@@ -267,14 +272,14 @@ def test_a_failure_here_is_told_until_the_host_has_one(host: Host) -> None:
     folder = host.pull("r", USUAL)
     work_here(folder, "merge", state="failed")
     host.pull("r", PARTS)
-    status = RunFolder(folder).status()
+    status = encode(RunFolder(folder).status())
     assert (status["state"], status["message"]) == ("failed", "of merge")
     # One that was killed has no state to stay in.
     status["phases"]["merge"] = "running"
     write_json(folder / "status.json", status | {"state": "running"})
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["phases"] == {"train": "succeeded"}
-    assert RunFolder(folder).status()["state"] == "succeeded"
+    assert RunFolder(folder).status().phases == {"train": "succeeded"}
+    assert RunFolder(folder).status().state == "succeeded"
 
 
 def test_a_failure_there_is_over_when_the_phase_was_done_here(host: Host) -> None:
@@ -283,14 +288,14 @@ def test_a_failure_there_is_over_when_the_phase_was_done_here(host: Host) -> Non
     host.write("status.json", json.dumps(status | {"state": "failed", "phase": "merge"}))
     without_results(host, "merged", "export")
     folder = host.pull("r", USUAL)
-    assert RunFolder(folder).status()["state"] == "failed"
+    assert RunFolder(folder).status().state == "failed"
     work_here(folder, "merge", "proof")
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["state"] == "succeeded"
+    assert RunFolder(folder).status().state == "succeeded"
     # One in the training is not.
     host.write("status.json", json.dumps(status | {"state": "failed", "phase": "train"}))
     host.pull("r", PARTS)
-    assert RunFolder(folder).status()["state"] == "failed"
+    assert RunFolder(folder).status().state == "failed"
 
 
 def test_a_line_torn_there_and_cut_off_here_costs_nothing(host: Host) -> None:
@@ -312,7 +317,7 @@ def test_another_run_of_the_name_has_no_record_of_what_was_done_here(host: Host)
     host.write("events.jsonl", again)
     host.pull("r", USUAL)
     assert (folder / "events.jsonl").read_text() == again
-    assert RunFolder(folder).status()["phases"] == {"train": "succeeded"}
+    assert RunFolder(folder).status().phases == {"train": "succeeded"}
 
 
 def test_a_copy_that_nobody_works_in_is_the_hosts_however_it_grew(host: Host) -> None:

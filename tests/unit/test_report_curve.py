@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
-from tunesmith.report.curve import Curve, read_curve, smoothed
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.events import Event
+from tunesmith.report import curve as report_curve
+from tunesmith.report.curve import Curve, smoothed
 
 pytestmark = pytest.mark.unit
 
 
 def log(step: int, loss: object, **fields: Any) -> dict[str, Any]:
     return {"event": "log", "step": step, "total_steps": 10, "loss": loss, **fields}
+
+
+def read_curve(lines: list[dict[str, Any]]) -> Curve:
+    return report_curve.read_curve([decode(Event, line) for line in lines])
 
 
 def losses(curve: Curve) -> dict[int, float]:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.events import Event
+from tunesmith.job.run.schema import DataFile, RunRequest
 from tunesmith.report.curve import Curve, read_curve
 from tunesmith.report.diagnosis import Advice, RunFacts, diagnose, facts_of
 
@@ -33,7 +36,7 @@ def curve_of(
         events.append(event | {"learning_rate": 1e-4, "grad_norm": grad_norm})
         if validation and step % max(1, steps // 10) == 0:
             events.append({"event": "eval", "step": step, "loss": validation(step)})
-    return read_curve(events)
+    return read_curve([decode(Event, event) for event in events])
 
 
 def decay(step: int, steps: int = 120) -> float:
@@ -240,7 +243,7 @@ def test_every_advice_speaks_chinese() -> None:
 
 def test_facts_come_from_the_files() -> None:
     facts = facts_of(
-        {"data": [{"rows": 80}, {"rows": 40}]},
+        RunRequest(data=(DataFile(rows=80), DataFile(rows=40))),
         {"num_train_epochs": 3, "learning_rate": "1e-4"},
         {"train": "succeeded"},
         {"before": {"loss": 3.0}, "after": None},

@@ -14,13 +14,15 @@ from matplotlib.image import imread
 
 from support import lacking
 from tests.unit.run_folder import events
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.events import Event
 from tunesmith.report import picture
 from tunesmith.report.curve import read_curve
 from tunesmith.report.picture import NARROW, as_rate, as_svg, draw, write_png
 
 pytestmark = pytest.mark.unit
 
-CURVE = read_curve(events())
+CURVE = read_curve([decode(Event, line) for line in events()])
 
 
 def test_png_has_the_size_and_is_not_blank(tmp_path: Path) -> None:
@@ -46,7 +48,12 @@ def test_losses_that_are_no_numbers_are_marked() -> None:
     log = {"event": "log", "total_steps": 3}
     points = [log | {"step": 1, "loss": 2.0}, log | {"step": 2, "loss": None}]
 
-    assert "loss not a number" in draw(read_curve(points)).axes[0].get_legend_handles_labels()[1]
+    assert (
+        "loss not a number"
+        in draw(read_curve([decode(Event, line) for line in points]))
+        .axes[0]
+        .get_legend_handles_labels()[1]
+    )
 
 
 def test_a_run_without_a_log_still_has_a_picture() -> None:

@@ -14,7 +14,9 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
 from tunesmith.hosts import agent as asked_of
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.replies import RunNamed, RunOrder
 from tunesmith.job.run.run_id import RunId
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.supervisor import agent
 from tunesmith.plan import build
 from tunesmith.plan.options import TrainOptions
@@ -95,7 +97,7 @@ def test_every_verb_refuses_it(root: Path, home: Path, text: str) -> None:
         lambda: target.location(text),
         lambda: target.exists(text),
         lambda: agent.find(home / "runs", text),
-        lambda: agent.create(home / "runs", {"run_id": text, "request": {}}),
+        lambda: agent.create(home / "runs", RunOrder(RunRequest(), text)),
     ):
         with pytest.raises(UsageError, match="run id"):
             verb()
@@ -106,7 +108,7 @@ def test_every_verb_refuses_it(root: Path, home: Path, text: str) -> None:
 def test_one_of_a_host_is_refused(monkeypatch: pytest.MonkeyPatch, text: object) -> None:
     target = HostTarget.__new__(HostTarget)
     target._remote = None  # type: ignore[assignment]
-    monkeypatch.setattr(asked_of, "call", lambda *_, **__: {"run_id": text})
+    monkeypatch.setattr(asked_of, "call", lambda *_, **__: RunNamed(text))
     with pytest.raises(UsageError, match="run id"):
         target.find(None)
 

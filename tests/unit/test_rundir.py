@@ -14,17 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from event_rows import event_rows
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
-from tunesmith.job.run.folder import (
-    EventTail,
-    RunFolder,
-    acquire,
-    claim_output,
-    damaged_lines,
-    mend_events,
-    read_events,
-)
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import DamagedLine, EventTail, damaged_lines, mend_events
+from tunesmith.job.run.folder import RunFolder, acquire, claim_output
 from tunesmith.job.run.process import Identity, identify
 
 pytestmark = pytest.mark.unit
@@ -73,12 +68,12 @@ def test_second_writer_is_refused_and_told_who_works_there(run: RunFolder) -> No
 def test_a_dead_run_is_not_shown_as_running(run: RunFolder) -> None:
     write_json(run.status_file, {"run_id": run.run_id, "state": "running", "failure": None})
     process = holder(run)
-    assert run.status()["state"] == "running"
+    assert run.status().state == "running"
     process.send_signal(signal.SIGKILL)
     process.wait()
     status = run.status()
-    assert (status["state"], status["failure"]) == ("failed", "killed")
-    assert f"inv resume --run {run.run_id}" in status["message"]
+    assert (status.state, status.failure) == ("failed", "killed")
+    assert f"inv resume --run {run.run_id}" in status.message
 
 
 def test_a_run_that_ends_while_it_is_read_is_not_shown_as_dead(
@@ -93,7 +88,7 @@ def test_a_run_that_ends_while_it_is_read_is_not_shown_as_dead(
         return look(folder)
 
     monkeypatch.setattr(RunFolder, "busy", end_then_look)
-    assert run.status()["state"] == "succeeded"
+    assert run.status().state == "succeeded"
 
 
 def test_a_reader_does_not_keep_a_run_from_starting(run: RunFolder) -> None:
@@ -110,20 +105,20 @@ def test_torn_last_event_is_left_out_then_mended(run: RunFolder) -> None:
     run.emit("log", step=1, loss=2.5)
     with run.events_file.open("ab") as stream:
         stream.write(b'{"time": 1, "event": "lo')
-    assert [event["step"] for event in read_events(run.events_file)] == [1]
+    assert [event["step"] for event in event_rows(run.events_file)] == [1]
     mend_events(run.events_file)
     run.emit("log", step=2, loss=2.0)
-    assert [event["step"] for event in read_events(run.events_file)] == [1, 2]
+    assert [event["step"] for event in event_rows(run.events_file)] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
         (b"not json", "not JSON at byte 0"),
-        (b"[]", "not a JSON object"),
-        (b'{"event": 3}', "event is 3, text expected"),
-        (b'{"event": "phase_ended", "phase": "train"}', "state is missing"),
-        (b'{"event": "queued", "ahead": [1]}', "ahead[0] is"),
+        (b"[]", "expected an object, found a list"),
+        (b'{"event": 3}', "event: expected a word, found 3"),
+        (b'{"event": "phase_ended", "phase": "train"}', 'the key "state" is missing'),
+        (b'{"event": "queued", "ahead": [1]}', "ahead[0]: expected a run id, found 1"),
         (b"\xff", "not UTF-8 at byte 0"),
         (b"[" * 100_000, "nested too deeply"),
     ],
@@ -136,26 +131,26 @@ def test_a_damaged_line_is_told_with_its_place_and_hides_no_other(
     with run.events_file.open("ab") as stream:
         stream.write(line + b"\n")
     run.emit("log", step=2)
-    assert [event["step"] for event in read_events(run.events_file)] == [1, 2]
+    assert [event["step"] for event in event_rows(run.events_file)] == [1, 2]
     (told,) = damaged_lines(run.events_file)
     assert told.startswith(f"the line at byte {size} is damaged: ")
     assert why in told
-    assert [event["event"] for event in EventTail(run.events_file).new()][1] == "damaged_line"
+    assert isinstance(EventTail(run.events_file).new()[1], DamagedLine)
 
 
 def test_tail_reads_each_event_once(run: RunFolder) -> None:
     tail = EventTail(run.events_file)
     assert tail.new() == []
     run.emit("log", step=1)
-    assert [e["step"] for e in tail.new()] == [1]
+    assert [encode(e)["step"] for e in tail.new()] == [1]
     run.emit("log", step=2)
-    assert [e["step"] for e in tail.new()] == [2]
+    assert [encode(e)["step"] for e in tail.new()] == [2]
     assert EventTail(run.events_file, tail.offset).new() == []
 
 
 def test_nan_is_told(run: RunFolder) -> None:
-    run.emit("log", loss=float("nan"))
-    assert str(read_events(run.events_file)[0]["loss"]) == "nan"
+    run.emit("log", step=1, loss=float("nan"))
+    assert str(event_rows(run.events_file)[0]["loss"]) == "nan"
 
 
 def test_output_of_another_run_is_refused_with_its_owner(run: RunFolder, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
+from tunesmith.job.run.schema import Limits
 from tunesmith.plan import build, start
 from tunesmith.plan.options import THEN, check_then, run_limits
 from tunesmith.plan.staging import stage_inputs
@@ -52,7 +53,7 @@ def test_a_disk_too_small_is_refused_with_the_sum(root: Path, tmp_path: Path) ->
     needs = {"3 checkpoints": 6 * 10**17, "the merged model": 4 * 10**17}
     with pytest.raises(UsageError) as caught:
         start.check_room(target, needs)
-    assert "this run may need 1000000.0 TB" in caught.value.message
+    assert caught.value.message.endswith("this run needs 1000000.0 TB")
     assert [line.split()[-1] for line in caught.value.detail] == ["checkpoints", "model"]
     start.check_room(target, {"little": 1})
 
@@ -81,9 +82,9 @@ def test_unknown_targets_and_runs_are_named(project: Project) -> None:
 
 
 def test_the_tighter_of_two_limits_holds() -> None:
-    assert run_limits() == {}
-    assert run_limits(max_hours=2.0) == {"max_seconds": 7200.0}
-    assert run_limits(max_hours=2.0, price=3.0, max_cost=1.5) == {"max_seconds": 1800.0}
+    assert run_limits() == Limits()
+    assert run_limits(max_hours=2.0) == Limits(max_seconds=7200.0)
+    assert run_limits(max_hours=2.0, price=3.0, max_cost=1.5) == Limits(max_seconds=1800.0)
 
 
 @pytest.mark.parametrize(

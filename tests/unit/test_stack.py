@@ -33,8 +33,9 @@ def test_ours_is_good_and_the_locks_are_of_it(project: Project) -> None:
 def test_a_pair_that_pypi_forbids_is_refused_with_the_reason(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(tmp_path, text.replace('llamafactory: "0.9.3"', 'llamafactory: "0.9.4"'))
-    told = "LLaMA-Factory 0.9.4 needs Python >=3.11 (PyPI), the stack has 3.10; with Python 3.10 "
-    assert told + "the newest is 0.9.3" in caught.value.message
+    told = "LLaMA-Factory 0.9.4 needs Python >=3.11 (PyPI), the stack has 3.10"
+    assert told in caught.value.message
+    assert caught.value.hint == "the newest LLaMA-Factory for Python 3.10 is 0.9.3"
 
 
 def test_a_pin_that_contradicts_the_pair_is_refused(tmp_path: Path, text: str) -> None:

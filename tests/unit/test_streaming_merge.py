@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from tunesmith.job.merge.matmul import Products, by_mkl, by_numpy
 from tunesmith.job.merge.pool import WorkerPool
 from tunesmith.job.merge.streaming import UnsupportedMerge, why_not
 from tunesmith.job.merge.tensors import Tensor, beginning, stored, stored_below
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.schema import ModelRef, RunRequest
 from tunesmith.job.system import resources
 
 pytestmark = pytest.mark.unit
@@ -465,7 +468,7 @@ def test_a_library_without_mkl_is_no_way_to_multiply(tmp_path: Path) -> None:
 PROMPTS = {"passed": True, "differences": [], "ends": [], "corrected": []}
 
 
-def prepare(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def prepare(tmp_path: Path) -> tuple[Path, RunRequest]:
     """Write a run as a host leaves it, with a bundle; return it and its request."""
     run = tmp_path / "run"
     base = tmp_path / "base"
@@ -492,13 +495,13 @@ def prepare(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         for name, place in places.items()
     }
     record = {
-        "key": bundle.key_of(request, config, KEYS),
+        "key": bundle.key_of(decode(RunRequest, request), config, KEYS),
         "shards": skeleton.layout_of(shards),
         "prompts": PROMPTS,
         "files": known,
     }
     (folder / bundle.RECORD).write_text(json.dumps(record))
-    return run, request
+    return run, decode(RunRequest, request)
 
 
 @pytest.fixture
@@ -534,9 +537,9 @@ def test_a_kit_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> Non
         text = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(text.replace('"x"', '"y"'))
     elif change == "dtype":
-        request["merge"]["infer_dtype"] = "float16"
+        request = replace(request, merge={**KEYS, "infer_dtype": "float16"})
     elif change == "base":
-        request["model"]["files"] = {}
+        request = replace(request, model=ModelRef("m/x"))
     if change == "none":
         merge_phase.run(run, request, lambda *_, **__: None)
         return
@@ -579,7 +582,7 @@ def identity_of(file: Path) -> tuple[int, int]:
     return file.stat().st_ino, file.stat().st_mtime_ns
 
 
-def after_training(run: Path, request: dict[str, Any]) -> tuple[float | None, list[str]]:
+def after_training(run: Path, request: RunRequest) -> tuple[float | None, list[str]]:
     notes: list[str] = []
     seconds = bundle.after_training(run, request, lambda _, text: notes.append(text))
     return seconds, notes
@@ -603,7 +606,7 @@ def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
     if case == "other rank":
         monkeypatch.setenv("RANK", "1")
     elif case == "no merge":
-        del request["merge"]
+        request = replace(request, merge=None)
     elif case == "full":
         config = json.loads((run / "config.yaml").read_text())
         (run / "config.yaml").write_text(json.dumps(config | {"finetuning_type": "full"}))
@@ -660,5 +663,7 @@ def test_a_file_that_cannot_be_read_costs_no_training(tmp_path: Path) -> None:
 def test_paths_do_not_make_another_key() -> None:
     here = {"template": "x", "model_name_or_path": "/a", "output_dir": "/b", "dataset_dir": "/c"}
     there = {"template": "x", "model_name_or_path": "/d", "output_dir": "e"}
-    assert bundle.key_of({}, here, KEYS) == bundle.key_of({}, there, KEYS)
-    assert bundle.key_of({}, here, KEYS) != bundle.key_of({}, here | {"template": "y"}, KEYS)
+    assert bundle.key_of(RunRequest(), here, KEYS) == bundle.key_of(RunRequest(), there, KEYS)
+    assert bundle.key_of(RunRequest(), here, KEYS) != bundle.key_of(
+        RunRequest(), here | {"template": "y"}, KEYS
+    )

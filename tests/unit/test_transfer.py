@@ -125,7 +125,7 @@ def test_in_a_pipe_a_line_now_and_then(
             moved(second * 50_000_000, 3_600_000_000)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert lines[1] == "uploading: 1.0 GB of 3.6 GB (28 %)  50.0 MB/s  ETA 52s"
+    assert lines[1] == "uploading: 1.0 GB of 3.6 GB (28 %)  50.0 MB/s  ETA 52 s"
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

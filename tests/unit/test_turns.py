@@ -19,7 +19,7 @@ import sys, time
 from pathlib import Path
 from tunesmith.job.run import queue
 runs, run_id, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-held = queue.take(runs, run_id)[0] if how == "turn" else queue.Ticket(runs, run_id)
+held = queue.take(runs, run_id)[0] if how == "turn" else queue.QueueEntry(runs, run_id)
 assert held
 print("held", flush=True)
 time.sleep(60)
@@ -58,11 +58,11 @@ def test_the_turn_is_given_to_one_and_comes_back_with_its_end(tmp_path: Path) ->
 
 def test_nobody_passes_those_who_wait(tmp_path: Path) -> None:
     waiting = holder(tmp_path, "first", "ticket")
-    with queue.Ticket(tmp_path, "second") as ticket:
+    with queue.QueueEntry(tmp_path, "second") as entry:
         assert queue.take(tmp_path, "third") == (None, ["first", "second"])
-        assert ticket.take() == (None, ["first"])
+        assert entry.take() == (None, ["first"])
         end(waiting)
-        turn, ahead = ticket.take()
+        turn, ahead = entry.take()
         assert (turn is not None, ahead) == (True, [])
     assert turn is not None
     assert queue.take(tmp_path, "third") == (None, ["second"])

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.files import write_json
-from tunesmith.job.run.folder import EventTail, RunFolder
-from tunesmith.job.run.watch import PIECE, look, read_log
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import EventTail
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.replies import RunSnapshot
+from tunesmith.job.run.watch import PIECE, poll, read_log
 
 pytestmark = pytest.mark.unit
 
@@ -53,12 +56,12 @@ def test_events_come_in_pieces_of_whole_lines(run: RunFolder) -> None:
     run.emit("note", text="y" * (2 * PIECE))
     seen, offset, lines = [], 0, 0
     while True:
-        line = look(run, offset, -1)
+        line = poll(run, offset, -1)
         seen += line.events
         offset, lines = line.events_offset, lines + 1
         if not line.more:
             break
-    assert [event.get("step") for event in seen] == [*range(5000), None]
+    assert [encode(event).get("step") for event in seen] == [*range(5000), None]
     assert offset == run.events_file.stat().st_size
     assert 3 <= lines <= 10
     assert EventTail(run.events_file).new() == seen
@@ -68,12 +71,8 @@ def test_nothing_new_is_no_more(run: RunFolder) -> None:
     run.emit("log", step=1)
     with run.events_file.open("ab") as stream:
         stream.write(b'{"time": 1, "ev')
-    line = look(run, 0, 0)
+    line = poll(run, 0, 0)
     assert (len(line.events), line.more) == (1, False)
-    assert look(run, line.events_offset, 0).to_json() == {
-        "status": run.status(),
-        "events": [],
-        "events_offset": line.events_offset,
-        "log": "",
-        "log_offset": 0,
-    }
+    assert poll(run, line.events_offset, 0) == RunSnapshot(
+        run.status(), (), line.events_offset, "", 0
+    )

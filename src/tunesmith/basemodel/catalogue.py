@@ -70,7 +70,9 @@ def load_models(path: Path) -> Mapping[str, BaseModel]:
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; `git checkout` brings it back") from None
+        raise UsageError(
+            f"{path}: no such file", hint=f"restore it with `git checkout {path}`"
+        ) from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or not raw:

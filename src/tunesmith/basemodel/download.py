@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ from typing import Any
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.endpoint import Order, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
-from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
+from tunesmith.core import disk, formats
 
 # Free space that must stay beside a download: 5 % of it and this.
 _RESERVE = 1 << 30
@@ -42,7 +40,7 @@ class Progress:
         if not self.total:
             return self.text
         share = f"{100 * self.done / self.total:.0f} %"
-        return f"{self.text}: {human_bytes(self.done)} of {human_bytes(self.total)} ({share})"
+        return f"{self.text}: {formats.size(self.done)} of {formats.size(self.total)} ({share})"
 
 
 Tell = Callable[[Progress], None]
@@ -96,16 +94,11 @@ def download(order: Order, endpoint: str, tell: Tell) -> Snapshot:
         tell(Progress("note", f"{name}: {fault}; removed, downloading it again"))
 
 
-def check_room(folder: Path, needed: int, what: str, mend: str) -> None:
+def require_space(folder: Path, needed: int, what: str, hint: str) -> None:
     """Raise UsageError unless `needed` bytes, 5 % and 1 GiB are free where `folder` lies."""
-    total = int(needed * 1.05) + _RESERVE
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed and free < total:
-        raise UsageError(
-            f"{folder}: {human_bytes(free)} free, {what} needs {human_bytes(total)} "
-            f"({human_bytes(needed)} + 5 % + 1 GiB reserve); {mend}"
-        )
+    if needed:
+        detail = [f"{formats.size(needed)} + 5 % + 1 GiB reserve"]
+        disk.require(folder, int(needed * 1.05) + _RESERVE, what, hint=hint, detail=detail)
 
 
 def _transfer(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
@@ -125,7 +118,7 @@ def _transfer(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remo
             tell(
                 Progress(
                     "note",
-                    f"{endpoint}: {error.text}; again in {pause:.0f} s "
+                    f"{endpoint}: {error.text}; again in {formats.duration(pause)} "
                     f"({in_vain} of {limits.attempts})",
                 )
             )
@@ -142,8 +135,8 @@ def _attempt(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remot
         missing = [file for file in files if not (folder / file.name).exists()]
         _drop_overlong(order.storage, missing)
         needed = max(0, sum(file.size for file in missing) - _held(order.storage))
-        mend = "free space, or set HF_HOME to a folder on a larger disk"
-        check_room(order.hf_home, needed, order.name, mend)
+        hint = "free space there, or set HF_HOME to a folder on a larger disk"
+        require_space(order.hf_home, needed, order.name, hint)
         config = folder / model_files.CONFIG
         if config.exists():
             _refuse_code(order, config)
@@ -183,7 +176,7 @@ def _watch(
         if done > most or event:
             most, since = max(done, most), time.monotonic()
         if time.monotonic() - since > order.limits.stall:
-            text = f"no byte has come for {order.limits.stall:.0f} s"
+            text = f"no byte has come for {formats.duration(order.limits.stall)}"
             raise SourceError("cut", text, retry=True)
         tell(Progress("download", f"{order.name} from {endpoint}", min(done, total), total))
 

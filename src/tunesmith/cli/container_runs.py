@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.job.run.folder import RunFolder
-    from tunesmith.job.run.records import Cause
+    from tunesmith.job.run.schema import Cause, RunRequest, RunStatus
     from tunesmith.plan.plan import Plan
     from tunesmith.plan.target import Target
 
@@ -20,7 +20,7 @@ def unfinished_run(target: Target, plan: Plan, requested: str | None) -> str | N
     """
     wanted = identity(plan.request, plan.config or {})
     for run in reversed(target.runs()):
-        run_id = str(run["run_id"])
+        run_id = run.run_id
         known = identity(target.request(run_id), target.config(run_id))
         if requested in (None, run_id) and known == wanted:
             # The newest of its kind decides: one that is through is not passed over.
@@ -31,23 +31,22 @@ def unfinished_run(target: Target, plan: Plan, requested: str | None) -> str | N
 def cause_of(run: RunFolder, usual: Cause) -> Cause:
     """Return why work on a run begins here: what is usual, unless the engine has started again
     the very container that worked on it."""
-    from tunesmith.job.run.process import Identity
+    status = run.last_status()
+    worked = status.supervisor if status else None
+    return "container" if worked and worked.restarted() else usual
 
-    worked = run.last_status().get("supervisor")
-    return "container" if worked and Identity.from_json(worked).restarted() else usual
 
-
-def identity(request: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Any, ...]:
+def identity(request: RunRequest, config: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what two runs of the same words have in common: base model and config."""
     own = ("output_dir", "model_name_or_path")
-    model = (request.get("model") or {}).get("name")
+    model = request.model.name if request.model else None
     return model, {key: value for key, value in config.items() if key not in own}
 
 
-def may_continue(status: Mapping[str, Any]) -> bool:
+def may_continue(status: RunStatus) -> bool:
     """Whether a run was stopped or killed in its training.
 
     One that failed by itself would fail again: that is for `resume`, when it was mended.
     """
-    ended = status["state"] == "stopped" or status["failure"] == "killed"
-    return bool(ended and status["phases"].get("train") != "succeeded")
+    ended = status.state == "stopped" or status.failure == "killed"
+    return ended and status.phases.get("train") != "succeeded"

@@ -51,15 +51,15 @@ def address(_session: Session) -> None:
     from tunesmith.job.services import access, manager
 
     found = manager.served_here("webui")
-    if found is None:
+    record = found.record() if found else None
+    if found is None or record is None:
         raise UsageError(
             "LLaMA Board does not run in this container",
             hint=f"`inv webui` starts one; then ask it with `docker exec CONTAINER {_ADDRESS}`",
         )
     token = secrets.token_urlsafe(32)
     access.admit(found.tokens, token)
-    port = (found.record() or {})["port"]
-    say(f"http://127.0.0.1:{port}/?token={token}")
+    say(f"http://127.0.0.1:{record.port}/?token={token}")
 
 
 @command(
@@ -120,7 +120,8 @@ def _given_key() -> str:
 
 def listening(key: str, port_key: str, service: str) -> tuple[str, int]:
     """Return the address and port that the variables ask for, else those of the service."""
-    from tunesmith.job.services.manager import LOOPBACK, PORTS
+    from tunesmith.job.services.manager import PORTS
+    from tunesmith.job.services.records import LOOPBACK
 
     listen = os.environ.get(key) or LOOPBACK
     given = os.environ.get(port_key) or str(PORTS[service])
@@ -149,6 +150,7 @@ def _serve(
     **more: Any,
 ) -> None:
     from tunesmith.job.services import access, manager
+    from tunesmith.job.services.records import ServiceRequest
 
     project = session.project
     folders = {"models": str(project.models), "runs": str(project.runs)}
@@ -158,6 +160,7 @@ def _serve(
     try:
         allowed = access.parse_names(os.environ.get(access.ALLOWED, ""))
     except UsageError as error:
-        raise UsageError(f"{access.ALLOWED}: {error.message}") from None
+        raise UsageError(f"{access.ALLOWED}: {error.message}", hint=error.hint) from None
     body = {"serves": {}, "settings": folders | dict(settings), "allowed": allowed, **more}
-    manager.serve_here(name, body, base=project.home, listen=listen, port=port)
+    request = ServiceRequest.of(body)
+    manager.serve_here(name, request, base=project.home, listen=listen, port=port)

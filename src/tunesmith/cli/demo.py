@@ -14,8 +14,8 @@ def demo(session: Session, mirror: str = "default") -> None:
     """Run the whole path with a small model, without a GPU."""
     from tunesmith.cli import results, training
     from tunesmith.cli.console import say
-    from tunesmith.cli.follow import duration
     from tunesmith.cli.stack import install_environment
+    from tunesmith.core import formats
     from tunesmith.plan.options import TrainOptions
 
     root, project = session.root, session.project
@@ -38,4 +38,4 @@ def demo(session: Session, mirror: str = "default") -> None:
     say(f"adapter: {folder / 'output'}")
     say(f"merged:  {folder / 'merged'}")
     say(f"chat:    .venv/bin/inv chat --run {run_id}")
-    say(f"all in   {duration(time.monotonic() - began)}")
+    say(f"all in   {formats.duration(time.monotonic() - began)}")

@@ -10,9 +10,8 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +22,10 @@ from rich.progress import (
     TextColumn,
 )
 
+from tunesmith.core import formats
 from tunesmith.core.printable import printable
+from tunesmith.job.run import events
+from tunesmith.job.run.schema import GpuFigures, RunStatus
 from tunesmith.plan.target import Target
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -38,9 +40,7 @@ class Detached:
     run_id: str
 
 
-def follow(
-    target: Target, run_id: str, console: Console, offset: int = 0
-) -> dict[str, Any] | Detached:
+def follow(target: Target, run_id: str, console: Console, offset: int = 0) -> RunStatus | Detached:
     """Show a run from byte `offset` of its events until it ends; return its last status."""
     view = _Bar(console) if console.is_terminal else _Lines(console)
     lost_at: float | None = None
@@ -53,7 +53,7 @@ def follow(
                         view.say(f"{look.lost}; the run goes on, looking for the host ...")
                     continue
                 if lost_at is not None:
-                    view.say(f"back after {duration(time.monotonic() - lost_at)}")
+                    view.say(f"back after {formats.duration(time.monotonic() - lost_at)}")
                     lost_at = None
                 for event in look.events:
                     view.event(event)
@@ -65,31 +65,21 @@ def follow(
     return Detached(run_id)
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as 45s, 2m05s or 1h02m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def training_line(status: dict[str, Any]) -> str:
+def training_line(status: RunStatus) -> str:
     """Return loss, learning rate, throughput and time left, as far as they are known."""
     parts = []
-    if status.get("loss") is not None:
-        parts.append(f"loss {status['loss']:.4f}")
-    if status.get("learning_rate") is not None:
-        parts.append(f"lr {status['learning_rate']:.2e}")
-    if status.get("tokens_per_second"):
-        parts.append(f"{status['tokens_per_second']:.0f} tok/s")
-    if status.get("eta_seconds") is not None:
-        parts.append(f"ETA {duration(status['eta_seconds'])}")
-    parts += [gpu_line(gpu) for gpu in status.get("gpu") or ()]
-    price = status.get("price")
-    if price and isinstance(price, int | float) and status.get("worked_seconds"):
-        parts.append(f"cost {status['worked_seconds'] / 3600 * price:.2f}")
+    if status.loss is not None:
+        parts.append(f"loss {status.loss:.4f}")
+    if status.learning_rate is not None:
+        parts.append(f"lr {status.learning_rate:.2e}")
+    if status.tokens_per_second:
+        parts.append(f"{status.tokens_per_second:.0f} tok/s")
+    if status.eta_seconds is not None:
+        parts.append(f"ETA {formats.duration(status.eta_seconds)}")
+    parts += [gpu_line(gpu) for gpu in status.gpu or ()]
+    price = status.price
+    if price and isinstance(price, int | float) and status.worked_seconds:
+        parts.append(f"cost {status.worked_seconds / 3600 * price:.2f}")
     return "  ".join(parts)
 
 
@@ -108,64 +98,65 @@ def curve(losses: Sequence[float], width: int = 20) -> str:
     return "".join(_BLOCKS[round((mean - low) / span * (len(_BLOCKS) - 1))] for mean in means)
 
 
-def gpu_line(gpu: dict[str, Any]) -> str:
+def gpu_line(gpu: GpuFigures) -> str:
     """Return a GPU's memory in use and its utilisation, as far as the driver tells them."""
     parts = ["GPU"]
-    used, total, busy = (gpu.get(k) for k in ("memory_used", "memory_total", "utilisation"))
-    if used is not None and total is not None:
-        parts.append(f"{used / 2**30:.1f}/{total / 2**30:.0f} GiB")
-    if busy is not None:
-        parts.append(f"{busy:.0f}%")
+    if gpu.memory_used is not None and gpu.memory_total is not None:
+        parts.append(f"{gpu.memory_used / 2**30:.1f}/{gpu.memory_total / 2**30:.0f} GiB")
+    if gpu.utilisation is not None:
+        parts.append(f"{gpu.utilisation:.0f}%")
     return " ".join(parts)
 
 
-def told(event: dict[str, Any]) -> str | None:
+def event_text(event: events.Event) -> str | None:
     """Return an event in words; None for one that the bar or the lines show themselves."""
-    words: dict[str, Callable[[], str | None]] = {
-        "damaged_line": lambda: (
-            f"events.jsonl: the line at byte {event.get('byte')} is damaged and left out: "
-            f"{event.get('why')}"
-        ),
-        "run_started": lambda: _begun(event),
-        "phase_started": lambda: _started(event),
-        "phase_ended": lambda: (
-            f"{event['phase']}: {event['state']} after {duration(event.get('seconds', 0))}"
-        ),
-        "resumed": lambda: f"resumed at step {event['step']}/{event.get('total_steps')}",
-        "discarded": lambda: f"set {event['checkpoint']} aside: {event['why']}",
-        "changed": lambda: (
-            f"{event['what']}: {event.get('from')} -> {event.get('to')} ({event.get('why')})"
-        ),
-        "paused": lambda: f"paused: {event.get('why')}",
-        "continued": lambda: "continued",
-        "failure": lambda: f"{event['failure']}: {event['message']}",
-        "restarting": lambda: f"starting {event['phase']} again after: {event['why']}",
-        "eval": lambda: f"step {event['step']}: held-out loss {_figure(event['loss'])}",
-        "note": lambda: str(event["text"]),
-        "queued": lambda: f"queued behind {', '.join(event['ahead'])}",
-        "limit": lambda: f"{event['what']} reached: stopping after a checkpoint",
-        "after_command": lambda: str(event["text"]),
-        "after_command_ended": lambda: _after(event),
-    }
-    return words[event["event"]]() if event["event"] in words else None
+    match event:
+        case events.DamagedLine():
+            return (
+                f"events.jsonl: the line at byte {event.byte} is damaged and left out: {event.why}"
+            )
+        case events.RunStarted():
+            return f"started ({event.cause}): {', '.join(event.phases)}" if event.cause else None
+        case events.PhaseStarted():
+            return _phase_text(event)
+        case events.PhaseEnded():
+            return f"{event.phase}: {event.state} after {formats.duration(event.seconds)}"
+        case events.Resumed():
+            return f"resumed at step {event.step}/{event.total_steps}"
+        case events.Discarded():
+            return f"set {event.checkpoint} aside: {event.why}"
+        case events.Changed():
+            return f"{event.what}: {event.before} -> {event.to} ({event.why})"
+        case events.Paused():
+            return f"paused: {event.why}"
+        case events.Continued():
+            return "continued"
+        case events.Failure():
+            return f"{event.failure}: {event.message}"
+        case events.Restarting():
+            return f"starting {event.phase} again after: {event.why}"
+        case events.Evaluated():
+            loss = "not a number" if event.loss is None else f"{event.loss:.4f}"
+            return f"step {event.step}: held-out loss {loss}"
+        case events.Note() | events.CommandAnnounced():
+            return event.text
+        case events.Queued():
+            return f"queued behind {', '.join(event.ahead)}"
+        case events.LimitReached():
+            return f"{event.what} reached: stopping after a checkpoint"
+        case events.CommandEnded():
+            return _command_text(event)
+        case _:
+            return None
 
 
-def _begun(event: dict[str, Any]) -> str | None:
-    cause, phases = event.get("cause"), event.get("phases") or ()
-    return f"started ({cause}): {', '.join(phases)}" if cause else None
+def _command_text(event: events.CommandEnded) -> str:
+    if event.code is None:
+        return f"not done: {event.why}"
+    return "done" if event.code == 0 else f"it failed with exit code {event.code}"
 
 
-def _figure(loss: float | None) -> str:
-    return "not a number" if loss is None else f"{loss:.4f}"
-
-
-def _after(event: dict[str, Any]) -> str:
-    if event["code"] is None:
-        return f"not done: {event.get('why')}"
-    return "done" if event["code"] == 0 else f"it failed with exit code {event['code']}"
-
-
-def _started(event: dict[str, Any]) -> str:
+def _phase_text(event: events.PhaseStarted) -> str:
     names = {
         "fetch": "fetching the base model",
         "before": "measuring the base model",
@@ -175,9 +166,8 @@ def _started(event: dict[str, Any]) -> str:
         "proof": "proving the merged model",
         "predict": "predicting",
     }
-    attempt = event.get("attempt", 1)
-    again = f" (attempt {attempt})" if attempt > 1 else ""
-    return f"{names.get(event['phase'], event['phase'])}{again}"
+    again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+    return f"{names.get(event.phase, event.phase)}{again}"
 
 
 class _Lines:
@@ -194,16 +184,16 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def event(self, event: dict[str, Any]) -> None:
-        if text := told(event):
+    def event(self, event: events.Event) -> None:
+        if text := event_text(event):
             self.say(text)
 
-    def status(self, status: dict[str, Any]) -> None:
-        step = status.get("step")
+    def status(self, status: RunStatus) -> None:
+        step = status.step
         due = time.monotonic() - self._said_at >= _LINE_SECONDS
-        if status.get("phase") == "train" and step and step != self._said_step and due:
+        if status.phase == "train" and step and step != self._said_step and due:
             self._said_at, self._said_step = time.monotonic(), step
-            self.say(f"step {step}/{status.get('total_steps')}  {training_line(status)}")
+            self.say(f"step {step}/{status.total_steps}  {training_line(status)}")
 
     def say(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
@@ -231,35 +221,36 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "log" and isinstance(event.get("loss"), float) and "step" in event:
+    def event(self, event: events.Event) -> None:
+        if isinstance(event, events.Log) and isinstance(event.loss, float):
             # By step: after a resume some are told twice.
-            self._losses[event["step"]] = event["loss"]
+            self._losses[event.step] = event.loss
         # What a phase reads is compared before it starts.
-        begins = event["event"] in ("phase_started", "progress")
-        if begins and event["phase"] != self._phase:
-            self._phase = event["phase"]
-            self._task = self._progress.add_task(event["phase"], total=None, line="")
-        elif event["event"] == "progress" and self._task is not None:
-            done, total = event["done"], event["total"]
-            self._progress.update(self._task, completed=done, total=total, line=event["unit"])
-        elif event["event"] == "phase_ended" and self._task is not None:
-            line = f"{event['state']} after {duration(event.get('seconds', 0))}"
+        phase = event.phase if isinstance(event, events.PhaseStarted | events.Progress) else None
+        if phase and phase != self._phase:
+            self._phase = phase
+            self._task = self._progress.add_task(phase, total=None, line="")
+        elif isinstance(event, events.Progress) and self._task is not None:
+            self._progress.update(
+                self._task, completed=event.done, total=event.total, line=event.unit
+            )
+        elif isinstance(event, events.PhaseEnded) and self._task is not None:
+            line = f"{event.state} after {formats.duration(event.seconds)}"
             task = next(t for t in self._progress.tasks if t.id == self._task)
             total = task.total or task.completed or 1
-            done = total if event["state"] == "succeeded" else task.completed
+            done = total if event.state == "succeeded" else task.completed
             self._progress.update(self._task, completed=done, total=total, line=line)
-        if text := told(event):
+        if text := event_text(event):
             self.say(text)
 
     def say(self, text: str) -> None:
         self._progress.console.print(printable(text), markup=False, highlight=False)
 
-    def status(self, status: dict[str, Any]) -> None:
-        if status.get("phase") == "train" == self._phase and self._task is not None:
+    def status(self, status: RunStatus) -> None:
+        if status.phase == "train" == self._phase and self._task is not None:
             self._progress.update(
                 self._task,
-                completed=status.get("step") or 0,
-                total=status.get("total_steps"),
+                completed=status.step or 0,
+                total=status.total_steps,
                 line=f"{curve([*self._losses.values()])} {training_line(status)}".strip(),
             )

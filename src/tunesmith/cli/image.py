@@ -35,8 +35,7 @@ def build(
 ) -> None:
     """Build the image of a flavour."""
     from tunesmith.cli.console import say
-    from tunesmith.cli.follow import duration
-    from tunesmith.core.files import human_bytes
+    from tunesmith.core import formats
     from tunesmith.image import build as building
     from tunesmith.image import engine
 
@@ -50,8 +49,8 @@ def build(
     began = time.monotonic()
     image_id = building.build(plan)
     size = engine.find_image(engine.connect(), plan.tag).attrs["Size"]
-    took = duration(time.monotonic() - began)
-    say(f"image {plan.tag} ({image_id[7:19]}, {human_bytes(size)} unpacked) in {took}")
+    took = formats.duration(time.monotonic() - began)
+    say(f"image {plan.tag} ({image_id[7:19]}, {formats.size(size)} unpacked) in {took}")
 
 
 @command("image.verify", example="inv image.verify", help={"flavour": FLAVOUR})
@@ -98,21 +97,21 @@ def sizes(session: Session, flavour: str = "") -> None:
     from rich.table import Table
 
     from tunesmith.cli.console import console
-    from tunesmith.core.files import human_bytes
+    from tunesmith.core import formats
     from tunesmith.image import engine, measure
 
     name = _tag(session.project, flavour)
     client = engine.connect()
     image = engine.find_image(client, name)
     table = Table("bytes", "part", box=None, pad_edge=False)
-    table.add_row(human_bytes(image.attrs["Size"]), f"{name}, unpacked")
+    table.add_row(formats.size(image.attrs["Size"]), f"{name}, unpacked")
     for layer in image.history():
         if layer["Size"] > 100_000:
             line = " ".join(str(layer["CreatedBy"]).split())
             what = line.partition("# buildkit")[0].rpartition("sh /")[2] or line[:60]
-            table.add_row(human_bytes(layer["Size"]), f"layer: {what.strip()[:80]}")
+            table.add_row(formats.size(layer["Size"]), f"layer: {what.strip()[:80]}")
     for part, size in list(measure.sizes(client, name).items())[:_ROWS]:
-        table.add_row(human_bytes(size), f"site-packages/{part}")
+        table.add_row(formats.size(size), f"site-packages/{part}")
     console.print(table)
 
 
@@ -197,7 +196,7 @@ def ship(session: Session, on: str, flavour: str = "") -> None:
 def prune(session: Session, everything: bool = False) -> None:
     """Remove replaced images and the build cache."""
     from tunesmith.cli.console import say
-    from tunesmith.core.files import human_bytes
+    from tunesmith.core import formats
     from tunesmith.image import engine
     from tunesmith.image import prune as pruning
 
@@ -205,14 +204,14 @@ def prune(session: Session, everything: bool = False) -> None:
     verb = "would remove" if session.dry else "removing"
     for image in pruning.replaced(client, everything=everything):
         names = ", ".join(image.tags) or "replaced by a newer build"
-        size = human_bytes(image.attrs["Size"])
+        size = formats.size(image.attrs["Size"])
         say(f"{verb} {str(image.id)[7:19]} ({size}, {names})")
         if not session.dry:
             pruning.remove(client, image)
     if session.dry:
         say("would empty the builder's cache")
         return
-    say(f"the builder's cache: {human_bytes(pruning.empty_cache(client))} freed")
+    say(f"the builder's cache: {formats.size(pruning.empty_cache(client))} freed")
 
 
 def _tag(project: Project, flavour: str) -> str:

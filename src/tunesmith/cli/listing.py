@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from tunesmith.cli.console import console, say, write
 from tunesmith.cli.target import on_option, target_of
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.printable import printable
 from tunesmith.hosts import inventory
-from tunesmith.job.run.folder import ACTIVE
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.schema import RunStatus
 from tunesmith.project import Project
 
 
@@ -35,7 +36,7 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
             silent += 1
             console.print(error.render(), markup=False, soft_wrap=True, style="red")
     if as_json:
-        say(json.dumps(found, ensure_ascii=False, indent=2))
+        say(json.dumps(encode(found), ensure_ascii=False, indent=2))
         return
     if not found:
         say("no runs yet; `inv train` or `make demo` makes one")
@@ -47,31 +48,31 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
         # Neither is what a run does, and why, where there is room for little.
         table.add_column(name, overflow="fold" if name == "state" else "ellipsis")
     for run in found:
-        step = f"{run.get('step') or 0}/{run.get('total_steps') or '?'}"
-        loss = f"{run['loss']:.4f}" if run.get("loss") is not None else ""
-        table.add_row(run["run_id"], run["on"], _state(run), step, loss, _phases(run["phases"]))
+        step = f"{run.step or 0}/{run.total_steps or '?'}"
+        loss = f"{run.loss:.4f}" if run.loss is not None else ""
+        table.add_row(run.run_id, run.on, _state(run), step, loss, _phases(run.phases))
     console.print(table)
     for run in found:
-        if run["failure"] == "damaged":
-            on = "" if run["on"] == "local" else f" on {run['on']}"
-            say(f"run {run['run_id']}{on}: {run['message']}")
+        if run.failure == "damaged":
+            on = "" if run.on == "local" else f" on {run.on}"
+            say(f"run {run.run_id}{on}: {run.message}")
     if silent:
         raise TunesmithError(f"{silent} of {len(names)} targets did not answer; see above")
 
 
-def _state(run: dict[str, Any]) -> str:
+def _state(run: RunStatus) -> str:
     """Return a run's state, with the failure or, while it is worked on, what has started it."""
-    if run["failure"]:
-        return f"{run['state']} ({run['failure']})"
-    cause = run.get("cause") if run["state"] in ACTIVE else None
+    if run.failure:
+        return f"{run.state} ({run.failure})"
+    cause = run.cause if run.active else None
     # That somebody has asked for it is the usual case.
     if cause in (None, "user"):
-        return str(run["state"])
-    after = f": {run['retried']}" if run.get("retried") else ""
-    return f"{run['state']} ({cause}{after})"
+        return run.state
+    after = f": {run.retried}" if run.retried else ""
+    return f"{run.state} ({cause}{after})"
 
 
-def _phases(phases: dict[str, str]) -> str:
+def _phases(phases: Mapping[str, str]) -> str:
     """Return the phases in words; what has succeeded needs none beside its name."""
     return ", ".join(
         name if state == "succeeded" else f"{name} {state}" for name, state in phases.items()
@@ -100,4 +101,4 @@ def remove(root: Path, on: str, run: str, *, dry: bool) -> None:
     if dry:
         say(f"would delete run {run_id}{on_option(target)}")
         return
-    say(f"run {run_id}: deleted, {human_bytes(target.remove(run_id))} free again")
+    say(f"run {run_id}: deleted, {formats.size(target.remove(run_id))} free again")

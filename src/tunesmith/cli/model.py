@@ -54,12 +54,12 @@ def list_(session: Session) -> None:
     from rich.table import Table
 
     from tunesmith.cli.console import console
-    from tunesmith.core.files import human_bytes
+    from tunesmith.core import formats
 
     table = Table(
         "base model", "template", "weights", "licence", "sources", box=None, pad_edge=False
     )
     for model in session.project.base_models.values():
-        size = human_bytes(model.size_bytes)
+        size = formats.size(model.size_bytes)
         table.add_row(model.repo_id, model.template, size, model.licence, ", ".join(model.sources))
     console.print(table)

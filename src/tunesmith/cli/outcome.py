@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from tunesmith.cli.console import console, say
 from tunesmith.cli.follow import Detached, follow
 from tunesmith.cli.target import on_option
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
+from tunesmith.job.run.events import Summary
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.manifest import PARTS
 from tunesmith.plan import start
@@ -25,7 +25,7 @@ def finish(project: Project, target: Target, run_id: str, offset: int = 0) -> No
     """Follow a run; when it has succeeded, write its report and do what was asked to follow."""
     await_end(target, run_id, offset)
     request = target.request(run_id)
-    then = [word for word in request.get("then") or [] if word in THEN]
+    then = [word for word in request.then or () if word in THEN]
     if "pull" in then and isinstance(target, PullSource):
         pull_run(target, run_id, PARTS)
     else:
@@ -34,21 +34,20 @@ def finish(project: Project, target: Target, run_id: str, offset: int = 0) -> No
         _leave(target, target, run_id, then)
 
 
-def work_on(target: Target, plan: Plan) -> dict[str, Any]:
+def work_on(target: Target, plan: Plan) -> Summary:
     """Start a plan's phases, follow them, and return the last phase's summary."""
     run_id = plan.run_id
     offset = target.events(run_id, 0)[1] if target.exists(run_id) else 0
     start.start_on_run(target, plan)
     await_end(target, run_id, offset)
     events, _ = target.events(run_id, offset)
-    summaries = (event for event in reversed(events) if event["event"] == "summary")
-    told: dict[str, Any] | None = next(summaries, None)
-    if told is None:
+    summary = next((event for event in reversed(events) if isinstance(event, Summary)), None)
+    if summary is None:
         raise TunesmithError(
             f"run {run_id}: its last phase left no summary in events.jsonl",
             hint=f"`inv logs{on_option(target)} --run {run_id}` shows why",
         )
-    return told
+    return summary
 
 
 def await_end(target: Target, run_id: str, offset: int) -> None:
@@ -61,18 +60,18 @@ def await_end(target: Target, run_id: str, offset: int) -> None:
             f"`inv stop{on} --run {run_id}` ends it"
         )
         raise SystemExit(os.EX_OK)
-    if ended["state"] == "failed":
+    if ended.state == "failed":
         log = target.results(run_id) / "train.log"
-        raise TunesmithError(f"run {run_id} failed: {ended['message']}", [f"log: {log}"])
-    if ended["state"] == "stopped":
-        say(f"run {run_id}: stopped at step {ended.get('step')}; {ended['message']}")
+        raise TunesmithError(f"run {run_id} failed: {ended.message}", [f"log: {log}"])
+    if ended.state == "stopped":
+        say(f"run {run_id}: stopped at step {ended.step}; {ended.message}")
         raise SystemExit(os.EX_OK)
 
 
 def pull_run(target: Target, run_id: str, parts: tuple[str, ...]) -> Path:
     folder = require(target, PullSource).pull(run_id, parts)
-    size = sum(record["size"] for record in RunFolder(folder).copied()["files"].values())
-    say(f"pulled: {folder} ({human_bytes(size)}, every file as on {target.name})")
+    size = sum(record.size for record in RunFolder(folder).copied().files.values())
+    say(f"pulled: {folder} ({formats.size(size)}, every file as on {target.name})")
     if "report" in parts:
         # Of the data that came: the host's own page stays there.
         write_page(folder)
@@ -94,7 +93,7 @@ def _leave(target: Target, power: PowerControl, run_id: str, then: list[str]) ->
         try:
             power.power_off(run_id)
         except UsageError as error:
-            say(f"{target.name} stays on: {error.message}")
+            say(f"{target.name} stays on: {error.line}")
             return
         say(f"{target.name}: off; {rental.note}")
     elif "poweroff" in then:

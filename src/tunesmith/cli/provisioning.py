@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 
 from tunesmith.cli.console import console, say
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import inventory
 from tunesmith.project import Project
@@ -131,7 +132,7 @@ def host_verify(root: Path, on: str) -> None:
         counts = ", ".join(
             f"{verified.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")
         )
-        say(f"{name}: {counts} in {_seconds(verified.seconds)}")
+        say(f"{name}: {counts} in {formats.duration(verified.seconds)}")
         broken += [] if verified.good else [name]
     if broken:
         raise TunesmithError(
@@ -196,7 +197,7 @@ def _tell_state(state: State, anyway: bool) -> None:
         return
     if state.in_state:
         going_on = "; the playbook runs as asked" if anyway else ""
-        say(f"{state.name}: in state ({state.base}, {_seconds(state.seconds)}){going_on}")
+        say(f"{state.name}: in state ({state.base}, {formats.duration(state.seconds)}){going_on}")
         return
     say(f"{state.name}: {len(state.drift)} {'things' if len(state.drift) > 1 else 'thing'} to do")
     for line in state.drift[:_SHOWN]:
@@ -213,16 +214,16 @@ def _table(
     for state in states:
         if state.name not in results:
             word = "in state" if state.error is None else "not reached"
-            table.add_row(state.name, word, "", "", "", _seconds(state.seconds))
+            table.add_row(state.name, word, "", "", "", formats.duration(state.seconds))
     interrupted = done is not None and done.interrupted
     for host in results.values():
         numbers = (str(host.ok), str(host.changed), str(host.skipped))
         word = "interrupted" if interrupted else _word(host, check)
-        table.add_row(host.name, word, *numbers, _seconds(host.seconds))
+        table.add_row(host.name, word, *numbers, formats.duration(host.seconds))
     console.print(table)
     if done:
         say(f"log: {done.log}")
-    say(f"all in {_seconds(seconds)}")
+    say(f"all in {formats.duration(seconds)}")
 
 
 def _word(host: HostResult, check: bool) -> str:
@@ -239,7 +240,7 @@ def _raise_failed(states: Iterable[State], done: Provisioned | None) -> None:
     if done and done.interrupted:
         raise TunesmithError("interrupted", hint="the same command resumes where it stopped")
     lines: list[tuple[str, str, tuple[str, ...]]] = [
-        (state.name, state.error.message, ()) for state in states if state.error
+        (state.name, state.error.line, ()) for state in states if state.error
     ]
     hosts = done.hosts if done else ()
     for host in hosts:
@@ -260,10 +261,6 @@ def _raise_failed(states: Iterable[State], done: Provisioned | None) -> None:
 
 def _without_repeats(lines: Sequence[str], said: str) -> list[str]:
     return [f"  {line.strip()}" for line in lines if line.strip() not in said]
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
 
 
 def _view(where: Console) -> _Rows | _Lines:
@@ -296,7 +293,7 @@ class _Lines:
         if key in self._due:
             self._due.pop(key).cancel()
         if step.state in ("changed", "failed", "unreachable"):
-            took = _seconds(step.seconds)
+            took = formats.duration(step.seconds)
             self._line(f"{step.host}: {step.task}: {step.state} ({took})")
 
     def _line(self, text: str) -> None:
@@ -331,5 +328,5 @@ class _Rows:
         if step.state == "started":
             self._progress.reset(row, total=None, description=step.task)
         elif step.state in ("changed", "failed", "unreachable"):
-            line = f"{step.host}: {step.task}: {step.state} ({_seconds(step.seconds)})"
+            line = f"{step.host}: {step.task}: {step.state} ({formats.duration(step.seconds)})"
             self._progress.console.print(line, markup=False, highlight=False)

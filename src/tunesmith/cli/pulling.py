@@ -14,7 +14,6 @@ from tunesmith.core import isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import SSH_FAILED
 from tunesmith.job.run.manifest import PARTS, USUAL
-from tunesmith.job.run.records import needed
 from tunesmith.plan import build
 from tunesmith.plan.options import words_of
 from tunesmith.plan.target import PullDestination, PullSource, Target
@@ -67,7 +66,7 @@ def pull(
     if dry:
         say(f"would pull {', '.join(parts)} of run {run_id} from {target.name}")
         if merge_here:
-            name = str(needed(target.request(run_id), run_id, "model", "name"))
+            name = str(target.request(run_id).needed_model().name)
             place = base_model_location(project, name, mirror or "default")
             say(f"would merge its adapter with {place}")
         return

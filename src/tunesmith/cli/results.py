@@ -61,9 +61,10 @@ def predict(
     if run is None and "fetch" not in plan.phases:
         plan = with_base_model(project, plan, mirror or "default")
     summary = work_on(target, plan)
-    for name, value in sorted(summary["metrics"].items()):
+    for name, value in sorted((summary.metrics or {}).items()):
         say(f"{name:<36} {value}")
-    say(f"answers: {path_prefix(target)}{Path(summary['output']) / 'generated_predictions.jsonl'}")
+    answers = Path(summary.output or "") / "generated_predictions.jsonl"
+    say(f"answers: {path_prefix(target)}{answers}")
 
 
 def chat(

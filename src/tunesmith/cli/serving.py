@@ -192,7 +192,7 @@ def _leave(access: ServiceAccess, kind: Kind) -> None:
     except TunesmithError as error:
         raise TunesmithError(
             f"{access.name}: {kind.title} may still run there",
-            [error.message],
+            [error.line],
             hint=f"`inv {kind.name} --on {access.name} --stop` ends it",
         ) from None
     if said["state"] == "kept":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def show(session: Session) -> None:
     """Print the pins and variables in force."""
     from tunesmith.cli.console import say
-    from tunesmith.core.files import human_bytes
+    from tunesmith.core import formats
 
     project = session.project
     stack = project.stack
@@ -28,7 +28,7 @@ def show(session: Session) -> None:
         state = f"installed in {installed.path}" if installed.current() else "not installed here"
         say(f"{flavour.name}{default}: CUDA {flavour.cuda}, {' '.join(flavour.requirements)}")
         say(f"  driver >= {flavour.minimum_driver}, compute capability {capabilities}")
-        say(f"  lock {flavour.lock_sha256[:12]}, {human_bytes(flavour.size_bytes)}, {state}")
+        say(f"  lock {flavour.lock_sha256[:12]}, {formats.size(flavour.size_bytes)}, {state}")
     for line in stack.requirements:
         say(f"  {line}")
     for key, value in sorted(stack.variables.items()):
@@ -102,7 +102,7 @@ def install(session: Session, flavour: str = "", mirror: str = "default") -> Non
 def install_environment(project: Project, flavour: str | None, mirror: str) -> None:
     """Install the training environment of a flavour; one that is current stays."""
     from tunesmith.cli.console import say
-    from tunesmith.cli.follow import duration
+    from tunesmith.core import formats
     from tunesmith.stack import environment as environments
 
     environment = project.environment(flavour)
@@ -116,5 +116,5 @@ def install_environment(project: Project, flavour: str | None, mirror: str) -> N
     say(
         f"training environment: {environment.path} (Python {versions['python']}, LLaMA-Factory "
         f"{versions['llamafactory']}, torch {versions['torch']}) in "
-        f"{duration(time.monotonic() - began)}"
+        f"{formats.duration(time.monotonic() - began)}"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.cli.base_model import with_base_model
 from tunesmith.cli.console import say
@@ -12,8 +11,8 @@ from tunesmith.cli.outcome import check_after, finish
 from tunesmith.cli.target import on_option, target_of, usable_run
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import known_mirrors
-from tunesmith.job.run.records import Cause
 from tunesmith.job.run.run_id import RunId
+from tunesmith.job.run.schema import Cause
 from tunesmith.plan import build, start
 from tunesmith.plan.options import TrainOptions, number_of, words_of
 from tunesmith.plan.plan import Plan
@@ -89,7 +88,7 @@ def train_planned(
     # What can be wrong was found before anything is fetched or uploaded.
     _tell_data(project, plan)
     if choices.from_laptop:
-        name = str(plan.request["model"]["name"])
+        name = str(plan.request.needed_model().name)
         require(target, ModelReceiver).send_model(name, project.find(choices.from_laptop))
     if "fetch" not in plan.phases:
         plan = with_base_model(project, plan, options.mirror or "default", options.revision)
@@ -134,8 +133,8 @@ def resume(
             return
     run_id = usable_run(project, target, run, dry=dry)
     status = target.status(run_id)
-    left = [phase for phase, state in status["phases"].items() if state != "succeeded"]
-    if status["state"] == "succeeded":
+    left = [phase for phase, state in status.phases.items() if state != "succeeded"]
+    if status.state == "succeeded":
         raise UsageError(f"run {run_id} has succeeded; there is nothing to continue")
     if dry:
         say(f"would continue run {run_id} with {', '.join(left) or 'its first phase'}")
@@ -179,27 +178,27 @@ def stop(root: Path, on: str, run: str | None) -> None:
     run_id = target.find(run)
     target.stop(run_id)
     say(f"run {run_id}: stopping after a checkpoint")
-    status: dict[str, Any] = {}
+    status = target.status(run_id)
     for update in target.watch(run_id, target.events(run_id, 0)[1]):
         status = update.status
-    say(f"run {run_id}: {status['state']} at step {status.get('step')}; {status['message']}")
+    say(f"run {run_id}: {status.state} at step {status.step}; {status.message}")
 
 
 def _tell_data(project: Project, plan: Plan) -> None:
-    for found in plan.request["data"]:
+    for found in plan.request.data:
         # Without rows the file is none of ours: a hub's address.
-        if found["rows"] is None:
-            say(f"data set: {found['key']} from {found['file']} (not checked)")
+        if found.rows is None:
+            say(f"data set: {found.key} from {found.file} (not checked)")
             continue
-        file = build.shown(project, Path(found["file"]))
-        rows, warnings = found["rows"], found["warnings"]
-        say(f"data set: {found['key']} from {file} ({rows} rows checked, {warnings} warnings)")
+        file = build.shown(project, Path(found.file))
+        rows, warnings = found.rows, found.figures["warnings"]
+        say(f"data set: {found.key} from {file} ({rows} rows checked, {warnings} warnings)")
 
 
 def _tell_decisions(options: TrainOptions, plan: Plan) -> None:
-    template = plan.request["overrides"].get("template")
+    template = plan.request.overrides.get("template")
     if template and not any(w.startswith("template=") for w in options.overrides):
-        say(f"template: {template} (that of {plan.request['model']['name']})")
+        say(f"template: {template} (that of {plan.request.needed_model().name})")
     for item in plan.managed:
         if item.was not in (None, item.value) and item.key not in (
             "model_name_or_path",

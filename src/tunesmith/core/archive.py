@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from tunesmith.core import formats
 from tunesmith.core.bounded import kind_fault, open_plain
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.printable import printable
 
 _PIECE = 1 << 20
@@ -83,12 +83,12 @@ def extract(archive: Path, folder: Path, limits: Limits | None = None) -> None:
         else:
             raise UsageError(f"{archive}: not a .tar, .tar.gz or .zip archive")
     except _RefusedError as error:
-        raise UsageError(f"{archive}: {error}; nothing was taken") from None
+        raise UsageError(f"{archive}: {error}; nothing was unpacked") from None
     except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise TunesmithError(
-            f"{archive}: the archive is cut or damaged ({error}); copy it again"
+            f"{archive}: the archive is truncated or damaged ({error})", hint="copy it again"
         ) from error
 
 
@@ -105,7 +105,7 @@ class _Header(tarfile.TarInfo):
 
     def _proc_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and not 0 <= self.size <= _MAX_EXTENDED:
-            raise _RefusedError(f"a header of {human_bytes(self.size)} says more about a file")
+            raise _RefusedError(f"a header of {formats.size(self.size)} says more about a file")
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _RefusedError(f"{self.name!r} is sparse")
         found: tarfile.TarInfo = super()._proc_member(opened)  # type: ignore[misc]
@@ -139,8 +139,8 @@ def _check_directory(archive: Path) -> None:
     with open_plain(archive) as stream:
         found = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     if found and int(found[zipfile._ECD_SIZE]) > _MAX_DIRECTORY:  # type: ignore[attr-defined]
-        size = human_bytes(found[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
-        raise UsageError(f"{archive}: its list of files has {size}; nothing was taken")
+        size = formats.size(found[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
+        raise UsageError(f"{archive}: its list of files has {size}; nothing was unpacked")
 
 
 def _extract(
@@ -156,7 +156,7 @@ def _extract(
         target.parent.mkdir(parents=True, exist_ok=True)
         source = entry.open()
         if source is None:
-            raise UsageError(f"{archive}: {entry.name!r} is not a file; nothing was taken")
+            raise UsageError(f"{archive}: {entry.name!r} is not a file; nothing was unpacked")
         with source, target.open("xb") as out:
             # The header may lie about the size: what is written counts.
             while piece := source.read(_PIECE):
@@ -167,7 +167,8 @@ def _extract(
         if target.stat().st_size != entry.size:
             raise TunesmithError(
                 f"{archive}: {entry.name} has {target.stat().st_size} bytes, the archive says "
-                f"{entry.size}; copy it again"
+                f"{entry.size}",
+                hint="copy it again",
             )
 
 
@@ -177,7 +178,7 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: Limits) -> None:
     for count, entry in enumerate(entries, 1):
         # Also ends a tar whose headers lead back to themselves (CVE-2025-8194).
         if count > limits.entries:
-            raise UsageError(f"{archive}: more than {limits.entries} entries; nothing was taken")
+            raise UsageError(f"{archive}: more than {limits.entries} entries; nothing was unpacked")
         fault = entry.fault or _name_fault(entry.name)
         parts = _parts(entry.name)
         if not fault and not parts and not entry.is_folder:
@@ -187,7 +188,7 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: Limits) -> None:
         if not fault and any(seen.get(parts[:n]) is False for n in range(1, len(parts))):
             fault = "lies below a file"
         if fault:
-            raise UsageError(f"{archive}: {entry.name!r} {fault}; nothing was taken")
+            raise UsageError(f"{archive}: {entry.name!r} {fault}; nothing was unpacked")
         seen[parts] = entry.is_folder
         total += entry.size
         if total > limits.size:
@@ -196,11 +197,11 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: Limits) -> None:
     for parts, is_folder in seen.items():
         if not is_folder and any(o != parts and o[: len(parts)] == parts for o in seen):
             name = "/".join(parts)
-            raise UsageError(f"{archive}: {name!r} is a file and a folder; nothing was taken")
+            raise UsageError(f"{archive}: {name!r} is a file and a folder; nothing was unpacked")
 
 
 def _too_large(archive: Path, limits: Limits) -> UsageError:
-    size = human_bytes(limits.size)
+    size = formats.size(limits.size)
     return UsageError(f"{archive}: unpacks to more than {size}, which is all there is room for")
 
 

@@ -16,8 +16,8 @@ class TunesmithError(Exception):
     """The work failed. Exit code 1.
 
     `message` is the one line a person reads first: it names the file, row, key or host and the
-    value found. `detail` lines follow it. `hint` names the command that mends it, and only one
-    that does.
+    value found. `detail` lines follow it. `hint` names a command or action that works when followed
+    literally.
     """
 
     exit_code = 1
@@ -27,6 +27,11 @@ class TunesmithError(Exception):
         self.message = printable(message)
         self.detail = tuple(map(printable, detail))
         self.hint = printable(hint)
+
+    @property
+    def line(self) -> str:
+        """Message and hint as one line, for a log or a table, and where only one text travels."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def render(self) -> str:
         """Return `error: MESSAGE`, the detail lines indented below it, and `hint: HINT`."""

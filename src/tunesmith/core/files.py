@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,8 +79,8 @@ def private_folder(folder: Path) -> Path:
     if there.st_mode & 0o077 and os.geteuid() in (0, there.st_uid):
         if there.st_mode & stat.S_ISVTX:
             raise UsageError(
-                f"{folder} is shared by all users of this machine, and would be closed to them; "
-                f"let TUNESMITH_HOME name a folder of its own, as {folder / 'tunesmith'}"
+                f"{folder} is shared by all users of this machine and would be closed to them",
+                hint=f"set TUNESMITH_HOME to a folder of its own, e.g. {folder / 'tunesmith'}",
             )
         folder.chmod(0o700)
     return folder
@@ -161,22 +162,23 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("lists or keys nested too deep to be read") from None
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces."""
+def sha256_of(
+    path: Path, progress: Callable[[int], None] | None = None, most: int | None = None
+) -> str:
+    """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces.
+
+    `progress` hears the bytes of each piece. Of a file that grows, only its first `most` bytes
+    are read.
+    """
     digest = hashlib.sha256()
+    left = sys.maxsize if most is None else most
     with open_plain(path) as stream:
-        while piece := stream.read(1 << 20):
+        while left and (piece := stream.read(min(left, 1 << 20))):
             digest.update(piece)
+            left -= len(piece)
+            if progress is not None:
+                progress(len(piece))
     return digest.hexdigest()
-
-
-def human_bytes(count: float) -> str:
-    """Return `count` bytes as people write it: 3.6 GB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def short_digest(value: object) -> str:

@@ -57,8 +57,8 @@ def mirror_file(name: str, folder: Path) -> Path:
     if not path.is_file() or not (name.endswith(".yml") or _NAME.match(name)):
         known = ", ".join(known_mirrors(folder)) or "none"
         raise UsageError(
-            f"unknown mirror {name!r}; known in {folder} are: {known}; a file of your own is "
-            "given by its path, ending in .yml"
+            f"unknown mirror {name!r}; known in {folder} are: {known}",
+            hint="name one of these, or give the path of your own file, ending in .yml",
         )
     return path
 
@@ -93,7 +93,7 @@ def _urls(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UsageError(f"{path}: `{key}`: expected a list of URLs, found {value!r}")
     if key in _NEVER_EMPTY and not value:
-        raise UsageError(f"{path}: `{key}` is empty; name at least one URL")
+        raise UsageError(f"{path}: `{key}` is empty", hint="list at least one URL")
     return tuple(_https(path, key, item) for item in value)
 
 
@@ -124,8 +124,9 @@ def _proxy(path: Path, value: Any) -> str | None:
     parts = _split(value)
     if "@" in parts.netloc:
         raise UsageError(
-            f"{path}: `http_proxy`: {_bare(value)} has a user name or password in it; secrets are "
-            "not configuration: set HTTPS_PROXY in your own environment instead"
+            f"{path}: `http_proxy`: {_bare(value)} has a user name or password in it",
+            hint="set HTTPS_PROXY in your own environment instead; secrets do not belong in "
+            "a config file",
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{path}: `http_proxy`: expected http://host:port, found {value!r}")

@@ -67,7 +67,7 @@ _originals: dict[str, Any] = {}
 
 
 def install(patch: Patch, *given: Any) -> None:
-    """Replace the attribute in this process; once more replaces it anew, from the original.
+    """Replace the attribute in this process; replacing it again starts from the original.
 
     Raises PatchError when the library has another version, or the attribute is gone.
     """

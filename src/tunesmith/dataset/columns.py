@@ -114,7 +114,7 @@ class Shapes:
 def check_columns(shapes: Shapes, entry: Entry, stage: str, again: str) -> list[Finding]:
     """Compare the columns of the file with those the entry names.
 
-    `again` is the command that registers the file anew with the columns it has.
+    `again` is the command that registers the file again with the columns it has.
     """
     findings = list(_check_names(entry, again))
     first = shapes.first()

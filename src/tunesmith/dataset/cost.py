@@ -125,5 +125,7 @@ def price_of(text: str) -> float | None:
     except ValueError:
         value = -1.0
     if not (math.isfinite(value) and value >= 0):
-        raise UsageError(f"--price {text!r} is no price an hour; write it as in --price 1.98/h")
+        raise UsageError(
+            f"--price {text!r} is not an hourly price", hint="write it as in --price 1.98/h"
+        )
     return value

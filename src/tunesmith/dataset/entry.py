@@ -107,8 +107,8 @@ def entry_from_raw(key: str, raw: Any, registry: Path) -> Entry:
     """Read one entry. Raises UsageError naming the registry file and the key."""
     if not isinstance(raw, dict):
         raise UsageError(
-            f"{registry}: data set {key} is not an object but {raw!r}; "
-            f'write "{key}": {{"file_name": "{key}.json"}}'
+            f"{registry}: data set {key} is not an object but {raw!r}",
+            hint=f'write "{key}": {{"file_name": "{key}.json"}}',
         )
     for name in ("columns", "tags"):
         value = raw.get(name)
@@ -125,8 +125,8 @@ def entry_from_raw(key: str, raw: Any, registry: Path) -> Entry:
         )
     if "file_name" not in raw and not any(name in raw for name in REMOTE_SOURCES):
         raise UsageError(
-            f"{registry}: data set {key} has no file_name; mend it with "
-            f"inv data.register --file FILE --key {key} --replace"
+            f"{registry}: data set {key} has no file_name",
+            hint=f"register it again with `inv data.register --file FILE --key {key} --replace`",
         )
     known = ("file_name", "formatting", "columns", "tags")
     return Entry(

@@ -35,17 +35,19 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
     try:
         value = yaml.safe_load(read_text(path, MOST_OF_YAML))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; correct the name") from error
+        raise UsageError(f"{path}: {error.strerror}", hint="correct the path") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        raise UsageError(
+            f"{path}: not UTF-8 at byte {error.start}", hint="save it as UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:
         why = str(error) if isinstance(error, ValueError) else "nested too deep to be read"
-        raise UsageError(f"{path}: {why}; is it a file of prompts?") from None
+        raise UsageError(f"{path}: {why}", hint="check that it is a file of prompts") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"{path}: not YAML{place}: {problem}; mend it") from error
+        raise UsageError(f"{path}: not YAML{place}: {problem}", hint="correct that line") from error
     if not isinstance(value, dict) or list(value) != ["prompts"]:
         raise UsageError(f"{path}: the one key at the top must be prompts:, found {_told(value)}")
     entries = value["prompts"]

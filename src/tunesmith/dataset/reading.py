@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tunesmith.core import formats
 from tunesmith.core.bounded import LONGEST_ROW, MOST_COLUMNS, kind_fault, open_plain
-from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
 
@@ -104,7 +104,7 @@ class Reader:
             there = f"; {self.path.parent} holds {', '.join(near[:8])}" if near else ""
             self._unread("no such file", f"correct the name, or put the file there{there}")
         except OSError as error:
-            self._unread(f"cannot be read: {error.strerror}", "mend its path or permissions")
+            self._unread(f"cannot be read: {error.strerror}", "fix its path or permissions")
         except (_LongLineError, _WideRowError) as error:
             self._unread(error.told, error.fix, error.file)
 
@@ -327,7 +327,7 @@ class _LongLineError(Exception):
 
     def __init__(self, line: int, file: str | None) -> None:
         super().__init__(line)
-        self.told = f"line {line} is longer than {human_bytes(LONGEST_ROW)}"
+        self.told = f"line {line} is longer than {formats.size(LONGEST_ROW)}"
         self.fix = "is it data? one row, or one document, has to be shorter: split it"
         self.file = file
 

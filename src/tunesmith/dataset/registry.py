@@ -33,13 +33,18 @@ def load_registry(dataset_dir: Path) -> dict[str, Entry]:
         text = read_text(path)
     except OSError as error:
         raise UsageError(
-            f"{path}: {error.strerror}; register a data set: "
-            f"inv data.register --file {dataset_dir}/FILE.json --key KEY"
+            f"{path}: {error.strerror}",
+            hint=f"register a data set with `inv data.register --file {dataset_dir}/FILE.json "
+            "--key KEY`",
         ) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        raise UsageError(
+            f"{path}: not UTF-8 at byte {error.start}", hint="save it as UTF-8"
+        ) from error
     except ValueError as error:
-        raise UsageError(f"{path}: {error}; is it the registry of data sets?") from None
+        raise UsageError(
+            f"{path}: {error}", hint="check that it is the registry of data sets"
+        ) from None
     return {key: entry_from_raw(key, raw, path) for key, raw in _parse(text, path).items()}
 
 
@@ -50,7 +55,7 @@ def resolve(dataset_dir: Path, names: str) -> tuple[Entry, ...]:
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
-        raise UsageError("no data set is named; write dataset: KEY in the config")
+        raise UsageError("no data set is named", hint="write `dataset: KEY` in the config")
     if str(dataset_dir) == "ONLINE":
         return tuple(Entry(key=name, other={"hf_hub_url": name}) for name in wanted)
     if str(dataset_dir).startswith("REMOTE:"):
@@ -63,9 +68,10 @@ def resolve(dataset_dir: Path, names: str) -> tuple[Entry, ...]:
             meant = f"did you mean {near[0]}? " if near else ""
             file = shlex.quote(f"{dataset_dir}/{name}.json")
             raise UsageError(
-                f"data set {name} is not registered in {dataset_dir / REGISTRY}; {meant}"
-                f"register it: inv data.register --file {file} --key {shlex.quote(name)}",
+                f"data set {name} is not registered in {dataset_dir / REGISTRY}",
                 detail=[f"registered: {', '.join(registry) or 'none'}"],
+                hint=f"{meant}register it with "
+                f"`inv data.register --file {file} --key {shlex.quote(name)}`",
             )
     return tuple(registry[name] for name in wanted)
 
@@ -121,14 +127,19 @@ def register(
     """Add a file or folder to the registry under `key`, with the columns it has.
 
     `formatting` (alpaca or sharegpt) is detected when None. The same key for the same file
-    changes nothing, unless `replace` asks to read its columns anew. Raises UsageError, with
+    changes nothing, unless `replace` asks to read its columns again. Raises UsageError, with
     nothing written, for a file with faults and for a key that names another file.
     """
     check_key(key)
     if not dataset_dir.is_dir():
-        raise UsageError(f"--dataset-dir {dataset_dir}: no such folder; `mkdir -p` makes it")
+        raise UsageError(
+            f"--dataset-dir {dataset_dir}: no such folder",
+            hint=f"create it with `mkdir -p {shlex.quote(str(dataset_dir))}`",
+        )
     if formatting not in (None, *FORMATTINGS):
-        raise UsageError(f"formatting {formatting} is unknown; it is {' or '.join(FORMATTINGS)}")
+        raise UsageError(
+            f"formatting {formatting} is unknown", hint=f"use {' or '.join(FORMATTINGS)}"
+        )
     if file.exists() and not file.is_dir() and (fault := kind_fault(file)):
         raise UsageError(f"{file}: {fault}, not a file: only files and folders can be registered")
     if file.is_file() and file.suffix not in TYPES:
@@ -141,8 +152,9 @@ def register(
         there = None if replace else known.get(key)
         if there and (there.remote or there.path(folder).resolve() != path.resolve()):
             raise UsageError(
-                f"key {key} is registered already for {there.remote or there.file_name}, "
-                f"not for {file}; choose another --key, or add --replace"
+                f"key {key} is already registered for {there.remote or there.file_name}, "
+                f"not for {file}",
+                hint="choose another --key, or add --replace",
             )
         return there
 
@@ -154,7 +166,10 @@ def register(
     )
     report = check_file(file, entry, tables=tables)
     if report.rows is None:
-        raise UsageError(f"{file}: {report.findings[0].message}; `inv stack.install` makes it")
+        raise UsageError(
+            f"{file}: {report.findings[0].message}",
+            hint="install the training environment with `inv stack.install`",
+        )
     report.raise_if_bad()
     with locked(dataset_dir / REGISTRY):
         # Another command may have taken the key while the file was read.
@@ -167,7 +182,9 @@ def register(
 def check_key(key: str) -> None:
     """Raise UsageError for a key that a config's `dataset` cannot name."""
     if not key or key != key.strip() or "," in key:
-        raise UsageError(f"the key {key!r} is empty, has a comma or a space at its end; choose one")
+        raise UsageError(
+            f"the key {key!r} is empty, has a comma or ends in a space", hint="choose another --key"
+        )
 
 
 def write_entries(dataset_dir: Path, entries: dict[str, Entry]) -> None:
@@ -204,16 +221,19 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
             twice = next(k for k in value if [key for key, _ in pairs].count(k) > 1)
-            raise UsageError(f'{path}: the key "{twice}" stands twice; delete one of the two')
+            raise UsageError(
+                f'{path}: the key "{twice}" occurs twice', hint="delete one of the two"
+            )
         return value
 
     try:
         value = parse_json(text, object_pairs_hook=once)
     except TooDeepError as error:
-        raise UsageError(f"{path}: {error}; mend it") from None
+        raise UsageError(f"{path}: {error}", hint="correct the file") from None
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}; mend it"
+            f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}",
+            hint="correct that line",
         ) from error
     if not isinstance(value, dict):
         raise UsageError(f'{path}: the top level must be an object {{"KEY": {{...}}}}')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.dataset.cost import Estimate
 from tunesmith.dataset.histogram import Lengths, quantile, terminal
 from tunesmith.dataset.overlap import Overlap
@@ -98,7 +99,7 @@ def _yaml(value: Any) -> str:
 
 
 def overlap_lines(seen: Overlap, by_split: bool) -> Iterator[str]:
-    """Yield how many validation rows the training knows, and what mends it."""
+    """Yield how many validation rows the training knows, and how to fix it."""
     if not seen.validation:
         return
     if not seen.same + seen.near:
@@ -115,15 +116,9 @@ def overlap_lines(seen: Overlap, by_split: bool) -> Iterator[str]:
 
 def cost_lines(made: Estimate, gpu: str) -> Iterator[str]:
     """Yield steps, time and cost, and that they are estimated."""
-    low, high = made.seconds
+    low, high = map(formats.duration, made.seconds)
     cost = "" if made.cost is None else f", cost {made.cost[0]:.2f} to {made.cost[1]:.2f}"
     yield (
-        f"{made.steps} steps; on one {gpu} about {_time(low)} to {_time(high)}{cost} "
+        f"{made.steps} steps; on one {gpu} about {low} to {high}{cost} "
         "(an estimate: configs/gpus.yml says from what)"
     )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -18,7 +18,7 @@ HELD = 10_000  # findings a report holds; the rest are counted, so that memory s
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, where it lies and what mends it.
+    """One fault, where it lies and how to fix it.
 
     `row` counts from 1; `line` and `column` are those of the text, from 1; `field`
     is the key in the row. For a fault inside a row, `line` is the row's first line.
@@ -35,7 +35,7 @@ class Finding:
     file: str | None = None
 
     def render(self) -> str:
-        """Return one line: where, what, how to mend it."""
+        """Return one line: where, what, how to fix it."""
         place = [self.file] if self.file is not None else []
         if self.row is not None:
             place.append(f"row {self.row}")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.bounded import DEEPEST, LONGEST_ROW, depth_at
-from tunesmith.core.files import human_bytes
 from tunesmith.dataset.report import Finding
 from tunesmith.dataset.syntax import excerpt, explain, kind_of
 
@@ -23,7 +23,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 # closed misleads the search on its own line only.
 _STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\\n]|\\[^\n])*"?|,(?=[ \t\r\n]*[\]}])')
 _LOOK_AHEAD = 1 << 20  # characters that should follow the place of reading
-_TOO_LONG = f"a row of more than {human_bytes(LONGEST_ROW)}"
+_TOO_LONG = f"a row of more than {formats.size(LONGEST_ROW)}"
 _REFILL = 8 << 20  # characters in the window after more was read
 _BATCH = 2000  # rows handed on at once
 

@@ -23,7 +23,7 @@ _ALIASES = {"user": "human", "human": "user", "assistant": "gpt", "gpt": "assist
 class SharegptRules(Rules):
     """Check each row, piece by piece; `key_faults` tells at the end what no message has.
 
-    `again` is the command that registers the file anew with the tags it has.
+    `again` is the command that registers the file again with the tags it has.
     """
 
     def __init__(self, entry: Entry, stage: str, again: str) -> None:

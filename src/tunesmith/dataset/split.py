@@ -67,7 +67,9 @@ def split(
     for a data set with faults, and when other files or entries have the names.
     """
     if not 0 < share < 1:
-        raise UsageError(f"the share held out is {share}; it must lie between 0 and 1, as in 0.1")
+        raise UsageError(
+            f"the held-out share is {share}", hint="choose a --share between 0 and 1, e.g. 0.1"
+        )
     check_key(key)
     (entry,) = resolve(dataset_dir, key)
     if entry.remote:
@@ -75,14 +77,18 @@ def split(
     path = entry.path(dataset_dir)
     report = check_file(path, entry, tables=tables)
     if report.rows is None:
-        raise UsageError(f"{path}: {report.findings[0].message}; `inv stack.install` makes it")
+        raise UsageError(
+            f"{path}: {report.findings[0].message}",
+            hint="install the training environment with `inv stack.install`",
+        )
     report.raise_if_bad()
     held, joined = _held_out(path, entry, share, seed, tables)
     total = report.rows
     if not 0 < len(held) < total:
         raise UsageError(
-            f"{path}: {total} rows, alike ones kept together, cannot be split so that {share} is "
-            "held out; choose another --share or add rows"
+            f"{path}: {total} rows, similar ones kept together, cannot be split so that "
+            f"{share} is held out",
+            hint="choose another --share, or add rows",
         )
     suffix = _suffix(path, tables, total)
     names = {side: f"{key}_{side}" for side in ("train", "validation")}
@@ -251,9 +257,11 @@ def _refuse_to_replace(
 ) -> None:
     there = known.get(str(part.entry.key))
     if part.file.exists() and not _equal(part.file, written):
-        raise UsageError(f"{part.file} is there with other rows; add --replace, or move it away")
+        raise UsageError(
+            f"{part.file} exists with other rows", hint="add --replace, or move it away"
+        )
     if there is not None and there != part.entry:
         raise UsageError(
-            f"{dataset_dir / REGISTRY}: {part.entry.key} is registered for {there.file_name}; add "
-            "--replace, or give that entry another name"
+            f"{dataset_dir / REGISTRY}: {part.entry.key} is registered for {there.file_name}",
+            hint="add --replace, or rename that entry",
         )

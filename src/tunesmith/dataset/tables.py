@@ -57,7 +57,7 @@ def _spool(
     if done.returncode != 0:
         told = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise TunesmithError(
-            f"{files[0]}: the training environment could not read it (exit code "
-            f"{done.returncode}); `inv stack.install` makes the environment anew",
+            f"{files[0]}: the training environment could not read it (exit code {done.returncode})",
             told[-5:],
+            hint="reinstall the environment with `inv stack.install`",
         )

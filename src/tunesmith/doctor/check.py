@@ -14,7 +14,8 @@ from tunesmith.core.mirrors import Mirror
 from tunesmith.doctor import facts as reading
 from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.flavours import Decision
-from tunesmith.doctor.rules import Verdict, decide, judge
+from tunesmith.doctor.rules import decide, judge
+from tunesmith.doctor.verdicts import Verdict
 from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
@@ -74,7 +75,7 @@ def check(project: Project, name: str, mirror: str, requested: str | None = None
         seen = reading.parse(done.stdout, name)
     except TunesmithError as error:
         said = done.stderr.strip().splitlines()[-3:]
-        raise TunesmithError(error.message, (*error.detail, *said)) from None
+        raise TunesmithError(error.message, (*error.detail, *said), hint=error.hint) from None
     # The host told its time at some moment between these two.
     now = min(max(float(seen.epoch), began), ended)
     decision = decide(seen, stack, requested)

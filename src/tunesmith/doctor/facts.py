@@ -187,7 +187,9 @@ def parse(text: str, host: str = "the host") -> Facts:
     lines = [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
     if _BEGIN not in lines or not lines[-1].startswith("end="):
         shown = [_clean(line[:_LONGEST]) for line in lines[-3:]]
-        raise TunesmithError(f"{host}: its answer to the probe is cut short; try again", shown)
+        raise TunesmithError(
+            f"{host}: its answer to the probe is truncated", shown, hint="try again"
+        )
     said = _Said(host, lines[lines.index(_BEGIN) :])
     gpus, strange = _gpus(said.all("gpu"))
     environment = said.one("environment").partition(" ")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
-from urllib.parse import urlsplit
+from dataclasses import replace
 
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
 from tunesmith.core.mirrors import Mirror
-from tunesmith.doctor.facts import Disk, Facts, Tried
+from tunesmith.doctor.facts import Disk, Facts
 from tunesmith.doctor.flavours import Decision, broken, choose, means_no_gpu
+from tunesmith.doctor.network_rules import mirrors, network
+from tunesmith.doctor.verdicts import Level, Verdict
 from tunesmith.stack.definition import Flavour, Stack
-
-Level = Literal["pass", "info", "warning", "critical", "unknown"]
 
 GB = 1_000_000_000
 # Environment, cache, and a small model with one run of it.
@@ -33,35 +31,6 @@ NEEDED, WANTED = ("flock", "tar", "gzip"), ("rsync", "gcc")
 # ansible-core 2.19 runs its modules on this Python and newer.
 ANSIBLE_PYTHON = (3, 8)
 BF16_CAPABILITY = (8, 0)
-
-NAMES = {
-    "pypi": "PyPI index",
-    "conda": "conda channel",
-    "miniforge": "Miniforge",
-    "hf": "Hugging Face",
-    "apt": "apt",
-}
-_OUTCOMES = {
-    "dns": "has a name that the host cannot look up",
-    "refused": "refuses the connection",
-    "timeout": "does not answer",
-    "tls": "has a certificate that the host does not trust",
-    "proxy": "is behind a proxy that cannot be reached",
-    "failed": "breaks the connection",
-}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One line of the doctor: what was looked at, what was found, what mends it.
-
-    `unknown` is for what could not be seen from the host: it is no pass.
-    """
-
-    level: Level
-    what: str
-    text: str
-    fix: str = ""
 
 
 def decide(facts: Facts, stack: Stack, requested: str | None = None) -> Decision:
@@ -95,8 +64,8 @@ def judge(
         lambda: _gpu(facts, decision),
         lambda: _toolkit(facts, stack.flavour(decision.flavour)),
         lambda: _clock(facts, now),
-        lambda: _network(facts),
-        lambda: _mirrors(facts, mirror),
+        lambda: network(facts),
+        lambda: mirrors(facts, mirror),
         lambda: _programs(facts, stack),
     )
     verdicts = [verdict for rule in rules for verdict in rule()]
@@ -104,7 +73,7 @@ def judge(
 
 
 def _system(facts: Facts, stack: Stack) -> Iterator[Verdict]:
-    yield Verdict("pass", "ssh", f"answers; the probe took {facts.seconds:.1f} s")
+    yield Verdict("pass", "ssh", f"answers; the probe took {formats.duration(facts.seconds)}")
     # x86_64-manylinux_2_28
     arch, _, floor = stack.platform.partition("-manylinux_")
     glibc = floor.replace("_", ".")
@@ -166,12 +135,14 @@ def _limits(facts: Facts) -> Iterator[Verdict]:
     if facts.memory is None:
         yield Verdict("unknown", "memory", "the amount of memory cannot be read")
         return
-    text = human_bytes(facts.memory)
+    text = formats.size(facts.memory)
     if facts.memory_limit is not None:
-        whole = f", the machine has {human_bytes(facts.memory_total)}" if facts.memory_total else ""
+        whole = (
+            f", the machine has {formats.size(facts.memory_total)}" if facts.memory_total else ""
+        )
         text += f" by cgroup {facts.cgroup}{whole}"
     if facts.memory_used is not None:
-        text += f"; {human_bytes(facts.memory_used)} in use"
+        text += f"; {formats.size(facts.memory_used)} in use"
     if facts.memory < SMALL_MEMORY:
         yield Verdict(
             "warning",
@@ -209,7 +180,7 @@ def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         yield Verdict(
             "warning" if system.free >= SYSTEM_FULL else "critical",
             "system disk",
-            f"/: {human_bytes(system.free)} free of {human_bytes(system.total)}",
+            f"/: {formats.size(system.free)} free of {formats.size(system.total)}",
             "free some: `du -xh --max-depth=2 / | sort -h | tail` shows what takes it",
         )
     shared = next((disk.total for disk in facts.disks if disk.path.endswith("/shm")), None)
@@ -219,23 +190,23 @@ def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         yield Verdict(
             "warning",
             "shared memory",
-            f"{human_bytes(shared)} in /dev/shm: DataLoader workers can die of a bus error",
+            f"{formats.size(shared)} in /dev/shm: DataLoader workers can die of a bus error",
             "train with dataloader_num_workers=0, or start the container with --shm-size 8g",
         )
     else:
-        yield Verdict("pass", "shared memory", f"{human_bytes(shared)} in /dev/shm")
+        yield Verdict("pass", "shared memory", f"{formats.size(shared)} in /dev/shm")
 
 
 def _room(facts: Facts, disk: Disk, stack: Stack) -> Verdict:
-    text = f"{disk.path}: {human_bytes(disk.free)} free of {human_bytes(disk.total)}"
+    text = f"{disk.path}: {formats.size(disk.free)} free of {formats.size(disk.total)}"
     fix = "free some, or enlarge the data disk in the rental console"
     there = facts.environment_whole
     need = stack.host_spare_bytes if there else stack.host_free_bytes
     if disk.free < need:
         what = "an installed host needs" if there else "an installation needs"
-        return Verdict("critical", "data disk", f"{text}; {what} {human_bytes(need)}", fix)
+        return Verdict("critical", "data disk", f"{text}; {what} {formats.size(need)}", fix)
     if not there and disk.free < COMFORTABLE_ROOM:
-        left = human_bytes(disk.free - need)
+        left = formats.size(disk.free - need)
         return Verdict(
             "warning",
             "data disk",
@@ -288,26 +259,26 @@ def _gpu(facts: Facts, decision: Decision) -> Iterator[Verdict]:
     if facts.gpu_processes:
         told = [
             f"{process.name} (pid {process.pid}"
-            + (f", {human_bytes(process.memory)})" if process.memory else ")")
+            + (f", {formats.size(process.memory)})" if process.memory else ")")
             for process in facts.gpu_processes
         ]
         yield Verdict(
             "warning",
             "gpu use",
-            f"{human_bytes(used)} taken by {', '.join(told)}",
+            f"{formats.size(used)} taken by {', '.join(told)}",
             "wait for it or end it: a training may run out of memory",
         )
     elif used > GPU_IN_USE:
         yield Verdict(
             "warning",
             "gpu use",
-            f"{human_bytes(used)} taken by a process that cannot be seen from here",
+            f"{formats.size(used)} taken by a process that cannot be seen from here",
             "restart the host in the rental console; if it stays, somebody else has this GPU",
         )
     elif all(gpu.memory_used is None for gpu in facts.gpus):
         yield Verdict("unknown", "gpu use", "nvidia-smi does not tell how much memory is taken")
     else:
-        yield Verdict("pass", "gpu use", f"nobody; {human_bytes(used)} taken")
+        yield Verdict("pass", "gpu use", f"nobody; {formats.size(used)} taken")
 
 
 def _no_gpu(facts: Facts) -> Verdict:
@@ -342,7 +313,7 @@ def _toolkit(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
     text = f"nvcc {version} in {facts.nvcc.path}"
     same = version.partition(".")[0] == flavour.cuda.partition(".")[0]
     if not same:
-        text += f": not of CUDA {flavour.cuda}, unused (the lock brings its own CUDA)"
+        text += f": not of CUDA {flavour.cuda}, unused (the lock has its own CUDA)"
     yield Verdict("info", "toolkit", text)
 
 
@@ -350,9 +321,9 @@ def _clock(facts: Facts, now: float) -> Iterator[Verdict]:
     skew = facts.epoch - now
     off = abs(skew)
     if off <= CLOCK_WARNING:
-        yield Verdict("pass", "clock", f"within {max(off, 1):.0f} s of this machine's")
+        yield Verdict("pass", "clock", f"within {formats.duration(max(off, 1))} of this machine's")
         return
-    text = f"{off:.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
+    text = f"{formats.duration(off)} {'ahead of' if skew > 0 else 'behind'} this machine's"
     own = "`timedatectl set-ntp true` there" if facts.systemd else "restart it, or ask the platform"
     yield Verdict(
         "critical" if off > CLOCK_CRITICAL else "warning",
@@ -360,87 +331,6 @@ def _clock(facts: Facts, now: float) -> Iterator[Verdict]:
         f"{text}: certificates look expired or not yet valid",
         f"set the host's clock: {own}; if it is right, set this machine's",
     )
-
-
-def _network(facts: Facts) -> Iterator[Verdict]:
-    if facts.proxies:
-        names = dict.fromkeys(f"{name.lower()}={value}" for name, value in facts.proxies)
-        text = ", ".join(names)
-        exempt = {word.strip().lower() for word in facts.no_proxy.split(",")}
-        missing = [name for name in ("localhost", "127.0.0.1") if name not in exempt]
-        if missing and "*" not in exempt:
-            yield Verdict(
-                "warning",
-                "proxy",
-                f"{text}; no_proxy lacks {' and '.join(missing)}: the web UI would answer 503",
-                "export no_proxy=localhost,127.0.0.1 where the proxy is set",
-            )
-        else:
-            yield Verdict("info", "proxy", f"{text}; no_proxy={facts.no_proxy}")
-    if facts.network_turbo:
-        yield Verdict(
-            "info",
-            "proxy",
-            "/etc/network_turbo is there: a proxy that slows mirrors in China; it is not used",
-        )
-    for source in facts.pip_indexes:
-        if source.urls[0].startswith("http:"):
-            yield Verdict(
-                "info",
-                "pip",
-                f"{source.where} names {source.urls[0]}, plain http; not used (uv, https, hashes)",
-            )
-    for source in facts.condarcs:
-        hosts = dict.fromkeys(urlsplit(url).hostname or url for url in source.urls)
-        if hosts:
-            yield Verdict(
-                "info",
-                "conda",
-                f"{source.where} names {', '.join(hosts)}; not used (the mirror is)",
-            )
-
-
-def _mirrors(facts: Facts, mirror: Mirror) -> Iterator[Verdict]:
-    for kind, name in NAMES.items():
-        tried = [item for item in facts.mirrors if item.kind == kind]
-        if not tried or (kind == "miniforge" and facts.condas):
-            continue
-        good = [item for item in tried if item.outcome == "ok"]
-        bad = [item for item in tried if item.outcome != "ok"]
-        told = "; ".join(_told(item) for item in bad)
-        if all(item.outcome == "no_tool" for item in tried):
-            yield Verdict(
-                "unknown", name, "the host has no program to try it", "apt-get install curl"
-            )
-        elif not good:
-            needed = kind in ("pypi", "conda", "miniforge") and not facts.environment_whole
-            yield Verdict(
-                "critical" if needed else "warning",
-                name,
-                f"mirror {mirror.name}: no address works: {told}",
-                _mend(bad),
-            )
-        elif tried[0] is not good[0]:
-            text = f"{_host(good[0].url)} works, the first choice does not: {told}"
-            yield Verdict("warning", name, text, _mend(bad))
-        else:
-            text = f"{_host(good[0].url)} answers in {good[0].seconds:.1f} s"
-            yield Verdict("info" if bad else "pass", name, text + (f"; {told}" if bad else ""))
-
-
-def _told(item: Tried) -> str:
-    what = f"answers {item.status}" if item.outcome == "http" else _OUTCOMES.get(item.outcome, "")
-    return f"{item.url} {what or item.outcome}"
-
-
-def _mend(bad: Sequence[Tried]) -> str:
-    if any(item.outcome == "tls" for item in bad):
-        return "name your authority's file as `ca_bundle` in the mirror; a wrong clock does it too"
-    return "choose another mirror with --mirror, or write one (configs/mirrors/default.yml)"
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc or url
 
 
 def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
@@ -459,7 +349,7 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         first = facts.condas[0]
         yield Verdict("pass", "conda", f"{first.version or 'unknown version'} {first.path}")
     else:
-        size = human_bytes(stack.conda.size_bytes)
+        size = formats.size(stack.conda.size_bytes)
         text = f"none: Miniforge {stack.conda.version} will be installed ({size})"
         yield Verdict("info", "conda", text)
     if facts.environment_whole:
@@ -471,7 +361,8 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         yield Verdict(
             "warning",
             "login",
-            f"~/.bashrc takes {facts.bashrc_seconds:.1f} s or more, and so does each login",
+            f"~/.bashrc takes {formats.duration(facts.bashrc_seconds)} or more, "
+            "and so does each login",
             "take what waits out of ~/.bashrc",
         )
 
@@ -482,11 +373,11 @@ def _decision(
     if decision.flavour is None:
         return Verdict("critical", "decision", f"nothing to install: {decision.why}", decision.fix)
     flavour = stack.flavour(decision.flavour)
-    text = f"{flavour.name} ({human_bytes(flavour.size_bytes)}) in {facts.base}: {decision.why}"
+    text = f"{flavour.name} ({formats.size(flavour.size_bytes)}) in {facts.base}: {decision.why}"
     against = list(dict.fromkeys(v.what for v in verdicts if v.level == "critical"))
     if against:
         return Verdict(
-            "critical", "decision", f"not yet: {text}", f"mend first: {', '.join(against)}"
+            "critical", "decision", f"not yet: {text}", f"fix first: {', '.join(against)}"
         )
     return Verdict("info" if decision.self_test else "pass", "decision", text)
 

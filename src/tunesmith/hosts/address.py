@@ -90,18 +90,23 @@ def parse_address(text: str) -> Address:
     try:
         words = shlex.split(unwrapped)
     except ValueError as error:
-        raise UsageError(f"{_shown(text)}: {error}; paste the whole SSH line") from None
+        raise UsageError(f"{_shown(text)}: {error}", hint="paste the whole SSH line") from None
     if not words:
-        raise UsageError('the address is empty; paste the SSH line, as in "ssh -p 42151 root@host"')
+        raise UsageError(
+            "the address is empty", hint='paste the SSH line, as in "ssh -p 42151 root@host"'
+        )
     if words[0] == "sshpass":
         raise UsageError(
-            "a password does not belong on a command line; paste the line from `ssh` on, and let "
-            '`inv host.add NAME "ssh ..." --install-key` ask for the password once'
+            "a password does not belong on a command line",
+            hint="paste the line from `ssh` on; "
+            '`inv host.add NAME "ssh ..." --install-key` asks for the password once',
         )
     if words[0] == "ssh":
         return _parse_ssh(words[1:], text)
     if len(words) > 1:
-        raise UsageError(f"{_shown(text)}: more than one address; put the SSH line in quotes")
+        raise UsageError(
+            f"{_shown(text)}: more than one address", hint="put the SSH line in quotes"
+        )
     return _parse_place(words[0], text)
 
 
@@ -128,8 +133,8 @@ def resolve(address: Address, config: Path | None = None) -> Address:
     command = said.get("proxycommand", ["none"])[0]
     if command != "none" and not address.jump:
         raise UsageError(
-            f"{address.host}: ~/.ssh/config reaches it by ProxyCommand {command!r}; say it with "
-            "ProxyJump there, or give the whole address with -J"
+            f"{address.host}: ~/.ssh/config reaches it by ProxyCommand {command!r}",
+            hint="use ProxyJump there, or give the whole address with -J",
         )
     jump = said.get("proxyjump", ["none"])[0]
     identities = said.get("identityfile", [])
@@ -169,8 +174,8 @@ def _first_key(identities: list[str], own_key: bool, host: str) -> Path | None:
         return None
     if "%" in identities[0] or "${" in identities[0]:
         raise UsageError(
-            f"{host}: ~/.ssh/config names its key {identities[0]!r}; give the key's file with "
-            "--identity"
+            f"{host}: ~/.ssh/config names its key {identities[0]!r}",
+            hint="give the key's file with --identity",
         )
     return Path(identities[0]).expanduser()
 
@@ -256,7 +261,7 @@ def _parse_place(word: str, text: str, *, colon: bool = True) -> Address:
     user, at, place = rest.rpartition("@")
     if ":" in user:
         # Not repeated: the message must not spread the secret.
-        raise UsageError("a password does not belong in an address; leave it out")
+        raise UsageError("a password does not belong in an address", hint="leave it out")
     host, port = _split_port(place, text) if colon else (place, "")
     return Address(
         host=_check_host(host.strip("[]") if host.startswith("[") else host, text),

@@ -13,10 +13,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO, Any
+from dataclasses import replace
+from typing import IO, Any, TypeVar
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import Asked, MalformedError, parse_json
 from tunesmith.hosts.layout import FIND_ENVIRONMENT, find_base, not_provisioned
@@ -28,6 +29,9 @@ from tunesmith.hosts.remote import (
     last_words,
     pieces,
 )
+from tunesmith.job.run.replies import Refusal, RunShown, RunSnapshot
+
+T = TypeVar("T")
 
 # Exit status of our script when there is nothing to ask.
 _NOT_PROVISIONED = 96
@@ -60,11 +64,12 @@ def call(
     remote: Remote,
     verb: str,
     *words: str,
+    reply: type[T],
     stdin: Any = None,
     timeout: float = 60,
     most: int = MOST_OUTPUT,
-) -> dict[str, Any]:
-    """Ask the agent once; return its last line.
+) -> T:
+    """Ask the agent once; return its last line as a `reply` (job/run/replies.py).
 
     `stdin` is sent as JSON, `most` is in bytes. Raises what the agent refused with, or
     TunesmithError when the host is out of reach or its answer is none.
@@ -79,16 +84,17 @@ def call(
     value = next((v for line in reversed(lines) if (v := _parse(asked, line)) is not None), None)
     if done.returncode != 0 or value is None:
         raise _refused(remote, verb, done.returncode, value, done.stderr)
-    return _addressed(replies.AGENT[verb].read(asked, value), remote.name)
+    return _addressed(replies.read(asked, reply, value), remote.name)
 
 
-def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the agent's lines as they come, until it ends.
+def watch(remote: Remote, *words: str, fresh: bool = False) -> Iterator[RunSnapshot]:
+    """Yield what the agent says of a run as it comes, until it ends.
 
     `fresh` makes a connection of its own, since a kept one may hang. Raises Lost when the
     host is out of reach, and what the agent refused with.
     """
     options = ["-o", "ControlPath=none"] if fresh else []
+    verb = "watch"
     argv = remote.argv("/bin/sh", "-c", script(), "sh", verb, *words)
     asked = Asked(remote.name, f"its answer to `{verb}`")
     last: dict[str, Any] | None = None
@@ -104,7 +110,7 @@ def stream(remote: Remote, verb: str, *words: str, fresh: bool = False) -> Itera
                 if (value := _parse(asked, line)) is not None:
                     last = value
                     if "error" not in value:
-                        yield _addressed(replies.AGENT[verb].read(asked, value), remote.name)
+                        yield _addressed(replies.read(asked, RunSnapshot, value), remote.name)
             code = process.wait()
         except FloodError as flood:
             raise remote.flooded(flood) from None
@@ -142,7 +148,7 @@ def _lines(process: subprocess.Popen[bytes], errors: IO[bytes], name: str) -> It
     for piece in pieces(process.stdout, errors):
         if not piece:
             if time.monotonic() - heard > _SILENT_SECONDS:
-                raise LostError(f"{name} was silent for {_SILENT_SECONDS:.0f} s")
+                raise LostError(f"{name} was silent for {formats.duration(_SILENT_SECONDS)}")
             continue
         heard = time.monotonic()
         idle += len(piece)
@@ -154,7 +160,7 @@ def _lines(process: subprocess.Popen[bytes], errors: IO[bytes], name: str) -> It
             idle = len(rest) if answers else idle
             yield from (line.decode(errors="replace") for line in answers)
         if idle > MOST_OUTPUT:
-            raise FloodError(f"more than {human_bytes(MOST_OUTPUT)} without an answer in it")
+            raise FloodError(f"more than {formats.size(MOST_OUTPUT)} without an answer in it")
 
 
 def _parse(asked: Asked, line: str) -> dict[str, Any] | None:
@@ -177,11 +183,11 @@ def addressed(text: str, name: str) -> str:
     return _COMMAND.sub(rf"\1 --on {name}", text)
 
 
-def _addressed(value: dict[str, Any], name: str) -> dict[str, Any]:
-    status = value.get("status")
-    if isinstance(status, dict) and isinstance(status.get("message"), str):
-        status["message"] = addressed(status["message"], name)
-    return value
+def _addressed(reply: T, name: str) -> T:
+    if isinstance(reply, RunSnapshot | RunShown) and reply.status.message:
+        status = replace(reply.status, message=addressed(reply.status.message, name))
+        return replace(reply, status=status)
+    return reply
 
 
 def _refused(
@@ -190,14 +196,16 @@ def _refused(
     said = stderr if value is None else str(value.get("error"))
     if any(words in said for words in _OLDER):
         return UsageError(
-            f"{remote.name} has an older tunesmith; `inv provision --on {remote.name}` brings "
-            "this one"
+            f"{remote.name} runs an older tunesmith",
+            hint=f"update it with `inv provision --on {remote.name}`",
         )
     if value is not None and "error" in value:
-        refusal = replies.REFUSAL.read(Asked(remote.name, f"its refusal of `{verb}`"), value)
+        refusal = replies.read(Asked(remote.name, f"its refusal of `{verb}`"), Refusal, value)
         kind = UsageError if code == UsageError.exit_code else TunesmithError
-        detail = [addressed(line, remote.name) for line in refusal.get("detail", ())]
-        return kind(addressed(refusal["error"], remote.name), detail)
+        error, hint, *detail = (
+            addressed(text, remote.name) for text in (refusal.error, refusal.hint, *refusal.detail)
+        )
+        return kind(error, detail, hint=hint)
     return TunesmithError(
         f"{remote.name}: {verb} failed there with exit code {code}", stderr.splitlines()[-5:]
     )

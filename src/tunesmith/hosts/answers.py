@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.printable import one_line, printable, quoted
 
 # A number of more digits than any 64-bit one has is none of ours; int() alone takes 4300, at
@@ -274,7 +274,7 @@ def parse_json(asked: Asked, text: str, longest: int = 1 << 20) -> Any:
     nests.
     """
     if len(text) > longest:
-        raise asked.refused(f"at most {human_bytes(longest)} of JSON", human_bytes(len(text)))
+        raise asked.refused(f"at most {formats.size(longest)} of JSON", formats.size(len(text)))
     try:
         return json.loads(text, parse_int=_bounded)
     except json.JSONDecodeError as error:

@@ -103,9 +103,10 @@ def add(
     _expect(name, found, expected)
     if known and blobs(known.keys).isdisjoint(blobs(found.keys)):
         raise TunesmithError(
-            f"{name}: this is another machine than the {name} we know; `inv host.remove {name}` "
-            "first if it takes its place, or choose another name",
+            f"{name}: this is another machine than the {name} we know",
             [f"known:     {fingerprint(known.keys)}", f"this host: {found.fingerprint}"],
+            hint=f"run `inv host.remove {name}` first if it replaces that one, or choose "
+            "another name",
         )
     with _alone(project, address):
         login = _patiently(lambda: log_in(name, address, found.keys))
@@ -118,7 +119,7 @@ def add(
         login = _installed(name, address, found, own, ask)
         installed = own.private
     if login.kind != "ok":
-        raise TunesmithError(login.text)
+        raise login.reason.error()
     host = _host(name, address, login, known.keys if known else found.keys)
     host = replace(host, runner=runner or (known.runner if known else host.runner))
     notes += _notes(host, address, inventories.read(inventory))
@@ -166,7 +167,7 @@ def trust(
     _close(inventory, name)
     login = log_in(name, address, found.keys)
     host = replace(known, keys=found.keys, python=login.python or known.python)
-    notes = [] if login.kind == "ok" else [login.text]
+    notes = [] if login.kind == "ok" else [login.reason.line]
     notes += _write(inventory, host, address, known.keys)
     return Trusted(host, before, found.fingerprint, tuple(notes))
 
@@ -191,7 +192,7 @@ def _patiently(ask: Callable[[], _Answer]) -> _Answer:
     ends = time.monotonic() + _PATIENCE_SECONDS
     while True:
         answer = ask()
-        dropped = answer.kind == "moved" and _DROPPED.search(answer.text)
+        dropped = answer.kind == "moved" and _DROPPED.search(answer.reason.message)
         if not dropped or time.monotonic() > ends:
             return answer
         # Not all of those that were dropped at the same moment again.
@@ -201,7 +202,7 @@ def _patiently(ask: Callable[[], _Answer]) -> _Answer:
 def _probed(name: str, address: Address) -> Probe:
     found = _patiently(lambda: probe(name, address))
     if found.kind != "ok":
-        raise TunesmithError(found.text)
+        raise found.reason.error()
     return found
 
 
@@ -223,13 +224,14 @@ def _installed(
     """Install the key and log in with it."""
     done = own_keys.install(name, address, found.keys, own, ask(f"password of {address.text}: "))
     if done.kind != "ok":
-        raise TunesmithError(done.text)
+        raise done.reason.error()
     login = log_in(name, address, found.keys)
     if login.kind == "wrong_key":
         raise TunesmithError(
             f"{name}: {own.private}.pub is in the host's ~/.ssh/authorized_keys now, but sshd "
-            "there does not accept it; it may be set to read another file, or the home folder "
-            "is open to others"
+            "there does not accept it",
+            hint="check that sshd reads this file and that only its owner can write to the "
+            "home folder",
         )
     return login
 
@@ -286,5 +288,6 @@ def _close(inventory: Path, name: str) -> None:
         subprocess.run(argv, capture_output=True, timeout=10, check=False)
     except subprocess.TimeoutExpired:
         raise TunesmithError(
-            f"{name}: its kept connection does not end; `ssh -F {config} -O exit {name}` shows why"
+            f"{name}: its kept connection does not end",
+            hint=f"`ssh -F {config} -O exit {name}` shows why",
         ) from None

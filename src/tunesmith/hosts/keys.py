@@ -14,6 +14,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import locked
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.probe import Login, log_in
+from tunesmith.hosts.ssh_errors import Reason
 
 # In ssh's own order of liking.
 _NAMES = ("id_ed25519", "id_ecdsa", "id_rsa")
@@ -110,7 +111,8 @@ def install(name: str, address: Address, keys: Sequence[str], own: OwnKey, passw
         finally:
             os.close(end)
     if done.kind == "wrong_key":
-        return replace(done, text=f"{name}: {address.text} refuses the password, or takes none")
+        refusal = Reason(f"{name}: {address.text} refuses the password, or accepts none")
+        return replace(done, reason=refusal)
     return done
 
 

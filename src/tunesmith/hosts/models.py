@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
-from tunesmith.core import isolated
+from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.files import sha256_of
 from tunesmith.hosts import replies, transfer
 from tunesmith.hosts.answers import DIGEST, Asked, Named, Number, Record, Words, parse_json
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.run.replies import Refusal
 
 # sha256sum and the copying of a large model on a slow disk.
 _TAKE_SECONDS = 3600.0
@@ -46,7 +47,7 @@ def send(
     model_files.require(folder, name)
     names = model_files.choose(path.name for path in folder.iterdir())
     size = sum((folder / file).stat().st_size for file in names)
-    tell(f"base model: reading {folder} ({human_bytes(size)})")
+    tell(f"base model: reading {folder} ({formats.size(size)})")
     hashes = {file: sha256_of(folder / file) for file in names}
     key = hashlib.sha256(name.encode()).hexdigest()[:16]
     upload = str(layout.base / "uploads" / "models" / key)
@@ -56,11 +57,13 @@ def send(
         return
     # The store gets a copy, and the upload goes when that is whole.
     needed = 2 * size - min(sent, size)
-    if needed > layout.free_bytes:
-        raise UsageError(
-            f"{remote.name}:{layout.base}: {human_bytes(layout.free_bytes)} free, the upload of "
-            f"{name} needs {human_bytes(needed)} for a while; free space there"
-        )
+    disk.require(
+        f"{remote.name}:{layout.base}",
+        needed,
+        f"the upload of {name}",
+        free=layout.free_bytes,
+        hint="free space there, e.g. with `inv rm RUN --on HOST`",
+    )
     tell(f"base model: uploading what is not yet on {remote.name}")
     with bar("uploading") as moved:
         transfer.upload(remote, {file: folder / file for file in names}, upload, tell, moved)
@@ -114,7 +117,7 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
     words += ["--mirror", layout.mirror, "--from", upload]
     script = (
         f". {shlex.quote(str(layout.variables))}\n"
-        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.basemodel.fetch', *words))}"
+        f"exec {shlex.join(isolated.argv(layout.python, 'tunesmith.basemodel', *words))}"
     )
     done = remote.run(script, timeout=_TAKE_SECONDS)
     if done.returncode != 0:
@@ -124,6 +127,6 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
             told = done.stderr.splitlines()[-3:]
             raise kind(f"{remote.name}: the model was not accepted there", told)
         asked = Asked(remote.name, f"its refusal of {name}")
-        refusal = replies.REFUSAL.read(asked, parse_json(asked, lines[-1]))
-        raise kind(f"{remote.name}: {refusal['error']}", refusal.get("detail", ()))
+        refusal = replies.read(asked, Refusal, parse_json(asked, lines[-1]))
+        raise kind(f"{remote.name}: {refusal.error}", refusal.detail, hint=refusal.hint)
     remote.run(f"rm -rf {shlex.quote(upload)}")

@@ -24,6 +24,7 @@ from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.answers import PYTHON, Asked, Text
 from tunesmith.hosts.remote import FloodError, execute
+from tunesmith.hosts.ssh_errors import Reason
 from tunesmith.hosts.sshconfig import render
 
 # Seconds a host has for accepting a connection, and again for SSH's first line.
@@ -45,6 +46,7 @@ done 2>/dev/null
 
 
 # A known_hosts line, as ssh itself writes it.
+_NONE = Reason("")
 _KEY = Text(r"[^\s,|]{1,300} [a-z0-9@.-]{1,80} [A-Za-z0-9+/]{40,6000}={0,2}", 6400, "a host key")
 
 
@@ -52,12 +54,12 @@ _KEY = Text(r"[^\s,|]{1,300} [a-z0-9@.-]{1,80} [A-Za-z0-9+/]{40,6000}={0,2}", 64
 class Probe:
     """What answered at an address, before any login.
 
-    `kind` is ok, or why not; `text` is the line for people then. `keys` are known_hosts
-    lines of the host key, `fingerprint` is how ssh-keygen shows it.
+    `kind` is ok, or why not; `reason` tells people. `keys` are known_hosts lines of the host key,
+    `fingerprint` is how ssh-keygen shows it.
     """
 
     kind: Literal["ok"] | ssh_errors.Kind
-    text: str
+    reason: Reason = _NONE
     fingerprint: str = ""
     keys: tuple[str, ...] = ()
 
@@ -67,7 +69,7 @@ class Login:
     """How a login went. `python` is the interpreter for Ansible, None when there is none."""
 
     kind: Literal["ok"] | ssh_errors.Kind
-    text: str
+    reason: Reason = _NONE
     python: str | None = None
 
 
@@ -100,7 +102,7 @@ def probe(name: str, address: Address, *, patience: float = PATIENCE) -> Probe:
         return _not(name, address, kind, ssh_errors.last_line(done.stderr))
     asked = Asked(name, "its host key")
     keys = tuple(_KEY.read(asked, key) for key in keys)
-    return Probe("ok", "", fingerprint(keys), keys)
+    return Probe("ok", fingerprint=fingerprint(keys), keys=keys)
 
 
 def log_in(
@@ -131,7 +133,7 @@ def log_in(
         # Into the inventory, whose texts Ansible obeys.
         python = done.stdout.strip()
         asked = Asked(name, "its Python for Ansible")
-        return Login("ok", "", PYTHON.read(asked, python) if python else None)
+        return Login("ok", python=PYTHON.read(asked, python) if python else None)
     if began:
         said = ssh_errors.last_line(done.stderr)
         return _login(name, address, "unknown", f"exit code {done.returncode}: {said}")
@@ -190,7 +192,7 @@ def _banner(name: str, address: Address, stream: socket.socket, patience: float)
     text = b""
     while len(text) < 1 << 14:
         if any(line.startswith(b"SSH-") for line in text.split(b"\n")):
-            return Probe("ok", "")
+            return Probe("ok")
         left = ends - time.monotonic()
         if left <= 0:
             break
@@ -226,28 +228,28 @@ def _argv(
     return ["ssh", "-F", str(config), "-T", *words, name, "--"]
 
 
-def _refused(name: str, address: Address, stderr: str) -> str:
+def _refused(name: str, address: Address, stderr: str) -> Reason:
     """Name the keys that were tried, and the one that only lacks its passphrase."""
     # A banner of the host's may say so too: people are told to run what names a plain file.
     accepted = re.search(
         r"^debug1: Server accepts key: ([\w ./@+=,~-]+?) \S+ SHA256:", stderr, re.M
     )
     if accepted:
-        return (
-            f"{name}: {address.text} takes the key {accepted[1]}, which has a passphrase; "
-            f"`ssh-add {accepted[1]}` opens it once for this session"
+        return Reason(
+            f"{name}: {address.text} accepts the key {accepted[1]}, which has a passphrase",
+            f"unlock it for this session with `ssh-add {accepted[1]}`",
         )
     found = re.findall(r"Offering public key: (.+?) \S+ SHA256:\S+(.*)", stderr)
     tried = [f"{key} (agent)" if "agent" in how else key for key, how in found]
     said = f"tried: {', '.join(tried)}" if tried else "there is no key of yours to try"
     if "password" not in stderr.rpartition("Permission denied")[2]:
         said += "; it takes no password either"
-    return ssh_errors.message("wrong_key", name, address.text, said)
+    return ssh_errors.reason("wrong_key", name, address.text, said)
 
 
 def _not(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> Probe:
-    return Probe(kind, ssh_errors.message(kind, name, address.text, said, jump=address.jump))
+    return Probe(kind, ssh_errors.reason(kind, name, address.text, said, jump=address.jump))
 
 
 def _login(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> Login:
-    return Login(kind, ssh_errors.message(kind, name, address.text, said, jump=address.jump))
+    return Login(kind, ssh_errors.reason(kind, name, address.text, said, jump=address.jump))

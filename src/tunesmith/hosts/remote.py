@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts import ssh_errors
 
@@ -77,8 +77,10 @@ class Remote:
             raise self.flooded(flood) from None
         except subprocess.TimeoutExpired:
             raise TunesmithError(
-                f"{self.name}: no end after {timeout:g} s on {self.host.address}; the host is "
-                f"overloaded or the connection hangs: `ssh {self.name} uptime` shows which"
+                f"{self.name}: no end after {formats.duration(timeout)} on "
+                f"{self.host.address}; the host is "
+                "overloaded or the connection hangs",
+                hint=f"`ssh {self.name} uptime` shows which",
             ) from None
         if done.returncode == SSH_FAILED:
             raise self.failure(done.stderr, began=began)
@@ -87,8 +89,8 @@ class Remote:
     def flooded(self, flood: FloodError) -> TunesmithError:
         """Return the error for a host that says more than an answer can have."""
         return TunesmithError(
-            f"{self.name}: {self.host.address} sends {flood}; it was not read on. "
-            f"`ssh {self.name} true | head -c 300` shows how it begins"
+            f"{self.name}: {self.host.address} sends {flood}; the rest was not read",
+            hint=f"`ssh {self.name} true | head -c 300` shows how it begins",
         )
 
     def failure(self, stderr: str, *, began: bool = False) -> TunesmithError:
@@ -96,8 +98,8 @@ class Remote:
         jump = self.host.jump
         kind = "lost" if began else ssh_errors.kind_of(stderr, jump=jump is not None)
         said = ssh_errors.last_line(stderr)
-        text = ssh_errors.message(kind, self.name, self.host.address, said, jump=jump)
-        return TunesmithError(text, [line for line in stderr.splitlines() if line.strip()][-3:])
+        reason = ssh_errors.reason(kind, self.name, self.host.address, said, jump=jump)
+        return reason.error([line for line in stderr.splitlines() if line.strip()][-3:])
 
 
 class FloodError(Exception):
@@ -188,7 +190,7 @@ def _gather(stdout: IO[bytes], errors: IO[bytes], ends: float, most: int) -> byt
     for piece in pieces(stdout, errors):
         output += piece
         if len(output) > most:
-            raise FloodError(f"more than {human_bytes(most)}")
+            raise FloodError(f"more than {formats.size(most)}")
         if time.monotonic() > ends:
             raise TimeoutError
     return output
@@ -207,7 +209,7 @@ def pieces(stdout: IO[bytes], errors: IO[bytes]) -> Iterator[bytes]:
             if time.monotonic() - looked >= _LOOK_SECONDS:
                 looked = time.monotonic()
                 if os.fstat(errors.fileno()).st_size > MOST_ERRORS:
-                    raise FloodError(f"more than {human_bytes(MOST_ERRORS)} of errors")
+                    raise FloodError(f"more than {formats.size(MOST_ERRORS)} of errors")
             if not ready:
                 yield b""
                 continue

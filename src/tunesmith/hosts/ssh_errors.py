@@ -6,8 +6,11 @@ Texts of OpenSSH 8.2 to 10 (they are not translated: no message catalogue exists
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line
 
 Kind = Literal[
@@ -60,27 +63,63 @@ def last_line(stderr: str) -> str:
     return next((line for line in reversed(lines) if line), "ssh said nothing")
 
 
-def message(kind: Kind, name: str, where: str, said: str, *, jump: str | None = None) -> str:
-    """Return the one line for people. `where` is the address, `said` ssh's own words."""
-    again = f'`inv host.add {name} "ssh ..."`'
-    return {
-        "off": f"{name}: {where} is off ({said}); start it in the rental console, then copy its "
-        f"SSH line again, the port may be new: {again}",
-        "moved": f"{name}: nothing of SSH is at {where} ({said}); the instance has moved or is "
-        f"starting: copy its SSH line from the rental console again: {again}",
-        "blocked": f"{name}: {where} does not answer ({said}); a firewall, proxy or VPN on the "
-        f"way drops the connection, or the port is not the console's: {again}",
-        "wrong_key": f"{name}: {where} refuses your key ({said}); add your public key in the "
-        f'rental console, or `inv host.add {name} "ssh ..." --install-key` does it with the '
-        "password",
-        "changed": f"{name}: {where} has another host key than the pinned one; no command was "
-        f"sent. If the instance was rebuilt, `inv host.trust {name}` shows both and pins the new "
-        "one",
-        "unpinned": f"{name}: no host key is pinned for {where}; no command was sent; "
-        f"`inv host.trust {name}` shows and pins it",
-        "jump": f"{name}: the jump host {jump} does not let us through ({said}); "
-        f"`ssh {jump}` must work without a question first",
-        "lost": f"{name}: the connection to {where} was lost ({said}); is the host still "
-        "running? The same command can be given again",
-        "unknown": f"{name}: ssh to {where} failed: {said}",
+@dataclass(frozen=True)
+class Reason:
+    """Why ssh failed, for people, and what to do then."""
+
+    message: str
+    hint: str = ""
+
+    @property
+    def line(self) -> str:
+        """Both as one line."""
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    def error(self, detail: Sequence[str] = ()) -> TunesmithError:
+        """Return the error to raise."""
+        return TunesmithError(self.message, detail, hint=self.hint)
+
+
+def reason(kind: Kind, name: str, where: str, said: str, *, jump: str | None = None) -> Reason:
+    """Return the reason for people. `where` is the address, `said` ssh's own words."""
+    add = f'`inv host.add {name} "ssh ..."`'
+    message, hint = {
+        "off": (
+            f"{where} is off ({said})",
+            "start it in the rental console and copy its SSH line again, since the port may have "
+            f"changed: {add}",
+        ),
+        "moved": (
+            f"no SSH server at {where} ({said}): the instance has moved or is still starting",
+            f"copy its SSH line from the rental console again: {add}",
+        ),
+        "blocked": (
+            f"{where} does not answer ({said}): a firewall, proxy or VPN drops the connection, or "
+            "the port is not the console's",
+            f"compare the address with the console and correct it: {add}",
+        ),
+        "wrong_key": (
+            f"{where} refuses your key ({said})",
+            "add your public key in the rental console, or install it with the password: "
+            f'`inv host.add {name} "ssh ..." --install-key`',
+        ),
+        "changed": (
+            f"the host key of {where} is not the pinned one; no command was sent",
+            f"if the instance was rebuilt, compare both keys and pin the new one: "
+            f"`inv host.trust {name}`",
+        ),
+        "unpinned": (
+            f"no host key is pinned for {where}; no command was sent",
+            f"look at its key and pin it: `inv host.trust {name}`",
+        ),
+        "jump": (
+            f"the jump host {jump} does not let us through ({said})",
+            f"make `ssh {jump}` work without a question first",
+        ),
+        "lost": (
+            f"the connection to {where} was lost ({said})",
+            "if the host is still running, run the same command again",
+        ),
+        "unknown": (f"ssh to {where} failed: {said}", ""),
     }[kind]
+    return Reason(f"{name}: {message}", hint)

@@ -182,7 +182,7 @@ def _rsync(
             kind = ssh_errors.kind_of(said, jump=remote.host.jump is not None)
             if kind in ("wrong_key", "changed", "unpinned"):
                 where, line = remote.host.address, ssh_errors.last_line(said)
-                raise TunesmithError(ssh_errors.message(kind, remote.name, where, line))
+                raise ssh_errors.reason(kind, remote.name, where, line).error()
         tell(f"the connection was cut ({ssh_errors.last_line(said)}); going on (attempt {attempt})")
         time.sleep(wait)
         wait = min(2 * wait, 15.0)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith import __version__
-from tunesmith.core import isolated
+from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of
+from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror
 from tunesmith.image import engine
 from tunesmith.project import Project
@@ -55,7 +55,7 @@ class ImagePlan:
         """Return the plan as a person reads it."""
         lines = [f"image    {self.tag}", f"base     {self.base}"]
         lines += [f"lock     {self.flavour.lock} ({self.flavour.lock_sha256[:12]})"]
-        lines += [f"disk     {human_bytes(self.room_bytes)} while it is built"]
+        lines += [f"disk     {formats.size(self.room_bytes)} while it is built"]
         lines += [f"command  docker {shlex.join(self.argv)}"]
         return "\n".join(lines)
 
@@ -129,8 +129,8 @@ def build(plan: ImagePlan) -> str:
         done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         raise TunesmithError(
-            f"{plan.tag}: the build failed with exit code {done.returncode}; its message is above. "
-            "A slow or blocked index is answered by `--mirror cn`"
+            f"{plan.tag}: the build failed with exit code {done.returncode}; its message is above",
+            hint="if an index is slow or blocked, use `--mirror cn`",
         )
     return str(engine.find_image(client, plan.tag).id)
 
@@ -159,11 +159,12 @@ def builder() -> Builder:
         seen.append(program)
     if not seen:
         raise UsageError(
-            "there is no docker command on PATH; install Docker (docs.docker.com/engine/install)"
+            "there is no docker command on PATH",
+            hint="install Docker (docs.docker.com/engine/install)",
         )
     raise UsageError(
-        f"{', '.join(seen)}: no BuildKit (docker buildx is missing); "
-        "`sudo apt-get install docker-buildx-plugin` brings it (Debian: docker-buildx)"
+        f"{', '.join(seen)}: no BuildKit (docker buildx is missing)",
+        hint="install it with `sudo apt-get install docker-buildx-plugin` (Debian: docker-buildx)",
     )
 
 
@@ -215,12 +216,12 @@ def _check_room(folder: str, plan: ImagePlan, built: bool) -> None:
     path = Path(folder)
     if built or not folder or not path.is_dir() or not os.access(path, os.R_OK):
         return
-    free = shutil.disk_usage(path).free
-    if free < plan.room_bytes:
-        raise UsageError(
-            f"{path}: {human_bytes(free)} free, building {plan.tag} needs "
-            f"{human_bytes(plan.room_bytes)}; `inv image.prune` or `docker system prune` frees some"
-        )
+    disk.require(
+        path,
+        plan.room_bytes,
+        f"building {plan.tag}",
+        hint="free space with `inv image.prune` or `docker system prune`",
+    )
 
 
 def _on_path(program: str) -> Iterator[str]:

@@ -61,23 +61,28 @@ def connect(base_url: str | None = None, timeout: float = 600) -> docker.DockerC
         client = docker.DockerClient(base_url=url, timeout=int(timeout))
         client.ping()
     except (DockerException, NoConnection, OSError) as error:
-        raise UsageError(reason(url, str(error))) from None
+        message, hint = reason(url, str(error))
+        raise UsageError(message, hint=hint) from None
     return client
 
 
-def reason(url: str, said: str) -> str:
-    """Return one line on why an engine does not answer, and what to do."""
+def reason(url: str, said: str) -> tuple[str, str]:
+    """Return why an engine does not answer, and the hint."""
     if "Permission denied" in said or "PermissionError" in said:
         return (
-            f"the Docker engine at {url} does not let this user in; "
-            "`sudo usermod -aG docker $USER`, then log in again"
+            f"this user has no access to the Docker engine at {url}",
+            "run `sudo usermod -aG docker $USER`, then log in again",
         )
     if url.startswith("unix://"):
         return (
-            f"no Docker engine answers at {url}; install one (docs.docker.com/engine/install) or "
-            "start it: `sudo systemctl start docker`"
+            f"no Docker engine answers at {url}",
+            "start it with `sudo systemctl start docker`, or install one "
+            "(docs.docker.com/engine/install)",
         )
-    return f"no Docker engine answers at {url} (DOCKER_HOST or `docker context use` name another)"
+    return (
+        f"no Docker engine answers at {url}",
+        "choose another one with DOCKER_HOST or `docker context use`",
+    )
 
 
 @contextlib.contextmanager
@@ -96,21 +101,22 @@ def explained(what: str, *, foreign: bool = False) -> Iterator[None]:
         raise TunesmithError(f"{what} answers what no Docker engine does ({said})") from None
     except (DockerException, NoConnection) as error:
         text = getattr(error, "explanation", None) or str(error)
-        raise TunesmithError(f"{what}: {_known(' '.join(str(text).split()))}") from None
+        said = " ".join(str(text).split())
+        raise TunesmithError(f"{what}: {said}", hint=_hint(said)) from None
 
 
-def _known(text: str) -> str:
-    """Add to an engine's message what mends it, where that is known."""
+def _hint(text: str) -> str:
+    """Return what helps against an engine's error, where that is known."""
     if 'could not select device driver "" with capabilities: [[gpu]]' in text or (
         "unknown or invalid runtime name: nvidia" in text
     ):
         return (
-            f"{text}; the engine lacks the NVIDIA container toolkit: install it, then "
+            "install the NVIDIA container toolkit, then run "
             "`sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker`"
         )
     if "no space left on device" in text:
-        return f"{text}; `inv image.prune` frees what older images hold"
-    return text
+        return "remove older images with `inv image.prune`"
+    return ""
 
 
 def find_image(client: docker.DockerClient, name: str) -> Image:
@@ -118,7 +124,9 @@ def find_image(client: docker.DockerClient, name: str) -> Image:
     try:
         return client.images.get(name)
     except ImageNotFound:
-        raise UsageError(f"there is no image {name}; `inv image.build` makes it") from None
+        raise UsageError(
+            f"there is no image {name}", hint="build it with `inv image.build`"
+        ) from None
 
 
 def run_in(client: docker.DockerClient, image: str, argv: list[str]) -> str:

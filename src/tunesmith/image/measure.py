@@ -44,7 +44,7 @@ class Measured:
         for package in self.packages:
             if package.name.lower() == name:
                 return package.version
-        raise TunesmithError(f"the image has no {name}; `inv image.build` makes a whole one")
+        raise TunesmithError(f"the image has no {name}", hint="rebuild it with `inv image.build`")
 
 
 def measure(client: docker.DockerClient, name: str) -> Measured:
@@ -91,7 +91,7 @@ def drift(measured: Measured, wanted: Mapping[str, str]) -> list[str]:
         engine.SOURCES: "tunesmith's sources",
     }
     return [
-        f"{what} of this clone is not what the image was made from; `inv image.build` makes it anew"
+        f"the image differs from this clone in {what}; rebuild it with `inv image.build`"
         for label, what in names.items()
         if measured.labels.get(label) != wanted[label]
     ]

@@ -29,14 +29,15 @@ def push(
         with engine.explained(f"{to}:{tag}"):
             for line in client.api.push(to, tag=tag, stream=True, decode=True):
                 if "error" in line:
-                    raise TunesmithError(f"{to}:{tag}: {_mended(to, str(line['error']))}")
+                    said = str(line["error"])
+                    raise TunesmithError(f"{to}:{tag}: {said}", hint=_hint(to, said))
                 digest = str(line.get("aux", {}).get("Digest", digest))
         if not digest:
             raise TunesmithError(f"{to}:{tag}: the registry named no digest")
         yield tag, digest
 
 
-def _mended(to: str, said: str) -> str:
+def _hint(to: str, said: str) -> str:
     if "denied" in said or "unauthorized" in said or "no basic auth" in said:
-        return f"{said}; `docker login {to.partition('/')[0]}` first"
-    return said
+        return f"log in with `docker login {to.partition('/')[0]}`"
+    return ""

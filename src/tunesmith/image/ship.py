@@ -22,8 +22,9 @@ from typing import IO, Any
 
 import docker
 
+from tunesmith.core import disk, formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, replacing, sha256_of
+from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
 from tunesmith.hosts import transfer
 from tunesmith.hosts.answers import PLACE, Asked, Number, Text
@@ -132,13 +133,14 @@ def look(remote: Remote) -> Far:
     if first != "answers":
         if "permission denied" in first.lower():
             raise UsageError(
-                f"{remote.name}: its Docker does not let this user in; "
-                f"`ssh {remote.name} sudo usermod -aG docker '$USER'`, then run this again"
+                f"{remote.name}: this user has no access to Docker there",
+                hint=f"run `ssh {remote.name} sudo usermod -aG docker '$USER'`, then this again",
             )
         if first == "no-docker":
             raise UsageError(
-                f"{remote.name}: there is no Docker; a container that is rented has none and needs "
-                f"none: `inv provision --on {remote.name}`"
+                f"{remote.name}: there is no Docker",
+                hint="a rented container has none and needs none: "
+                f"`inv provision --on {remote.name}`",
             )
         raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
     asked = Asked(remote.name, "what its Docker engine has")
@@ -201,7 +203,7 @@ def _take_apart(
                 target = _file(cache, digest)
                 with raw.open("rb") as layer:
                     _compress(layer, target)
-                size, packed = human_bytes(member.size), human_bytes(target.stat().st_size)
+                size, packed = formats.size(member.size), formats.size(target.stat().st_size)
                 tell(f"  layer {digest[7:19]}: {size}, {packed} compressed")
     raw.unlink(missing_ok=True)
 
@@ -209,11 +211,13 @@ def _take_apart(
 def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: Tell) -> None:
     files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
     size = sum(file.stat().st_size for file in files.values())
-    if far.free_bytes < 2 * size:
-        raise UsageError(
-            f"{remote.name}: {human_bytes(far.free_bytes)} free, {human_bytes(size)} are to be "
-            "sent and unpacked; `docker system prune` there frees what is not used"
-        )
+    disk.require(
+        remote.name,
+        2 * size,
+        f"sending and unpacking {archive.tag}",
+        free=far.free_bytes,
+        hint=f"free space with `ssh {remote.name} docker system prune`",
+    )
     names = [_file(cache, layer).name for layer in archive.layers]
     listed = [{"Config": "config.json", "RepoTags": [archive.tag], "Layers": names}]
     small = {"manifest.json": json.dumps(listed).encode(), "config.json": archive.config}
@@ -222,7 +226,7 @@ def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, 
     small["sums"] = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
     for name, data in small.items():
         (cache / name).write_bytes(data)
-    tell(f"sending {human_bytes(size)} in {len(files)} layers ({there} are there)")
+    tell(f"sending {formats.size(size)} in {len(files)} layers ({there} are there)")
     everything = files | {name: cache / name for name in small}
     transfer.upload(remote, everything, far.folder, tell)
     done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
@@ -230,8 +234,9 @@ def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, 
     if done.returncode == 3:
         remote.run(_CLEAN, arguments=(far.folder,))
         raise TunesmithError(
-            f"{remote.name}: what arrived is not what was sent, and was removed; run this again",
+            f"{remote.name}: what arrived differs from what was sent, and was removed",
             said,
+            hint="run this again",
         )
     if done.returncode != 0:
         raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", said)

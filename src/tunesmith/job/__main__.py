@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.job.run import records, streams
+from tunesmith.job.run import streams
+from tunesmith.job.run.schema import CAUSES
 from tunesmith.job.supervisor.launch import start, stop
 from tunesmith.job.supervisor.supervisor import supervise
 from tunesmith.job.system import disk
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("verb", choices=("run", "start", "stop"))
     parser.add_argument("run", type=Path)
     parser.add_argument("phases", nargs="*")
-    parser.add_argument("--cause", choices=records.CAUSES, default="user")
+    parser.add_argument("--cause", choices=CAUSES, default="user")
     arguments = parser.parse_args()
     streams.outlive_disk()
     try:

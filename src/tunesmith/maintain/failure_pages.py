@@ -85,8 +85,8 @@ def load_sections(path: Path) -> tuple[Section, ...]:
     for row in (row for section in sections if section.kinds == "run" for row in section.rows):
         if row.do["en"] != CLASSES[row.kind].advice:
             raise UsageError(
-                f"{path}: `{row.kind}`: the run's own advice is {CLASSES[row.kind].advice!r}; "
-                "renew `do` in both languages"
+                f"{path}: `{row.kind}`: the run's own advice is {CLASSES[row.kind].advice!r}",
+                hint="update `do` in both languages",
             )
     return sections
 

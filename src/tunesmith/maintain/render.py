@@ -1,5 +1,5 @@
-"""Files rendered from configs/stack.yml and configs/failures.yml: committed, and checked for
-drift."""
+"""Files rendered from configs/stack.yml, configs/failures.yml and the types of a run: committed,
+and checked for drift."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 import subprocess
 from pathlib import Path
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, write_text
-from tunesmith.maintain import failure_pages
+from tunesmith.core.files import write_text
+from tunesmith.maintain import failure_pages, run_schema
 from tunesmith.project import Project
 from tunesmith.stack import definition as stacks
 
@@ -44,7 +44,9 @@ def render(project: Project) -> dict[Path, str]:
     """
     environment = project.environment()
     if not environment.current():
-        raise UsageError(f"{environment.path}: not installed; `inv stack.install` makes it")
+        raise UsageError(
+            f"{environment.path}: not installed", hint="install it with `inv stack.install`"
+        )
     argv = isolated.argv(environment.python, "tunesmith.job.data.config_schema")
     done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -73,7 +75,8 @@ def drift(project: Project) -> list[str]:
 
 def _texts(project: Project) -> dict[Path, str]:
     """Return path -> text of what needs no training environment."""
-    return _readmes(project) | _dockerfile(project) | failure_pages.render(project.root)
+    texts = _readmes(project) | _dockerfile(project) | failure_pages.render(project.root)
+    return texts | run_schema.render(project.root)
 
 
 def _dockerfile(project: Project) -> dict[Path, str]:
@@ -118,6 +121,6 @@ def _table(stack: stacks.Stack, language: str) -> str:
         default = words["default"] if flavour.name == stack.default_flavour else ""
         lines.append(
             f"| `{flavour.name}`{default} | {flavour.cuda} | {torch.removeprefix('torch==')} "
-            f"| >= {flavour.minimum_driver} | {human_bytes(flavour.size_bytes)} |"
+            f"| >= {flavour.minimum_driver} | {formats.size(flavour.size_bytes)} |"
         )
     return "\n".join(lines) + "\n"

@@ -19,20 +19,18 @@ from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
-from tunesmith.job.run import inputs
-from tunesmith.job.run.records import needed
+from tunesmith.job.run import inputs, schema
+from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
 from tunesmith.plan.plan import (
     EVALUATION,
-    ManagedKey,
     Plan,
     RunLocation,
     absolute_paths,
     apply_managed_keys,
-    model_record,
     set_model_path,
     train_phases,
 )
@@ -125,7 +123,9 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     location = target.location(run_id or new_run_id(config.stem))
     name = str(config.get("model_name_or_path"))
     values, managed = apply_managed_keys(config, location)
-    managed += [ManagedKey(key, config.get(key), was, why) for key, (was, why) in changed.items()]
+    managed += [
+        schema.ManagedKey(key, config.get(key), was, why) for key, (was, why) in changed.items()
+    ]
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
@@ -142,27 +142,29 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
             needs = {both: 2 * known.size_bytes, "reserve": 1_000_000_000}
     if "merge" in options.then:
         phases = (*phases, "merge", "proof")
-    request = _request(project, config, location, f"on {config.get('dataset')}") | {
-        "data": [report.to_json() for report in reports],
-        "owned": [asdict(item) for item in managed],
-        "phases": list(phases),
-        "prompts": [asdict(prompt) for prompt in prompts],
-        "guard": [asdict(prompt) for prompt in guard],
-        "evaluate": dict(EVALUATION),
-        "merge": merge_keys(project, config),
-        "limits": limits,
-        "env": dict(location.env) | _offline(reports),
-        "then": [word for word in THEN if word in options.then],
-        "preset": preset,
-    }
-    request |= {"fetch": spec.to_json()} if spec else {}
-    request |= {"price": options.price} if options.price is not None else {}
+    request = replace(
+        _request(project, config, location, f"on {config.get('dataset')}"),
+        data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
+        owned=tuple(managed),
+        phases=tuple(phases),
+        prompts=tuple(schema.PromptItem(**asdict(prompt)) for prompt in prompts),
+        guard=tuple(schema.PromptItem(**asdict(prompt)) for prompt in guard),
+        evaluate=schema.EvaluateOptions(**EVALUATION),
+        merge=merge_keys(project, config),
+        limits=limits,
+        env={**location.env, **_offline(reports)},
+        then=tuple(word for word in THEN if word in options.then),
+        preset=preset,
+        fetch=spec,
+        price=options.price,
+    )
     if target.shared:
-        request["turn"] = "wait" if options.queue else "refuse"
+        request = replace(request, turn="wait" if options.queue else "refuse")
     then = options.then
     if "poweroff" in then and "pull" not in then and isinstance(target, PowerControl):
         # With a pull, the one who pulled does it, when everything has arrived.
-        request["after"] = {"command": list(target.poweroff_command()), "when": "succeeded"}
+        command = schema.PostRunCommand(target.poweroff_command(), "succeeded")
+        request = replace(request, after=command)
     return Plan(
         location,
         phases,
@@ -210,7 +212,7 @@ def plan_merge(
     `accept`: merge although a way to the model puts another prompt before it than the training.
     """
     run_id, request, config = _trained(target, run_id)
-    chosen = dict(needed(request, run_id, "merge")) | {"accept_mismatch": accept}
+    chosen = dict(request.needed_merge()) | {"accept_mismatch": accept}
     if overrides:
         parsed = parse_overrides(overrides)
         unknown = sorted(set(parsed) - set(MERGE_KEYS))
@@ -220,13 +222,13 @@ def plan_merge(
             )
         chosen |= parsed
     weights = sum(
-        record["size"]
-        for name, record in needed(request, run_id, "model", "files").items()
+        record.size
+        for name, record in request.needed_model().files.items()
         if name.endswith(".safetensors")
     )
     needs = {"the merged model": weights, "reserve": 200_000_000}
     location = target.location(run_id)
-    return Plan(location, ("merge", "proof"), request | {"merge": chosen}, config, (), needs)
+    return Plan(location, ("merge", "proof"), replace(request, merge=chosen), config, (), needs)
 
 
 def plan_predict(
@@ -251,7 +253,7 @@ def plan_predict(
         managed = set_model_path(values, managed, base)
         if "adapter_name_or_path" not in config.overrides:
             was, adapter = values.get("adapter_name_or_path"), str(location.run / "output")
-            managed.append(ManagedKey("adapter_name_or_path", adapter, was, "the run's own"))
+            managed.append(schema.ManagedKey("adapter_name_or_path", adapter, was, "the run's own"))
             values["adapter_name_or_path"] = adapter
     else:
         location = target.location(new_run_id(f"{config.stem}-predict"))
@@ -260,26 +262,27 @@ def plan_predict(
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
             managed.append(
-                ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
+                schema.ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
             )
         spec = target.fetch_spec(name, None, mirror)
         phases = ("fetch", *phases) if spec else phases
         what = f"predicts {config.get('eval_dataset')}"
-        request = _request(project, config, location, what) | {
-            "phases": list(phases),
-            "limits": {},
-            "env": dict(location.env) | {"HF_HUB_OFFLINE": "1"},
-        }
-        request |= {"fetch": spec.to_json()} if spec else {}
-        request |= {"turn": "refuse"} if target.shared else {}
+        request = replace(
+            _request(project, config, location, what),
+            phases=tuple(phases),
+            limits=schema.Limits(),
+            env={**location.env, "HF_HUB_OFFLINE": "1"},
+            fetch=spec,
+            turn="refuse" if target.shared else None,
+        )
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
     staged = stage_inputs(target, location.run.name, values, reports, below="predict/")
     # The record of an earlier prediction's is not of these.
-    recorded = {k: v for k, v in request.get("inputs", {}).items() if k != inputs.PREDICT}
-    request = request | {"predict": values, "inputs": recorded}
+    recorded = {k: v for k, v in request.inputs.items() if k != inputs.PREDICT}
+    request = replace(request, predict=values, inputs=recorded)
     return Plan(location, phases, request, None, tuple(managed), inputs=staged)
 
 
@@ -304,18 +307,20 @@ def new_run_id(stem: str) -> str:
     return RunId(f"{when}-{name}"[:LONGEST])
 
 
-def _request(project: Project, config: Config, location: RunLocation, what: str) -> dict[str, Any]:
+def _request(
+    project: Project, config: Config, location: RunLocation, what: str
+) -> schema.RunRequest:
     """Return what run.json says of any new run; `what` ends its title."""
     name = str(config.get("model_name_or_path"))
-    return {
-        "run_id": location.run.name,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config_file": shown(project, config.file),
-        "stem": config.stem,
-        "title": f"{name} {what}",
-        "model": model_record(name, None),
-        "overrides": dict(config.overrides),
-    }
+    return schema.RunRequest(
+        run_id=location.run.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        config_file=shown(project, config.file),
+        stem=config.stem,
+        title=f"{name} {what}",
+        model=schema.ModelRef(name),
+        overrides=dict(config.overrides),
+    )
 
 
 def shown(project: Project, path: Path) -> str:
@@ -344,10 +349,10 @@ def check_trained(target: Target, run_id: str) -> None:
     _trained(target, run_id)
 
 
-def _trained(target: Target, run_id: str | None) -> tuple[str, dict[str, Any], documents.Config]:
+def _trained(target: Target, run_id: str | None) -> tuple[str, schema.RunRequest, documents.Config]:
     """Return id, request and config of a run whose training succeeded."""
     found = target.find(run_id)
-    phases = target.status(found)["phases"]
+    phases = target.status(found).phases
     if phases.get("train") != "succeeded":
         state = phases.get("train", "not started")
         on = f" --on {target.name}" if target.shared else ""

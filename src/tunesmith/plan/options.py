@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.errors import UsageError
+from tunesmith.job.run.schema import Limits
 
 # What may follow a training, in the order of doing: the first on the target, the others by
 # whoever follows the run.
@@ -62,8 +63,8 @@ def run_limits(
     max_hours: float | None = None,
     price: float | None = None,
     max_cost: float | None = None,
-) -> dict[str, float]:
-    """Return the limits of a run (`max_seconds`), the lower of hours and cost; empty for none.
+) -> Limits:
+    """Return the limits of a run (`max_seconds`), the lower of hours and cost.
 
     Raises UsageError for a number that makes no sense, and for a cost without a price.
     """
@@ -75,4 +76,4 @@ def run_limits(
         if price is None:
             raise UsageError("--max-cost needs the hourly price", hint="add --price 1.98/h")
         hours.append(max_cost / price)
-    return {"max_seconds": round(3600 * min(hours), 1)} if hours else {}
+    return Limits(max_seconds=round(3600 * min(hours), 1) if hours else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,6 +19,7 @@ from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core import documents, formats, isolated
 from tunesmith.core.documents import Arguments
 from tunesmith.dataset.prompts import Prompt
+from tunesmith.job.run.schema import FileRecord, ManagedKey, ModelRef, RunRequest
 from tunesmith.plan.config import Config
 
 # Keys that name a file or folder; a worker runs in the run folder, so they must be absolute.
@@ -26,16 +27,6 @@ PATH_KEYS = ("dataset_dir", "tokenized_path", "media_dir", "deepspeed", "cache_d
 
 # Greedy answers before and after: short ones, since what is wanted is the comparison.
 EVALUATION = {"max_new_tokens": 64, "held_out_answers": 8, "batch_size": 32}
-
-
-@dataclass(frozen=True)
-class ManagedKey:
-    """A config key the job runner decides, and why; `was` is what the config said."""
-
-    key: str
-    value: Any
-    was: Any
-    why: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class Plan:
 
     location: RunLocation
     phases: tuple[str, ...]
-    request: Mapping[str, Any]
+    request: RunRequest
     config: documents.Config | None = None
     managed: tuple[ManagedKey, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
@@ -91,18 +82,18 @@ class Plan:
         `shapes` are those of the model's tensors by name; the room that a training needs
         follows from them.
         """
-        request = dict(self.request)
-        request["model"] = model_record(self.request["model"]["name"], model)
-        values = dict(request["predict"] if self.config is None else self.config)
-        managed = set_model_path(values, self.managed, str(model.path))
+        record = model_record(self.request.needed_model().name, model)
+        values = dict((self.request.predict or {}) if self.config is None else self.config)
+        managed = tuple(set_model_path(values, self.managed, str(model.path)))
         if self.config is None:
-            return replace(self, request=request | {"predict": values}, managed=tuple(managed))
+            request = replace(self.request, model=record, predict=values)
+            return replace(self, request=request, managed=managed)
         weights = sum(r.size for n, r in model.files.items() if n.endswith(".safetensors"))
         return replace(
             self,
             config=values,
-            request=request | {"owned": [asdict(item) for item in managed]},
-            managed=tuple(managed),
+            request=replace(self.request, model=record, owned=managed),
+            managed=managed,
             needs=disk_needs(values, shapes, weights, merge=True),
             notes=(*self.notes, f"base model from {model.source}"),
         )
@@ -129,16 +120,10 @@ class Plan:
         return "\n".join(lines)
 
 
-def model_record(name: str, model: ModelFolder | None) -> dict[str, Any]:
-    """Return what run.json says of a base model; None: it is not fetched yet."""
-    files = model.files if model else {}
-    return {
-        "name": name,
-        "path": str(model.path) if model else None,
-        "source": model.source if model else None,
-        "revision": model.revision if model else None,
-        "files": {n: {"size": r.size, "sha256": r.sha256} for n, r in files.items()},
-    }
+def model_record(name: str | None, model: ModelFolder) -> ModelRef:
+    """Return what run.json says of a base model that is on this machine."""
+    files = {n: FileRecord(r.size, r.sha256) for n, r in model.files.items()}
+    return ModelRef(name, str(model.path), model.source, model.revision, files)
 
 
 def set_model_path(values: Arguments, managed: Sequence[ManagedKey], path: str) -> list[ManagedKey]:

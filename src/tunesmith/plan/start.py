@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from tunesmith.core import formats
+from tunesmith.core import disk, formats
 from tunesmith.core.errors import UsageError
+from tunesmith.job.run.schema import Limits
 from tunesmith.plan.options import run_limits
 from tunesmith.plan.plan import Plan
 from tunesmith.plan.target import Target
@@ -37,10 +39,10 @@ def start_on_run(target: Target, plan: Plan) -> str:
 
 def set_limit(target: Target, run_id: str, max_hours: float) -> None:
     """Let a run work for so many hours in all, those before included."""
-    limits = run_limits(max_hours=max_hours)
+    most = run_limits(max_hours=max_hours).max_seconds
     request = target.request(run_id)
-    request["limits"] = request.get("limits", {}) | limits
-    target.renew(Plan(target.location(run_id), (), request))
+    limits = replace(request.limits or Limits(), max_seconds=most)
+    target.renew(Plan(target.location(run_id), (), replace(request, limits=limits)))
 
 
 def check_room(target: Target, needs: Mapping[str, int]) -> None:
@@ -48,10 +50,11 @@ def check_room(target: Target, needs: Mapping[str, int]) -> None:
     if not needs:
         return
     where, free = target.room()
-    total = sum(needs.values())
-    if free < total:
-        raise UsageError(
-            f"{where}: {formats.size(free)} free, this run may need {formats.size(total)}",
-            [f"{formats.size(size):>9}  {what}" for what, size in needs.items()],
-            hint="free space, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
-        )
+    disk.require(
+        where,
+        sum(needs.values()),
+        "this run",
+        free=free,
+        detail=[f"{formats.size(size):>9}  {what}" for what, size in needs.items()],
+        hint="free space there, lower save_total_limit, or set TUNESMITH_HOME to a larger disk",
+    )

@@ -7,14 +7,14 @@ A capability is a Protocol of its own: a target that has its methods has it. Who
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core import documents
-from tunesmith.job.run.folder import ACTIVE
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.events import Event
+from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest, RunStatus
 from tunesmith.plan.plan import Plan, RunLocation
 
 
@@ -28,8 +28,8 @@ class RunUpdate:
     already.
     """
 
-    status: dict[str, Any]
-    events: tuple[dict[str, Any], ...]
+    status: RunStatus
+    events: tuple[Event, ...]
     events_offset: int
     log: str
     log_offset: int
@@ -39,28 +39,7 @@ class RunUpdate:
     @property
     def over(self) -> bool:
         """Whether nobody works on the run any more."""
-        return self.lost is None and not self.more and self.status["state"] not in ACTIVE
-
-
-@dataclass(frozen=True)
-class FetchSpec:
-    """How a run fetches its base model on its target; the paths are the target's own.
-
-    `programs` is a folder with uv, `configs` one with models.yml and mirrors/; None: those that
-    the job half finds by itself.
-    """
-
-    name: str
-    revision: str | None
-    mirror: str
-    store: str
-    programs: str | None = None
-    configs: str | None = None
-    allow_pickle: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return run.json's `fetch`."""
-        return {k: v for k, v in asdict(self).items() if v is not None or k == "revision"}
+        return self.lost is None and not self.more and not self.status.active
 
 
 class Target(Protocol):
@@ -113,7 +92,7 @@ class Target(Protocol):
         """Give a run the plan's request and inputs. Raises UsageError while it is worked on."""
         ...
 
-    def request(self, run_id: str) -> dict[str, Any]:
+    def request(self, run_id: str) -> RunRequest:
         """Return what was asked: run.json."""
         ...
 
@@ -129,11 +108,11 @@ class Target(Protocol):
         """Ask a run for a checkpoint and an end."""
         ...
 
-    def status(self, run_id: str) -> dict[str, Any]:
+    def status(self, run_id: str) -> RunStatus:
         """Return the status as status.json has it."""
         ...
 
-    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, run_id: str, offset: int) -> tuple[list[Event], int]:
         """Return the events from byte `offset` on, and the offset behind them."""
         ...
 
@@ -145,7 +124,7 @@ class Target(Protocol):
         """
         ...
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[ListedRun]:
         """Return the status of every run, oldest first."""
         ...
 

@@ -31,7 +31,7 @@ from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine, remote_engine, ship
 from tunesmith.image.engine import SHM_SIZE
-from tunesmith.job.run.folder import ACTIVE
+from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
 from tunesmith.stack.environment import MARKER
 from tunesmith.stack.sources import app_digest
@@ -88,8 +88,8 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
     profile = project.mirror(mirror)
     if profile.ca_bundle:
         raise UsageError(
-            f"--mirror {mirror}: `ca_bundle` is not brought into containers; build the image with "
-            "this mirror and provision with a named one"
+            f"--mirror {mirror}: `ca_bundle` is not copied into containers",
+            hint="build the image with this mirror and provision with a named one",
         )
     remote = Remote(name, project.inventory)
     ship.look(remote)
@@ -170,9 +170,9 @@ def _look(remote: Remote) -> _There:
     foreign = [path for path in markers if f"/envs/{_ENVIRONMENT}/" not in path]
     if foreign:
         raise UsageError(
-            f"{remote.name} has a conda environment ({PurePosixPath(foreign[0]).parent}); `inv "
-            f"host.reset --on {remote.name}` removes it, or `inv host.add {remote.name} ... "
-            "--runner conda` goes on using it"
+            f"{remote.name} has a conda environment ({PurePosixPath(foreign[0]).parent})",
+            hint=f"remove it with `inv host.reset --on {remote.name}`, or keep using it with "
+            f"`inv host.add {remote.name} ... --runner conda`",
         )
     return _There(remote.name, PurePosixPath(base), f"{uid}:{gid}")
 
@@ -182,12 +182,12 @@ def _image(client: docker.DockerClient, project: Project, name: str, tag: str) -
         image = engine.find_image(client, tag)
     except UsageError:
         raise UsageError(
-            f"{name} has no image {tag}; `inv image.ship --on {name}` brings it"
+            f"{name} has no image {tag}", hint=f"send it with `inv image.ship --on {name}`"
         ) from None
     if image.labels.get(engine.APP) != app_digest(project.root):
         raise UsageError(
-            f"{name}: {tag} there was made from other sources than this clone's; `inv image.build "
-            f"image.ship --on {name}` brings these"
+            f"{name}: {tag} there runs a different tunesmith version",
+            hint=f"update it with `inv image.build`, then `inv image.ship --on {name}`",
         )
     return image
 
@@ -205,14 +205,15 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
         return
     if folder := _trained_in_board(remote, found):
         raise UsageError(
-            f"{remote.name}: LLaMA Board trains {folder} in the container that must be replaced; "
-            f"`inv webui --on {remote.name} --stop` ends both, then this again"
+            f"{remote.name}: LLaMA Board is training {folder} in the container that must be "
+            "replaced",
+            hint=f"stop both with `inv webui --on {remote.name} --stop`, then run this again",
         )
-    for run in agent.call(remote, "runs")["runs"]:
-        if run["state"] in ACTIVE:
+    for run in agent.call(remote, "runs", reply=RunList).runs:
+        if run.active:
             raise UsageError(
-                f"{remote.name}: run {run['run_id']} works in the container that must be replaced; "
-                f"`inv stop --on {remote.name} --run {run['run_id']}`, then this again"
+                f"{remote.name}: run {run.run_id} works in the container that must be replaced; "
+                f"`inv stop --on {remote.name} --run {run.run_id}`, then this again"
             )
 
 
@@ -232,8 +233,9 @@ def _trained_in_board(remote: Remote, found: Container) -> str | None:
     if code != 0 or not lines:
         raise TunesmithError(
             f"{remote.name}: container {found.name} does not say whether LLaMA Board trains in "
-            f"it (exit code {code}); `docker rm -f {found.name}` there removes it unasked",
+            f"it (exit code {code})",
             lines[-3:],
+            hint=f"remove it with `ssh {remote.name} docker rm -f {found.name}`",
         )
     training = replies.Service("wait").read(asked, parse_json(asked, lines[-1])).get("training")
     return str(training["folder"]) if training else None

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes, sha256_of, short_digest
+from tunesmith.core.files import sha256_of, short_digest
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.printable import one_line
 from tunesmith.hosts.answers import PLACE, Asked, Each, MalformedError, Record, Text, parse_json
@@ -277,7 +278,7 @@ def _tree_told(was: str | None, now: str | None) -> str:
     if before[1] != after[1]:
         return f"{before[1]} files -> {after[1]} files"
     if before[2] != after[2]:
-        sizes = human_bytes(int(before[2])), human_bytes(int(after[2]))
+        sizes = formats.size(int(before[2])), formats.size(int(after[2]))
         shown = " -> ".join(dict.fromkeys(sizes))
         return f"{shown} ({int(after[2]) - int(before[2]):+d} bytes)"
-    return "a file was written anew, with the same size"
+    return "a file was rewritten with the same size"

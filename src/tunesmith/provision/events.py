@@ -193,7 +193,7 @@ class Recorder:
         task = message = None
         detail: tuple[str, ...] = ()
         if self.stats is None:
-            message = "interrupted; the same command goes on from here"
+            message = "interrupted; run the same command again to continue"
         elif name not in stats.get("processed", {}):
             message = "no task was run on it"
         elif failed or unreachable:
@@ -231,7 +231,7 @@ def _message(name: str, failure: _Failure, inventory: Path) -> str:
         kind = ssh_errors.kind_of(said)
         if kind != "unknown":
             where = inventories.find(inventory, name).address
-            return ssh_errors.message(kind, name, where, ssh_errors.last_line(said))
+            return ssh_errors.reason(kind, name, where, ssh_errors.last_line(said)).line
     if text in ("", "non-zero return code"):
         text = ": ".join([f"exit code {result.get('rc', 'unknown')}", *_detail(result)[-1:]])
     if text == "Error executing command.":

@@ -25,8 +25,8 @@ from typing import Any
 
 import ansible_runner  # type: ignore[import-untyped]
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.core.mirrors import mirror_file
 from tunesmith.core.processes import end_all, resident_bytes, with_argument
 from tunesmith.hosts import inventory as inventories
@@ -199,8 +199,8 @@ def _run(
         if interrupt.flooded:
             raise TunesmithError(
                 f"{', '.join(names)}: a host sends more than a task can have to say: "
-                f"ansible-playbook grew beyond {human_bytes(_MOST_MEMORY)} and was ended; "
-                "`inv host.check --on NAME` asks each host alone"
+                f"ansible-playbook grew beyond {formats.size(_MOST_MEMORY)} and was killed",
+                hint="check each host alone with `inv host.check --on NAME`",
             )
         recorder.check()
         return int(runner.rc), interrupt.asked
@@ -288,8 +288,9 @@ def _locked_hosts(home: Path, names: Sequence[str]) -> Iterator[None]:
             except BlockingIOError:
                 stream.seek(0)
                 raise TunesmithError(
-                    f"{name}: process {stream.read().strip() or 'unknown'} of this clone is at "
-                    "work on it; wait for its end"
+                    f"{name}: process {stream.read().strip() or 'unknown'} of this clone is "
+                    "working on it",
+                    hint="wait until it ends, then try again",
                 ) from None
             stream.truncate(0)
             stream.write(f"{os.getpid()}\n")
@@ -332,7 +333,7 @@ def _log_folder(home: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             return folder
-    raise UsageError(f"{home}: a hundred runs in one second; where do they come from?")
+    raise UsageError(f"could not create a unique log folder in {home}", hint=f"empty {home}")
 
 
 def _write_private(path: Path, text: str) -> None:

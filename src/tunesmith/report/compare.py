@@ -12,15 +12,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_text
-from tunesmith.report import sections
+from tunesmith.report import answers, sections, timing
+from tunesmith.report.answers import Answer
 from tunesmith.report.curve import Curve, read_curve
-from tunesmith.report.i18n import LANGUAGES, checked_language, teller
+from tunesmith.report.i18n import LANGUAGES, Translator, checked_language, translator
 from tunesmith.report.page import template
 from tunesmith.report.picture import NARROW, compared_svg
 from tunesmith.report.record import GUARD, Record, Row, met_of, read_record
-from tunesmith.report.sections import Answer, Tell
 
 # Keys that differ between any two runs and say nothing.
 _OWN = frozenset({"output_dir", "run_name", "logging_dir"})
@@ -61,18 +62,20 @@ def compare(run_dirs: Sequence[Path], language: str = "en") -> Comparison:
 
     Raises UsageError for fewer than two, for one named twice, or where a run.json is missing.
     """
-    tell = teller(checked_language(language))
+    t = translator(checked_language(language))
     if len(run_dirs) < 2 or len(set(run_dirs)) < len(run_dirs):
-        raise UsageError("a comparison needs two different runs or more: `inv runs` lists them")
+        raise UsageError(
+            "a comparison needs at least two different runs", hint="list them with `inv runs`"
+        )
     records = tuple(read_record(folder) for folder in run_dirs)
     curves = tuple(read_curve(record.events) for record in records)
     return Comparison(
         records,
         curves,
-        tuple(_results(records, curves, tell)),
+        tuple(_results(records, curves, t)),
         tuple(_parameters(records)),
         tuple(_asked(records)),
-        tuple(_warnings(records, tell)),
+        tuple(_warnings(records, t)),
     )
 
 
@@ -83,7 +86,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path, *, language: str = "e
         record.run_id: curve for record, curve in zip(found.records, found.curves, strict=True)
     }
     page = template("compare.html.j2").render(
-        t=teller(language),
+        t=translator(language),
         lang=LANGUAGES[language],
         found=found,
         names=[record.run_id for record in found.records],
@@ -97,7 +100,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path, *, language: str = "e
 
 def comparison_table(run_dirs: Sequence[Path], *, language: str = "en") -> Table:
     """Return the results and the differing parameters as a table, the best of a line in green."""
-    tell = teller(checked_language(language))
+    t = translator(checked_language(language))
     found = compare(run_dirs, language)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
@@ -116,14 +119,14 @@ def comparison_table(run_dirs: Sequence[Path], *, language: str = "en") -> Table
         table.caption = Text(" ".join(found.warnings))
         table.caption_justify = "left"
     if not found.parameters:
-        table.add_row(Text(tell("parameters")), *[Text("=")] * len(found.records))
+        table.add_row(Text(t("parameters")), *[Text("=")] * len(found.records))
     return table
 
 
-def _results(records: Sequence[Record], curves: Sequence[Curve], tell: Tell) -> list[Line]:
-    times = [sections.phase_times(record.events) for record in records]
+def _results(records: Sequence[Record], curves: Sequence[Curve], t: Translator) -> list[Line]:
+    times = [timing.phase_times(record.events) for record in records]
     seconds = [sum(item.seconds for item in each) or None for each in times]
-    spent = [sections.cost(record, each) for record, each in zip(records, times, strict=True)]
+    spent = [timing.cost(record, each) for record, each in zip(records, times, strict=True)]
     met = [met_of(record.after) for record in records]
     guarded = [met_of(record.after, guard=True) for record in records]
     last = [curve.finite[-1].loss if curve.finite else None for curve in curves]
@@ -138,33 +141,31 @@ def _results(records: Sequence[Record], curves: Sequence[Curve], tell: Tell) -> 
         return [entry(record, *keys) for record in records]
 
     lines = [
-        _line(tell("State"), [record.status.get("state") for record in records], tell),
-        _line(tell("base model"), [_model(record) for record in records], str),
-        _line(tell("steps"), [curve.last_step or None for curve in curves], str),
-        _figures(tell("last training loss"), last, "{:.3f}"),
-        _figures(tell("held-out loss, before"), shared("before", "loss"), "{:.3f}", None),
-        _figures(tell("held-out loss, after"), shared("after", "loss"), "{:.3f}", min),
+        _line(t("State"), [record.status and record.status.state for record in records], t),
+        _line(t("base model"), [_model(record) for record in records], str),
+        _line(t("steps"), [curve.last_step or None for curve in curves], str),
+        _figures(t("last training loss"), last, "{:.3f}"),
+        _figures(t("held-out loss, before"), shared("before", "loss"), "{:.3f}", None),
+        _figures(t("held-out loss, after"), shared("after", "loss"), "{:.3f}", min),
         _figures("ROUGE-L", shared("after", "scores", "held_out", "rouge-l"), "{:.1f}", max),
         _figures("BLEU-4", shared("after", "scores", "held_out", "bleu-4"), "{:.1f}", max),
-        _shares(tell("Prompts met"), met),
-        _figures(tell("guard loss, before"), shared("before", GUARD, "loss"), "{:.3f}", None),
-        _figures(tell("guard loss, after"), shared("after", GUARD, "loss"), "{:.3f}", min),
-        _shares(tell("guard set, right answers"), guarded),
-        _figures(
-            tell("tokens per second"), [sections.throughput(c) for c in curves], "{:,.0f}", max
-        ),
-        _timed(tell("Time"), seconds),
-        _line(tell("cost"), [item.total if item else None for item in spent], str),
-        _line(tell("Merge proof"), [_passed(r.proof) for r in records], tell),
-        _line(tell("Prompt parity"), [_passed(r.parity) for r in records], tell),
+        _shares(t("Prompts met"), met),
+        _figures(t("guard loss, before"), shared("before", GUARD, "loss"), "{:.3f}", None),
+        _figures(t("guard loss, after"), shared("after", GUARD, "loss"), "{:.3f}", min),
+        _shares(t("guard set, right answers"), guarded),
+        _figures(t("tokens per second"), [timing.throughput(c) for c in curves], "{:,.0f}", max),
+        _timed(t("Time"), seconds),
+        _line(t("cost"), [item.total if item else None for item in spent], str),
+        _line(t("Merge proof"), [_passed(r.proof) for r in records], t),
+        _line(t("Prompt parity"), [_passed(r.parity) for r in records], t),
         _line("LLaMA-Factory", [r.versions.get("llamafactory") for r in records], str),
         _line("lock", [str(r.versions.get("lock_sha256") or "")[:12] for r in records], str),
     ]
     return [line for line in lines if any(value != "–" for value in line.values)]
 
 
-def _line(label: str, values: Sequence[Any], tell: Callable[[str], str]) -> Line:
-    return Line(label, tuple(tell(str(v)) if v not in (None, "") else "–" for v in values))
+def _line(label: str, values: Sequence[Any], t: Callable[[str], str]) -> Line:
+    return Line(label, tuple(t(str(v)) if v not in (None, "") else "–" for v in values))
 
 
 def _figures(
@@ -188,7 +189,7 @@ def _shares(label: str, values: Sequence[tuple[int, int] | None]) -> Line:
 
 def _timed(label: str, values: Sequence[float | None]) -> Line:
     found = _figures(label, values, "{}", min)
-    said = tuple("–" if value is None else sections.duration(value) for value in values)
+    said = tuple("–" if value is None else formats.duration(value) for value in values)
     return Line(label, said, found.best)
 
 
@@ -199,7 +200,7 @@ def _passed(record: Row) -> str | None:
 
 
 def _model(record: Record) -> str:
-    return str((record.run.get("model") or {}).get("name") or "")
+    return (record.run.model.name if record.run.model else None) or ""
 
 
 def _parameters(records: Sequence[Record]) -> list[Line]:
@@ -224,19 +225,19 @@ def _asked(records: Sequence[Record]) -> list[Asked]:
         Asked(
             prompt,
             str(next(iter(found.values())).get("reference") or ""),
-            tuple(sections.answer(found.get(place)) for place in range(len(records))),
+            tuple(answers.answer(found.get(place)) for place in range(len(records))),
         )
         for (name, prompt), found in sorted(rows.items(), key=lambda item: order.get(item[0][0], 1))
         if name != GUARD
     ]
 
 
-def _warnings(records: Sequence[Record], tell: Tell) -> list[str]:
+def _warnings(records: Sequence[Record], t: Translator) -> list[str]:
     """What makes figures of these runs no comparison."""
     found = []
     held = {
         (
-            tuple(str(item.get("sha256")) for item in record.run.get("data", [])),
+            tuple(str(item.sha256) for item in record.run.data),
             str(record.config.get("val_size")),
             str(record.config.get("eval_dataset")),
             str(record.config.get("seed")),
@@ -245,10 +246,10 @@ def _warnings(records: Sequence[Record], tell: Tell) -> list[str]:
     }
     if len(held) > 1:
         found.append(
-            tell("The held-out rows are not the same ones: their losses say little of each other.")
+            t("The held-out rows are not the same ones: their losses say little of each other.")
         )
     if len({str(record.config.get("template")) for record in records}) > 1:
-        found.append(tell("The templates differ: losses are of other tokens."))
+        found.append(t("The templates differ: losses are of other tokens."))
     if len({_model(record) for record in records}) > 1:
-        found.append(tell("The base models differ: losses are of other tokens."))
+        found.append(t("The base models differ: losses are of other tokens."))
     return found

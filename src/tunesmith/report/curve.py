@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-Event = Mapping[str, Any]
+from tunesmith.job.run import events
 
 SMOOTH_POINTS = 600  # more than a picture 900 px wide can show; keeps smoothing linear in time
 SMOOTH_SHARE = 0.12  # half window of the smoothing, as a share of all points
@@ -74,7 +74,7 @@ class Curve:
         return self.train[-1].step if self.train else 0
 
 
-def read_curve(events: Iterable[Event]) -> Curve:
+def read_curve(found: Iterable[events.Event]) -> Curve:
     """Build the curve from events in the order they were written.
 
     After a restart steps repeat. What an abandoned attempt logged at or after the step
@@ -87,28 +87,24 @@ def read_curve(events: Iterable[Event]) -> Curve:
     resumes: list[Resume] = []
     total: int | None = None
     newest = 0
-    for event in events:
-        name = event.get("event")
-        step = _whole(event.get("step"))
-        if step is None:
-            continue
-        if name == "log" and "loss" in event:
-            _rewind(train, step)
-            train[step] = _train_point(step, event)
-            total = _whole(event.get("total_steps")) or total
-            newest = step
-        elif name == "eval" and "loss" in event:
-            _rewind(evals, step)
-            evals[step] = EvalPoint(step, _loss(event["loss"]))
-        elif name == "checkpoint":
-            _rewind(checkpoints, step)
-            size, seconds = _whole(event.get("bytes")), _number(event.get("seconds"))
-            checkpoints[step] = Checkpoint(step, size, seconds)
-        elif name == "resumed":
+    for event in found:
+        if isinstance(event, events.Log):
+            _rewind(train, event.step)
+            train[event.step] = _train_point(event)
+            total = event.total_steps or total
+            newest = event.step
+        elif isinstance(event, events.Evaluated):
+            _rewind(evals, event.step)
+            evals[event.step] = EvalPoint(event.step, _loss(event.loss))
+        elif isinstance(event, events.Checkpoint):
+            _rewind(checkpoints, event.step)
+            checkpoints[event.step] = Checkpoint(event.step, event.bytes, event.seconds)
+        elif isinstance(event, events.Resumed):
             for series in (train, evals, checkpoints):
-                _rewind(series, step + 1)
-            resumes.append(Resume(step, str(event.get("checkpoint", "")), max(0, newest - step)))
-            newest = step
+                _rewind(series, event.step + 1)
+            lost = max(0, newest - event.step)
+            resumes.append(Resume(event.step, event.checkpoint or "", lost))
+            newest = event.step
     return Curve(
         train=tuple(train.values()),
         evals=tuple(evals.values()),
@@ -140,35 +136,28 @@ def _rewind(series: dict[int, Any], step: int) -> None:
         series.popitem()
 
 
-def _train_point(step: int, event: Event) -> TrainPoint:
+def _train_point(event: events.Log) -> TrainPoint:
     return TrainPoint(
-        step=step,
-        loss=_loss(event["loss"]),
-        learning_rate=_number(event.get("learning_rate")),
-        grad_norm=_number(event.get("grad_norm")),
-        tokens_per_second=_number(event.get("tokens_per_second")),
-        epoch=_number(event.get("epoch")),
+        step=event.step,
+        loss=_loss(event.loss),
+        learning_rate=_number(event.learning_rate),
+        grad_norm=_number(event.grad_norm),
+        tokens_per_second=_number(event.tokens_per_second),
+        epoch=_number(event.epoch),
     )
 
 
-def _loss(value: Any) -> float:
+def _loss(value: float | str | None) -> float:
     """A loss that JSON could not hold (null, "nan") is not a number, not a missing point."""
     number = _number(value)
     return math.nan if number is None else number
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or value is None:
-        return None
+def _number(value: float | str | None) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return None if value is None else float(value)
+    except ValueError:
         return None
-
-
-def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return None if number is None or not math.isfinite(number) else int(number)
 
 
 def _condensed(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.report.curve import SMOOTH_SHARE, Curve, smoothed
 from tunesmith.report.i18n import advice_text
 
@@ -152,13 +153,13 @@ def diagnose(curve: Curve, facts: RunFacts, language: str = "en") -> tuple[Advic
 
 
 def facts_of(
-    run: Mapping[str, Any],
+    run: RunRequest,
     config: Mapping[str, Any],
     phases: Mapping[str, Any],
     evaluation: Mapping[str, Any],
 ) -> RunFacts:
     """Gather the facts from run.json, config.yaml, status.json's phases and evaluation.json."""
-    rows = [item["rows"] for item in run.get("data", []) if isinstance(item.get("rows"), int)]
+    rows = [item.rows for item in run.data if item.rows is not None]
 
     def measured(when: str, *, guard: bool = False) -> float | None:
         entry = evaluation.get(when) or {}

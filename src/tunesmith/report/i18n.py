@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from tunesmith.core.errors import UsageError
 
+Translator = Callable[[str], str]
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 
 _ADVICE = {
@@ -131,7 +132,7 @@ def checked_language(language: str) -> str:
     """Return `language`, or raise UsageError where the report does not speak it."""
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)
-        raise UsageError(f"report language {language!r} is not known; use one of: {known}")
+        raise UsageError(f"report language {language!r} is unknown", hint=f"use one of: {known}")
     return language
 
 
@@ -141,7 +142,7 @@ def advice_text(code: str, figures: Mapping[str, float | int | str], language: s
     return (chinese if language == "zh" else english).format(**figures)
 
 
-def teller(language: str) -> Callable[[str], str]:
+def translator(language: str) -> Translator:
     """Return the function that gives a short English phrase in `language`."""
     words = _CHINESE if language == "zh" else _ENGLISH
     return lambda phrase: words.get(phrase, phrase)

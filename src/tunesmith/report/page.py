@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from tunesmith.core.files import human_bytes, write_text
+from tunesmith.core import formats
+from tunesmith.core.files import write_text
 from tunesmith.core.printable import printable
-from tunesmith.report import sections
+from tunesmith.report import answers, sections, timing
 from tunesmith.report.curve import Curve, read_curve
 from tunesmith.report.diagnosis import diagnose, facts_of
-from tunesmith.report.i18n import LANGUAGES, checked_language, teller
+from tunesmith.report.i18n import LANGUAGES, checked_language, translator
 from tunesmith.report.picture import NARROW, as_svg, write_png
 from tunesmith.report.record import GUARD, Record, read_record
 
@@ -96,40 +97,40 @@ def template(name: str) -> Template:
         cell=_cell,
         code=_code,
         printable=printable,
-        bytes=human_bytes,
-        duration=sections.duration,
+        bytes=formats.size,
+        duration=formats.duration,
         figure=_figure,
     )
     return environment.get_template(name)
 
 
 def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
-    tell = teller(language)
-    times = sections.phase_times(record.events)
-    phases = record.status.get("phases", {})
-    answers = sections.comparisons(record)
+    t = translator(language)
+    times = timing.phase_times(record.events)
+    phases = record.status.phases if record.status else {}
+    compared = answers.comparisons(record)
     facts = facts_of(record.run, record.config, phases, record.evaluation)
     return {
-        "t": tell,
+        "t": t,
         "lang": LANGUAGES[language],
         "record": record,
         "curve": curve,
-        "title": record.run.get("title") or record.run.get("stem") or record.run_id,
-        "headlines": sections.headlines(record, times, tell),
-        "abstract": sections.abstract(record, tell),
-        "comparisons": [item for item in answers if item.name != GUARD],
-        "guard": next((item for item in answers if item.name == GUARD), None),
-        "guard_scores": sections.scores(record, GUARD, tell),
-        "held_out_scores": sections.scores(record, "held_out", tell),
-        "parity_ways": sections.parity_ways(record),
-        "cost": sections.cost(record, times),
+        "title": record.run.title or record.run.stem or record.run_id,
+        "headlines": sections.headlines(record, times, t),
+        "abstract": sections.abstract(record, t),
+        "comparisons": [item for item in compared if item.name != GUARD],
+        "guard": next((item for item in compared if item.name == GUARD), None),
+        "guard_scores": answers.scores(record, GUARD, t),
+        "held_out_scores": answers.scores(record, "held_out", t),
+        "parity_ways": answers.parity_ways(record),
+        "cost": timing.cost(record, times),
         "advice": diagnose(curve, facts, language),
         "parameters": sections.parameters(record),
-        "data": sections.data_statistics(record, tell),
+        "data": sections.data_statistics(record, t),
         "times": times,
-        "starts": sections.starts(record.events, tell),
-        "throughput": sections.throughput(curve),
-        "notes": sections.notes(record, curve, tell),
+        "starts": timing.starts(record.events, t),
+        "throughput": timing.throughput(curve),
+        "notes": sections.notes(record, curve, t),
         "commands": sections.commands(record),
     }
 

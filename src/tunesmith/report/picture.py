@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tunesmith.core.files import replacing
 from tunesmith.report.curve import Curve, smoothed
-from tunesmith.report.i18n import teller
+from tunesmith.report.i18n import translator
 
 WIDE = (9.0, 6.0)  # inches at 100 dpi: 900 x 600 px
 NARROW = (4.2, 4.4)  # for a telephone: the same text size on less paper
@@ -31,7 +31,7 @@ DPI = 100
 # Each colour stands for a role. The SVG replaces them by the page's own variables, so one
 # picture serves the light and the dark theme; the PNG shows them as they are, on white.
 INK, TRAIN, VALIDATION, RATE = "#1f2430", "#2f6690", "#c1572f", "#6b7280"
-# One colour a run where several are compared; the line styles tell them apart without colour.
+# One colour a run where several are compared; the line styles t them apart without colour.
 LINES = (TRAIN, VALIDATION, "#3d7a52", "#7a4fa3", "#8a6d14", "#5b6573")
 _STYLES = ("-", "--", "-.", ":")
 _ROLES = {
@@ -63,7 +63,7 @@ def draw(
     language: str = "en",
 ) -> Figure:
     """Return the figure: losses above, learning rate below, `size` in inches at 100 dpi."""
-    tell = teller(language)
+    t = translator(language)
     with rc_context(_style()):
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
@@ -71,8 +71,8 @@ def draw(
         if title:
             # A title is somebody's text: "$" in it is no formula.
             upper.set_title(title, loc="left", fontsize=11, pad=12, parse_math=False)
-        _draw_losses(upper, curve, tell)
-        _draw_rate(lower, curve, tell)
+        _draw_losses(upper, curve, t)
+        _draw_rate(lower, curve, t)
         for axes in (upper, lower):
             _calm(axes)
         lower.set_xlim(0, max(curve.total_steps or 0, curve.last_step, 1) * 1.015)
@@ -91,7 +91,7 @@ def as_svg(curve: Curve, *, size: tuple[float, float] = WIDE, language: str = "e
     Text stays text, in the page's font. Ids are unique to this curve and size, so several
     pictures can stand in one page.
     """
-    label = teller(language)("Training and validation loss by step, learning rate below")
+    label = translator(language)("Training and validation loss by step, learning rate below")
     return _svg(lambda: draw(curve, size=size, language=language), label)
 
 
@@ -99,7 +99,7 @@ def compared_svg(
     curves: Mapping[str, Curve], *, size: tuple[float, float] = WIDE, language: str = "en"
 ) -> str:
     """Return an <svg> of several runs' losses: each run's trend and its validation."""
-    tell = teller(language)
+    t = translator(language)
 
     def drawn() -> Figure:
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -122,15 +122,15 @@ def compared_svg(
                 marker="D",
                 markersize=4,
             )
-        axes.set_ylabel(tell("loss (nat/token)"))
-        axes.set_xlabel(tell("step"))
+        axes.set_ylabel(t("loss (nat/token)"))
+        axes.set_xlabel(t("step"))
         axes.set_ylim(bottom=0)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="upper right", frameon=False, labelcolor=INK, handlelength=2.2)
         _calm(axes)
         return figure
 
-    return _svg(drawn, tell("Training and validation loss of the runs by step"))
+    return _svg(drawn, t("Training and validation loss of the runs by step"))
 
 
 def _svg(draw_figure: Callable[[], Figure], label: str) -> str:
@@ -151,7 +151,7 @@ def _svg(draw_figure: Callable[[], Figure], label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" stroke-linejoin="round" ', 1)
 
 
-def _draw_losses(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
+def _draw_losses(axes: Axes, curve: Curve, t: Callable[[str], str]) -> None:
     points = curve.finite
     steps, losses = [p.step for p in points], [p.loss for p in points]
     few = len(points) <= MANY_POINTS
@@ -166,12 +166,12 @@ def _draw_losses(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
             marker="o" if few else "",
             markersize=4.2,
             markeredgewidth=0,
-            label=tell("training, each log"),
+            label=t("training, each log"),
         )
         trend_steps, trend = smoothed(steps, losses)
-        axes.plot(trend_steps, trend, color=TRAIN, linewidth=2, label=tell("training, smoothed"))
+        axes.plot(trend_steps, trend, color=TRAIN, linewidth=2, label=t("training, smoothed"))
     else:
-        note = tell("No loss was logged.")
+        note = t("No loss was logged.")
         axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color=INK, alpha=0.7)
     evals = [point for point in curve.evals if math.isfinite(point.loss)]
     if evals:
@@ -182,12 +182,12 @@ def _draw_losses(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
             linewidth=1.2,
             marker="D",
             markersize=4.5,
-            label=tell("validation"),
+            label=t("validation"),
         )
-    _mark_broken(axes, curve, tell)
-    _mark_checkpoints(axes, curve, tell)
-    _mark_resumes(axes, curve, tell)
-    axes.set_ylabel(tell("loss (nat/token)"))
+    _mark_broken(axes, curve, t)
+    _mark_checkpoints(axes, curve, t)
+    _mark_resumes(axes, curve, t)
+    axes.set_ylabel(t("loss (nat/token)"))
     low = min([*losses, *(point.loss for point in evals)], default=0.0)
     if low >= 0:
         axes.set_ylim(bottom=0)
@@ -195,7 +195,7 @@ def _draw_losses(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
         axes.legend(loc="upper right", frameon=False, labelcolor=INK, handlelength=1.6)
 
 
-def _mark_broken(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
+def _mark_broken(axes: Axes, curve: Curve, t: Callable[[str], str]) -> None:
     """Losses that were not numbers, as crosses at the top edge."""
     broken = [point.step for point in curve.train if not math.isfinite(point.loss)]
     if broken:
@@ -206,11 +206,11 @@ def _mark_broken(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
             color=VALIDATION,
             linestyle="none",
             marker="x",
-            label=tell("loss not a number"),
+            label=t("loss not a number"),
         )
 
 
-def _mark_checkpoints(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
+def _mark_checkpoints(axes: Axes, curve: Curve, t: Callable[[str], str]) -> None:
     """Saved checkpoints, as small triangles standing on the step axis."""
     if curve.checkpoints:
         every = -(-len(curve.checkpoints) // MANY_CHECKPOINTS)
@@ -225,18 +225,18 @@ def _mark_checkpoints(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> N
             marker="^",
             markersize=4.5,
             clip_on=False,
-            label=tell("checkpoint"),
+            label=t("checkpoint"),
         )
 
 
-def _mark_resumes(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
+def _mark_resumes(axes: Axes, curve: Curve, t: Callable[[str], str]) -> None:
     for resume in curve.resumes:
         # Three quarters high: the legend stands above.
         axes.axvline(
             resume.step, 0, 0.72, color=INK, alpha=0.55, linewidth=0.9, linestyle=(0, (4, 3))
         )
         axes.annotate(
-            tell("resumed at step {step}").format(step=resume.step),
+            t("resumed at step {step}").format(step=resume.step),
             (resume.step, 0.06),
             xycoords=axes.get_xaxis_transform(),
             xytext=(4, 0),
@@ -247,14 +247,14 @@ def _mark_resumes(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
         )
 
 
-def _draw_rate(axes: Axes, curve: Curve, tell: Callable[[str], str]) -> None:
+def _draw_rate(axes: Axes, curve: Curve, t: Callable[[str], str]) -> None:
     known = [(p.step, p.learning_rate) for p in curve.train if p.learning_rate is not None]
     axes.plot([step for step, _ in known], [rate for _, rate in known], color=RATE, linewidth=1.4)
     highest = max((rate for _, rate in known), default=0.0) or 1.0
     axes.set_ylim(0, highest * 1.15)
     axes.set_yticks([0, highest], ["0", as_rate(highest)])
-    axes.set_ylabel(tell("rate"))
-    axes.set_xlabel(tell("step"))
+    axes.set_ylabel(t("rate"))
+    axes.set_xlabel(t("step"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 2.5, 5, 10]))
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.job.run import integrity, records, seals
-from tunesmith.job.run.folder import RunFolder, damaged_lines, read_events
-from tunesmith.job.run.shapes import Check
-from tunesmith.job.run.stored import DamagedError, parse_json, read_object, read_plain
+from tunesmith.job.run import integrity, seals
+from tunesmith.job.run.codec import Fault, decode
+from tunesmith.job.run.events import Event, damaged_lines, read_events
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.results import AnswerRow, Evaluation, Parity, Proof
+from tunesmith.job.run.schema import RunRequest, RunStatus
+from tunesmith.job.run.stored import DamagedError, parse_json, read_plain
 
 Row = dict[str, Any]
 
@@ -39,10 +42,10 @@ class Record:
     """The files of one run as values; empty where a file is missing."""
 
     run_id: str
-    run: Row
+    run: RunRequest
     config: Row
-    status: Row
-    events: tuple[Row, ...]
+    status: RunStatus | None
+    events: tuple[Event, ...]
     before: tuple[Row, ...]
     after: tuple[Row, ...]
     evaluation: Row
@@ -92,29 +95,31 @@ def read_record(run_dir: Path) -> Record:
         faults[name] = why
         return empty
 
-    status = take("status.json", lambda _: _read_status(folder), {})
-    if status.get("state") not in ("queued", "running"):  # else they are being written
+    status = folder.status() if folder.status_file.exists() else None
+    if status is None:
+        faults["status.json"] = NOT_THERE
+    if status is None or not status.active:  # else they are being written
         seals.check(run_dir, integrity.READS[integrity.REPORT], adopt=False)
     record = Record(
-        run_id=str(run.get("run_id", folder.run_id)),
+        run_id=folder.run_id,
         run=run,
         config=take("config.yaml", lambda _: folder.config(), {}),
         status=status,
         events=tuple(take("events.jsonl", _read_events, [])),
         before=tuple(take("before.jsonl", _read_answers, [])),
         after=tuple(take("after.jsonl", _read_answers, [])),
-        evaluation=take("evaluation.json", _reader(records.EVALUATION), {}),
-        proof=take("proof.json", _reader(records.PROOF), {}),
-        parity=take("parity.json", _reader(records.PARITY), {}),
-        versions=take("versions.json", _reader(records.VERSIONS), {}),
+        evaluation=take("evaluation.json", _checked(Evaluation), {}),
+        proof=take("proof.json", _checked(Proof), {}),
+        parity=take("parity.json", _checked(Parity), {}),
+        versions=take("versions.json", _checked(None), {}),
         missing=(),
     )
-    if status.get("failure") == "damaged":
-        faults["status.json"] = "damaged: " + str(status["message"]).partition("damaged: ")[2]
+    if status and status.failure == "damaged":
+        faults["status.json"] = "damaged: " + (status.message or "").partition("damaged: ")[2]
     if lines := damaged_lines(folder.events_file):
         # The others are shown.
         faults["events.jsonl"] = f"damaged: {lines[0]}"
-    missing = [_missing(name, why, run, status, record.run_id) for name, why in faults.items()]
+    missing = [_missing(name, why, run, status) for name, why in faults.items()]
     return replace(record, missing=tuple(missing))
 
 
@@ -151,36 +156,39 @@ def met_of(rows: Sequence[Row], *, guard: bool = False) -> tuple[int, int] | Non
     return (sum(judged), len(judged)) if judged else None
 
 
-def _missing(name: str, why: str, run: Row, status: Row, run_id: str) -> Missing:
+def _missing(name: str, why: str, run: RunRequest, status: RunStatus | None) -> Missing:
     gives, phase = FILES[name]
-    asked = not phase or phase in run.get("phases", [])
-    again = f"inv train --config {shlex.quote(str(run.get('config_file', 'CONFIG')))}"
-    run_id = shlex.quote(run_id)
+    asked = not phase or phase in (run.phases or ())
+    again = f"inv train --config {shlex.quote(run.config_file or 'CONFIG')}"
+    run_id = shlex.quote(run.run_id)
     if not asked and why == NOT_THERE:
         why = "was not part of this run"
-    if status.get("state") in ("queued", "running"):
+    if status and status.active:
         command = f"inv attach --run {run_id}"
     elif phase in ("merge", "proof"):
         command = f"inv merge --run {run_id}"
-    elif status.get("state") == "succeeded":
+    elif status and status.state == "succeeded":
         command = again  # nothing is left to resume
     else:
         command = f"inv resume --run {run_id}"
     return Missing(name, gives, why, command, asked)
 
 
-def _read_status(folder: RunFolder) -> Row:
-    """The status as readers should see it: a run whose owner died is not running."""
-    if not folder.status_file.exists():
-        raise FileNotFoundError(folder.status_file)
-    return folder.status()
+def _checked(kind: type | None) -> Callable[[Path], Row]:
+    """Return a reader of a JSON object that is a `kind` and may have more."""
+
+    def read(path: Path) -> Row:
+        value = parse_json(read_plain(path, ""))
+        if not isinstance(value, dict):
+            raise Fault("an object", value)
+        if kind is not None:
+            decode(kind, value)
+        return value
+
+    return read
 
 
-def _reader(check: Check) -> Callable[[Path], Row]:
-    return lambda path: read_object(path, check, "")
-
-
-def _read_events(path: Path) -> list[Row]:
+def _read_events(path: Path) -> list[Event]:
     if not path.exists():
         raise FileNotFoundError(path)
     return read_events(path)
@@ -197,7 +205,9 @@ def _read_answers(path: Path) -> list[Row]:
             row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
-        if fault := records.ANSWER(row, f"line {number}"):
-            raise ValueError(fault)
+        try:
+            decode(AnswerRow, row)
+        except Fault as fault:
+            raise ValueError(f"line {number}: {fault}") from None
         rows.append(row)
     return rows

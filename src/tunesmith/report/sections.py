@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
-from tunesmith.core.files import human_bytes
+from tunesmith.core import formats
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Changed
 from tunesmith.report.curve import Curve
 from tunesmith.report.diagnosis import FORGOTTEN
-from tunesmith.report.record import GUARD, Record, Row, met_of, pair_answers
-
-Tell = Callable[[str], str]
-
-LONG_ANSWER = 400  # characters; a longer answer is folded after this many
-LONG_LINES = 6  # or after this many lines: an untuned model likes to repeat line breaks
-FEW_PATTERNS = 3  # so many patterns are said once above the table rather than in each row
+from tunesmith.report.i18n import Translator
+from tunesmith.report.record import GUARD, Record, Row, met_of
+from tunesmith.report.timing import PhaseTime, cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,63 +30,12 @@ class Headline:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer: its beginning, the folded rest, and whether it met what was expected.
-
-    `cut` says that the token limit ended it, not the model.
-    """
-
-    text: str
-    rest: str
-    met: bool | None
-    cut: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One prompt with both answers; `before` or `after` is None where it was not asked."""
-
-    prompt: str
-    reference: str
-    expect: str
-    before: Answer | None
-    after: Answer | None
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSet:
-    """Prompts of one kind, and the patterns their answers are judged by, each once.
-
-    With more than FEW_PATTERNS of them `patterns` is empty and each row shows its own.
-    """
-
-    name: str
-    patterns: tuple[str, ...]
-    rows: tuple[Comparison, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Parameter:
     """One config key. `marks` say who set it (word, reason) where the file did not."""
 
     key: str
     value: str
     marks: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseTime:
-    """Seconds one phase took over all its attempts; `share` of the longest phase, 0 to 1.
-
-    `memory` is what its last process held at most, in words: "3.1 GB, GPU 9.8 GB".
-    """
-
-    phase: str
-    seconds: float
-    share: float
-    attempts: int
-    state: str
-    memory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +47,20 @@ class Note:
     detail: str
 
 
-def headlines(record: Record, times: tuple[PhaseTime, ...], tell: Tell) -> list[Headline]:
+def headlines(record: Record, times: tuple[PhaseTime, ...], t: Translator) -> list[Headline]:
     """The verdict row: state, held-out loss, prompts met, guard set, merge proof, time."""
-    guard = _guard(record, tell)
+    guard = _guard(record, t)
     return [
-        _state(record, tell),
-        _held_out(record, tell),
-        _prompts_met(record, tell),
+        _state(record, t),
+        _held_out(record, t),
+        _prompts_met(record, t),
         *([guard] if guard else []),
-        _proof(record, tell),
-        _total_time(record, times, tell),
+        _proof(record, t),
+        _total_time(record, times, t),
     ]
 
 
-def abstract(record: Record, tell: Tell) -> str:
+def abstract(record: Record, t: Translator) -> str:
     """The result in two or three sentences; empty where nothing was measured."""
     said = []
     before, after = (
@@ -123,11 +69,11 @@ def abstract(record: Record, tell: Tell) -> str:
     if before and after is not None:
         fell = "The held-out loss fell by {share:.0%}, from {before:.2f} to {after:.2f}."
         rose = "The held-out loss did not fall: {before:.2f} before, {after:.2f} after."
-        sentence = tell(fell if after < before else rose)
+        sentence = t(fell if after < before else rose)
         said.append(sentence.format(share=1 - after / before, before=before, after=after))
     base, tuned = met_of(record.before), met_of(record.after)
     if base and tuned:
-        sentence = tell("The tuned model met {tuned} of {of} prompts, the base model {base}.")
+        sentence = t("The tuned model met {tuned} of {of} prompts, the base model {base}.")
         said.append(sentence.format(tuned=tuned[0], of=tuned[1], base=base[0]))
     forgot = _loss(record, "before", guard=True), _loss(record, "after", guard=True)
     if forgot[0] and forgot[1] is not None:
@@ -136,145 +82,62 @@ def abstract(record: Record, tell: Tell) -> str:
         kept = "On general prompts its loss is what it was."
         share = forgot[1] / forgot[0] - 1
         sentence = kept if abs(share) < 0.005 else rose if share > 0 else fell
-        said.append(tell(sentence).format(share=abs(share)))
+        said.append(t(sentence).format(share=abs(share)))
     if record.proof:
         good = "The merged model is proven equal to base model and adapter."
         bad = "The merged model did not pass its proof: do not use it."
-        said.append(tell(good if record.proof.get("passed") else bad))
-    return tell(" ").join(said)  # Chinese sentences follow each other without a space
-
-
-def comparisons(record: Record) -> list[AnswerSet]:
-    """The answers side by side, by set, the prompts first."""
-    found: dict[str, list[Comparison]] = {}
-    for name, before, after in pair_answers(record.before, record.after):
-        row = after or before or {}
-        comparison = Comparison(
-            prompt=str(row.get("prompt", "")),
-            reference=str(row.get("reference") or ""),
-            expect=str(row.get("expect") or ""),
-            before=answer(before),
-            after=answer(after),
-        )
-        found.setdefault(name, []).append(comparison)
-    sets = []
-    for name, rows in found.items():
-        patterns = tuple(dict.fromkeys(row.expect for row in rows if row.expect))
-        few = len(patterns) <= FEW_PATTERNS
-        sets.append(AnswerSet(name, patterns if few else (), tuple(rows)))
-    return sets
+        said.append(t(good if record.proof.get("passed") else bad))
+    return t(" ").join(said)  # Chinese sentences follow each other without a space
 
 
 def parameters(record: Record) -> dict[str, list[Parameter]]:
     """The config's keys by group, in the order of the file within each."""
-    owned = {item["key"]: item for item in record.run.get("owned", [])}
-    overrides = record.run.get("overrides", {})
-    changed = {event["what"]: event for event in record.events if event.get("event") == "changed"}
+    owned = {item.key: item for item in record.run.owned}
+    overrides = record.run.overrides
+    changed = {event.what: event for event in record.events if isinstance(event, Changed)}
     groups: dict[str, list[Parameter]] = {name: [] for name in [*GROUPS, "Other"]}
-    removed = {key: item.get("value") for key, item in owned.items() if key not in record.config}
+    removed = {key: item.value for key, item in owned.items() if key not in record.config}
     for key, value in (record.config | removed).items() if record.config else ():
         marks = []
         if key in owned:
-            was = owned[key].get("was")
-            why = str(owned[key].get("why", ""))
+            was, why = owned[key].was, owned[key].why
             marks.append(("owned", why if was is None else f"{why} (was {plain(was)})"))
         if key in overrides:
             marks.append(("override", ""))
         if key in changed:
             event = changed[key]
-            marks.append(("changed", f"{plain(event.get('to'))}: {event.get('why', '')}"))
+            marks.append(("changed", f"{plain(event.to)}: {event.why}"))
         groups[_group_of(key)].append(Parameter(key, plain(value), tuple(marks)))
     return {name: rows for name, rows in groups.items() if rows}
 
 
-def data_statistics(record: Record, tell: Tell) -> list[tuple[str, list[tuple[str, str]]]]:
+def data_statistics(record: Record, t: Translator) -> list[tuple[str, list[tuple[str, str]]]]:
     """For each data set its key and what is known of it: (name, value) pairs."""
     sets = []
-    for item in record.run.get("data", []):
+    for item in record.run.data:
         rows = [
-            (tell(name.replace("_", " ")), _data_value(name, value))
-            for name, value in item.items()
+            (t(name.replace("_", " ")), _data_value(name, value))
+            for name, value in encode(item).items()
             if name != "key" and value is not None
         ]
-        sets.append((str(item.get("key", "?")), rows))
+        sets.append((item.key or "?", rows))
     held_out = record.evaluation.get("after") or record.evaluation.get("before") or {}
     if sets and held_out.get("rows"):
-        value = tell("{rows} rows, {tokens} answer tokens").format(
+        value = t("{rows} rows, {tokens} answer tokens").format(
             rows=held_out["rows"], tokens=held_out.get("tokens", "?")
         )
-        sets[-1][1].append((tell("held out"), value))
+        sets[-1][1].append((t("held out"), value))
     return sets
 
 
-def phase_times(events: tuple[Row, ...]) -> tuple[PhaseTime, ...]:
-    """How long each phase took, in the order the phases began.
-
-    A phase whose end was never written (kill -9, power loss) counts up to the last event
-    before the run was started again.
-    """
-    seconds: dict[str, float] = {}
-    attempts: dict[str, int] = {}
-    states: dict[str, str] = {}
-    peaks: dict[str, str] = {}
-    phase, began, last = "", 0.0, 0.0
-
-    def close(state: str, until: float) -> None:
-        seconds[phase] = seconds.get(phase, 0.0) + max(0.0, until - began)
-        states[phase] = state
-
-    for event in events:
-        name, now = event.get("event"), float(event.get("time", last))
-        if name == "phase_started":
-            # A second attempt of the same phase goes on within it.
-            if phase and phase != event["phase"]:
-                close("ended without a word", last)
-                phase = ""
-            if not phase:
-                phase, began = str(event["phase"]), now
-            attempts[phase] = attempts.get(phase, 0) + 1
-        elif name == "summary" and isinstance(event.get("peak_memory"), Mapping):
-            peaks[str(event.get("phase"))] = _memory(event["peak_memory"])
-        elif name == "phase_ended" and phase:
-            close(str(event.get("state", "")), now)
-            phase = ""
-        elif name == "run_started" and phase:
-            close("ended without a word", last)
-            phase = ""
-        last = now
-    if phase:
-        close("running", last)
-    longest = max(seconds.values(), default=0.0) or 1.0
-    return tuple(
-        PhaseTime(
-            name, spent, spent / longest, attempts.get(name, 1), states[name], peaks.get(name, "")
-        )
-        for name, spent in seconds.items()
-    )
-
-
-def starts(events: tuple[Row, ...], tell: Tell) -> tuple[str, ...]:
-    """What has started work on the run each time, and how long after the first event."""
-    first = next((float(event["time"]) for event in events if "time" in event), 0.0)
-    return tuple(
-        f"{tell(STARTS[event['cause']])} ({duration(float(event.get('time', first)) - first)})"
-        for event in events
-        if event.get("event") == "run_started" and event.get("cause") in STARTS
-    )
-
-
-def _memory(peak: Mapping[str, Any]) -> str:
-    parts = [human_bytes(peak["ram"])] if peak.get("ram") else []
-    parts += [f"GPU {human_bytes(peak['gpu'])}"] if peak.get("gpu") else []
-    return ", ".join(parts)
-
-
-def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
+def notes(record: Record, curve: Curve, t: Translator) -> list[Note]:
     """The events a reader should know of: everything that did not go straight ahead."""
-    start = next((float(event["time"]) for event in record.events if "time" in event), 0.0)
+    start = next((event.time for event in record.events if event.time), 0.0)
     resumes = iter(curve.resumes)
     found = []
-    for event in record.events:
-        name = str(event.get("event", ""))
+    for item in record.events:
+        event: Row = encode(item)
+        name = str(event["event"])
         fields: dict[str, Any] = {
             key: plain(event.get(key))
             for key in ("step", "checkpoint", "why", "what", "from", "to", "phase", "failure")
@@ -286,22 +149,22 @@ def notes(record: Record, curve: Curve, tell: Tell) -> list[Note]:
         template = NOTES.get(name)
         if template is None or (name == "run_ended" and event.get("state") == "succeeded"):
             continue
-        fields["state"] = tell(str(event.get("state", "")))
+        fields["state"] = t(str(event.get("state", "")))
         detail = event.get("detail") or []
         lines = [detail] if isinstance(detail, str) else [str(line) for line in detail]
-        after = duration(float(event.get("time", start)) - start)
-        found.append(Note(after, tell(template).format(**fields), "\n".join(lines)))
+        after = formats.duration((item.time or start) - start)
+        found.append(Note(after, t(template).format(**fields), "\n".join(lines)))
     return found
 
 
 def commands(record: Record) -> list[tuple[str, str]]:
     """The commands that do it again or go on from here: (what for, command)."""
     run_id = shlex.quote(record.run_id)
-    train = ["inv", "train", "--config", str(record.run.get("config_file", "CONFIG"))]
-    overrides = record.run.get("overrides", {})
+    train = ["inv", "train", "--config", record.run.config_file or "CONFIG"]
+    overrides = record.run.overrides
     train += [f"{key}={plain(value)}" for key, value in overrides.items()]
     offered = [("Train the same again", shlex.join(train))]
-    if record.status.get("state") != "succeeded":
+    if record.status is None or record.status.state != "succeeded":
         offered.append(("Continue this run", f"inv resume --run {run_id}"))
     merge = "Merge again" if record.proof else "Merge and prove the result"
     offered.append((merge, f"inv merge --run {run_id}"))
@@ -319,24 +182,6 @@ def omitted_loss(record: Record) -> str:
     return next((str(reason) for reason in reasons if reason), "")
 
 
-def throughput(curve: Curve) -> float | None:
-    """The median of the logged tokens per second."""
-    known = [p.tokens_per_second for p in curve.train if p.tokens_per_second is not None]
-    return median(known) if known else None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8.2 s, 3 min 20 s, 1 h 04 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 def percent(before: float, after: float) -> str:
     """The relative change in whole percent, with a true minus sign; a dash where there is none."""
     share = after / before if before else math.inf
@@ -346,57 +191,58 @@ def percent(before: float, after: float) -> str:
     return f"{'−' if change < 0 else '+'}{abs(change)}%"
 
 
-def _state(record: Record, tell: Tell) -> Headline:
-    state = str(record.status.get("state", "unknown"))
+def _state(record: Record, t: Translator) -> Headline:
+    status = record.status
+    state = status.state if status else "unknown"
     tone = {"succeeded": "good", "failed": "bad"}.get(state, "plain")
-    done, total = record.status.get("step"), record.status.get("total_steps")
-    note = tell("step {done} of {total}").format(done=done, total=total) if total else ""
-    if failure := record.status.get("failure"):
-        note = str(failure)
-    return Headline(tell("State"), tell(state), note, tone)
+    done, total = (status.step, status.total_steps) if status else (None, None)
+    note = t("step {done} of {total}").format(done=done, total=total) if total else ""
+    if status and status.failure:
+        note = status.failure
+    return Headline(t("State"), t(state), note, tone)
 
 
-def _held_out(record: Record, tell: Tell) -> Headline:
-    label = tell("Held-out loss")
+def _held_out(record: Record, t: Translator) -> Headline:
+    label = t("Held-out loss")
     before, after = (
         (record.evaluation.get(when) or {}).get("loss") for when in ("before", "after")
     )
     if before is None and after is None:
-        return Headline(label, "–", omitted_loss(record) or tell("not measured"))
+        return Headline(label, "–", omitted_loss(record) or t("not measured"))
     if before is None or after is None:
-        only = tell("before only") if after is None else tell("after only")
+        only = t("before only") if after is None else t("after only")
         return Headline(label, f"{before if after is None else after:.3f}", only)
     tone = "good" if after < before else "bad"
-    note = f"{percent(before, after)}, {tell('nat per token')}" if before else ""
+    note = f"{percent(before, after)}, {t('nat per token')}" if before else ""
     return Headline(label, f"{before:.2f} → {after:.2f}", note, tone)
 
 
-def _prompts_met(record: Record, tell: Tell) -> Headline:
-    label = tell("Prompts met")
+def _prompts_met(record: Record, t: Translator) -> Headline:
+    label = t("Prompts met")
     before, after = met_of(record.before), met_of(record.after)
     if before is None and after is None:
-        return Headline(label, "–", tell("nothing was expected"))
+        return Headline(label, "–", t("nothing was expected"))
     if before is None or after is None:
         met, of = before or after or (0, 0)
-        only = tell("before only") if after is None else tell("after only")
+        only = t("before only") if after is None else t("after only")
         return Headline(label, f"{met} / {of}", only)
     tone = "good" if after[0] > before[0] else "plain" if after[0] == before[0] else "bad"
-    note = tell("of {of}, before → after").format(of=after[1])
+    note = t("of {of}, before → after").format(of=after[1])
     return Headline(label, f"{before[0]} → {after[0]}", note, tone)
 
 
-def _proof(record: Record, tell: Tell) -> Headline:
-    label = tell("Merge proof")
+def _proof(record: Record, t: Translator) -> Headline:
+    label = t("Merge proof")
     if not record.proof:
-        return Headline(label, "–", tell("no merged model was proven"))
+        return Headline(label, "–", t("no merged model was proven"))
     checks = record.proof.get("checks", [])
     passed = sum(bool(check.get("passed")) for check in checks)
-    note = tell("{passed} of {of} checks").format(passed=passed, of=len(checks))
+    note = t("{passed} of {of} checks").format(passed=passed, of=len(checks))
     if skipped := sum(check.get("passed") is None for check in checks):
-        note = f"{note}, {tell('{skipped} not possible').format(skipped=skipped)}"
+        note = f"{note}, {t('{skipped} not possible').format(skipped=skipped)}"
     if record.proof.get("passed"):
-        return Headline(label, tell("passed"), note, "good")
-    return Headline(label, tell("failed"), note, "bad")
+        return Headline(label, t("passed"), note, "good")
+    return Headline(label, t("failed"), note, "bad")
 
 
 def _loss(record: Record, when: str, *, guard: bool = False) -> float | None:
@@ -405,117 +251,32 @@ def _loss(record: Record, when: str, *, guard: bool = False) -> float | None:
     return float(loss) if isinstance(loss, int | float) else None
 
 
-def _guard(record: Record, tell: Tell) -> Headline | None:
+def _guard(record: Record, t: Translator) -> Headline | None:
     """The loss on general prompts; None for a run that had none of them."""
     before, after = _loss(record, "before", guard=True), _loss(record, "after", guard=True)
-    label = tell("Guard set")
+    label = t("Guard set")
     if before is None or after is None:
         known = before if after is None else after
-        only = tell("before only") if after is None else tell("after only")
+        only = t("before only") if after is None else t("after only")
         return None if known is None else Headline(label, f"{known:.2f}", only)
     tone = "bad" if after / before - 1 >= FORGOTTEN else "plain"
     right = [met_of(rows, guard=True) for rows in (record.before, record.after)]
-    note = f"{percent(before, after)}, {tell('general prompts')}"
+    note = f"{percent(before, after)}, {t('general prompts')}"
     if right[0] and right[1]:
-        said = tell("{before} → {after} of {of} right")
+        said = t("{before} → {after} of {of} right")
         said = said.format(before=right[0][0], after=right[1][0], of=right[1][1])
         note = f"{percent(before, after)}, {said}"
     return Headline(label, f"{before:.2f} → {after:.2f}", note, tone)
 
 
-def _total_time(record: Record, times: tuple[PhaseTime, ...], tell: Tell) -> Headline:
+def _total_time(record: Record, times: tuple[PhaseTime, ...], t: Translator) -> Headline:
     if not times:
-        return Headline(tell("Time"), "–", tell("not recorded"))
+        return Headline(t("Time"), "–", t("not recorded"))
     trained = next((item.seconds for item in times if item.phase == "train"), None)
-    note = "" if trained is None else f"{tell('of it training')} {duration(trained)}"
+    note = "" if trained is None else f"{t('of it training')} {formats.duration(trained)}"
     spent = cost(record, times)
     note = ", ".join(part for part in (note, spent.total if spent else "") if part)
-    return Headline(tell("Time"), duration(sum(item.seconds for item in times)), note)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What the phases cost on a host paid by the hour: "3.20 CNY" and "1.88 CNY an hour"."""
-
-    total: str
-    rate: str
-
-
-def cost(record: Record, times: tuple[PhaseTime, ...]) -> Cost | None:
-    """Return the cost of all phases; None without request["price"].
-
-    `price` is {"per_hour": number, "currency": text}, or the number alone. Counted is the time
-    of the phases: what a host cost before, between and after them the run does not know.
-    """
-    price = record.run.get("price")
-    rate = price.get("per_hour") if isinstance(price, Mapping) else price
-    if not isinstance(rate, int | float) or isinstance(rate, bool):
-        return None
-    unit = str(price.get("currency") or "") if isinstance(price, Mapping) else ""
-    hours = sum(item.seconds for item in times) / 3600
-    return Cost(f"{hours * rate:.2f} {unit}".strip(), f"{rate:g} {unit}".strip())
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One figure of both measurements, as text; "–" where it was not measured."""
-
-    label: str
-    before: str
-    after: str
-
-
-def scores(record: Record, name: str, tell: Tell) -> list[Score]:
-    """ROUGE, BLEU, exact matches and met prompts of one set; for the guard set its loss too."""
-    entries = [record.evaluation.get(when) or {} for when in ("before", "after")]
-    found = []
-
-    def add(label: str, values: list[Any], shape: str) -> None:
-        if any(value is not None for value in values):
-            said = [shape.format(value) if value is not None else "–" for value in values]
-            found.append(Score(label, *said))
-
-    if name == GUARD:
-        guards = [entry.get(GUARD) or {} for entry in entries]
-        add(tell("loss (nat/token)"), [guard.get("loss") for guard in guards], "{:.4f}")
-        add(tell("perplexity"), [guard.get("perplexity") for guard in guards], "{:.2f}")
-        met = [guard.get("expected") for guard in guards]
-        add(tell("right answers"), [_of(item) for item in met], "{}")
-    measured = [(entry.get("scores") or {}).get(name) or {} for entry in entries]
-    for key, label in (("rouge-1", "ROUGE-1"), ("rouge-2", "ROUGE-2"), ("rouge-l", "ROUGE-L")):
-        add(label, [item.get(key) for item in measured], "{:.1f}")
-    add("BLEU-4", [item.get("bleu-4") for item in measured], "{:.1f}")
-    add(tell("exact matches"), [_of(item.get("exact")) for item in measured], "{}")
-    return found
-
-
-def _of(item: Mapping[str, Any] | None) -> str | None:
-    return f"{item['met']} / {item['of']}" if item else None
-
-
-def parity_ways(record: Record) -> list[tuple[str, str]]:
-    """Each way to the merged model with its first difference, empty where it agrees."""
-    found: dict[str, str] = {}
-    for item in record.parity.get("differences", []):
-        said = f"{item['probe']}: {item['found']!r} / {item['expected']!r} (id {item['at']})"
-        found.setdefault(str(item["way"]), said)
-    names = ("chat", "inv_chat", "api", "chat_template", "modelfile")
-    return [(name, found.get(name, "")) for name in names]
-
-
-def answer(row: Row | None) -> Answer | None:
-    """Return a row's answer with its beginning and the rest to fold away."""
-    if row is None:
-        return None
-    text = str(row.get("answer", "")).strip()
-    end = len(text)
-    if end > LONG_ANSWER * 1.2:  # hardly longer is not worth a fold
-        end = text.rfind(" ", LONG_ANSWER - 40, LONG_ANSWER) + 1 or LONG_ANSWER
-    lines = text[:end].splitlines(keepends=True)
-    end = min(end, sum(len(line) for line in lines[:LONG_LINES]))
-    return Answer(
-        text[:end].rstrip(), text[end:].strip(), row.get("met"), row.get("finished") is False
-    )
+    return Headline(t("Time"), formats.duration(sum(item.seconds for item in times)), note)
 
 
 def _group_of(key: str) -> str:
@@ -529,7 +290,7 @@ def _data_value(name: str, value: Any) -> str:
     if name == "sha256":
         return f"{str(value)[:12]}…"
     if name in ("size", "bytes") and isinstance(value, int | float):
-        return human_bytes(value)
+        return formats.size(value)
     return plain(value)
 
 
@@ -578,14 +339,6 @@ GROUPS: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {
     ),
 }
 
-STARTS = {
-    "user": "by the user",
-    "resume": "by a resume",
-    "autostart": "by the start of the host",
-    "container": "by the restart of its container",
-    "queue": "by its turn in the queue",
-    "retry": "by a retry",
-}
 NOTES = {
     "resumed": "Resumed at step {step} from {checkpoint}; {lost} logged steps were done again.",
     "discarded": "Discarded {checkpoint}: {why}.",

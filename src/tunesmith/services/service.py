@@ -19,6 +19,7 @@ from tunesmith.core.files import read_json
 from tunesmith.hosts import replies
 from tunesmith.hosts.answers import Asked, parse_json
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.run.replies import Refusal
 from tunesmith.job.services.manager import PORTS, REFUSED
 
 Tell = Callable[[str], None]
@@ -281,7 +282,7 @@ def _patient(access: ServiceAccess, kind: Kind, tell: Tell) -> ServiceState:
         except UsageError:
             raise
         except TunesmithError as error:
-            tell(f"{error.message}; asking again")
+            tell(f"{error.line}; asking again")
             time.sleep(pause)
     return access.ask("wait", kind.name, str(_PIECE_SECONDS))
 
@@ -307,8 +308,8 @@ def answer_of(
     value = _last_object(asked, done.stdout.splitlines())
     if value is not None and "error" in value:
         kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
-        refusal = replies.REFUSAL.read(asked, value)
-        raise kind(refusal["error"], refusal.get("detail", ()))
+        refusal = replies.read(asked, Refusal, value)
+        raise kind(refusal.error, refusal.detail, hint=refusal.hint)
     if value is None or done.returncode != 0:
         raise TunesmithError(
             f"{access.name}: asking for `{verb}` failed with exit code {done.returncode}",

@@ -144,10 +144,9 @@ class Tunnel:
             return TunesmithError(
                 f"{host.name}: the connection to {host.address} was lost ({last})"
             )
-        text = ssh_errors.message(
+        return ssh_errors.reason(
             self.kind(), host.name, host.address, ssh_errors.last_line(said), jump=host.jump
-        )
-        return TunesmithError(text)
+        ).error()
 
     def close(self) -> None:
         """End its ssh; nothing when there is none."""
@@ -226,7 +225,7 @@ def reopen(tunnel: Tunnel, tell: Callable[[str], None]) -> None:
             raise problem
         if kind != told:
             told = kind
-            tell(f"{problem.message}; connecting again")
+            tell(f"{problem.line}; connecting again")
         time.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
 
 

@@ -188,8 +188,8 @@ def check_pair(stack: Stack) -> None:
     accepts = stack.llamafactory_python.get(stack.llamafactory)
     if accepts is None:
         raise UsageError(
-            f"{stack.path}: llamafactory {stack.llamafactory} has no line in llamafactory_python; "
-            "add the Requires-Python that PyPI shows for it"
+            f"{stack.path}: llamafactory {stack.llamafactory} has no line in llamafactory_python",
+            hint="add the Requires-Python that PyPI shows for it",
         )
     if stack.python not in SpecifierSet(accepts):
         fitting = [
@@ -197,8 +197,9 @@ def check_pair(stack: Stack) -> None:
         ]
         raise UsageError(
             f"{stack.path}: LLaMA-Factory {stack.llamafactory} needs Python {accepts} (PyPI), the "
-            f"stack has {stack.python}; with Python {stack.python} the newest is "
-            f"{max(fitting, default='none')}"
+            f"stack has {stack.python}",
+            hint=f"the newest LLaMA-Factory for Python {stack.python} is "
+            f"{max(fitting, default='none')}",
         )
     pinned = [line for line in stack.requirements if line.startswith("llamafactory")]
     if not any(line.endswith(f"=={stack.llamafactory}") for line in pinned):

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core import isolated
+from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_folder, held, human_bytes, read_json, replacing, write_json
+from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.swap import exchange
 from tunesmith.job.system.resources import cpu_count, memory_limit
@@ -102,8 +102,13 @@ def install(
         if environment.current():
             return None
         refuse_while_used(environment)
-        _check_room(environment.path, environment.flavour)
-        size = human_bytes(environment.flavour.size_bytes)
+        disk.require(
+            environment.path,
+            int(environment.flavour.size_bytes * _INSTALL_ROOM),
+            f"installing the {environment.flavour.name} environment",
+            hint="free space there, or set TUNESMITH_HOME to a folder on a larger disk",
+        )
+        size = formats.size(environment.flavour.size_bytes)
         tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
         place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
         built = Environment(Path(place), environment.flavour)
@@ -121,19 +126,21 @@ def install(
 def refuse_while_used(environment: Environment) -> None:
     """Raise UsageError naming the run, or the process, that works with an environment."""
     users = users_of(environment.path) if environment.path.exists() else ()
-    again = f"{environment.path} has to be made again, but"
     if runs := sorted({user.run for user in users if user.run}):
         raise UsageError(
-            f"{again} run {runs[0]} works with it; wait for its end (`inv attach --run {runs[0]}`) "
-            f"or end it (`inv stop --run {runs[0]}`), then `inv stack.install`",
+            f"{environment.path} must be reinstalled, but run {runs[0]} is using it",
             [f"run {run}" for run in runs],
+            hint=f"wait for it (`inv attach --run {runs[0]}`) or stop it "
+            f"(`inv stop --run {runs[0]}`), then run `inv stack.install`",
         )
     if users:
         verb = next((verb for name, verb in _SERVICES.items() if name in users[0].command), None)
-        mend = f"`inv {verb} --stop`" if verb else f"wait for its end, or `kill {users[0].pid}`"
+        pid = users[0].pid
+        end = f"stop it with `inv {verb} --stop`" if verb else f"wait for it, or `kill {pid}`"
         raise UsageError(
-            f"{again} process {users[0].pid} works with it; {mend}, then `inv stack.install`",
+            f"{environment.path} must be reinstalled, but process {users[0].pid} is using it",
             [f"process {user.pid}: {user.command[:200]}" for user in users],
+            hint=f"{end}, then run `inv stack.install`",
         )
 
 
@@ -202,24 +209,26 @@ def make_bytecode(environment: Environment, stack: Stack) -> None:
     # -I and -S: nothing of the environment or of ours is loaded, it is only read.
     argv = [str(environment.python), "-I", "-S", str(Path(bytecode.__file__))]
     argv += [str(environment.packages), str(processes), *stack.uncompiled]
-    mend = "its bytecode could not be made; free space, then `inv stack.install` again"
-    _output(environment, argv, mend)
+    fault = "its bytecode could not be compiled"
+    hint = "free space there, then run `inv stack.install` again"
+    _output(environment, argv, fault, hint)
 
 
 def probe(environment: Environment) -> dict[str, Any]:
     """Return the versions the environment reports about itself (imports torch there)."""
     argv = isolated.argv(environment.python, "tunesmith.job.system.versions")
-    mend = "the environment does not work; delete it and run `inv stack.install`"
-    versions: dict[str, Any] = json.loads(_output(environment, argv, mend))
+    fault = "the environment does not work"
+    hint = f"delete {environment.path}, then run `inv stack.install`"
+    versions: dict[str, Any] = json.loads(_output(environment, argv, fault, hint))
     return versions
 
 
-def _output(environment: Environment, argv: list[str], mend: str) -> str:
-    """Return what a command of the environment prints; TunesmithError with `mend` if it fails."""
+def _output(environment: Environment, argv: list[str], fault: str, hint: str) -> str:
+    """Return what a command of the environment prints; TunesmithError with `fault` if it fails."""
     done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         detail = done.stderr.strip().splitlines()[-8:]
-        raise TunesmithError(f"{environment.path}: {mend}", detail)
+        raise TunesmithError(f"{environment.path}: {fault}", detail, hint=hint)
     return done.stdout
 
 
@@ -309,17 +318,6 @@ def _compile(
             part.write_text(head + note + output.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def _check_room(path: Path, flavour: Flavour) -> None:
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    needed = int(flavour.size_bytes * _INSTALL_ROOM)
-    if free < needed:
-        raise UsageError(
-            f"{existing}: {human_bytes(free)} free, the {flavour.name} environment needs "
-            f"{human_bytes(needed)} while it is installed; free space or set TUNESMITH_HOME"
-        )
-
-
 def _uv(
     arguments: Sequence[str], mirror: Mirror | None = None, *, inherited: int | None = None
 ) -> None:
@@ -351,5 +349,6 @@ def _uv(
             return
     raise TunesmithError(
         f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}; its message is "
-        "above. A slow or blocked index is answered by `--mirror cn`"
+        "above",
+        hint="if an index is slow or blocked, use `--mirror cn`",
     )

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # What runs on a host, and for a run in the image, relative to the repository root. The version of
-# what the two halves say to each other is part of it (job/run/records.py: CONTRACT).
+# what the two halves say to each other is part of it (job/run/schema.py: CONTRACT).
 _JOB = (
     "src/tunesmith/__init__.py",
     "src/tunesmith/py.typed",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,8 +13,9 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json, write_text
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import foreign, inputs, seals
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.records import needed
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.project import Project
 
 
@@ -35,15 +36,13 @@ def adopt_pulled_run(
         return
     foreign.ensure(folder)
     request = folder.request()
-    path = needed(request, run_id, "model").get("path")
-    if path and Path(path).is_dir():
+    base = request.needed_model()
+    if base.path and Path(base.path).is_dir():
         return
-    host = folder.copied()["from"]
-    name = needed(request, run_id, "model", "name")
+    host = folder.copied().host
+    name = base.name
     weights = {
-        file: record["sha256"]
-        for file, record in needed(request, run_id, "model", "files").items()
-        if file.endswith(".safetensors")
+        file: record.sha256 for file, record in base.files.items() if file.endswith(".safetensors")
     }
     below = run_config.tuned_adapters(foreign.foreign_config(folder), folder.output)[:-1]
     if not name or not weights or below:
@@ -66,20 +65,18 @@ def adopt_pulled_run(
     with seals.rewriting(folder.path, seals.SETTLED, *named):
         _let_name(variables(), folder, request, model)
     # Those it was just compared in; others are read once more before their first use.
-    same = {n: r for n, r in request["model"]["files"].items() if files.get(n) == r["sha256"]}
-    inputs.remember_model(folder.path, {"model": {"path": str(model.path), "files": same}})
+    same = {n: r for n, r in base.files.items() if files.get(n) == r.sha256}
+    inputs.remember_model(folder.path, replace(base, path=str(model.path), files=same))
 
 
 def _let_name(
-    variables: Mapping[str, str], folder: RunFolder, request: dict[str, Any], model: ModelFolder
+    variables: Mapping[str, str], folder: RunFolder, request: RunRequest, model: ModelFolder
 ) -> None:
     """Let a run's config and request name the base model and the folders of this machine."""
     if folder.config_file.is_file():
         config = folder.config() | {"model_name_or_path": str(model.path)}
         config |= {"output_dir": str(folder.output), "trust_remote_code": False}
         write_text(folder.config_file, yaml.safe_dump(config, allow_unicode=True, sort_keys=True))
-    own = {
-        "model": request["model"] | {"path": str(model.path)},
-        "env": {**variables, "HF_HUB_OFFLINE": "1"},
-    }
-    write_json(folder.request_file, request | own)
+    base = replace(request.needed_model(), path=str(model.path))
+    env = {**variables, "HF_HUB_OFFLINE": "1"}
+    write_json(folder.request_file, encode(replace(request, model=base, env=env)))

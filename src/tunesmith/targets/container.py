@@ -25,9 +25,8 @@ from tunesmith.core import documents, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError, printed_error
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.schema import Cause, FetchSpec
 from tunesmith.plan.plan import PATH_KEYS, Plan, RunLocation
-from tunesmith.plan.target import FetchSpec
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
 from tunesmith.targets.folder import FolderTarget
@@ -139,7 +138,7 @@ class ContainerTarget(FolderTarget):
         """Ask a run for a checkpoint and an end. Raises UsageError if none runs here."""
         container = self._container(run_id)
         if container is None:
-            state = self.status(run_id)["state"]
+            state = self.status(run_id).state
             raise UsageError(f"run {run_id} is not running in a container (state: {state})")
         # To its init, which passes it on; the supervisor has its own patience, `docker stop`
         # would end it after some seconds.
@@ -179,14 +178,14 @@ class ContainerTarget(FolderTarget):
     def _mounts(self, run_id: str) -> list[Mount]:
         wanted = self._folders()
         request, config = self.request(run_id), self.config(run_id)
-        fetched = {"model_name_or_path": (request.get("fetch") or {}).get("name")}
-        for values in (config, request.get("predict") or {}, fetched):
+        fetched = {"model_name_or_path": request.fetch.name if request.fetch else None}
+        for values in (config, request.predict or {}, fetched):
             for folder, writable in input_folders(values).items():
                 wanted[folder] = wanted.get(folder, False) or writable
-        for found in request.get("data", []):
-            file = Path(found.get("file") or "")
+        for found in request.data:
+            file = Path(found.file)
             # Of a pulled run there is only a name.
-            if found.get("rows") is not None and file.is_absolute():
+            if found.rows is not None and file.is_absolute():
                 wanted.setdefault(file.parent, False)
         mounts = [
             Mount(str(folder), str(folder), type="bind", read_only=not writable)
@@ -210,8 +209,9 @@ class ContainerTarget(FolderTarget):
                 ended = f"run {run_id}: the container ended with exit code {code}"
                 raise printed_error(text, code, ended)
             if folder.busy() and folder.status_file.exists():
-                owner = folder.last_status().get("supervisor") or {}
-                if owner.get("hostname") == str(container.id)[:12]:
+                status = folder.last_status()
+                owner = status.supervisor if status else None
+                if owner and owner.hostname == str(container.id)[:12]:
                     return
             time.sleep(0.1)
         raise TunesmithError(

@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tunesmith.basemodel.store import ModelFolder
-from tunesmith.core import documents
+from tunesmith.core import disk, documents
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.run import foreign, inputs, listing, seals
 from tunesmith.job.run import watch as watching
-from tunesmith.job.run.folder import OWNER_FILE, EventTail, RunFolder, acquire
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Event, EventTail
+from tunesmith.job.run.folder import OWNER_FILE, RunFolder, acquire
 from tunesmith.job.run.removal import delete_all, take_away
 from tunesmith.job.run.run_id import RunId
+from tunesmith.job.run.schema import FetchSpec, FileRecord, ListedRun, RunRequest, RunStatus
 from tunesmith.plan.plan import Plan, RunLocation
-from tunesmith.plan.target import FetchSpec, RunUpdate
+from tunesmith.plan.target import RunUpdate
 from tunesmith.project import Project
 from tunesmith.stack.environment import Environment
 from tunesmith.targets import adoption
@@ -64,8 +66,7 @@ class FolderTarget:
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""
         runs = self._project.runs
-        existing = next(p for p in (runs, *runs.parents) if p.exists())
-        return str(existing), shutil.disk_usage(existing).free
+        return str(disk.nearest(runs)), disk.free_bytes(runs)
 
     def fetch_spec(
         self, _name: str, _revision: str | None, _mirror: str | None
@@ -98,11 +99,11 @@ class FolderTarget:
         if plan.config is not None:
             body = yaml.safe_dump(dict(plan.config), allow_unicode=True, sort_keys=True)
             write_text(folder.config_file, body)
-        write_json(folder.request_file, request)
+        write_json(folder.request_file, encode(request))
         seals.seal(folder.path, "create", seals.REQUEST)
         # What was only read by the check is compared before its first use.
-        inputs.remember(folder.path, request, request["inputs"], apart=checked)
-        inputs.remember_model(folder.path, request)
+        inputs.remember(folder.path, request, request.inputs, apart=checked)
+        inputs.remember_model(folder.path, request.model)
 
     def renew(self, plan: Plan) -> None:
         """Give a run the plan's request. Raises UsageError while somebody works on it."""
@@ -112,12 +113,12 @@ class FolderTarget:
         try:
             request = inputs.recorded(plan.request, None)
             with seals.rewriting(folder.path, "renew", folder.request_file.name):
-                write_json(folder.request_file, request)
+                write_json(folder.request_file, encode(request))
             inputs.remember(folder.path, request, inputs.lacking(plan.request, None))
         finally:
             lock.release()
 
-    def request(self, run_id: str) -> dict[str, Any]:
+    def request(self, run_id: str) -> RunRequest:
         """Return what was asked: run.json."""
         return self._folder(run_id).request()
 
@@ -126,11 +127,11 @@ class FolderTarget:
         run = self._folder(run_id)
         return run.config() if run.config_file.exists() else {}
 
-    def status(self, run_id: str) -> dict[str, Any]:
+    def status(self, run_id: str) -> RunStatus:
         """Return the status as status.json has it."""
         return self._folder(run_id).status()
 
-    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, run_id: str, offset: int) -> tuple[list[Event], int]:
         """Return the events from byte `offset` on, and the offset behind them."""
         tail = EventTail(self._folder(run_id).events_file, offset)
         return tail.new(), tail.offset
@@ -141,19 +142,19 @@ class FolderTarget:
         for line in watching.watch(run, events, -1 if log is None else log):
             yield RunUpdate(
                 line.status,
-                tuple(line.events),
+                line.events,
                 line.events_offset,
                 line.log,
                 max(line.log_offset, 0),
                 more=line.more,
             )
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[ListedRun]:
         """Return the status of every run, oldest first."""
         for folder in listing.folders(self._project.runs):
             with contextlib.suppress(TunesmithError, OSError):  # damaged: the list shows it
                 foreign.ensure(RunFolder(folder))
-        return [run | {"on": self.name} for run in listing.list_runs(self._project.runs)]
+        return [replace(run, on=self.name) for run in listing.list_runs(self._project.runs)]
 
     def results(self, run_id: str) -> Path:
         """Return the run's folder."""
@@ -178,12 +179,12 @@ def _exists(folder: RunFolder) -> UsageError:
     return UsageError(f"run {folder.run_id} exists already", hint="`inv runs` lists it")
 
 
-def _checked(plan: Plan) -> dict[Path, inputs.Record]:
+def _checked(plan: Plan) -> dict[Path, FileRecord]:
     """Return size and sha256 of the data files that were read whole for the plan."""
     return {
-        path: {"size": path.stat().st_size, "sha256": found["sha256"]}
-        for found in plan.request.get("data", ())
-        if found["sha256"] and (path := Path(found["file"])).is_file()
+        path: FileRecord(path.stat().st_size, found.sha256)
+        for found in plan.request.data
+        if found.sha256 and (path := Path(found.file)).is_file()
     }
 
 

@@ -12,8 +12,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
@@ -25,11 +25,26 @@ from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.platforms import FILE as PLATFORMS
 from tunesmith.hosts.platforms import Platform, load_platforms, platform_of
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.run.folder import ACTIVE, COPY_FILE, RunFolder
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Event
+from tunesmith.job.run.folder import COPY_FILE, RunFolder
+from tunesmith.job.run.replies import (
+    CommandOrder,
+    CommandResult,
+    Manifest,
+    Removed,
+    Resumed,
+    RunList,
+    RunNamed,
+    RunOrder,
+    RunShown,
+    RunSnapshot,
+    UploadedFile,
+)
 from tunesmith.job.run.run_id import RunId
+from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest, RunStatus
 from tunesmith.plan.plan import Input, Plan, RunLocation
-from tunesmith.plan.target import FetchSpec, Provisioning, Rental, RunUpdate
+from tunesmith.plan.target import Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
 from tunesmith.services.service import ServiceAccess
 from tunesmith.stack.sources import app_digest
@@ -123,11 +138,11 @@ class HostTarget:
     def find(self, run_id: str | None) -> str:
         """Return the id of a run that exists, by default the newest one's."""
         words = [RunId(run_id)] if run_id else []
-        return RunId(agent.call(self._remote, "find", *words)["run_id"])
+        return RunId(agent.call(self._remote, "find", *words, reply=RunNamed).run_id)
 
     def exists(self, run_id: str) -> bool:
         """Return whether there is such a run."""
-        return any(run["run_id"] == run_id for run in self.runs())
+        return any(run.run_id == run_id for run in self.runs())
 
     def create(self, plan: Plan) -> None:
         """Bring the inputs, and make the run's folder: whole or not at all.
@@ -136,51 +151,47 @@ class HostTarget:
         tunesmith than this clone: the two would not understand each other's runs.
         """
         self._same_sources()
-        order = {
-            "run_id": plan.run_id,
-            "request": dict(plan.request),
-            "config": dict(plan.config) if plan.config is not None else None,
-        }
+        order = RunOrder(plan.request, plan.run_id, plan.config)
         self._deliver("create", (), order, plan.inputs)
 
     def renew(self, plan: Plan) -> None:
         """Replace the request of a run. Raises UsageError while somebody works on it."""
         self._same_sources()
-        order = {"request": dict(plan.request)}
-        self._deliver("renew", (plan.run_id,), order, plan.inputs)
+        self._deliver("renew", (plan.run_id,), RunOrder(plan.request), plan.inputs)
 
-    def request(self, run_id: str) -> dict[str, Any]:
+    def request(self, run_id: str) -> RunRequest:
         """Return what was asked: run.json."""
-        return dict(self._show(run_id)["request"])
+        return self._show(run_id).request
 
     def config(self, run_id: str) -> documents.Config:
         """Return the config of the training; empty when the run has none."""
-        return dict(self._show(run_id)["config"] or {})
+        return dict(self._show(run_id).config or {})
 
     def start(self, run_id: str, phases: Sequence[str], cause: Cause) -> None:
         """Start phases of a run, detached; return when it is under way or in the queue."""
-        agent.call(self._remote, "start", run_id, *phases, "--cause", cause, timeout=90)
+        words = (run_id, *phases, "--cause", cause)
+        agent.call(self._remote, "start", *words, reply=RunNamed, timeout=90)
 
     def stop(self, run_id: str) -> None:
         """Ask a run for a checkpoint and an end."""
-        agent.call(self._remote, "stop", run_id)
+        agent.call(self._remote, "stop", run_id, reply=RunNamed)
 
-    def status(self, run_id: str) -> dict[str, Any]:
+    def status(self, run_id: str) -> RunStatus:
         """Return the status as status.json has it."""
-        return dict(self._show(run_id)["status"])
+        return self._show(run_id).status
 
-    def events(self, run_id: str, offset: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, run_id: str, offset: int) -> tuple[list[Event], int]:
         """Return the events from byte `offset` on, and the offset behind them."""
         words = ("--events", str(offset), "--log", "-1", "--once")
-        said = agent.call(self._remote, "watch", run_id, *words)
-        return list(said["events"]), int(said["events_offset"])
+        snapshot = agent.call(self._remote, "watch", run_id, *words, reply=RunSnapshot)
+        return list(snapshot.events), snapshot.events_offset
 
     def watch(self, run_id: str, events: int = 0, log: int | None = None) -> Iterator[RunUpdate]:
         """Yield updates as the host tells them; after a lost connection go on where it was.
 
         Raises TunesmithError when the host has been out of reach for half an hour.
         """
-        status: dict[str, Any] = {"run_id": run_id, "state": "running", "phases": {}}
+        status = RunStatus(run_id=run_id, state="running")
         log_offset = -1 if log is None else log
         fresh, failed, lost_at = False, 0, 0.0
         while True:
@@ -188,18 +199,17 @@ class HostTarget:
             words = (*offsets, "--seconds", str(_TALK_SECONDS))
             heard = False
             try:
-                for said in agent.stream(self._remote, "watch", run_id, *words, fresh=fresh):
+                for snapshot in agent.watch(self._remote, run_id, *words, fresh=fresh):
                     failed, heard = 0, True
-                    status, events = said["status"], int(said["events_offset"])
-                    text = str(said.get("log", ""))
-                    log_offset = int(said["log_offset"]) if log is not None else -1
+                    status, events = snapshot.status, snapshot.events_offset
+                    log_offset = snapshot.log_offset if log is not None else -1
                     update = RunUpdate(
                         status,
-                        tuple(said["events"]),
+                        snapshot.events,
                         events,
-                        text,
+                        snapshot.log,
                         max(log_offset, 0),
-                        more=bool(said.get("more")),
+                        more=snapshot.more,
                     )
                     yield update
                     if update.over:
@@ -208,7 +218,7 @@ class HostTarget:
                     continue
                 reason = f"{self.name} ended the conversation"
             except LostError as error:
-                reason = error.message
+                reason = error.line
             if failed == 0:
                 lost_at = time.monotonic()
             if time.monotonic() - lost_at > _PATIENCE_SECONDS:
@@ -223,9 +233,10 @@ class HostTarget:
             # A kept connection that died may hang for a while: not that one.
             fresh, failed = True, failed + 1
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[ListedRun]:
         """Return the status of every run, oldest first."""
-        return [run | {"on": self.name} for run in agent.call(self._remote, "runs")["runs"]]
+        listed = agent.call(self._remote, "runs", reply=RunList)
+        return [replace(run, on=self.name) for run in listed.runs]
 
     def results(self, run_id: str) -> Path:
         """Return a local copy of the run without its weights, brought up to date.
@@ -233,7 +244,7 @@ class HostTarget:
         Of a run that is worked on, what is written just now is taken as it came.
         """
         folder = self._project.home / "hosts" / self.name / RunId(run_id)
-        over = self.status(run_id)["state"] not in ACTIVE
+        over = not self.status(run_id).active
         self._download(run_id, ("report", "log"), folder, exact=over)
         return folder
 
@@ -263,7 +274,7 @@ class HostTarget:
                 hint=f"wait for it (`inv attach --run {run_id}`) or end it "
                 f"(`inv stop --run {run_id}`)",
             )
-        if self.status(run_id)["state"] in ACTIVE:
+        if self.status(run_id).active:
             raise UsageError(
                 f"run {run_id} is being worked on",
                 hint=f"pull it when it is over: `inv attach --on {self.name} --run {run_id}`",
@@ -294,7 +305,7 @@ class HostTarget:
 
     def remove(self, run_id: str) -> int:
         """Delete a run; return the bytes that became free. Refuses one that is worked on."""
-        return int(agent.call(self._remote, "remove", run_id, timeout=600)["freed"])
+        return agent.call(self._remote, "remove", run_id, reply=Removed, timeout=600).freed
 
     def interact(self, module: str, arguments: Sequence[str]) -> int:
         """Run a module of the job half there, in the user's terminal; return its exit code."""
@@ -317,24 +328,31 @@ class HostTarget:
         Raises UsageError when it must stay on (another run needs it, or this was done after
         this run before); TunesmithError when it was told to and is still there.
         """
-        order = {"command": list(self.poweroff_command())}
+        command = self.poweroff_command()
         if not self._answers():
             raise TunesmithError(
                 f"{self.name} does not answer and was not told to power off",
                 hint=f"when it is back, `inv attach --on {self.name} --run {run_id}` does it",
             )
-        said: dict[str, Any] = {"code": 0}
+        done = CommandResult(0)
         problem = "it still answers"
         try:
-            said = agent.call(self._remote, "afterwards", run_id, stdin=order, timeout=90)
+            done = agent.call(
+                self._remote,
+                "afterwards",
+                run_id,
+                reply=CommandResult,
+                stdin=encode(CommandOrder(command)),
+                timeout=90,
+            )
         except UsageError:
             raise
         except TunesmithError as error:
             # As a rule: the connection went with the host.
-            problem = error.message
-        if said["code"] != 0:
-            problem = said["why"] or f"`{shlex.join(order['command'])}` ended with {said['code']}"
-        deadline = time.monotonic() + (_OFF_SECONDS if said["code"] == 0 else 0)
+            problem = error.line
+        if done.code != 0:
+            problem = done.why or f"`{shlex.join(command)}` ended with {done.code}"
+        deadline = time.monotonic() + (_OFF_SECONDS if done.code == 0 else 0)
         while self._answers():
             if time.monotonic() > deadline:
                 raise TunesmithError(
@@ -398,9 +416,10 @@ class HostTarget:
     def resume_all(self) -> tuple[list[str], list[str]]:
         """Continue every run that ended without a word; return their ids, and why others
         were not continued."""
-        said = agent.call(self._remote, "resume-all", "--cause", "resume", timeout=180)
-        refused = [agent.addressed(str(text), self.name) for text in said["refused"].values()]
-        return [str(run) for run in said["started"]], refused
+        words = ("--cause", "resume")
+        resumed = agent.call(self._remote, "resume-all", *words, reply=Resumed, timeout=180)
+        refused = [agent.addressed(text, self.name) for text in resumed.refused.values()]
+        return list(resumed.started), refused
 
     def autostart(self, *, wanted: bool) -> None:
         """Let the host resume its runs at each start, or not any more (hosts.autostart)."""
@@ -411,8 +430,8 @@ class HostTarget:
         """Bring back what a rebuild of the host has taken of it."""
         autostart.renew(self._remote, self.layout, PLATFORMS)
 
-    def _show(self, run_id: str) -> dict[str, Any]:
-        return agent.call(self._remote, "show", run_id)
+    def _show(self, run_id: str) -> RunShown:
+        return agent.call(self._remote, "show", run_id, reply=RunShown)
 
     def _same_sources(self) -> None:
         wanted = core_files.short_digest(app_digest(self._project.root))
@@ -423,7 +442,7 @@ class HostTarget:
             )
 
     def _deliver(
-        self, verb: str, words: Sequence[str], order: dict[str, Any], inputs: Sequence[Input]
+        self, verb: str, words: Sequence[str], order: RunOrder, inputs: Sequence[Input]
     ) -> None:
         """Upload the inputs that changed and let the agent take them, each by its sha256."""
         if inputs:
@@ -433,18 +452,15 @@ class HostTarget:
             size = sum(path.stat().st_size for path in files.values())
             self._tell(f"uploading what changed of {len(files)} files ({formats.size(size)})")
             transfer.upload(self._remote, files, str(folder), self._tell)
-            order["inputs"] = {
-                name: {
-                    "source": str(folder / name),
-                    "sha256": sha256_of(path),
-                    "size": path.stat().st_size,
-                }
+            uploaded = {
+                name: UploadedFile(str(folder / name), path.stat().st_size, sha256_of(path))
                 for name, path in files.items()
             }
-        agent.call(self._remote, verb, *words, stdin=order, timeout=600)
+            order = replace(order, inputs=uploaded)
+        agent.call(self._remote, verb, *words, reply=RunNamed, stdin=encode(order), timeout=600)
 
-    def _manifest(self, run_id: str, parts: Sequence[str]) -> dict[str, Any]:
-        words = ("--what", ",".join(parts))
+    def _manifest(self, run_id: str, parts: Sequence[str]) -> Manifest:
+        words = (run_id, "--what", ",".join(parts))
         return agent.call(
-            self._remote, "manifest", run_id, *words, timeout=3600, most=_MOST_MANIFEST
+            self._remote, "manifest", *words, reply=Manifest, timeout=3600, most=_MOST_MANIFEST
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tunesmith.core import isolated
 from tunesmith.core.errors import printed_error
 from tunesmith.hosts.remote import Remote
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.schema import Cause
 from tunesmith.job.supervisor import launch
 from tunesmith.services.service import ServiceAccess
 from tunesmith.targets.folder import FolderTarget

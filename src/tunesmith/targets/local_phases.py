@@ -8,19 +8,19 @@ since, and puts behind it what was added here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core.files import replacing, write_json
-from tunesmith.job.run.folder import MERGED, RunFolder, parse_event
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import RunStarted, parse
+from tunesmith.job.run.folder import MERGED, RunFolder
+from tunesmith.job.run.schema import FileRecord, RunStatus
 
 # The phases whose results are a part of a pull: with the host's files comes its word for them.
 PHASES_OF = {MERGED: frozenset({"merge", "proof"}), "predict": frozenset({"predict"})}
 # A state in which a phase stays; others are those of work that ended without a word.
 _ENDED = ("succeeded", "failed", "stopped")
-# What a status says of how its last phase ended.
-_TOLD = ("state", "phase", "failure", "message", "detail")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Worked:
 
 
 def worked(
-    here: Path, fresh: Path, had: Mapping[str, Mapping[str, Any]], brought: Iterable[str]
+    here: Path, fresh: Path, had: Mapping[str, FileRecord], brought: Iterable[str]
 ) -> Worked | None:
     """Return what was done in `here`, a pulled run, and still counts; None for nothing.
 
@@ -71,31 +71,38 @@ def put(done: Worked, here: Path, fresh: Path, names: Set[str]) -> list[str]:
                 part.write_bytes(file.read_bytes() + added)
     if theirs.status_file.name not in names:
         return []
-    status = _joined(run.status(), theirs.last_status(), done.phases)
-    write_json(theirs.status_file, status)
-    return [phase for phase in status["phases"] if phase in done.phases]
+    status = _joined(run.status(), theirs.status(), done.phases)
+    write_json(theirs.status_file, encode(status))
+    return [phase for phase in status.phases if phase in done.phases]
 
 
-def _joined(ours: Mapping[str, Any], theirs: Mapping[str, Any], phases: Set[str]) -> dict[str, Any]:
+def _joined(ours: RunStatus, theirs: RunStatus, phases: Set[str]) -> RunStatus:
     """Return the host's status, with our word for the `phases` that were done here."""
-    states = {name: state for name, state in theirs["phases"].items() if name not in phases}
+    states = {name: state for name, state in theirs.phases.items() if name not in phases}
     states |= {
-        name: state for name, state in ours["phases"].items() if name in phases and state in _ENDED
+        name: state for name, state in ours.phases.items() if name in phases and state in _ENDED
     }
-    status = dict(theirs) | {"phases": states}
+    status = replace(theirs, phases=states)
     # The host's failure counts, unless it was in a phase that was done anew here.
-    open_here = theirs["state"] == "succeeded" or theirs.get("phase") in phases
-    if open_here and ours.get("phase") in phases and ours["state"] in _ENDED:
-        status |= {key: ours[key] for key in _TOLD if key in ours}
+    open_here = theirs.state == "succeeded" or theirs.phase in phases
+    if open_here and ours.phase in phases and ours.state in _ENDED:
+        return replace(
+            status,
+            state=ours.state,
+            phase=ours.phase,
+            failure=ours.failure,
+            message=ours.message,
+            detail=ours.detail,
+        )
     return status
 
 
-def _added(ours: Path, theirs: Path, had: Mapping[str, Mapping[str, Any]]) -> bytes | None:
+def _added(ours: Path, theirs: Path, had: Mapping[str, FileRecord]) -> bytes | None:
     """Return what was added here to a file that only grows.
 
     None when the host's is another one than that of which ours has the beginning.
     """
-    copied = int(had[ours.name]["size"]) if ours.name in had else 0
+    copied = had[ours.name].size if ours.name in had else 0
     here = ours.read_bytes() if ours.is_file() else b""
     there = theirs.read_bytes() if theirs.is_file() else b""
     if here[:copied] == there[:copied]:
@@ -115,9 +122,11 @@ def _calls(events: bytes) -> list[tuple[set[str], bytes]]:
     found: list[tuple[set[str], bytes]] = []
     for line in events[: events.rfind(b"\n") + 1].splitlines(keepends=True):
         text = line.strip(b"\0 \n")
-        event = parse_event(text, 0) if text else {}
-        if event.get("event") == "run_started" or not found:
-            found.append((set(event.get("phases", ())), b""))
+        event = parse(text, 0) if text else None
+        if isinstance(event, RunStarted):
+            found.append((set(event.phases), b""))
+        elif not found:
+            found.append((set(), b""))
         asked, lines = found[-1]
         found[-1] = (asked, lines + line)
     return found

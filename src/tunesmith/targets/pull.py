@@ -16,32 +16,27 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_file, human_bytes, sha256_of, write_json
+from tunesmith.core.files import fsync_file, sha256_of, write_json
 from tunesmith.core.swap import put_in_place, recover
 from tunesmith.hosts import transfer
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run import foreign, seals
 from tunesmith.job.run.allowed import MOST_FILES, RECORD, largest, part_of_allowed, stays, told
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import COPY_FILE, HOST_FOLDER, MERGED, RunFolder
 from tunesmith.job.run.manifest import OF_MERGED, part_of
-from tunesmith.job.run.shapes import anything, count, each, fields, items, matching, text
+from tunesmith.job.run.replies import Manifest
+from tunesmith.job.run.schema import CopyRecord, FileRecord
 from tunesmith.job.run.stored import DamagedError
 from tunesmith.targets import local_phases
 from tunesmith.targets.local_phases import PHASES_OF
 
-_RECORD = fields(
-    {"size": count, "sha256": matching(r"[0-9a-f]{64}", "a sha256"), "path": text},
-    ("size", "sha256"),
-)
-_ANSWER = fields(
-    {"files": each(anything), "left": fields({"count": count, "names": items(text)})}, ("files",)
-)
 _NAMES_TOLD = 5
 
-Records = dict[str, dict[str, Any]]
+Records = Mapping[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class Listing:
     names: tuple[str, ...] = field(default=())
 
 
-def listed(said: Mapping[str, Any], host: str, run_id: str) -> Listing:
+def listed(reply: Manifest, host: str, run_id: str) -> Listing:
     """Return a host's list of a run's files, read by types.
 
     Files that are no part of a run are left out and counted. Raises TunesmithError naming the
@@ -74,34 +69,29 @@ def listed(said: Mapping[str, Any], host: str, run_id: str) -> Listing:
     def refused(why: str) -> TunesmithError:
         return TunesmithError(f"{host}: its list of run {run_id}: {why}; nothing was pulled")
 
-    if fault := _ANSWER(said, ""):
-        raise refused(fault)
-    files: dict[str, Any] = said["files"]
+    files = reply.files
     if len(files) > MOST_FILES:
         raise refused(f"{len(files)} files, {MOST_FILES} at most expected")
-    left = said.get("left") or {"count": 0, "names": []}
-    names = [str(name) for name in left.get("names", [])][:_NAMES_TOLD]
-    others = int(left.get("count", 0))
-    found: Records = {}
+    names = list(reply.left.names)[:_NAMES_TOLD]
+    others = reply.left.count
+    found: dict[str, FileRecord] = {}
     for name, record in files.items():
         if part_of_allowed(name) is None:
             if not stays(name):
                 names.append(name)
                 others += 1
             continue
-        if fault := _RECORD(record, f"files.{name}"):
-            raise refused(fault)
-        if record["size"] > largest(name):
-            size, most = human_bytes(record["size"]), human_bytes(largest(name))
+        if record.size > largest(name):
+            size, most = formats.size(record.size), formats.size(largest(name))
             raise refused(f"files.{name}: {size}, {most} at most expected")
-        if "path" in record:
-            folder = str(PurePosixPath(record["path"]).parent)
+        if record.path is not None:
+            folder = str(PurePosixPath(record.path).parent)
             shown = "".join(letter if letter.isprintable() else "?" for letter in folder)
             raise UsageError(
                 f"run {run_id}: its output_dir lies outside the run's folder and is not pulled; "
                 f"copy it by hand: scp -r {shlex.quote(f'{host}:{shown}')} ."
             )
-        found[name] = {"size": record["size"], "sha256": record["sha256"]}
+        found[name] = FileRecord(record.size, record.sha256)
     for name in found:
         inside = [str(p) for p in PurePosixPath(name).parents if str(p) in found]
         if inside:
@@ -113,7 +103,7 @@ def listed(said: Mapping[str, Any], host: str, run_id: str) -> Listing:
 
 def bring(
     host: Host,
-    manifest: Callable[[Sequence[str]], Mapping[str, Any]],
+    manifest: Callable[[Sequence[str]], Manifest],
     run_id: str,
     parts: Sequence[str],
     folder: Path,
@@ -134,7 +124,7 @@ def bring(
     with _alone(staging, run_id, host.name):
         recover(folder.parent)
         copy = RunFolder(folder)
-        had = copy.copied()["files"] if copy.is_copy else {}
+        had = copy.copied().files if copy.is_copy else {}
         had_allowed = {name: had[name] for name in had if part_of_allowed(name)}
         asked = {RECORD, *parts}
         others = sorted({part_of(name) for name in had_allowed} - asked)
@@ -174,7 +164,7 @@ def bring(
         brought = {part_of(name) for name in wanted}
         done = local_phases.worked(folder, staging, had, brought) if worked_in and had else None
         phases = local_phases.put(done, folder, staging, wanted.keys()) if done else []
-        write_json(staging / COPY_FILE, {"from": host.name, "files": kept | wanted})
+        write_json(staging / COPY_FILE, encode(CopyRecord(host.name, kept | wanted)))
         for name in missing:
             if (staging / name).exists():
                 fsync_file(staging / name)
@@ -208,8 +198,8 @@ def _fetch(host: Host, folder: Path, staging: Path, wanted: Records) -> list[str
             # rsync will write into the file: not into one that `folder` shares.
             (staging / name).unlink()
     if missing:
-        sizes = {name: int(wanted[name]["size"]) for name in missing}
-        size = human_bytes(sum(sizes.values()))
+        sizes = {name: wanted[name].size for name in missing}
+        size = formats.size(sum(sizes.values()))
         host.tell(f"pulling {len(missing)} files ({size}) from {host.name}")
         with host.bar("pulling") as moved:
             transfer.download(host.remote, host.folder, sizes, staging, host.tell, moved)
@@ -269,17 +259,17 @@ def _alone(staging: Path, run_id: str, host: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _same(path: Path, record: Mapping[str, Any]) -> bool:
+def _same(path: Path, record: FileRecord) -> bool:
     return (
         _kind(path) == "file"
-        and path.stat().st_size == record["size"]
-        and sha256_of(path) == record["sha256"]
+        and path.stat().st_size == record.size
+        and sha256_of(path) == record.sha256
     )
 
 
 def _divided(
-    there: Mapping[str, Any], had: Mapping[str, Any], here: Set[str], asked: Set[str]
-) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    there: Records, had: Records, here: Set[str], asked: Set[str]
+) -> tuple[dict[str, FileRecord], dict[str, FileRecord], set[str]]:
     """Return what of a run is to be brought, what stays of an earlier pull, and what was made here.
 
     `there` and `had` are the host's files now and at the last pull; `asked` are parts.
@@ -299,7 +289,7 @@ def _divided(
     return wanted, kept, own - wanted.keys()
 
 
-def _of(part: str, files: Mapping[str, Any]) -> dict[str, Any]:
+def _of(part: str, files: Records) -> dict[str, FileRecord]:
     return {name: record for name, record in files.items() if part_of(name) == part}
 
 

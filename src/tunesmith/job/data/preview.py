@@ -97,7 +97,7 @@ def main(request: Path, result: Path) -> int:
             shown = preview(options["config"], rows, first, scratch)
             answer = {"rows": [asdict(row) for row in shown]}
         except UsageError as error:
-            answer = {"error": error.message}
+            answer = {"error": error.line}
     write_json(result, answer)
     return 0
 

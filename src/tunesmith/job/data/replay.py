@@ -390,7 +390,7 @@ def main(request: Path, result: Path) -> int:
             workers = int(options.get("workers", 1))
             answer = replay(options["config"], workers, scratch, rows_file).record()
         except UsageError as error:
-            answer = {"error": error.message}
+            answer = {"error": error.line}
     write_json(result, answer)
     return 0
 

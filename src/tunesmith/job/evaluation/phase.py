@@ -33,6 +33,7 @@ from tunesmith.job.prompts.parity import Probe, trained
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import seals
 from tunesmith.job.run.failures import JobError
+from tunesmith.job.run.schema import PromptItem, RunRequest
 
 IGNORED = -100  # LLaMA-Factory's IGNORE_INDEX: positions without loss
 # Bytes the logits of one batch may take as float32, with one copy of them.
@@ -99,7 +100,7 @@ Scores = Mapping[str, object]
 
 
 def run(
-    run_dir: Path, request: dict[str, Any], emit: Callable[..., None], phase: str
+    run_dir: Path, request: RunRequest, emit: Callable[..., None], phase: str
 ) -> dict[str, Any]:
     """Measure the model before or after training and return the figures.
 
@@ -110,9 +111,9 @@ def run(
     """
     started = time.monotonic()
     config = run_config.read_config(run_dir)
-    settings = request.get("evaluate", {})
-    prompts = _items(request.get("prompts", []), "prompts")
-    guard = _items(request.get("guard", []), "guard")
+    settings = request.evaluate
+    prompts = _items(request.prompts, "prompts")
+    guard = _items(request.guard, "guard")
     output = Path(config["output_dir"])
     args = (
         engine.base_arguments(config)
@@ -120,14 +121,14 @@ def run(
         else engine.tuned_arguments(config, output)
     )
     codec = engine.codec(args)
-    held_out = load_held_out(config, codec, int(settings.get("held_out_answers", 8)))
+    held_out = load_held_out(config, codec, settings.held_out_answers)
     own = [*held_out.items, *prompts]
     check_round_trip(codec.tokenizer, [text for item in own for text in texts_of(item)])
     sayable = [item for item in guard if can_say(codec.tokenizer, item)]
     lost, guard = len(guard) - len(sayable), sayable
     items = [*own, *guard]
     loaded = engine.load(codec)
-    batch_size = int(settings.get("batch_size", 32))
+    batch_size = settings.batch_size
 
     def report(unit: str, total: int) -> Callable[[int], None]:
         return lambda done: emit("progress", phase=phase, done=done, total=total, unit=unit)
@@ -139,9 +140,7 @@ def run(
     guard_loss, guard_tokens = None, 0
     if guarded.rows:
         guard_loss, guard_tokens = mean_loss(loaded, guarded, batch_size)
-    sampling = Sampling(
-        max_new_tokens=int(settings.get("max_new_tokens", 64)), seed=int(config.get("seed", 42))
-    )
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens, seed=int(config.get("seed", 42)))
     # The guard set apart, and shorter: its answers take a sentence, and time is money.
     brief = replace(sampling, max_new_tokens=min(_GUARD_TOKENS, sampling.max_new_tokens))
     on_answers = report("answers", len(items))
@@ -199,24 +198,24 @@ def run(
     return entry
 
 
-def _items(entries: Sequence[Mapping[str, Any]], origin: str) -> list[Item]:
+def _items(entries: Sequence[PromptItem], origin: str) -> list[Item]:
     return [_item(number, entry, origin) for number, entry in enumerate(entries, 1)]
 
 
-def _item(number: int, entry: Mapping[str, Any], origin: str) -> Item:
-    expect = entry.get("expect")
+def _item(number: int, entry: PromptItem, origin: str) -> Item:
+    expect = entry.expect
     try:
         re.compile(expect or "")
     except re.error as error:
         raise UsageError(
             f"{origin} {number}: expect {expect!r} is not a regular expression ({error})"
         ) from error
-    prompt = entry["prompt"]
+    prompt = entry.prompt
     return Item(
-        question=Question.of(prompt, entry.get("system")),
+        question=Question.of(prompt, entry.system),
         shown=prompt,
         origin=origin,
-        reference=entry.get("reference"),
+        reference=entry.reference,
         expect=expect,
     )
 

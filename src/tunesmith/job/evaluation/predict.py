@@ -10,16 +10,17 @@ from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json
 from tunesmith.job.run import seals
+from tunesmith.job.run.schema import RunRequest
 
 _FOLDER = "predict"
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
-    """Run request["predict"] (a flat LLaMA-Factory config) and return its metrics.
+def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
+    """Run `predict` of run.json (a flat LLaMA-Factory config) and return its metrics.
 
     Raises TunesmithError when LLaMA-Factory ended without writing a result.
     """
-    config: Arguments = dict(request["predict"])
+    config: Arguments = dict(request.predict or {})
     output = Path(config["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     seals.forget(run_dir, (_FOLDER,))

@@ -25,9 +25,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tunesmith.core import formats
 from tunesmith.core.documents import Config, JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, locked, read_json, write_json, write_text
+from tunesmith.core.files import locked, read_json, write_json, write_text
 from tunesmith.job.export import gguf_writer
 from tunesmith.job.inference import engine
 from tunesmith.job.inference.engine import Codec
@@ -38,6 +39,7 @@ from tunesmith.job.proof.behaviour import UNROUNDED, distance, logits, plain_mod
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import integrity, seals
 from tunesmith.job.run.folder import MERGED
+from tunesmith.job.run.remedies import part
 
 FORMATS = ("gguf", "ollama", "vllm-check")
 # What Ollama's import of safetensors takes (ollama, convert/convert.go).
@@ -124,7 +126,7 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
             f"{merged}: no proven merged model", hint=f"`inv merge --run {run_dir.name}` makes one"
         )
     # A sealed one is compared with its seals below, and read once.
-    older = not any(seals.part(name) == MERGED for name in seals.read(run_dir))
+    older = not any(part(name) == MERGED for name in seals.read(run_dir))
     changed = manifest.faults(merged, manifest.listing(merged)) if older else []
     if changed:
         raise UsageError(
@@ -197,7 +199,7 @@ def _gguf(
         seconds=round(time.monotonic() - began, 1),
     )
     return facts, [
-        f"gguf:   {out} ({human_bytes(facts.bytes)}, {chosen}, by {by})",
+        f"gguf:   {out} ({formats.size(facts.bytes)}, {chosen}, by {by})",
         f"check:  {checked}",
         f"ollama: cd {out.parent} && ollama create {run_dir.name} -f Modelfile",
         f"sha256: {facts.sha256}",

@@ -23,22 +23,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, cast
 
 from tunesmith.basemodel.files import INDEX
+from tunesmith.core import formats
 from tunesmith.core.documents import Config
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import human_bytes, sha256_of, write_json
+from tunesmith.core.files import sha256_of, write_json
 from tunesmith.core.swap import put_in_place
 from tunesmith.job.merge import inputs, skeleton
 from tunesmith.job.merge.inputs import MergeInputs, requires_full_merge
 from tunesmith.job.merge.streaming import Shard
 from tunesmith.job.run import integrity, seals
 from tunesmith.job.run.allowed import part_of_allowed
+from tunesmith.job.run.codec import encode, named
 from tunesmith.job.run.folder import MERGED, RunFolder
 from tunesmith.job.run.foreign import config_of
-from tunesmith.job.run.shapes import Check, anything, each, fields, one_of, text
-from tunesmith.job.run.stored import read_object
+from tunesmith.job.run.schema import RunRequest, Values
+from tunesmith.job.run.stored import DamagedError, read_record
 from tunesmith.job.system import resources
 
 if TYPE_CHECKING:
@@ -50,52 +52,41 @@ LOG = "around.log"
 _PART = ".around.part"
 _LOCK = ".around.lock"
 # Where a file of the merged model lies: in the bundle, with the adapter, with the base model.
-_HERE, _ADAPTER, _BASE = "around", "adapter", "base"
+Place = Literal["around", "adapter", "base"]
+_HERE: Place = "around"
+_ADAPTER: Place = "adapter"
+_BASE: Place = "base"
 # Bytes it takes in a process that has LLaMA-Factory loaded, measured 150 MB.
 _MEMORY = 500_000_000
 # Ways to train after which models are loaded otherwise in the same process.
 _CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
 
 
-def _names(check: Check) -> Check:
-    """Return a check for an object whose keys are names of files of a merged model."""
-
-    def checked(value: Any, at: str) -> str | None:
-        if fault := each(check)(value, at):
-            return fault
-        # It may come from a host, and files are written under these names.
-        bad = [name for name in value if "/" in name or not part_of_allowed(f"{MERGED}/{name}")]
-        return f"{at} names a file {ascii(bad[0])[:90]}" if bad else None
-
-    return checked
-
-
-_MANIFEST = fields(
-    {
-        "key": text,
-        "shards": _names(each(anything)),
-        "prompts": each(anything),
-        "files": _names(
-            fields({"in": one_of((_HERE, _ADAPTER, _BASE)), "sha256": text}, ("in", "sha256"))
-        ),
-    },
-    ("key", "shards", "prompts", "files"),
-)
 # Writes everything around the weights into a folder; returns weights files and prompts.
 Maker = Callable[[Path], "tuple[list[Shard], ParityRecord]"]
 
 
 @dataclass(frozen=True)
 class BundledFile:
-    """A file of the merged model: where it lies (around, adapter or base) and its sha256."""
+    """A file of the merged model: where it lies and its sha256."""
 
-    place: str
     sha256: str
+    place: Place = named("in")
+
+
+@dataclass(frozen=True)
+class _ManifestRecord:
+    """kit.json."""
+
+    key: str
+    shards: Values  # skeleton.Layout
+    prompts: Values  # parity.json's content
+    files: Mapping[str, BundledFile]
 
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """kit.json: what a bundle was made for, and what it holds."""
+    """What a bundle was made for, and what it holds."""
 
     key: str  # key_of the merge it belongs to
     shards: list[Shard]
@@ -105,19 +96,21 @@ class BundleManifest:
     @classmethod
     def read(cls, folder: Path) -> BundleManifest:
         """Read a bundle's manifest; it may come from a host. Raises UsageError."""
-        value = read_object(folder / RECORD, _MANIFEST, f"delete {folder}, and pull or merge again")
-        files = {n: BundledFile(file["in"], file["sha256"]) for n, file in value["files"].items()}
-        return cls(value["key"], skeleton.shards_of(value["shards"]), value["prompts"], files)
+        file, remedy = folder / RECORD, f"delete {folder}, and pull or merge again"
+        record = read_record(file, _ManifestRecord, remedy)
+        # Files are written under these names.
+        for key, names in (("shards", record.shards), ("files", record.files)):
+            for name in names:
+                if "/" in name or not part_of_allowed(f"{MERGED}/{name}"):
+                    raise DamagedError(file, f"{key} names a file {ascii(name)[:90]}", remedy)
+        prompts = cast("ParityRecord", record.prompts)
+        return cls(record.key, skeleton.shards_of(record.shards), prompts, record.files)
 
     def write(self, folder: Path) -> None:
         """Write it into a bundle's folder."""
-        value = {
-            "key": self.key,
-            "shards": skeleton.layout_of(self.shards),
-            "prompts": self.prompts,
-            "files": {n: {"in": f.place, "sha256": f.sha256} for n, f in self.files.items()},
-        }
-        write_json(folder / RECORD, value)
+        layout = skeleton.layout_of(self.shards)
+        record = _ManifestRecord(self.key, layout, self.prompts, self.files)
+        write_json(folder / RECORD, encode(record))
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class MergeBundle:
 
     folder: Path
     part: Path  # where the merged model is put together
-    places: Mapping[str, Path]
+    places: Mapping[Place, Path]
     manifest: BundleManifest
 
     def files(self) -> list[Shard]:
@@ -146,21 +139,18 @@ class MergeBundle:
         return self.manifest.prompts.copy()
 
 
-def key_of(request: Mapping[str, Any], config: Config, keys: Config) -> str:
+def key_of(request: RunRequest, config: Config, keys: Config) -> str:
     """Return what a bundle belongs to: the run's config and base model, and how it is merged.
 
     Of the config what holds on every machine: paths differ, and a pulled run has no more.
     """
     plain = config_of(config)
-    model = request.get("model", {})
-    identity = {"config": plain, "keys": dict(keys), "base": model.get("files", {})}
-    identity["run"] = request.get("run_id")
+    base = encode(request.model.files) if request.model else {}
+    identity = {"config": plain, "keys": dict(keys), "base": base, "run": request.run_id}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def find(
-    run_dir: Path, part: Path, request: Mapping[str, Any], merge: MergeInputs
-) -> MergeBundle | None:
+def find(run_dir: Path, part: Path, request: RunRequest, merge: MergeInputs) -> MergeBundle | None:
     """Return the run's bundle if it was made for this very merge."""
     folder = run_dir / FOLDER
     if not (folder / RECORD).is_file():
@@ -203,9 +193,7 @@ def make(run_dir: Path) -> None:
             _keep(run_dir, request, merge, by_process)
 
 
-def after_training(
-    run_dir: Path, request: Mapping[str, Any], emit: Callable[..., None]
-) -> float | None:
+def after_training(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> float | None:
     """Make the bundle in the process that trained; return the seconds, None if it was not made.
 
     LLaMA-Factory is loaded here already; a process of its own spends most of its time on that.
@@ -213,7 +201,7 @@ def after_training(
     rank 0 does it, and only for a run that is to be merged, by blocks.
     """
     started = time.monotonic()
-    if "merge" not in request or int(os.environ.get("RANK", "0")) != 0:
+    if request.merge is None or int(os.environ.get("RANK", "0")) != 0:
         return None
     try:
         try:
@@ -245,7 +233,7 @@ def _why_not_here(run_dir: Path, merge: MergeInputs) -> str | None:
         return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
     have = resources.memory_available()
     if have < _MEMORY:
-        return f"{human_bytes(have)} of memory are free, {human_bytes(_MEMORY)} needed"
+        return f"{formats.size(have)} of memory are free, {formats.size(_MEMORY)} needed"
     return None
 
 
@@ -255,7 +243,7 @@ def _made_here(part: Path, merge: MergeInputs) -> tuple[list[Shard], ParityRecor
     return shards, prompts
 
 
-def _keep(run_dir: Path, request: Mapping[str, Any], merge: MergeInputs, maker: Maker) -> None:
+def _keep(run_dir: Path, request: RunRequest, merge: MergeInputs, maker: Maker) -> None:
     """Make RUN/around, whole or not at all."""
     part = run_dir / _PART
     shutil.rmtree(part, ignore_errors=True)
@@ -267,7 +255,7 @@ def _keep(run_dir: Path, request: Mapping[str, Any], merge: MergeInputs, maker: 
             digest = sha256_of(file)
             places = ((_ADAPTER, Path(merge.adapters[-1])), (_BASE, merge.base))
             twin = next((w for w, f in places if _same(f / file.name, file, digest)), None)
-            files[file.name] = BundledFile(twin or _HERE, digest)
+            files[file.name] = BundledFile(digest, twin or _HERE)
             if twin:
                 file.unlink()
         key = key_of(request, merge.config, merge.keys)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.basemodel.files import require, tensor_shapes
 from tunesmith.core.documents import Arguments, Config
@@ -15,11 +13,12 @@ from tunesmith.core.files import read_json
 from tunesmith.job.merge import streaming
 from tunesmith.job.merge.adapter import AdapterFacts, check_fits
 from tunesmith.job.run import config as run_config
+from tunesmith.job.run.schema import RunRequest
 
 # Bytes an element of each dtype, and its name in safetensors and in PyTorch.
 SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ACCEPT = "accept_mismatch"  # of request["merge"]: export although prompts differ
+ACCEPT = "accept_mismatch"  # of run.json's `merge`: export although prompts differ
 _OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning_type", ACCEPT)
 
 
@@ -38,7 +37,7 @@ class MergeInputs:
         return streaming.why_not(self.facts, self.adapters, self.keys, self.config, self.base)
 
 
-def read(run_dir: Path, request: Mapping[str, Any]) -> MergeInputs:
+def read(run_dir: Path, request: RunRequest) -> MergeInputs:
     """Return what is to be merged. Raises UsageError when nothing of this run can be.
 
     That is so for full or freeze tuning, a quantised or damaged base, an adapter of another base,
@@ -47,10 +46,10 @@ def read(run_dir: Path, request: Mapping[str, Any]) -> MergeInputs:
     config = run_config.read_config(run_dir)
     base = Path(config["model_name_or_path"])
     check_mergeable(config, base)
-    require(base, request.get("model", {}).get("name"))
+    require(base, request.model.name if request.model else None)
     adapters = run_config.tuned_adapters(config, Path(config["output_dir"]))
     facts = [check_fits(base, Path(folder)) for folder in adapters][-1]
-    return MergeInputs(config, base, adapters, facts, export_keys(request.get("merge", {}), base))
+    return MergeInputs(config, base, adapters, facts, export_keys(request.merge or {}, base))
 
 
 def requires_full_merge(run_dir: Path, reason: str) -> UsageError:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import write_json
 from tunesmith.job.merge import phase as merge_phase
 from tunesmith.job.run import integrity
-from tunesmith.job.run.folder import RunFolder, acquire, mend_events
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import mend_events
+from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.system import disk
 from tunesmith.job.system.resources import peak_memory
 
@@ -71,10 +74,10 @@ def _merge(run: RunFolder) -> dict[str, Any]:
 def record_merge(run: RunFolder) -> None:
     """Let the status say that the run is merged; a proof was that of another merged model."""
     status = run.status()
-    status["phases"] = {p: s for p, s in status["phases"].items() if p != "proof"}
-    status["phases"][_PHASE] = "succeeded"
-    status |= {"state": "succeeded", "phase": _PHASE, "failure": None, "message": "", "detail": []}
-    write_json(run.status_file, status)
+    phases = {p: s for p, s in status.phases.items() if p != "proof"} | {_PHASE: "succeeded"}
+    status = replace(status, state="succeeded", phase=_PHASE, phases=phases)
+    status = replace(status, failure=None, message="", detail=())
+    write_json(run.status_file, encode(status))
 
 
 def _tell(event: str, **values: Any) -> None:

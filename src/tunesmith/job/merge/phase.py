@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.files import FileRecord, Problem, damaged, require, tensor_shapes, verify
+from tunesmith.core import formats
+from tunesmith.core.disk import free_bytes, shortage
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_file, fsync_folder, human_bytes, sha256_of, write_json
+from tunesmith.core.files import fsync_file, fsync_folder, sha256_of, write_json
 from tunesmith.core.swap import put_in_place
 from tunesmith.job.inference import engine
 from tunesmith.job.merge import bundle, inputs, manifest, matmul, pool, skeleton, streaming
@@ -42,6 +44,7 @@ from tunesmith.job.run import seals
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import MERGED
 from tunesmith.job.run.manifest import disown_merged
+from tunesmith.job.run.schema import ModelRef, RunRequest
 from tunesmith.job.system import resources
 
 _PART = ".merged.part"
@@ -51,14 +54,14 @@ PEFT = "peft"
 _BY_BLOCKS = {"from": "block by block"}
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
     """Merge RUN/output into its base model as RUN/merged; return where it lies and its size.
 
-    The keys of request["merge"] are LLaMA-Factory's export keys. Raises UsageError when there
+    `merge` of run.json has LLaMA-Factory's export keys. Raises UsageError when there
     is nothing that can be merged (full or freeze tuning, quantised or damaged base, adapter of
     another base), JobError when memory or disk do not suffice, TunesmithError when the export
     is not complete, or when a way to the model puts another prompt before it than the training
-    did and request["merge"]["accept_mismatch"] is not true (RUN/parity.json says which). A merged
+    did and accept_mismatch there is not true (RUN/parity.json says which). A merged
     model of an earlier call stays until the new one is whole.
     """
     started = time.monotonic()
@@ -70,7 +73,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     merge = inputs.read(run_dir, request)
     facts, keys = merge.facts, merge.keys
     step(1)
-    if keys["infer_dtype"] != request.get("merge", {}).get("infer_dtype", keys["infer_dtype"]):
+    if keys["infer_dtype"] != (request.merge or {}).get("infer_dtype", keys["infer_dtype"]):
         emit(
             "changed",
             what="infer_dtype",
@@ -120,15 +123,14 @@ class _Task:
 
     run_dir: Path
     part: Path
-    request: Mapping[str, Any]
+    request: RunRequest
     merge: MergeInputs
     step: Callable[[int], None]
 
     @property
-    def model(self) -> Mapping[str, Any]:
+    def model(self) -> ModelRef:
         """run.json's record of the base model."""
-        found: Mapping[str, Any] = self.request.get("model", {})
-        return found
+        return self.request.model or ModelRef()
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def _clear(folder: Path) -> None:
 
 def _judged(task: _Task, prompts: parity.ParityRecord) -> parity.ParityRecord:
     """Write RUN/parity.json; raise TunesmithError if a prompt still differs and must not."""
-    accepted = bool(task.request.get("merge", {}).get(ACCEPT))
+    accepted = bool((task.request.merge or {}).get(ACCEPT))
     prompts["accepted"] = accepted and not prompts["passed"]
     with seals.rewriting(task.run_dir, "merge", "parity.json"):
         write_json(task.run_dir / "parity.json", prompts)
@@ -246,7 +248,7 @@ def _origin(task: _Task, prompts: parity.ParityRecord, arithmetic: str) -> manif
     facts = merge.facts
     return manifest.Origin(
         run=task.run_dir.name,
-        base=manifest.BaseOrigin(model.get("name"), model.get("revision"), _recorded(model)),
+        base=manifest.BaseOrigin(model.name, model.revision, _recorded(model)),
         adapters=tuple(
             manifest.AdapterOrigin(Path(folder).name, sha256_of(Path(folder) / ADAPTER_WEIGHTS))
             for folder in merge.adapters
@@ -259,7 +261,7 @@ def _origin(task: _Task, prompts: parity.ParityRecord, arithmetic: str) -> manif
     )
 
 
-def check_base(base: Path, model: Mapping[str, Any]) -> None:
+def check_base(base: Path, model: ModelRef) -> None:
     """Raise UsageError unless the base is whole and the one the adapter was trained on.
 
     `model` is run.json's record of it: size and sha256 of every file, so a base that was
@@ -269,13 +271,13 @@ def check_base(base: Path, model: Mapping[str, Any]) -> None:
     check_hashes(base, model, {name: sha256_of(base / name) for name in recorded})
 
 
-def check_sizes(base: Path, model: Mapping[str, Any]) -> list[str]:
+def check_sizes(base: Path, model: ModelRef) -> list[str]:
     """Return the files of the base on record; UsageError unless all are there in full."""
-    require(base, model.get("name"), _recorded(model))
+    require(base, model.name, _recorded(model))
     return list(_recorded(model))
 
 
-def check_hashes(base: Path, model: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+def check_hashes(base: Path, model: ModelRef, hashes: Mapping[str, str]) -> None:
     """Raise UsageError unless the sha256 of the base's files, `hashes`, are those on record."""
     problems = tuple(
         Problem(name, f"expected sha256 {record.sha256}, found {hashes[name]}")
@@ -283,14 +285,11 @@ def check_hashes(base: Path, model: Mapping[str, Any], hashes: Mapping[str, str]
         if hashes[name] != record.sha256
     )
     if problems:
-        raise damaged(base, problems, model.get("name"))
+        raise damaged(base, problems, model.name)
 
 
-def _recorded(model: Mapping[str, Any]) -> dict[str, FileRecord]:
-    return {
-        name: FileRecord(int(record["size"]), str(record["sha256"]))
-        for name, record in model.get("files", {}).items()
-    }
+def _recorded(model: ModelRef) -> dict[str, FileRecord]:
+    return {name: FileRecord(r.size, r.sha256) for name, r in model.files.items()}
 
 
 def parameter_count(folder: Path) -> int:
@@ -300,18 +299,13 @@ def parameter_count(folder: Path) -> int:
 
 def check_room(folder: Path, *, disk: int, memory: int) -> None:
     """Raise JobError unless `disk` bytes are free at `folder`, and `memory` bytes of RAM."""
-    free = shutil.disk_usage(folder).free
-    if free < disk:
-        raise JobError(
-            "disk_full",
-            f"{folder}: the merged model needs {human_bytes(disk)}, {human_bytes(free)} are free: "
-            "free space on that disk",
-        )
+    if (text := shortage(folder, free_bytes(folder), disk, "the merged model")) is not None:
+        raise JobError("disk_full", f"{text}; free space there")
     have = resources.memory_available()
     if have < memory:
         raise JobError(
             "host_oom",
-            f"needs {human_bytes(memory)} of memory, {human_bytes(have)} are available: close "
+            f"needs {formats.size(memory)} of memory, {formats.size(have)} are available: close "
             "other programs, or merge on a machine with more",
         )
 

@@ -245,7 +245,7 @@ def record_versions(run_dir: Path) -> None:
 def _described(error: BaseException) -> ErrorRecord:
     if not isinstance(error, TunesmithError):
         return {"kind": "crash", "message": f"{type(error).__name__}: {error}", "detail": []}
-    record = ErrorRecord(kind="code", message=error.message, detail=list(error.detail))
+    record = ErrorRecord(kind="code", message=error.line, detail=list(error.detail))
     if isinstance(error, JobError):
         record["kind"], record["failure"] = "job", error.failure
     elif isinstance(error, UsageError):

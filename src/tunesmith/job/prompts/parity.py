@@ -386,7 +386,7 @@ def _ways(
         try:
             prompt = go_template.render(template, probe.system or default, messages)
         except TunesmithError as error:
-            return error.message
+            return error.line
         return bos + list(exported.encode(prompt, add_special_tokens=False))
 
     ways: dict[str, Callable[[Probe], list[int] | str]] = {CHAT: by_chat, API: by_api}

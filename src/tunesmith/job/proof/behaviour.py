@@ -26,6 +26,7 @@ from tunesmith.job.merge.adapter import AdapterFacts
 from tunesmith.job.merge.phase import check_room, parameter_count
 from tunesmith.job.merge.weights import TensorReader, lora_pairs, row_parts
 from tunesmith.job.proof.weights import Check, not_plain
+from tunesmith.job.run.schema import RunRequest
 
 _POSITIONS = 256  # logits compared: positions in all texts together
 _TEXT = 128  # ids of one text
@@ -69,11 +70,11 @@ class Tolerance:
     near_tie: float  # two logits that lie no further apart are a tie
 
 
-def questions(request: Mapping[str, Any], run_dir: Path) -> list[tuple[Question, str]]:
+def questions(request: RunRequest, run_dir: Path) -> list[tuple[Question, str]]:
     """Return (question, text that may follow) from the run's prompts and held-out answers."""
     pairs = [
-        (Question.of(entry["prompt"], entry.get("system")), entry.get("reference") or "")
-        for entry in request.get("prompts", [])
+        (Question.of(entry.prompt, entry.system), entry.reference or "")
+        for entry in request.prompts
     ]
     measured = run_dir / "before.jsonl"
     if measured.is_file():

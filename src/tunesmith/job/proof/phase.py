@@ -36,9 +36,10 @@ from tunesmith.job.proof.weights import Check, file_check, weight_checks
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import seals
 from tunesmith.job.run.folder import MERGED, REFUSED
+from tunesmith.job.run.schema import RunRequest
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
     """Prove RUN/merged and write RUN/proof.json.
 
     Raises TunesmithError naming the first failed check; the merged model is then renamed to
@@ -52,7 +53,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
     adapters = run_config.tuned_adapters(config, output)
     facts = check_fits(base, Path(adapters[-1]))
-    dtype = str(export_keys(request.get("merge", {}), base)["infer_dtype"])
+    dtype = str(export_keys(request.merge or {}, base)["infer_dtype"])
 
     def step(done: int) -> None:
         emit("progress", phase="proof", done=done, total=3, unit="steps")
@@ -72,9 +73,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
         codec = engine.codec(engine.arguments(config))
         checks.append(tokenizer_check(base, merged, probes))
         checks.append(parity_check(run_dir, config, codec, merged))
-        longest = min(
-            NEW_TOKENS, int(request.get("evaluate", {}).get("max_new_tokens", NEW_TOKENS))
-        )
+        longest = min(NEW_TOKENS, request.evaluate.max_new_tokens)
         behaviour, tolerance = behaviour_checks(
             base, adapters, merged, facts, codec, probes, dtype, longest
         )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run.shapes import anything
-from tunesmith.job.run.stored import read_object
+from tunesmith.job.run.stored import read_record
 
 ADAPTER_CONFIG = "adapter_config.json"
-# PEFT imports the modules these name, when it loads the adapter.
-_NAME_CODE = ("auto_mapping", "megatron_config")
+
+
+@dataclass(frozen=True)
+class _CodeKeys:
+    """The keys of an adapter's config that name modules: PEFT imports them."""
+
+    auto_mapping: Any = None
+    megatron_config: Any = None
 
 
 def refuse_code(folder: Path) -> None:
@@ -21,11 +28,11 @@ def refuse_code(folder: Path) -> None:
     """
     file = folder / ADAPTER_CONFIG
     try:
-        config = read_object(file, anything, "copy the adapter folder again")
+        config = read_record(file, _CodeKeys, "copy the adapter folder again")
     except FileNotFoundError:
         return
-    for key in _NAME_CODE:
-        if config.get(key):
+    for key, value in vars(config).items():
+        if value:
             raise UsageError(
                 f"{file}: {key} is set, which names code: no adapter of ours; "
                 f"`rm -r {quote(str(folder))}` deletes it"

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.files import locked, write_json
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import Adjustments
 from tunesmith.job.system import disk
 
 
 def adjusted_config(run: RunFolder) -> dict[str, Any]:
     """Return the config as the next attempt runs it."""
-    return run.settled(run.config() | run.adjustments())
+    return run.settled(run.config() | encode(run.adjustments()))
 
 
 def step_down(run: RunFolder, emit: Callable[..., None]) -> bool:
@@ -28,17 +30,17 @@ def step_down(run: RunFolder, emit: Callable[..., None]) -> bool:
     if batch > 1:
         # Halves even sizes; an odd one goes to its next divisor, which keeps the product.
         smaller = max(d for d in range(1, batch // 2 + 1) if batch % d == 0)
-        change: dict[str, Any] = {
-            "per_device_train_batch_size": smaller,
-            "gradient_accumulation_steps": accumulation * (batch // smaller),
-        }
+        change = Adjustments(
+            per_device_train_batch_size=smaller,
+            gradient_accumulation_steps=accumulation * (batch // smaller),
+        )
     elif config.get("disable_gradient_checkpointing"):
-        change = {"disable_gradient_checkpointing": False}
+        change = Adjustments(disable_gradient_checkpointing=False)
     else:
         return False
     with locked(run.adjustments_file):
-        write_json(run.adjustments_file, run.adjustments() | change)
-    for key, value in change.items():
+        write_json(run.adjustments_file, encode(run.adjustments()) | encode(change))
+    for key, value in encode(change).items():
         before = {"from": config.get(key)}
         emit("changed", what=key, to=value, why="GPU out of memory", **before)
     return True

@@ -64,15 +64,15 @@ CLASSES = {
         FailureClass(
             "model",
             False,
-            "mend what is named above, then `inv resume --run RUN`",
+            "fix what is named above, then `inv resume --run RUN`",
         ),
         FailureClass(
             "changed",
             False,
             "as it was, `inv resume --run RUN` continues",
         ),
-        FailureClass("data", False, "mend the data set: `inv data.check` names the rows"),
-        FailureClass("config", False, "mend the config; the key is named above"),
+        FailureClass("data", False, "fix the data set: `inv data.check` names the rows"),
+        FailureClass("config", False, "fix the config; the key is named above"),
         FailureClass("code", False, "see train.log; the last lines are shown above"),
         FailureClass("killed", True, "`inv resume --run RUN` continues from the newest checkpoint"),
     )

@@ -13,19 +13,18 @@ import json
 import os
 import shlex
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import locked, read_json, write_json
-from tunesmith.job.run import records
+from tunesmith.job.run import events
 from tunesmith.job.run.process import Identity, identify
-from tunesmith.job.run.records import DAMAGED_LINE, STATES
-from tunesmith.job.run.stored import DamagedError, parse_json, read_mapping, read_object
+from tunesmith.job.run.schema import Adjustments, CopyRecord, RunRequest, RunStatus
+from tunesmith.job.run.stored import DamagedError, read_mapping, read_record
 from tunesmith.job.system import disk
 
-__all__ = ["STATES"]
 PHASES = ("fetch", "before", "train", "after", "merge", "proof", "predict")
 OWNER_FILE = ".tunesmith-owner.json"
 # In the copy of a run that lives on a host: from where, and what was copied.
@@ -34,8 +33,6 @@ COPY_FILE = "pulled.json"
 HOST_FOLDER = "host"
 MERGED = "merged"
 REFUSED = "merged.refused"
-# States of a run in which somebody works on it, or will.
-ACTIVE = ("queued", "running")
 MANIFEST = "MANIFEST.json"
 
 
@@ -107,47 +104,47 @@ class RunFolder:
             return config | {"output_dir": str(self.path.absolute() / str(config["output_dir"]))}
         return config
 
-    def request(self) -> dict[str, Any]:
+    def request(self) -> RunRequest:
         """Return run.json. Raises UsageError when the folder is no run, or run.json is damaged."""
         try:
-            value = read_object(self.request_file, records.REQUEST, self._rm)
+            request = read_record(self.request_file, RunRequest, self._rm)
         except FileNotFoundError:
             raise UsageError(
                 f"{self.path}: no run here (run.json is missing); `inv runs` lists the runs"
             ) from None
-        if value.get("run_id", self.run_id) != self.run_id:
-            why = f"it is run {ascii(value['run_id'])[:90]}, in the folder of run {self.run_id}"
+        if request.run_id not in ("", self.run_id):
+            why = f"it is run {ascii(request.run_id)[:90]}, in the folder of run {self.run_id}"
             raise DamagedError(self.request_file, why, self._rm)
         self._refuse_foreign()
-        return value
+        return replace(request, run_id=self.run_id)
 
     def config(self) -> dict[str, Any]:
         """Return config.yaml, `settled`. Raises FileNotFoundError where there is none, DamagedError
         for one that cannot be read."""
         remedy = f"write the config of the training there again, or {self._rm}"
-        value = read_mapping(self.config_file, records.CONFIG, remedy)
+        value = read_mapping(self.config_file, remedy)
         self._refuse_foreign()
         return self.settled(value)
 
-    def adjustments(self) -> dict[str, Any]:
-        """Return the config keys that were changed after a failure; empty where none was.
+    def adjustments(self) -> Adjustments:
+        """Return the config keys that were changed after a failure; none where none was.
 
         Raises DamagedError for a file that cannot be read.
         """
         file = self.adjustments_file
         remedy = f"without it (`rm {shlex.quote(str(file))}`) the config's own keys hold"
         try:
-            return read_object(file, records.ADJUSTMENTS, remedy)
+            return read_record(file, Adjustments, remedy)
         except FileNotFoundError:
-            return {}
+            return Adjustments()
 
-    def copied(self) -> dict[str, Any]:
-        """Return pulled.json: {"from": host, "files": {name: {"size", "sha256"}}}.
+    def copied(self) -> CopyRecord:
+        """Return pulled.json: the host, and what came of the run.
 
         Raises FileNotFoundError for a run that is no copy, DamagedError for a damaged one.
         """
         remedy = f"{self._rm}, and `inv pull --on HOST --run {self.run_id}` brings it again"
-        return read_object(self.path / COPY_FILE, records.COPY, remedy)
+        return read_record(self.path / COPY_FILE, CopyRecord, remedy)
 
     @property
     def _rm(self) -> str:
@@ -161,7 +158,7 @@ class RunFolder:
                 "makes it a run of this machine"
             )
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> RunStatus:
         """Return status.json as a reader should see it.
 
         A status that says running while nobody holds the lock belongs to a supervisor
@@ -169,47 +166,34 @@ class RunFolder:
         `killed`, and can be resumed. For a damaged one there is what the events tell, with
         failure `damaged`.
         """
-        status, damage = self._told()
-        if status["state"] not in ("running", "queued") or self.busy() or self._as_copied(damage):
+        status, damage = self._read_status()
+        if not status.active or self.busy() or (self.is_copy and damage is None):
             return status
         # The last status is written before the lock is given back: one that ended between
         # our reading and our look at the lock has left it by now.
-        status, damage = self._told()
-        if status["state"] in ("running", "queued") and self.status_file.exists():
-            status |= {"state": "failed"}
-            if not damage:
-                status |= {
-                    "failure": "killed",
-                    "message": "the run ended without a word; "
-                    f"`inv resume --run {self.run_id}` continues it",
-                }
-        return status
+        status, damage = self._read_status()
+        if not status.active or not self.status_file.exists():
+            return status
+        if damage:
+            return replace(status, state="failed")
+        message = f"the run ended without a word; `inv resume --run {self.run_id}` continues it"
+        return replace(status, state="failed", failure="killed", message=message)
 
-    def last_status(self) -> dict[str, Any]:
-        """Return what was last written of the run, whoever lives; empty where nothing was."""
-        return self._told()[0] if self.status_file.exists() else {}
+    def last_status(self) -> RunStatus | None:
+        """Return what was last written of the run, whoever lives; None where nothing was."""
+        return self._read_status()[0] if self.status_file.exists() else None
 
-    def _as_copied(self, damage: str | None) -> bool:
-        return self.is_copy and damage is None
-
-    def _told(self) -> tuple[dict[str, Any], str | None]:
+    def _read_status(self) -> tuple[RunStatus, str | None]:
         """Return status.json, or what stands for it, and why it is damaged."""
-        fresh: dict[str, Any] = {
-            "run_id": self.run_id,
-            "state": "queued",
-            "phases": {},
-            "failure": None,
-        }
         remedy = "shown is what events.jsonl tells; whatever works on the run next writes it anew"
         try:
-            status = read_object(self.status_file, records.STATUS, remedy)
+            status = read_record(self.status_file, RunStatus, remedy)
         except FileNotFoundError:
-            return fresh | {"failure": None, "message": ""}, None
+            return RunStatus(run_id=self.run_id, state="queued"), None
         except DamagedError as error:
-            told = records.status_from(read_events(self.events_file), self.run_id)
-            return told | {"failure": "damaged", "message": error.message}, error.why
-        known: dict[str, Any] = {"phases": {}, "failure": None, "message": "", "detail": []}
-        return known | status | {"run_id": self.run_id}, None
+            told = events.status_from(events.read_events(self.events_file), self.run_id)
+            return replace(told, failure="damaged", message=error.message), error.why
+        return replace(status, run_id=self.run_id, message=status.message or ""), None
 
     @property
     def is_copy(self) -> bool:
@@ -241,13 +225,7 @@ class RunFolder:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Append one event. Raises OSError when the disk refuses it."""
-        disk.append(self.events_file, event_line(event, fields))
-
-
-def event_line(event: str, fields: dict[str, Any]) -> bytes:
-    """Return an event of now as a line. NaN and Infinity are written as JavaScript names them."""
-    value = {"time": time.time(), "event": event, **fields}
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+        disk.append(self.events_file, events.line_of(event, fields))
 
 
 @dataclass
@@ -333,77 +311,3 @@ def _claim(run: RunFolder, output: Path, owner_file: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if not owner_file.exists():
         write_json(owner_file, {"run_id": run.run_id, "run": str(run.path)})
-
-
-class EventTail:
-    """Reads a growing events.jsonl piece by piece; only whole lines are taken."""
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self._path = path
-        self.offset = offset
-        self.cut = False
-
-    def new(self, limit: int = -1) -> list[dict[str, Any]]:
-        """Return the events written since the last call, in order.
-
-        With `limit` about that many bytes of them, at least one whole line; `cut` then says
-        whether the limit was met. A whole line that is no event becomes one itself, of kind
-        DAMAGED_LINE with its "byte" and "why", so that the others can be read.
-        """
-        try:
-            with self._path.open("rb") as stream:
-                stream.seek(self.offset)
-                content = stream.read(limit)
-                self.cut = 0 <= limit <= len(content)
-                if self.cut and b"\n" not in content:
-                    content += stream.readline()
-        except FileNotFoundError:
-            return []
-        events = []
-        for line in content.split(b"\n")[:-1]:
-            # A power loss can leave a hole of zero bytes where a line should be.
-            if text := line.strip(b"\0 "):
-                events.append(parse_event(text, self.offset))
-            self.offset += len(line) + 1
-        return events
-
-
-def parse_event(line: bytes, offset: int) -> dict[str, Any]:
-    """Return the event of a line that begins at a byte, or one of kind DAMAGED_LINE."""
-    try:
-        value = parse_json(line)
-        why = records.event_fault(value)
-    except ValueError as error:
-        value, why = {}, str(error)
-    if why:
-        return {"event": DAMAGED_LINE, "byte": offset, "why": why}
-    return dict(value)
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return all events of a file in order.
-
-    A torn last line (power loss) is left out, and so are damaged lines: `damaged_lines`.
-    """
-    return [event for event in EventTail(path).new() if event["event"] != DAMAGED_LINE]
-
-
-def damaged_lines(path: Path) -> list[str]:
-    """Return where lines of a file of events are damaged, and why."""
-    return [
-        f"the line at byte {event['byte']} is damaged: {event['why']}"
-        for event in EventTail(path).new()
-        if event["event"] == DAMAGED_LINE
-    ]
-
-
-def mend_events(path: Path) -> None:
-    """Cut a torn last line off, so that the next event starts on a line of its own."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as stream:
-            stream.truncate(whole)

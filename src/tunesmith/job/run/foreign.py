@@ -9,19 +9,32 @@ Standard library and yaml only.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from tunesmith.core.files import write_json, write_text
-from tunesmith.job.run import records
+from tunesmith.job.run.codec import Fault, decode, encode, optional
 from tunesmith.job.run.folder import HOST_FOLDER, PHASES, RunFolder
-from tunesmith.job.run.shapes import Check, count, each, fields, finite, flag, matching, one_of
-from tunesmith.job.run.stored import DamagedError, read_mapping, read_object
+from tunesmith.job.run.schema import (
+    Adjustments,
+    Count,
+    DataFile,
+    Figure,
+    Limits,
+    ModelRef,
+    Price,
+    PromptItem,
+    RunRequest,
+    Values,
+)
+from tunesmith.job.run.stored import DamagedError, read_mapping, read_record
 
 # Keys of LLaMA-Factory's config (0.9.3) that are figures and names of the training itself. Not
 # among them: paths, addresses, keys of services, other models, programs, and trust_remote_code.
@@ -72,34 +85,29 @@ _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|[a-z][a-z0-9+.-]*://")
 _LONGEST = 100_000  # characters of a text
 _MOST = 10_000  # items of a list
 
-_MODEL_NAME = matching(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?", "a hub's model"
-)
-_SHA256 = matching(r"[0-9a-f]{64}", "a sha256")
-_FILE = fields({"size": count, "sha256": _SHA256}, ("size", "sha256"))
-_FILE_NAME = matching(r"[A-Za-z0-9_][A-Za-z0-9_.+=@/-]{0,199}", "a file name")
-_MERGE: dict[str, Check] = {
-    "export_size": count,
-    "export_device": one_of(("cpu", "auto")),
-    "export_legacy_format": flag,
-    "infer_dtype": one_of(("auto", "bfloat16", "float16", "float32")),
-}
-_EVALUATE: dict[str, Check] = dict.fromkeys(
-    ("max_new_tokens", "held_out_answers", "batch_size"), count
-)
-_DATA: dict[str, Check] = {
-    "formatting": one_of(("alpaca", "sharegpt")),
-    "sha256": _SHA256,
-    "kept": count,
-    "warnings": count,
-    "prompt_characters": each(finite),
-    "response_characters": each(finite),
-}
-_STATUS = (
-    *("state", "phase", "phases", "failure", "message", "detail", "started", "updated", "step"),
-    *("worked_seconds", "total_steps", "loss", "learning_rate", "tokens_per_second", "price"),
-    *("cause", "retried"),
-)
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@/-]{0,199}")
+
+
+@dataclass(frozen=True)
+class _MergeOptions:
+    """What of a merge holds here."""
+
+    export_size: Count | None = optional()
+    export_device: Literal["cpu", "auto"] | None = optional()
+    export_legacy_format: bool | None = optional()
+    infer_dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = optional()
+
+
+@dataclass(frozen=True)
+class _DataFigures:
+    """What of the check of a data set is told here."""
+
+    formatting: Literal["alpaca", "sharegpt"] | None = optional()
+    kept: Count | None = optional()
+    warnings: Count | None = optional()
+    prompt_characters: Mapping[str, Figure] | None = optional()
+    response_characters: Mapping[str, Figure] | None = optional()
 
 
 def adopt(folder: Path, run_id: str, final: Path) -> None:
@@ -109,34 +117,35 @@ def adopt(folder: Path, run_id: str, final: Path) -> None:
     """
     run = RunFolder(folder)
     remedy = "the host's copy of it has to be mended first"
-    request = read_object(run.request_file, records.REQUEST, remedy)
-    if request.get("run_id", run_id) != run_id:
-        why = f"it is run {ascii(request['run_id'])[:90]}, in the folder of run {run_id}"
+    request = read_record(run.request_file, RunRequest, remedy)
+    if request.run_id not in ("", run_id):
+        why = f"it is run {ascii(request.run_id)[:90]}, in the folder of run {run_id}"
         raise DamagedError(run.request_file, why, remedy)
     config = None
     if run.config_file.exists():
-        config = read_mapping(run.config_file, records.CONFIG, remedy)
+        config = read_mapping(run.config_file, remedy)
     try:
         adjustments = run.adjustments()
     except DamagedError:
-        adjustments = {}
+        adjustments = Adjustments()
     status = run.last_status()
     for file in (run.config_file, run.status_file, run.adjustments_file):
         _set_aside(file)
     if config is not None:
         ours = config_of(config) | {"output_dir": str(final / run.output.name)}
-        ours["model_name_or_path"] = _model_of(request)["name"] or ""
+        ours["model_name_or_path"] = _model_of(request.model).name or ""
         body = yaml.safe_dump(ours, allow_unicode=True, sort_keys=True)
         write_text(run.config_file, body)
     if status:
-        kept = {key: status[key] for key in _STATUS if key in status}
-        write_json(run.status_file, {"run_id": run_id} | kept)
-    if adjustments:
-        known = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        write_json(run.adjustments_file, {k: adjustments[k] for k in known if k in adjustments})
+        # Who works on it is a process of the host's.
+        kept = replace(status, run_id=run_id, supervisor=None, gpu=None, paused=None, ahead=())
+        write_json(run.status_file, encode(replace(kept, eta_seconds=None)))
+    # Gradient checkpointing stays as the config here says.
+    if kept_of := encode(replace(adjustments, disable_gradient_checkpointing=None)):
+        write_json(run.adjustments_file, kept_of)
     # Last: its place says that the whole was done.
     _set_aside(run.request_file)
-    write_json(run.request_file, request_of(request, run_id))
+    write_json(run.request_file, encode(request_of(request, run_id)))
 
 
 def ensure(run: RunFolder) -> None:
@@ -150,53 +159,47 @@ def foreign_file(run: RunFolder, name: str) -> Path:
     return run.path / HOST_FOLDER / name
 
 
-def foreign_config(run: RunFolder) -> dict[str, Any]:
+def foreign_config(run: RunFolder) -> Values:
     """Return the config as the host has it, to be looked at; empty where it has none."""
     try:
-        return read_mapping(foreign_file(run, run.config_file.name), records.CONFIG, "")
+        return read_mapping(foreign_file(run, run.config_file.name), "")
     except FileNotFoundError:
         return {}
 
 
-def request_of(foreign: Mapping[str, Any], run_id: str) -> dict[str, Any]:
-    """Return the run.json of this machine for one of another; `foreign` is of records.REQUEST.
+def request_of(foreign: RunRequest, run_id: str) -> RunRequest:
+    """Return the run.json of this machine for one of another.
 
     The base model has no path, and the run no variables, until somebody here gives it both.
     """
-    prompts = ("prompt", "expect", "reference", "system")
-    found = {
-        "run_id": run_id,
-        "created": _text(foreign.get("created"), 40),
-        "config_file": _text(foreign.get("config_file"), 300),
-        "stem": _text(foreign.get("stem"), 100),
-        "title": _text(foreign.get("title"), 300),
-        "model": _model_of(foreign),
-        "overrides": config_of(foreign.get("overrides") or {}),
-        "data": [_data_of(item) for item in foreign.get("data", [])[:_MOST]],
-        "owned": [
-            {"key": item["key"], "value": item.get("value"), "was": item.get("was")}
-            | {"why": _text(item.get("why"), 300)}
-            for item in foreign.get("owned", [])[:_MOST]
-            if item["key"] in CONFIG_KEYS and all(map(_plain, (item.get("value"), item.get("was"))))
-        ],
+    return RunRequest(
+        run_id=run_id,
+        created=_text(foreign.created, 40),
+        config_file=_text(foreign.config_file, 300),
+        stem=_text(foreign.stem, 100),
+        title=_text(foreign.title, 300),
+        model=_model_of(foreign.model),
+        overrides=config_of(foreign.overrides),
+        data=tuple(map(_data_of, foreign.data[:_MOST])),
+        owned=tuple(
+            replace(item, why=_text(item.why, 300))
+            for item in foreign.owned[:_MOST]
+            if item.key in CONFIG_KEYS and _plain(item.value) and _plain(item.was)
+        ),
         # The base model comes otherwise here, and before the run.
-        "phases": [p for p in PHASES if p in foreign.get("phases", []) and p != "fetch"],
-        "prompts": [_texts(item, prompts) for item in foreign.get("prompts", [])[:_MOST]],
-        "guard": [_texts(item, prompts) for item in foreign.get("guard", [])[:_MOST]],
-        "evaluate": _checked(foreign.get("evaluate") or {}, _EVALUATE),
-        "env": {},
-        "limits": {},
-    }
-    if "merge" in foreign:
-        found["merge"] = _checked(foreign["merge"], _MERGE)
-    if one_of(("fast", "none"))(foreign.get("preset"), "") is None:
-        found["preset"] = foreign["preset"]
-    if records.PRICE(foreign.get("price"), "") is None:
-        found["price"] = foreign["price"]
-    return found
+        phases=tuple(p for p in PHASES if p in (foreign.phases or ()) and p != "fetch"),
+        prompts=tuple(map(_cut, foreign.prompts[:_MOST])),
+        guard=tuple(map(_cut, foreign.guard[:_MOST])),
+        evaluate=foreign.evaluate,
+        merge=None if foreign.merge is None else _fitting(_MergeOptions, foreign.merge),
+        limits=Limits(),
+        env={},
+        preset=foreign.preset if foreign.preset in ("fast", "none") else None,
+        price=_price_of(foreign.price),
+    )
 
 
-def config_of(foreign: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(foreign: Values) -> dict[str, Any]:
     """Return the keys of a config that hold on every machine, where their values are plain."""
     return {
         key: value
@@ -218,47 +221,55 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int))
 
 
-def _model_of(foreign: Mapping[str, Any]) -> dict[str, Any]:
-    model = foreign.get("model") or {}
-    name = model.get("name")
-    known = _MODEL_NAME(name, "") is None and ".." not in str(name)
-    return {
-        "name": name if known else None,
-        "path": None,
-        "source": _text(model.get("source"), 100),
-        "revision": _text(model.get("revision"), 100),
-        "files": {
-            file: {"size": record["size"], "sha256": record["sha256"]}
-            for file, record in (model.get("files") or {}).items()
-            if _FILE_NAME(file, "") is None and _FILE(record, "") is None
-        },
-    }
+def _model_of(foreign: ModelRef | None) -> ModelRef:
+    if foreign is None:
+        return ModelRef()
+    name = foreign.name or ""
+    known = _MODEL_NAME.fullmatch(name) is not None and ".." not in name
+    return ModelRef(
+        name=name if known else None,
+        source=_text(foreign.source, 100),
+        revision=_text(foreign.revision, 100),
+        files={n: r for n, r in foreign.files.items() if _FILE_NAME.fullmatch(n) is not None},
+    )
 
 
-def _data_of(item: Mapping[str, Any]) -> dict[str, Any]:
+def _data_of(item: DataFile) -> DataFile:
     """Return what is told of a data set; its file is a name only, none of this machine."""
-    found = _checked(item, _DATA)
-    found |= {"key": _text(item.get("key"), 100), "rows": item.get("rows")}
-    return found | {"file": _text(str(item.get("file", "")).rpartition("/")[2], 200)}
+    return DataFile(
+        file=_text(item.file.rpartition("/")[2], 200),
+        key=_text(item.key, 100),
+        rows=item.rows,
+        sha256=item.sha256,
+        figures=_fitting(_DataFigures, item.figures),
+    )
 
 
-def _checked(values: Mapping[str, Any], known: Mapping[str, Check]) -> dict[str, Any]:
-    return {
-        key: values[key]
-        for key, check in known.items()
-        if key in values and check(values[key], key) is None
-    }
+def _price_of(price: float | Price | None) -> float | Price | None:
+    if isinstance(price, Price):
+        return replace(price, currency=price.currency and _text(price.currency, 20))
+    return price
 
 
-def _text(value: Any, longest: int) -> str:
-    """Return a text in printable characters, cut; empty for anything else."""
-    plain = value if isinstance(value, str) else ""
-    return "".join(letter if letter.isprintable() else " " for letter in plain[:longest])
+def _fitting(kind: type, values: Values) -> Values:
+    """Return the values that fit the fields of a dataclass, each by itself."""
+    found: dict[str, Any] = {}
+    for item in fields(kind):
+        with contextlib.suppress(Fault):
+            found |= encode(decode(kind, {k: v for k, v in values.items() if k == item.name}))
+    return found
 
 
-def _texts(item: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    found = {key: item.get(key) for key in keys}
-    return {k: v[:_LONGEST] if isinstance(v, str) else None for k, v in found.items()}
+def _cut(item: PromptItem) -> PromptItem:
+    return PromptItem(
+        item.prompt[:_LONGEST],
+        *(text and text[:_LONGEST] for text in (item.expect, item.reference, item.system)),
+    )
+
+
+def _text(text: str | None, longest: int) -> str:
+    """Return a text in printable characters, cut; empty for none."""
+    return "".join(letter if letter.isprintable() else " " for letter in (text or "")[:longest])
 
 
 def _set_aside(file: Path) -> None:

@@ -12,13 +12,22 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run.config import starting_adapters
-from tunesmith.job.run.seals import ENVIRONMENT, Tell, new_run, rewriting, sha256_of, unheard
+from tunesmith.job.run.remedies import new_run
+from tunesmith.job.run.schema import (
+    FileRecord,
+    InputRecord,
+    ModelRef,
+    RunInputs,
+    RunRequest,
+    Values,
+)
+from tunesmith.job.run.seals import ENVIRONMENT, Tell, rewriting, sha256_of, unheard
 
 # The parts of run.json's `inputs`, and what they are inputs of.
 TRAIN, PREDICT = "train", "predict"
@@ -30,96 +39,97 @@ _MEDIA = ("images", "videos", "audios")
 _ROWS = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
 _NO_FOLDERS = ("ONLINE", "REMOTE:")
 
-Record = Mapping[str, Any]
+Record = FileRecord | InputRecord
+# By what a file is known that had a sha256: size, mtime, inode, ctime, sha256.
+Stamp = list[int | str]
 
 
 def recorded(
-    request: Mapping[str, Any],
-    config: Mapping[str, Any] | None,
-    known: Mapping[Path, Record] | None = None,
-) -> dict[str, Any]:
+    request: RunRequest, config: Values | None, known: Mapping[Path, FileRecord] | None = None
+) -> RunRequest:
     """Return run.json with the `inputs` it lacks: of `config`'s training, of its prediction.
 
     `known` are records (size, sha256) of files that were just hashed. Files are read here, about
     1 GB a second.
     """
-    values = {TRAIN: config or {}, PREDICT: request.get("predict") or {}}
+    values = {TRAIN: config or {}, PREDICT: request.predict or {}}
     added = {n: _described(values[n], known or {}) for n in lacking(request, config)}
-    return dict(request) | {"inputs": {**request.get("inputs", {}), **added}}
+    return replace(request, inputs={**request.inputs, **added})
 
 
-def lacking(request: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[str]:
+def lacking(request: RunRequest, config: Values | None) -> list[str]:
     """Return the parts of run.json's `inputs` that `recorded` would add."""
-    wanted = {TRAIN: config, PREDICT: request.get("predict")}
-    return [n for n, v in wanted.items() if v is not None and n not in request.get("inputs", {})]
+    wanted = {TRAIN: config, PREDICT: request.predict}
+    return [n for n, v in wanted.items() if v is not None and n not in request.inputs]
 
 
 def remember(
     run_dir: Path,
-    request: Mapping[str, Any],
+    request: RunRequest,
     parts: Collection[str],
     apart: Collection[Path] = (),
 ) -> None:
     """Remember how the files of `parts` that were just hashed lie here, so that the next look
     at them is cheap; all but those `apart`, which were hashed earlier."""
-    files = {n: r for name in parts for n, r in request["inputs"][name]["files"].items()}
+    files = {n: r for name in parts for n, r in request.inputs[name].files.items()}
     fresh = {Path(name): record for name, record in files.items() if Path(name) not in apart}
     _remember(run_dir, {str(path): _stamp(path, record) for path, record in fresh.items()})
 
 
-def remember_model(run_dir: Path, request: Mapping[str, Any]) -> None:
+def remember_model(run_dir: Path, model: ModelRef | None) -> None:
     """The same of a base model that was just fetched or found whole."""
-    _remember(run_dir, {str(p): _stamp(p, record) for p, record in _model(request).items()})
+    _remember(run_dir, {str(p): _stamp(p, record) for p, record in _model(model).items()})
 
 
-def check_data(run_dir: Path, request: Mapping[str, Any], of: str, tell: Tell = unheard) -> bool:
+def check_data(run_dir: Path, request: RunRequest, of: str, tell: Tell = unheard) -> bool:
     """Compare rows, entries, adapters and further files with the record of TRAIN or PREDICT.
 
     Returns False where there is no record: the run was made by an older version. Raises
     UsageError naming the first file that was changed, is gone, or was added to a folder of data.
     """
-    values = (request.get("inputs") or {}).get(of)
+    values = request.inputs.get(of)
     if values is None:
         return False
-    for key, entry in values["entries"].items():
-        found = _entry(Path(values["registry"]), key)
+    for key, entry in values.entries.items():
+        found = _entry(Path(values.registry), key)
         if found != entry:
             raise _changed(
-                run_dir, f"{values['registry']}: entry {key}", f"expected {entry}, found {found}"
+                run_dir, f"{values.registry}: entry {key}", f"expected {entry}, found {found}"
             )
-    for folder in values["folders"]:
+    for folder in values.folders:
         names = {str(path) for path in _below(Path(folder))}
-        added = sorted(names - values["files"].keys())
+        added = sorted(names - values.files.keys())
         if added:
             raise _changed(run_dir, added[0], "it was not there")
-    _compare(run_dir, {Path(name): r for name, r in values["files"].items()}, tell)
+    _compare(run_dir, {Path(name): r for name, r in values.files.items()}, tell)
     return True
 
 
 def check_adapters(
-    run_dir: Path, request: Mapping[str, Any], folders: Collection[str], tell: Tell = unheard
+    run_dir: Path, request: RunRequest, folders: Collection[str], tell: Tell = unheard
 ) -> None:
     """Compare those of the adapters that the training began from that lie in `folders`.
 
     Raises UsageError for a change.
     """
-    values = (request.get("inputs") or {}).get(TRAIN) or {}
-    files = {Path(n): r for n, r in values.get("files", {}).items() if r.get("adapter")}
+    values = request.inputs.get(TRAIN)
+    found = values.files if values else {}
+    files = {Path(name): record for name, record in found.items() if record.adapter}
     _compare(run_dir, {p: r for p, r in files.items() if str(p.parent) in folders}, tell)
 
 
 def check_model(
-    run_dir: Path, request: Mapping[str, Any], tell: Tell = unheard, *, unseen: bool = True
+    run_dir: Path, request: RunRequest, tell: Tell = unheard, *, unseen: bool = True
 ) -> None:
     """Compare the base model with run.json's record of it. Raises UsageError for a change.
 
     Without `unseen`, files whose sha256 was never seen here are left to the phase, which reads
     all of them and compares.
     """
-    name = str((request.get("model") or {}).get("name"))
+    name = request.model.name if request.model else None
     mend = f"`inv model.fetch {name}` mends one that was fetched"
     seen = _stamps(run_dir).keys()
-    files = {p: r for p, r in _model(request).items() if unseen or str(p) in seen}
+    files = {p: r for p, r in _model(request.model).items() if unseen or str(p) in seen}
     _compare(run_dir, files, tell, mend)
 
 
@@ -146,7 +156,7 @@ def check_stack(run_dir: Path, phase: str) -> None:
         )
 
 
-def names_of(config: Mapping[str, Any]) -> list[str]:
+def names_of(config: Values) -> list[str]:
     """Return the data sets that a config names."""
     found: list[str] = []
     for key in ("dataset", "eval_dataset"):
@@ -155,7 +165,7 @@ def names_of(config: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in found if name.strip()))
 
 
-def _described(config: Mapping[str, Any], known: Mapping[Path, Record]) -> dict[str, Any]:
+def _described(config: Values, known: Mapping[Path, FileRecord]) -> RunInputs:
     """Return what a config's inputs are."""
     data = Path(str(config.get("dataset_dir") or "data"))
     here = not str(data).startswith(_NO_FOLDERS) and (data / _REGISTRY).is_file()
@@ -180,29 +190,33 @@ def _described(config: Mapping[str, Any], known: Mapping[Path, Record]) -> dict[
             files.append(Path(str(config[key])))
     adapters = [path for name in starting_adapters(config) for path in _adapter(config, Path(name))]
     there = [path for path in dict.fromkeys([*files, *adapters]) if path.is_file()]
-    records = {str(path): dict(known[path]) for path in there if path in known}
+    records = {
+        str(path): InputRecord(known[path].size, known[path].sha256)
+        for path in there
+        if path in known
+    }
     unread = {str(path): path for path in there if path not in known}
     for name, digest in sha256_of(unread, unheard):
-        records[name] = {"size": unread[name].stat().st_size, "sha256": digest}
+        records[name] = InputRecord(unread[name].stat().st_size, digest)
     for path in adapters:
-        records[str(path)]["adapter"] = True
-    return {
-        "registry": str(data / _REGISTRY),
-        "entries": entries,
-        "folders": [str(folder) for folder in folders],
-        "files": dict(sorted(records.items())),
-    }
+        records[str(path)] = replace(records[str(path)], adapter=True)
+    return RunInputs(
+        registry=str(data / _REGISTRY),
+        entries=entries,
+        folders=tuple(str(folder) for folder in folders),
+        files=dict(sorted(records.items())),
+    )
 
 
-def _entry(registry: Path, key: str) -> dict[str, Any] | None:
+def _entry(registry: Path, key: str) -> Values | None:
     try:
-        found: dict[str, Any] | None = read_json(registry).get(key)
+        found: Values | None = read_json(registry).get(key)
     except (OSError, ValueError, AttributeError):
         return None
     return found
 
 
-def _media(config: Mapping[str, Any], data: Path, entries: Mapping[str, Any]) -> Iterator[Path]:
+def _media(config: Values, data: Path, entries: Values) -> Iterator[Path]:
     """Yield the files that rows with media may name."""
     columns = [(entry or {}).get("columns") or {} for entry in entries.values()]
     if not any(found.get(kind) for found in columns for kind in _MEDIA):
@@ -213,7 +227,7 @@ def _media(config: Mapping[str, Any], data: Path, entries: Mapping[str, Any]) ->
             yield path
 
 
-def _adapter(config: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+def _adapter(config: Values, folder: Path) -> Iterator[Path]:
     """Yield the files of an adapter, without checkpoints and model card; none of the run's own
     output, whose files have seals."""
     own = str(config.get("output_dir") or "")
@@ -230,15 +244,17 @@ def _below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _model(request: Mapping[str, Any]) -> dict[Path, Record]:
-    model = request.get("model") or {}
-    if not model.get("path"):
+def _model(model: ModelRef | None) -> dict[Path, FileRecord]:
+    if model is None or not model.path:
         return {}
-    return {Path(model["path"]) / n: r for n, r in (model.get("files") or {}).items()}
+    return {Path(model.path) / name: record for name, record in model.files.items()}
 
 
 def _compare(
-    run_dir: Path, files: Mapping[Path, Record], tell: Tell, mend: str | None = None
+    run_dir: Path,
+    files: Mapping[Path, FileRecord] | Mapping[Path, InputRecord],
+    tell: Tell,
+    mend: str | None = None,
 ) -> None:
     stamps = _stamps(run_dir)
     fresh: dict[str, Path] = {}
@@ -246,17 +262,17 @@ def _compare(
         try:
             size = path.stat().st_size
         except OSError as error:
-            why = f"{error.strerror}, expected sha256 {record['sha256']}"
+            why = f"{error.strerror}, expected sha256 {record.sha256}"
             raise _changed(run_dir, str(path), why, mend) from None
-        if size != record["size"]:
-            why = f"expected {record['size']} bytes with sha256 {record['sha256']}, found {size}"
+        if size != record.size:
+            why = f"expected {record.size} bytes with sha256 {record.sha256}, found {size}"
             raise _changed(run_dir, str(path), why, mend)
         if stamps.get(str(path)) != _stamp(path, record):
             fresh[str(path)] = path
     # Taken before the file is read: a change meanwhile is found the next time.
     new = {name: _stamp(path, files[path]) for name, path in fresh.items()}
     for name, digest in sha256_of(fresh, tell):
-        expected = files[fresh[name]]["sha256"]
+        expected = files[fresh[name]].sha256
         if digest != expected:
             why = f"expected sha256 {expected}, found {digest}"
             raise _changed(run_dir, name, why, mend)
@@ -272,7 +288,7 @@ def _changed(run_dir: Path, name: str, what: str, mend: str | None = None) -> Us
     )
 
 
-def _stamp(path: Path, record: Record) -> list[Any] | None:
+def _stamp(path: Path, record: Record) -> Stamp | None:
     """Return by what a file is known that had a sha256; ctime cannot be set by who changes it."""
     try:
         found = path.stat()
@@ -283,11 +299,11 @@ def _stamp(path: Path, record: Record) -> list[Any] | None:
         found.st_mtime_ns,
         found.st_ino,
         found.st_ctime_ns,
-        record["sha256"],
+        record.sha256,
     ]
 
 
-def _stamps(run_dir: Path) -> dict[str, Any]:
+def _stamps(run_dir: Path) -> dict[str, Stamp]:
     try:
         known = read_json(run_dir / STAMPS)
     except (OSError, ValueError):
@@ -295,7 +311,7 @@ def _stamps(run_dir: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _remember(run_dir: Path, stamps: Mapping[str, Any]) -> None:
+def _remember(run_dir: Path, stamps: Mapping[str, Stamp | None]) -> None:
     # A run folder that is mounted to be read, a full disk: the next look reads the files again.
     if stamps:
         with contextlib.suppress(OSError):

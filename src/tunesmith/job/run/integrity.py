@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import human_bytes
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, seals
 from tunesmith.job.run import manifest as run_manifest
 from tunesmith.job.run.adapters import refuse_code
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.remedies import new_run
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.run.seals import ANSWERS, REQUEST, Tell
 from tunesmith.job.system import disk
 
@@ -74,7 +75,7 @@ def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
     if use in _TRAINING:
         inputs.check_stack(run_dir, use)
         if not inputs.check_data(run_dir, request, inputs.TRAIN, tell) and use == "train":
-            say(f"{_OLDER}: its data are not compared; {seals.new_run(run_dir)} records them")
+            say(f"{_OLDER}: its data are not compared; {new_run(run_dir)} records them")
     if use == "predict":
         inputs.check_data(run_dir, request, inputs.PREDICT, tell)
     if use in _ANY_MODEL:
@@ -93,24 +94,24 @@ def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
     if use == "proof":
         seals.check_files(run_dir, ("merged/MANIFEST.json",))
     if use in _ANY_MODEL:
-        loaded = request.get("predict") or {} if use == "predict" else config
+        loaded = request.predict or {} if use == "predict" else config
         for name in run_config.starting_adapters(loaded):
             refuse_code(Path(name))
     if "output" in results:
         refuse_code(run_manifest.output_of(folder))
 
 
-def _of_the_run(run_dir: Path, request: Mapping[str, Any]) -> bool:
+def _of_the_run(run_dir: Path, request: RunRequest) -> bool:
     """Whether a prediction reads the adapter of this run."""
     own = run_manifest.output_of(RunFolder(run_dir)).resolve()
-    values = request.get("predict") or {}
+    values = request.predict or {}
     return own in [Path(name).resolve() for name in run_config.starting_adapters(values)]
 
 
 def _told(run_dir: Path, unsealed: tuple[str, ...]) -> str:
     """Return in words what was not sealed, and what renews it."""
     merged = {"merged", "parity.json", "proof.json"} >= set(unsealed)
-    renew = f"`inv merge --run {run_dir.name}`" if merged else seals.new_run(run_dir)
+    renew = f"`inv merge --run {run_dir.name}`" if merged else new_run(run_dir)
     return (
         f"{', '.join(unsealed)}: {_CUT_OFF}; as it is now it is sealed from here on, {renew} makes "
         "it anew"
@@ -126,8 +127,8 @@ def check_here(run_dir: Path, use: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def tell(done: int, total: int) -> None:
-        spent = time.monotonic() - began
-        say(f"comparing with seals: {human_bytes(done)} of {human_bytes(total)} ({spent:.0f} s)")
+        spent = formats.duration(time.monotonic() - began)
+        say(f"comparing with seals: {formats.size(done)} of {formats.size(total)} ({spent})")
 
     try:
         check(run_dir, use, say, tell)

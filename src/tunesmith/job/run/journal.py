@@ -12,9 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from tunesmith.core import formats
 from tunesmith.core.files import write_text
 from tunesmith.job.run import relay
-from tunesmith.job.run.folder import RunFolder, event_line
+from tunesmith.job.run.codec import encode
+from tunesmith.job.run.events import Event, line_of
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunStatus
 from tunesmith.job.system import disk
 
 # Events that wait at most: hours of steps, a few megabytes. The oldest go first.
@@ -49,12 +53,12 @@ class Journal:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Tell an event."""
-        self._queue(event_line(event, fields))
+        self._queue(line_of(event, fields))
         self.flush()
 
-    def adopt(self, event: dict[str, Any]) -> None:
+    def adopt(self, event: Event) -> None:
         """Tell an event of a worker that could not write it, with the time it had."""
-        self._queue((json.dumps(event, ensure_ascii=False) + "\n").encode())
+        self._queue((json.dumps(encode(event), ensure_ascii=False) + "\n").encode())
 
     def log(self, text: str) -> None:
         """Add a line to train.log, unless its disk refuses it: it says no more than the events."""
@@ -63,9 +67,9 @@ class Journal:
         except OSError as error:
             self._note(error)
 
-    def status(self, value: dict[str, Any]) -> None:
+    def status(self, status: RunStatus) -> None:
         """Tell where the run stands."""
-        self._status = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+        self._status = json.dumps(encode(status), ensure_ascii=False, indent=2) + "\n"
         self._status_at = 0.0
         self.flush()
 
@@ -140,10 +144,11 @@ class Journal:
         """Tell of the time without a disk, which is over if it takes this."""
         assert self.trouble is not None
         assert self._since is not None
-        why, seconds = self.trouble.strerror or str(self.trouble), time.monotonic() - self._since
-        text = f"the run's disk took nothing for {seconds:.0f} s ({why}); what happened meanwhile "
+        why = self.trouble.strerror or str(self.trouble)
+        blocked = formats.duration(time.monotonic() - self._since)
+        text = f"the run's disk took nothing for {blocked} ({why}); what happened meanwhile "
         text += f"was kept in memory, but for {self._lost} events" if self._lost else "was kept"
-        disk.append(self._run.events_file, event_line("note", {"text": text}))
+        disk.append(self._run.events_file, line_of("note", {"text": text}))
         self.trouble, self._since, self._lost = None, None, 0
 
 
@@ -161,7 +166,7 @@ class Reporter:
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Tell an event."""
-        self._events.append(event_line(event, fields))
+        self._events.append(line_of(event, fields))
         self.flush()
 
     def heartbeat(self, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What run.json orders beside the phases: how patient to be, and what comes after."""
+"""What follows a run that has succeeded: the command of run.json's `after`, or of a client."""
 
 from __future__ import annotations
 
@@ -7,78 +7,27 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run import queue
-from tunesmith.job.run.folder import RunFolder, read_events
+from tunesmith.job.run.events import CommandAnnounced, CommandEnded, read_events
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import PostRunCommand
 from tunesmith.job.system import disk
 
-# Between the end of a run and what was ordered for after it: time to say no.
-AFTER_SECONDS = 10.0
 _AFTER_TIMEOUT_SECONDS = 60.0
 
 Emit = Callable[..., None]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How patient the supervisor is. Seconds, unless the name says otherwise.
-
-    A worker is stalled when no step was finished for `stall_seconds` and for
-    `stall_steps` times the median step. `restarts` counts restarts in a row that reached
-    no new checkpoint: a worker that gets further each time may fall as often as it likes.
-    A failure that may pass by itself (a source out of reach) is tried again after
-    `retry_seconds`, doubled each time. `max_seconds` is how long the run may work in all,
-    restarts and resumes together; None sets no limit. `last_words_seconds`: how long the
-    end of a run waits for a disk that takes nothing at all.
-    """
-
-    restarts: int = 3
-    stall_seconds: float = 900.0
-    stall_steps: float = 10.0
-    dump_seconds: float = 5.0
-    stop_seconds: float = 600.0
-    disk_wait_seconds: float = 1800.0
-    retry_seconds: float = 15.0
-    last_words_seconds: float = 10.0
-    max_seconds: float | None = None
-
-    @classmethod
-    def from_request(cls, request: dict[str, Any]) -> Limits:
-        """Read request["limits"]; a key that does not exist is refused."""
-        limits = request.get("limits") or {}
-        unknown = sorted(set(limits) - set(cls.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise UsageError(f"run.json: unknown limit {unknown[0]!r}; known are {known}")
-        return cls(**limits)
-
-
-@dataclass(frozen=True)
-class After:
-    """The command to run, `seconds` after the run has succeeded."""
-
-    command: list[str]
-    seconds: float = AFTER_SECONDS
-
-    @classmethod
-    def from_request(cls, request: dict[str, Any]) -> After | None:
-        """Read request["after"]; None without one."""
-        after = request.get("after")
-        if after is None:
-            return None
-        command = after.get("command")
-        if after.get("when") != "succeeded" or not command or not isinstance(command, list):
-            wanted = '{"command": [...], "when": "succeeded"}'
-            raise UsageError(f"run.json: after: expected {wanted}, found {after}")
-        words = [str(word) for word in command]
-        return cls(words, float(after.get("seconds", AFTER_SECONDS)))
-
-
 def carry_out(
-    after: After, run: RunFolder, emit: Emit, stop_wanted: Callable[[], bool], *, in_turn: bool
+    after: PostRunCommand,
+    run: RunFolder,
+    emit: Emit,
+    stop_wanted: Callable[[], bool],
+    *,
+    in_turn: bool,
 ) -> None:
     """Run the command, unless a stop is asked for before, or another run needs the host.
 
@@ -91,14 +40,14 @@ def carry_out(
         time.sleep(0.2)
     code, why = None, "a stop was asked for" if stop_wanted() else None
     if why is None:
-        turn, busy = queue.take(run.path.parent, run.run_id) if in_turn else (None, [])
+        slot, busy = queue.take(run.path.parent, run.run_id) if in_turn else (None, [])
         busy = busy or _busy_if_known(run)
         if busy:
             why = f"run {busy[0]} needs the host"
         else:
             code, why = _call(after, run)
-        if turn:
-            turn.release()
+        if slot:
+            slot.release()
     emit("after_command_ended", code=code, why=why)
 
 
@@ -110,29 +59,29 @@ def once(run: RunFolder, command: list[str]) -> tuple[int | None, str | None]:
     disk took no record of it. Returns the exit code, or None and why there is none. Raises
     UsageError when it must not be run.
     """
-    turn, ahead = queue.take(run.path.parent, run.run_id)
+    slot, ahead = queue.take(run.path.parent, run.run_id)
     try:
         if ahead := ahead or _busy(run):
             raise UsageError(f"run {ahead[0]} needs the host")
-        if (state := run.status()["state"]) != "succeeded":
+        if (state := run.status().state) != "succeeded":
             raise UsageError(f"run {run.run_id} is {state}")
         if _done(run):
             raise UsageError(f"run {run.run_id} has had its `{shlex.join(command)}`")
         # Before it is done: after a power-off nobody is left to write.
         _tell(run, "after_command", text=f"now `{shlex.join(command)}`", command=command)
-        code, why = _call(After(command, 0.0), run)
+        code, why = _call(PostRunCommand(tuple(command), "succeeded", 0.0), run)
         _tell(run, "after_command_ended", code=code, why=why)
     finally:
-        if turn:
-            turn.release()
+        if slot:
+            slot.release()
     return code, why
 
 
 def _done(run: RunFolder) -> bool:
     """Whether a command was begun after the run, and not found to fail."""
-    names = ("after_command", "after_command_ended")
-    told = [event for event in read_events(run.events_file) if event["event"] in names]
-    return bool(told) and (told[-1]["event"] == "after_command" or told[-1]["code"] == 0)
+    kinds = (CommandAnnounced, CommandEnded)
+    last = [event for event in read_events(run.events_file) if isinstance(event, kinds)][-1:]
+    return bool(last) and (not isinstance(last[0], CommandEnded) or last[0].code == 0)
 
 
 def _busy(run: RunFolder) -> list[str]:
@@ -149,7 +98,7 @@ def _busy_if_known(run: RunFolder) -> list[str]:
         return []  # nobody works on a disk that cannot even be read
 
 
-def _call(after: After, run: RunFolder) -> tuple[int | None, str | None]:
+def _call(after: PostRunCommand, run: RunFolder) -> tuple[int | None, str | None]:
     """Return the exit code, or None and why there is none. Output goes to train.log."""
     log = disk.open_log(run.log_file)
     try:

@@ -6,12 +6,12 @@ Standard library and yaml only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.swap import recover
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.run_id import RunId, is_run_id
+from tunesmith.job.run.schema import ListedRun, RunStatus
 
 # What shows that a folder is a run, though one of them may be gone.
 _MARKS = ("run.json", "status.json", "events.jsonl")
@@ -49,7 +49,7 @@ def find(runs: Path, run_id: str | None) -> RunFolder:
     raise UsageError(f"no run {run_id!r}; the newest are {shown} (`inv runs` lists all)")
 
 
-def list_runs(runs: Path) -> list[dict[str, Any]]:
+def list_runs(runs: Path) -> list[ListedRun]:
     """Return status, created, title and path of every run, oldest first.
 
     One whose files cannot be read is listed as failed, class `damaged`.
@@ -64,14 +64,13 @@ def list_runs(runs: Path) -> list[dict[str, Any]]:
             continue
         try:
             request = run.request()
-            shown = {"created": request.get("created", ""), "title": request.get("title", "")}
-            found.append(run.status() | shown | {"path": str(folder)})
+            found.append(_listed(run.status(), request.created, request.title, folder))
         except TunesmithError as error:
-            found.append(_damaged(run, error.message))
+            found.append(_damaged(run, error.line))
         except OSError as error:
             why = f"{error.filename or folder}: cannot be read ({error.strerror})"
             found.append(_damaged(run, why))
-    return sorted(found, key=lambda item: (item["created"], item["run_id"]))
+    return sorted(found, key=lambda item: (item.created, item.run_id))
 
 
 def _asked_at(folder: Path) -> float:
@@ -84,14 +83,10 @@ def _asked_at(folder: Path) -> float:
     return 0.0
 
 
-def _damaged(run: RunFolder, why: str) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "state": "failed",
-        "phases": {},
-        "failure": "damaged",
-        "message": why,
-        "created": "",
-        "title": "(damaged)",
-        "path": str(run.path),
-    }
+def _damaged(run: RunFolder, why: str) -> ListedRun:
+    status = RunStatus(run_id=run.run_id, state="failed", failure="damaged", message=why)
+    return _listed(status, "", "(damaged)", run.path)
+
+
+def _listed(status: RunStatus, created: str, title: str, folder: Path) -> ListedRun:
+    return ListedRun(**vars(status), created=created, title=title, path=str(folder))

@@ -9,18 +9,19 @@ that a second look costs no reading.
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import read_json, write_json
+from tunesmith.core.files import read_json, sha256_of, write_json
 from tunesmith.job.run.allowed import FOLDERS, MOST_FILES, RECORD, part_of_allowed, stays
+from tunesmith.job.run.codec import Between, decode, encode
 from tunesmith.job.run.folder import COPY_FILE, MERGED, RunFolder
+from tunesmith.job.run.replies import Leftovers, ListedFile, Manifest
 
 # The parts a pull may ask for. What describes the run (config, status, events, answers,
 # proof) always comes along. A report is made of it again where it is wanted.
@@ -32,6 +33,21 @@ OF_MERGED = ("proof.json", "parity.json")
 _CACHE = ".hashes.json"
 _TELL_SECONDS = 0.5
 _NAMES_TOLD = 5
+
+
+Nanoseconds = Annotated[int, Between(0, 1 << 64)]
+
+
+@dataclass(frozen=True)
+class _Hashed:
+    """A file as it was when it was hashed; `stamp`: its size and mtime then."""
+
+    stamp: tuple[Nanoseconds, ...]
+    size: int
+    sha256: str
+
+
+_UNKNOWN = _Hashed((), 0, "")
 
 
 @dataclass(frozen=True)
@@ -48,10 +64,8 @@ def manifest(
     what: Iterable[str],
     tell: Callable[[int, int], None],
     read_always: Collection[str] = (),
-) -> dict[str, Any]:
-    """Return {"files": {name: {"size", "sha256"}}, "state", "busy", "left"} of a run.
-
-    "left" has the "count" and some "names" of files that are no part of a run's results.
+) -> Manifest:
+    """Return the files of a run that a pull of the parts `what` brings, and what it leaves.
 
     A file that lies outside the run folder (an `output_dir` of the user's) has its "path"
     too. While a run is `busy` its record and log grow: size and sha256 are those of what
@@ -65,7 +79,7 @@ def manifest(
         raise UsageError(f"unknown part {unknown[0]!r} of a run; known are {', '.join(PARTS)}")
     # Before the files are looked at: if nobody worked in it then, they are the final ones.
     busy = run.busy()
-    state = run.status()["state"]
+    state = run.status().state
     found, left = _sorted_out(run)
     items = [item for item in found if item.part in (RECORD, *parts)]
     if len(items) > MOST_FILES:
@@ -73,12 +87,8 @@ def manifest(
             f"run {run.run_id}: {len(items)} files to pull, {MOST_FILES} at most; see what lies in "
             f"{run.path}"
         )
-    return {
-        "files": _records(run, items, tell, read_always),
-        "state": state,
-        "busy": busy,
-        "left": {"count": len(left), "names": left[:_NAMES_TOLD]},
-    }
+    files = _records(run, items, tell, read_always)
+    return Manifest(files, state, busy, Leftovers(len(left), tuple(left[:_NAMES_TOLD])))
 
 
 def items_of(run: RunFolder) -> list[Item]:
@@ -130,11 +140,13 @@ def disown_merged(run_dir: Path) -> None:
     """Let the copy of a host's run know that the merged model in it is made here."""
     run = RunFolder(run_dir)
     if run.is_copy:
-        told = run.copied()
-        for name in list(told["files"]):
-            if part_of(name) == MERGED or name in OF_MERGED:
-                del told["files"][name]
-        write_json(run_dir / COPY_FILE, told)
+        copied = run.copied()
+        kept = {
+            name: record
+            for name, record in copied.files.items()
+            if part_of(name) != MERGED and name not in OF_MERGED
+        }
+        write_json(run_dir / COPY_FILE, encode(replace(copied, files=kept)))
 
 
 def _plain(path: Path) -> bool:
@@ -161,7 +173,7 @@ def _records(
     items: list[Item],
     tell: Callable[[int, int], None],
     read_always: Collection[str] = (),
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ListedFile]:
     cache_file = run.path / _CACHE
     known = _known(cache_file)
     stamps = {item.name: stamp for item in items if (stamp := _stamp(item.path))}
@@ -170,47 +182,42 @@ def _records(
     fresh = [
         item
         for item in items
-        if item.name in read_always or known.get(item.name, {}).get("stamp") != stamps[item.name]
+        if item.name in read_always or known.get(item.name, _UNKNOWN).stamp != stamps[item.name]
     ]
     total, done, told = sum(stamps[item.name][0] for item in fresh), 0, time.monotonic()
+
+    def heard(read: int) -> None:
+        nonlocal done, told
+        done += read
+        if time.monotonic() - told >= _TELL_SECONDS:
+            told = time.monotonic()
+            tell(done, total)
+
     for item in fresh:
-        digest, left = hashlib.sha256(), stamps[item.name][0]
-        with item.path.open("rb") as stream:
-            # Not to the file's end: a log grows while we read.
-            while left and (piece := stream.read(min(left, 1 << 20))):
-                digest.update(piece)
-                left -= len(piece)
-                done += len(piece)
-                if time.monotonic() - told >= _TELL_SECONDS:
-                    told = time.monotonic()
-                    tell(done, total)
-        size = stamps[item.name][0] - left
-        known[item.name] = {"stamp": stamps[item.name], "size": size, "sha256": digest.hexdigest()}
+        before = done
+        # Not to the file's end: a log grows while we read.
+        digest = sha256_of(item.path, heard, most=stamps[item.name][0])
+        known[item.name] = _Hashed(stamps[item.name], done - before, digest)
     if fresh:
-        write_json(cache_file, known)
-    found: dict[str, dict[str, Any]] = {}
+        write_json(cache_file, encode(known))
+    found: dict[str, ListedFile] = {}
     for item in items:
-        record = {key: known[item.name][key] for key in ("size", "sha256")}
-        outside = {} if item.path.is_relative_to(run.path) else {"path": str(item.path)}
-        found[item.name] = record | outside
+        record = known[item.name]
+        outside = None if item.path.is_relative_to(run.path) else str(item.path)
+        found[item.name] = ListedFile(record.size, record.sha256, outside)
     return found
 
 
-def _known(cache_file: Path) -> dict[str, Any]:
+def _known(cache_file: Path) -> dict[str, _Hashed]:
     try:
-        known = read_json(cache_file)
-    except (FileNotFoundError, ValueError, RecursionError):
+        return {name: decode(_Hashed, item) for name, item in read_json(cache_file).items()}
+    except (FileNotFoundError, ValueError, AttributeError):
         return {}  # it only saves time: a damaged one is made again
-    return known if isinstance(known, dict) and all(map(_is_record, known.values())) else {}
 
 
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and {"stamp", "size", "sha256"} <= value.keys()
-
-
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path) -> tuple[int, ...] | None:
     try:
         stat = path.stat()
     except FileNotFoundError:
         return None
-    return [stat.st_size, stat.st_mtime_ns]
+    return (stat.st_size, stat.st_mtime_ns)

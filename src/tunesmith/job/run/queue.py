@@ -26,7 +26,7 @@ _LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Turn:
+class Slot:
     """The right to work in a folder of runs. `descriptor` is passed to the worker too."""
 
     descriptor: int
@@ -36,14 +36,14 @@ class Turn:
         os.close(self.descriptor)
 
 
-def take(runs: Path, run_id: str) -> tuple[Turn | None, list[str]]:
+def take(runs: Path, run_id: str) -> tuple[Slot | None, list[str]]:
     """Take the turn if nobody works or waits; else return None and who does, in order."""
     with _alone(runs):
         ahead = [*_working(runs), *_waiting(runs)]
         return (None, ahead) if ahead else (_taken(runs, run_id), [])
 
 
-class Ticket:
+class QueueEntry:
     """A place in the queue, for a `with` block."""
 
     def __init__(self, runs: Path, run_id: str) -> None:
@@ -51,13 +51,13 @@ class Ticket:
         self._run_id = run_id
         folder = runs / _WAITING
         with _alone(runs):
-            self._number = 1 + max((number for number, _ in _tickets(folder)), default=0)
+            self._number = 1 + max((number for number, _ in _entries(folder)), default=0)
             self._file = folder / f"{self._number:09d}"
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             disk.label(self._descriptor, json.dumps({"run_id": run_id}))
 
-    def __enter__(self) -> Ticket:
+    def __enter__(self) -> QueueEntry:
         return self
 
     def __exit__(
@@ -70,7 +70,7 @@ class Ticket:
             _drop(self._file)
         os.close(self._descriptor)
 
-    def take(self) -> tuple[Turn | None, list[str]]:
+    def take(self) -> tuple[Slot | None, list[str]]:
         """Take the turn if it has come; else return None and who is ahead, in order."""
         with _alone(self._runs):
             ahead = [*_working(self._runs), *_waiting(self._runs, self._number)]
@@ -104,7 +104,7 @@ def _working(runs: Path) -> list[str]:
 def _waiting(runs: Path, before: int | None = None) -> list[str]:
     """Return the runs that wait (with a number below `before`); drop those that died."""
     found = []
-    for number, file in _tickets(runs / _WAITING):
+    for number, file in _entries(runs / _WAITING):
         if before is not None and number >= before:
             break
         descriptor = os.open(file, os.O_RDONLY)
@@ -118,16 +118,16 @@ def _waiting(runs: Path, before: int | None = None) -> list[str]:
     return found
 
 
-def _tickets(folder: Path) -> list[tuple[int, Path]]:
+def _entries(folder: Path) -> list[tuple[int, Path]]:
     names = folder.iterdir() if folder.is_dir() else ()
     return sorted((int(path.name), path) for path in names if path.name.isdigit())
 
 
-def _taken(runs: Path, run_id: str) -> Turn:
+def _taken(runs: Path, run_id: str) -> Slot:
     descriptor = _open(runs / _TURN)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     disk.label(descriptor, json.dumps({"run_id": run_id, **identify().to_json()}))
-    return Turn(descriptor)
+    return Slot(descriptor)
 
 
 def _open(file: Path) -> int:
@@ -149,10 +149,10 @@ def _open(file: Path) -> int:
         return os.memfd_create(file.name)
 
 
-def _drop(ticket: Path) -> None:
-    """Delete a ticket; on a disk that takes nothing it stays, and counts for nothing."""
+def _drop(entry: Path) -> None:
+    """Delete an entry; on a disk that takes nothing it stays, and counts for nothing."""
     try:
-        ticket.unlink(missing_ok=True)
+        entry.unlink(missing_ok=True)
     except OSError as error:
         if not disk.refused(error):
             raise

@@ -20,16 +20,19 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
+from tunesmith.core import files as core_files
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import manifest as run_manifest
 from tunesmith.job.run.allowed import part_of_allowed
-from tunesmith.job.run.folder import COPY_FILE, MANIFEST, RunFolder, read_events
+from tunesmith.job.run.events import Summary, read_events
+from tunesmith.job.run.folder import COPY_FILE, MANIFEST, RunFolder
+from tunesmith.job.run.remedies import SEALS, again, is_copy, part
+from tunesmith.job.run.replies import ListedFile
+from tunesmith.job.run.schema import FileRecord
 
-SEALS = "seals.json"
 # Results that are folders, and those that are files. An entry of `seal` and `check` is one of them.
 FOLDERS = ("output", "around", "merged", "predict", "export")
 ANSWERS = ("before.jsonl", "after.jsonl", "evaluation.json")
@@ -47,7 +50,6 @@ _CURVES = "events.out.tfevents."
 # A model card is written by people; no program reads it.
 _CARD = "README.md"
 _TELL_SECONDS = 1.0
-_PIECE = 1 << 20
 
 Record = Mapping[str, Any]
 # Hears the bytes read so far and how many there are.
@@ -171,11 +173,6 @@ def _drop(files: dict[str, dict[str, Any]], results: Collection[str]) -> None:
         del files[name]
 
 
-def part(name: str) -> str:
-    """Return the result that a file belongs to: its folder, or itself."""
-    return name.partition("/")[0]
-
-
 def check(
     run_dir: Path,
     results: Iterable[str],
@@ -234,10 +231,10 @@ def sealed_by(sealed: Mapping[str, Record], name: str) -> str:
     return next(str(r["phase"]) for n, r in sealed.items() if part(n) == part(name))
 
 
-def refuse_other(run_dir: Path, found: Mapping[str, Record]) -> None:
+def refuse_other(run_dir: Path, found: Mapping[str, FileRecord | ListedFile]) -> None:
     """Raise UsageError when a file's sha256 as `found` (by name) is not the one sealed."""
     for name, record in sorted(read(run_dir).items()):
-        digest = found.get(name, record)["sha256"]
+        digest = found[name].sha256 if name in found else record["sha256"]
         if digest != record["sha256"] and name not in REQUEST:
             raise _changed(run_dir, name, f"expected sha256 {record['sha256']}, found {digest}")
 
@@ -265,15 +262,11 @@ def _counts(run_dir: Path, name: str, record: Record) -> bool:
 
     The request of a pulled run is made again here from the host's: the host's seal is of another.
     """
-    if not _copy(run_dir):
+    if not is_copy(run_dir):
         return True
     # What a pull leaves where it is (the trainer's pickle) is missed by nobody here.
     own = part(name) not in REQUEST or record["phase"] == SETTLED
     return own and part_of_allowed(name) is not None
-
-
-def _copy(run_dir: Path) -> bool:
-    return (run_dir / COPY_FILE).is_file()
 
 
 def _found(run_dir: Path, results: Collection[str]) -> dict[str, Path]:
@@ -334,15 +327,13 @@ class _Reading:
         self._done, self._told = 0, time.monotonic()
 
     def sha256_of(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-                self._done += len(piece)
-                if time.monotonic() - self._told >= _TELL_SECONDS:
-                    self._told = time.monotonic()
-                    self._tell(self._done, self._total)
-        return digest.hexdigest()
+        return core_files.sha256_of(path, self._heard)
+
+    def _heard(self, read: int) -> None:
+        self._done += read
+        if time.monotonic() - self._told >= _TELL_SECONDS:
+            self._told = time.monotonic()
+            self._tell(self._done, self._total)
 
 
 def sha256_of(files: Mapping[str, Path], tell: Tell) -> Iterator[tuple[str, str]]:
@@ -382,8 +373,9 @@ def _older(run_dir: Path, results: Collection[str]) -> dict[str, str]:
     known: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         for event in read_events(run_dir / "events.jsonl"):
-            if event.get("event") == "summary" and event.get("phase") == "train":
-                known |= {f"output/{n}": r["sha256"] for n, r in event.get("files", {}).items()}
+            if isinstance(event, Summary) and event.phase == "train":
+                files = event.results.get("files", {})
+                known |= {f"output/{name}": record["sha256"] for name, record in files.items()}
     if "merged" in results and (run_dir / "merged" / MANIFEST).is_file():
         known |= _merged(run_dir)
     with contextlib.suppress(FileNotFoundError):
@@ -403,49 +395,7 @@ def _merged(run_dir: Path) -> dict[str, str]:
         raise UsageError(f"{file}: damaged ({why}); {again(run_dir, 'merged')}") from None
 
 
-def _brought(run_dir: Path, name: str) -> str | None:
-    """Return the host that a file was pulled from; None for one that was made here."""
-    if not _copy(run_dir):
-        return None
-    copied = read_json(run_dir / COPY_FILE)
-    return str(copied["from"]) if name in copied["files"] else None
-
-
 def _changed(run_dir: Path, name: str, what: str) -> UsageError:
     return UsageError(
         f"{_place(run_dir, name)}: changed since it was made: {what}; {again(run_dir, name)}"
     )
-
-
-def again(run_dir: Path, name: str) -> str:
-    """Return in words the command that makes or brings a file again."""
-    run = run_dir.name
-    if host := _brought(run_dir, name):
-        what = run_manifest.part_of(name)
-        asked = f" --what {what}" if what in run_manifest.PARTS else ""
-        return f"`inv pull --on {host} --run {run}{asked}` brings it again"
-    made_by = part(name)
-    if made_by in ("merged", "parity.json", "proof.json"):
-        return f"`inv merge --run {run}` makes it anew"
-    if made_by == "around":
-        return f"`rm -r {quote(str(run_dir / made_by))}`, then `inv merge --run {run}` does without"
-    if made_by == "export":
-        chosen = Path(name).stem.removeprefix(f"{run}-") if name.endswith(".gguf") else ""
-        quantise = f" --quantise {quote(chosen)}" if chosen else ""
-        return f"`inv export --run {run} --format gguf{quantise}` makes it anew"
-    if made_by == "export.json":
-        return f"`rm {quote(str(run_dir / made_by))}`: the next `inv export` makes it anew"
-    if made_by == SEALS:
-        return f"`rm {quote(str(run_dir / SEALS))}` lets the results count as they are now"
-    if made_by == "predict":
-        return f"`inv predict --run {run} --config CONFIG` makes it anew"
-    return f"put it back as it was, or begin a new run: {new_run(run_dir)}"
-
-
-def new_run(run_dir: Path) -> str:
-    """Return the command that begins a new run of a run's config."""
-    try:
-        config = quote(str(read_json(run_dir / "run.json")["config_file"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        config = "CONFIG"
-    return f"`inv train --config {config}`"

@@ -11,11 +11,13 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith.core.bounded import DEEPEST, MOST_OF_YAML
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run.shapes import Check
+from tunesmith.job.run.codec import decode
+
+T = TypeVar("T")
 
 # No JSON file of a run comes near it.
 LARGEST = 64 * 1024 * 1024
@@ -32,22 +34,21 @@ class DamagedError(UsageError):
         self.path, self.why = path, why
 
 
-def read_object(path: Path, check: Check, remedy: str) -> dict[str, Any]:
-    """Return the JSON object of a file.
+def read_record(path: Path, kind: type[T], remedy: str) -> T:
+    """Return what the JSON object of a file says.
 
     Raises FileNotFoundError where there is none, DamagedError ending in `remedy` for a file
-    that is not JSON, or holds something else than `check` takes.
+    that is not JSON, or whose object is no `kind`.
     """
     content = read_plain(path, remedy)
     try:
-        value = parse_json(content)
+        return decode(kind, parse_json(content))
     except ValueError as error:
         raise DamagedError(path, str(error), remedy) from None
-    return _checked(path, value, check, remedy)
 
 
-def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
-    """Return the mapping of a YAML file; raises as `read_object` does."""
+def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the mapping of a YAML file; raises as `read_record` does."""
     import yaml  # here: who reads no YAML must not wait for it
 
     content = read_plain(path, remedy, MOST_OF_YAML)
@@ -67,7 +68,11 @@ def read_mapping(path: Path, check: Check, remedy: str) -> dict[str, Any]:
         raise DamagedError(path, fault, remedy)
     if _HALF.search(text) and not _is_writable(value):
         raise DamagedError(path, "holds half a character", remedy)
-    return _checked(path, value, check, remedy)
+    if not isinstance(value, dict):
+        raise DamagedError(path, f"holds {_kind(value)}, not an object", remedy)
+    if other := [key for key in value if not isinstance(key, str)]:
+        raise DamagedError(path, f"expected text as key, found {ascii(other[0])[:40]}", remedy)
+    return value
 
 
 def parse_json(content: bytes) -> Any:
@@ -120,7 +125,7 @@ def _extent_fault(value: Any) -> str:
 
 
 def read_plain(path: Path, remedy: str, most: int = LARGEST) -> bytes:
-    """Return the bytes of a plain file, `most` at most; raises as `read_object` does for
+    """Return the bytes of a plain file, `most` at most; raises as `read_record` does for
     anything else.
 
     A symbolic link to a plain file is one, as everywhere; a pipe would be waited for.
@@ -142,14 +147,6 @@ def read_plain(path: Path, remedy: str, most: int = LARGEST) -> bytes:
             return stream.read(most)
         except OSError as error:
             raise DamagedError(path, f"cannot be read ({error.strerror})", remedy) from None
-
-
-def _checked(path: Path, value: Any, check: Check, remedy: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DamagedError(path, f"holds {_kind(value)}, not an object", remedy)
-    if fault := check(value, ""):
-        raise DamagedError(path, fault, remedy)
-    return value
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,7 @@
 """A run as a stream of changes: what a client on another machine follows.
 
 A line whose status is final is the last one: until everything of an ended run was told, it
-is shown as running. Standard library only. A look costs three stat() calls; files are read
+is shown as running. Standard library only. A poll costs three stat() calls; files are read
 when they have changed.
 """
 
@@ -10,12 +10,14 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run.folder import EventTail, RunFolder
+from tunesmith.job.run.events import EventTail
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.replies import RunSnapshot
+from tunesmith.job.run.schema import RunStatus
 
 # Bytes of events, and of log, in one line of the stream.
 PIECE = 256 * 1024
@@ -27,33 +29,7 @@ _SIGN_OF_LIFE_SECONDS = 3.0
 _Stamp = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the stream: status, what is new, and where the next look continues.
-
-    `more`: the next piece is there already.
-    """
-
-    status: dict[str, Any]
-    events: list[dict[str, Any]]
-    events_offset: int
-    log: str
-    log_offset: int
-    more: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the line as it is sent; `more` only when it is true."""
-        value = {
-            "status": self.status,
-            "events": self.events,
-            "events_offset": self.events_offset,
-            "log": self.log,
-            "log_offset": self.log_offset,
-        }
-        return value | {"more": True} if self.more else value
-
-
-def look(run: RunFolder, events_offset: int, log_offset: int) -> Line:
+def poll(run: RunFolder, events_offset: int, log_offset: int) -> RunSnapshot:
     """Return what is new behind two byte offsets; a log offset of -1 leaves the log out."""
     # The status first: an end that it tells must not outrun the events and the log.
     status = run.status()
@@ -64,30 +40,30 @@ def look(run: RunFolder, events_offset: int, log_offset: int) -> Line:
     more = tail.cut and _size(run.events_file) > tail.offset
     text, offset = "", log_offset
     if log_offset >= 0:
-        text, offset = read_log(run.log_file, log_offset, _ended(status))
+        text, offset = read_log(run.log_file, log_offset, not status.active)
         # A piece may end some bytes early, before a character that it would have cut.
         more |= offset - log_offset > PIECE - 4 and _size(run.log_file) > offset
-    return Line(status, events, tail.offset, text, offset, more)
+    return RunSnapshot(status, tuple(events), tail.offset, text, offset, more)
 
 
-def watch(run: RunFolder, events_offset: int, log_offset: int) -> Iterator[Line]:
+def watch(run: RunFolder, events_offset: int, log_offset: int) -> Iterator[RunSnapshot]:
     """Yield a line whenever something changed, and every 3 s; end with the run."""
     while True:
         seen, told = _signature(run), time.monotonic()
-        line = look(run, events_offset, log_offset)
+        line = poll(run, events_offset, log_offset)
         events_offset, log_offset = line.events_offset, line.log_offset
-        if line.more and _ended(line.status):
-            yield replace(line, status=line.status | {"state": "running"})
+        if line.more and not line.status.active:
+            yield replace(line, status=replace(line.status, state="running"))
             continue
         yield line
-        if _ended(line.status):
+        if not line.status.active:
             return
         if not line.more:
             _await_change(run, seen, line.status, told)
 
 
 def _await_change(
-    run: RunFolder, seen: list[_Stamp | None], status: dict[str, Any], told: float
+    run: RunFolder, seen: list[_Stamp | None], status: RunStatus, told: float
 ) -> None:
     """Return when a file has another stamp, the supervisor died, or a sign of life is due."""
     asked = told
@@ -120,10 +96,6 @@ def read_log(path: Path, offset: int, whole: bool) -> tuple[str, int]:
     if whole and pending and len(content) < PIECE:
         return text + decoder.decode(b"", final=True), offset + len(content)
     return text, offset + len(content) - pending
-
-
-def _ended(status: dict[str, Any]) -> bool:
-    return status["state"] not in ("running", "queued")
 
 
 def _signature(run: RunFolder) -> list[_Stamp | None]:

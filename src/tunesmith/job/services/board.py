@@ -57,8 +57,8 @@ def populate(
     models = {_board_name(name, names): path for name, path in base_models(settings["models"])}
     kept = set()
     newest = ""
-    for run, request, config in _finished(Path(settings["runs"])):
-        model = _board_name(str(request["model"]["name"]), names)
+    for run, name, config in _finished(Path(settings["runs"])):
+        model = _board_name(name, names)
         tuning = str(config.get("finetuning_type", "lora"))
         folder = board / "saves" / model.replace(" ", "") / tuning / run.run_id
         if _as_sealed(run) and _show_run(folder, Path(config["output_dir"])):
@@ -84,16 +84,16 @@ def _board_name(name: str, names: Mapping[str, str]) -> str:
     return names.get(name) or Path(name).name
 
 
-def _finished(runs: Path) -> Iterator[tuple[RunFolder, dict[str, Any], dict[str, Any]]]:
-    """Yield the runs whose training succeeded, with request and config, oldest first."""
+def _finished(runs: Path) -> Iterator[tuple[RunFolder, str, dict[str, Any]]]:
+    """Yield the runs whose training succeeded, with base model and config, oldest first."""
     for file in sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime):
         run = RunFolder(file.parent)
-        if run.status()["phases"].get("train") == "succeeded" and run.config_file.is_file():
+        if run.status().phases.get("train") == "succeeded" and run.config_file.is_file():
             # One that is damaged has no place among those to talk to; `inv runs` tells of it.
             with contextlib.suppress(UsageError):
-                request, config = run.request(), run.config()
-                if (request.get("model") or {}).get("name") and config.get("output_dir"):
-                    yield run, request, config
+                model, config = run.request().model, run.config()
+                if model and model.name and config.get("output_dir"):
+                    yield run, model.name, config
 
 
 def _as_sealed(run: RunFolder) -> bool:
@@ -102,7 +102,7 @@ def _as_sealed(run: RunFolder) -> bool:
     try:
         seals.check(run.path, ("output",), adopt=False)
     except UsageError as error:
-        print(f"run {run.run_id} is not shown: {error.message}", file=sys.stderr, flush=True)
+        print(f"run {run.run_id} is not shown: {error.line}", file=sys.stderr, flush=True)
         return False
     return True
 

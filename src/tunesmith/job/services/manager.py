@@ -258,8 +258,7 @@ def serve_record(serve: Callable[[Path], None]) -> int:
     try:
         serve(Path(sys.argv[1]))
     except TunesmithError as error:
-        hint = f"; {error.hint}" if error.hint else ""
-        print(f"{REFUSED}{error.message}{hint}")
+        print(f"{REFUSED}{error.line}")
         return error.exit_code
     return 0
 
@@ -425,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         answer = _answer(options)
     except TunesmithError as error:
-        print(json.dumps({"error": error.message, "detail": list(error.detail)}))
+        print(json.dumps({"error": error.line, "detail": list(error.detail)}))
         return error.exit_code
     print(json.dumps(answer, ensure_ascii=False))
     return 0

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.job.run.folder import EventTail
+from tunesmith.job.run.events import EventTail
+from tunesmith.job.run.stored import parse_json
 from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_wsgi
 from tunesmith.job.services.board import OURS
@@ -74,8 +75,12 @@ class Curve:
 
     def go_on(self, start_again: Callable[[float, int], None]) -> None:
         """Write what is new; `start_again` is called where steps repeat."""
-        for entry in self._tail.new():
-            values = scalars(entry)
+        for _, line in self._tail.lines():
+            try:
+                entry = parse_json(line)
+                values = scalars(entry)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # damaged: the curve has a gap
             if not values:
                 continue
             step, when = step_of(entry), float(entry.get("time") or time.time())

@@ -2,24 +2,25 @@
 
 `python -m tunesmith.job.supervisor.agent --runs DIR VERB ...`:
 
-create             make a run: {"run_id", "request", "config", "inputs"} on stdin
-renew RUN          give an idle run another request: {"request", "inputs"} on stdin
+create             make a run: a RunOrder on stdin
+renew RUN          give an idle run another request: a RunOrder on stdin
 start RUN [PHASE]  start its phases, detached; a run that waits for its turn has started;
-                   --cause says why (records.CAUSES)
+                   --cause says why (CAUSES)
 stop RUN           ask it for a checkpoint and an end
-find [RUN]         {"run_id"} of a run, by default the newest
-show RUN           {"request", "config", "status"}
-runs               {"runs": [status, created, title and path of each]}, oldest first
+find [RUN]         the id of a run, by default the newest
+show RUN           request, config and status
+runs               all runs, oldest first
 watch RUN          a line whenever something changes, until the run has ended
-manifest RUN       {"files": {name: {"size", "sha256"}}}: what a pull brings
-remove RUN         delete an idle run: {"freed": bytes}
-afterwards RUN     {"command": [...]} on stdin, run once, after a success: {"code", "why"}
+manifest RUN       what a pull brings
+remove RUN         delete an idle run
+afterwards RUN     a CommandOrder on stdin, run once, after a success
 resume-all         start the runs that a restart of the host has cut off; --cause says why,
                    by default autostart: the host's own start asks
 
-The answer is one line of JSON on stdout (watch: many; manifest: lines {"hashing", "total"}
-before it). What is refused is {"error", "detail"}, with exit code 2 (nothing was changed)
-or 1. Standard library and yaml only, so that an answer takes a tenth of a second.
+Orders and answers are the types of job/run/replies.py: an answer is one line of JSON on stdout
+(watch: many; manifest: lines {"hashing", "total"} before it). What is refused is a Refusal, with
+exit code 2 (nothing was changed) or 1. Standard library and yaml only, so that an answer takes a
+tenth of a second.
 """
 
 from __future__ import annotations
@@ -34,55 +35,55 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import (
-    fsync_folder,
-    human_bytes,
-    locked,
-    sha256_of,
-    write_json,
-    write_text,
-)
-from tunesmith.job.run import inputs, limits, records, seals
+from tunesmith.core.files import fsync_folder, locked, sha256_of, write_json, write_text
+from tunesmith.job.run import inputs, limits, seals
+from tunesmith.job.run.codec import Fault, decode, encode
 from tunesmith.job.run.folder import RunFolder, acquire
 from tunesmith.job.run.listing import find, folders, list_runs
 from tunesmith.job.run.manifest import PARTS, USUAL, manifest, output_of
 from tunesmith.job.run.removal import take_away
+from tunesmith.job.run.replies import (
+    CommandOrder,
+    CommandResult,
+    Manifest,
+    Refusal,
+    Removed,
+    Resumed,
+    RunList,
+    RunNamed,
+    RunOrder,
+    RunShown,
+    UploadedFile,
+)
 from tunesmith.job.run.run_id import RunId
-from tunesmith.job.run.shapes import Check, anything, count, each, fields, items, maybe, text
+from tunesmith.job.run.schema import CAUSES, Cause, FileRecord, RunInputs, RunRequest
 from tunesmith.job.run.stored import parse_json
-from tunesmith.job.run.watch import look, watch
+from tunesmith.job.run.watch import poll, watch
 from tunesmith.job.supervisor import launch
 from tunesmith.job.system import disk, gpu
 
 # A folder of a create that was killed: older than any upload's last step takes.
 _STALE_SECONDS = 3600.0
-_INPUT = fields({"source": text, "size": count, "sha256": text}, ("source", "size", "sha256"))
-# What a client orders with create or renew.
-_ORDER: Check = fields(
-    {
-        "request": records.REQUEST,
-        "config": maybe(each(anything)),
-        "inputs": maybe(each(_INPUT)),
-    },
-    ("request",),
-)
+
+T = TypeVar("T")
 
 
-def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Make a run folder whole, or none. Returns {"run_id", "path"}.
+def create(runs: Path, order: RunOrder) -> RunNamed:
+    """Make a run folder whole, or none.
 
     Inputs are hard links to the uploaded files (copies where that cannot be), so what is
     uploaded later must replace those files, never write into them. Raises UsageError for a
     run that exists or an input that is not what was promised.
     """
-    run_id = RunId(wanted.get("run_id"))
-    _checked(wanted)
+    run_id = RunId(order.run_id)
     final = runs / run_id
     runs.mkdir(parents=True, exist_ok=True)
     with locked(runs / run_id):
@@ -94,13 +95,13 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         run.path.mkdir()
         taken = {
             run.path / "inputs" / name: _take_input(run.path / "inputs", name, record)
-            for name, record in (wanted.get("inputs") or {}).items()
+            for name, record in order.inputs.items()
         }
-        if wanted.get("config") is not None:
-            body = yaml.safe_dump(wanted["config"], allow_unicode=True, sort_keys=True)
+        if order.config is not None:
+            body = yaml.safe_dump(order.config, allow_unicode=True, sort_keys=True)
             write_text(run.config_file, body)
-        request = _recorded(wanted, taken, run.path, final)
-        write_json(run.request_file, request)
+        request = _recorded(order, taken, run.path, final)
+        write_json(run.request_file, encode(request))
         seals.seal(run.path, "create", seals.REQUEST)
         try:
             # Over a folder with files in it a rename fails: of two creates one succeeds.
@@ -110,18 +111,19 @@ def create(runs: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 raise
             raise _exists(run_id) from None
     fsync_folder(runs)
-    inputs.remember(final, request, request["inputs"])
-    inputs.remember_model(final, request)
-    return {"run_id": run_id, "path": str(final)}
+    inputs.remember(final, request, request.inputs)
+    inputs.remember_model(final, request.model)
+    return RunNamed(run_id)
 
 
-def _recorded(
-    wanted: dict[str, Any], taken: dict[Path, dict[str, Any]], now: Path, final: Path
-) -> dict[str, Any]:
+def _recorded(order: RunOrder, taken: dict[Path, FileRecord], now: Path, final: Path) -> RunRequest:
     """Return the request with the record of its inputs, which get their final name later."""
-    asked, config = (_moved(wanted.get(key), final, now) for key in ("request", "config"))
-    made = inputs.recorded(asked, config, taken)["inputs"]
-    return dict(wanted["request"]) | {"inputs": _moved(made, now, final)}
+    request = decode(RunRequest, _moved(encode(order.request), final, now))
+    made = inputs.recorded(request, _moved(order.config, final, now), taken).inputs
+    moved = {
+        name: decode(RunInputs, _moved(encode(part), now, final)) for name, part in made.items()
+    }
+    return replace(order.request, inputs=moved)
 
 
 def _moved(value: Any, old: Path, new: Path) -> Any:
@@ -134,34 +136,32 @@ def _moved(value: Any, old: Path, new: Path) -> Any:
     return f"{new}{value[len(str(old)) :]}" if inside else value
 
 
-def renew(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
+def renew(run: RunFolder, order: RunOrder) -> RunNamed:
     """Replace run.json, and inputs, of a run nobody works in; UsageError when somebody does."""
-    _checked(wanted)
     run.request()
     lock = acquire(run)
     try:
         taken = {
             run.path / "inputs" / name: _take_input(run.path / "inputs", name, record)
-            for name, record in (wanted.get("inputs") or {}).items()
+            for name, record in order.inputs.items()
         }
-        request = inputs.recorded(wanted["request"], None, taken)
+        request = inputs.recorded(order.request, None, taken)
         with seals.rewriting(run.path, "renew", run.request_file.name):
-            write_json(run.request_file, request)
-        inputs.remember(run.path, request, inputs.lacking(wanted["request"], None))
+            write_json(run.request_file, encode(request))
+        inputs.remember(run.path, request, inputs.lacking(order.request, None))
     finally:
         lock.release()
-    return {"run_id": run.run_id}
+    return RunNamed(run.run_id)
 
 
-def show(run: RunFolder) -> dict[str, Any]:
+def show(run: RunFolder) -> RunShown:
     """Return request, config (None without one) and status of a run."""
     config = run.config() if run.config_file.exists() else None
-    return {"request": run.request(), "config": config, "status": run.status()}
+    return RunShown(run.request(), run.status(), config)
 
 
-def remove(runs: Path, run: RunFolder) -> dict[str, Any]:
-    """Delete a run nobody works in. Returns {"freed": bytes} and, under "left", a folder
-    of results that lies elsewhere. Raises UsageError when somebody works in it."""
+def remove(runs: Path, run: RunFolder) -> Removed:
+    """Delete a run nobody works in. Raises UsageError when somebody works in it."""
     output = output_of(run)
     doomed = runs / f".{run.run_id}.removed-{os.getpid()}"
     freed = take_away(run, doomed)
@@ -171,52 +171,48 @@ def remove(runs: Path, run: RunFolder) -> dict[str, Any]:
             shutil.rmtree(doomed)
         _sweep(runs)
     outside = not output.is_relative_to(run.path) and output.is_dir()
-    return {"freed": freed} | ({"left": str(output)} if outside else {})
+    return Removed(freed, str(output) if outside else None)
 
 
-def afterwards(run: RunFolder, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Run a command after a run has succeeded, once. Returns {"code", "why"}: `code` None
-    when it could not be run. Raises UsageError when another run needs the host, the run has
-    not succeeded, or its command was run before."""
+def afterwards(run: RunFolder, order: CommandOrder) -> CommandResult:
+    """Run a command after a run has succeeded, once. Raises UsageError when another run needs
+    the host, the run has not succeeded, or its command was run before."""
     run.request()
-    if fault := items(text)(wanted.get("command"), "command"):
-        raise UsageError(f"stdin: {fault}")
-    code, why = limits.once(run, [str(word) for word in wanted["command"]])
-    return {"code": code, "why": why}
+    return CommandResult(*limits.once(run, list(order.command)))
 
 
-def resume_all(runs: Path, cause: records.Cause = "autostart") -> dict[str, Any]:
+def resume_all(runs: Path, cause: Cause = "autostart") -> Resumed:
     """Start every run that ended without a word: power loss, restart, kill -9.
 
     Those that worked come before those that waited for their turn, then the oldest first.
     One that worked on a GPU is refused while there is none: a host that was started without
-    one, to fetch results, has no memory for it either. Returns {"started": [run ids],
-    "refused": {run id: message}}.
+    one, to fetch results, has no memory for it either.
     """
     cut_off = []
-    answer: dict[str, Any] = {"started": [], "refused": {}}
+    started: list[str] = []
+    refused: dict[str, str] = {}
     for folder in folders(runs):
         run = RunFolder(folder)
-        # Empty for one that was made, but never started.
+        # None for one that was made, but never started.
         left = run.last_status()
-        if left.get("state") not in ("running", "queued") or run.busy():
+        if left is None or not left.active or run.busy():
             continue
         try:
-            created = str(run.request().get("created", ""))
+            created = run.request().created
         except TunesmithError:
             continue  # damaged: `runs` shows it
-        if left.get("gpu") and not gpu.ask():
-            answer["refused"][run.run_id] = _no_gpu(run)
+        if left.gpu and not gpu.ask():
+            refused[run.run_id] = _no_gpu(run)
             continue
-        cut_off.append((left["state"] == "queued", created, run))
+        cut_off.append((left.state == "queued", created, run))
     for _, _, run in sorted(cut_off, key=lambda item: (*item[:2], item[2].run_id)):
         try:
             launch.start(run.path, [], cause)
         except TunesmithError as error:
-            answer["refused"][run.run_id] = error.message
+            refused[run.run_id] = error.line
         else:
-            answer["started"].append(run.run_id)
-    return answer
+            started.append(run.run_id)
+    return Resumed(tuple(started), refused)
 
 
 def _no_gpu(run: RunFolder) -> str:
@@ -230,19 +226,19 @@ def main(argv: list[str] | None = None) -> int:
     """Do what the command line asks; return the exit code."""
     try:
         given = _parser().parse_args(argv)
-        _answer(given)
+        _serve(given)
     except BrokenPipeError:
         # The client is gone. Nothing more can be said, not even at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except TunesmithError as error:
-        _say({"error": error.message, "detail": list(error.detail)})
+        _answer(Refusal(error.message, error.detail, error.hint))
         return error.exit_code
     except OSError as error:
         return _refused(error, given.runs)
     except Exception as error:  # noqa: BLE001 - the client understands JSON only
         traceback.print_exc()
-        _say({"error": f"{type(error).__name__}: {error}", "detail": []})
+        _answer(Refusal(f"{type(error).__name__}: {error}"))
         return 1
     return 0
 
@@ -250,46 +246,46 @@ def main(argv: list[str] | None = None) -> int:
 def _refused(error: OSError, runs: Path) -> int:
     """Say what the system refused: in one line where it is the disk's fault."""
     if disk.refused(error):
-        _say({"error": disk.explain(error, runs).message, "detail": []})
+        _answer(Refusal(disk.explain(error, runs).message))
     else:
         traceback.print_exc()
-        _say({"error": f"{type(error).__name__}: {error}", "detail": []})
+        _answer(Refusal(f"{type(error).__name__}: {error}"))
     return 1
 
 
-def _answer(given: argparse.Namespace) -> None:
+def _serve(given: argparse.Namespace) -> None:
     runs: Path = given.runs.absolute()
     verb: str = given.verb
     if verb in ("create", "runs", "resume-all"):
-        whole: dict[str, Callable[[], dict[str, Any]]] = {
-            "create": lambda: create(runs, _stdin()),
-            "runs": lambda: {"runs": list_runs(runs)},
+        whole: dict[str, Callable[[], object]] = {
+            "create": lambda: create(runs, _stdin(RunOrder)),
+            "runs": lambda: RunList(tuple(list_runs(runs))),
             "resume-all": lambda: resume_all(runs, given.cause),
         }
-        _say(whole[verb]())
+        _answer(whole[verb]())
         return
     run = find(runs, given.run)
     if verb == "watch":
         if given.once:
-            _say(look(run, given.events, given.log).to_json())
+            _answer(poll(run, given.events, given.log))
             return
         until = time.monotonic() + given.seconds
-        for line in watch(run, given.events, given.log):
-            _say(line.to_json())
+        for snapshot in watch(run, given.events, given.log):
+            _answer(snapshot)
             if time.monotonic() > until:
                 return
         return
-    answers: dict[str, Callable[[], dict[str, Any]]] = {
-        "renew": lambda: renew(run, _stdin()),
+    answers: dict[str, Callable[[], object]] = {
+        "renew": lambda: renew(run, _stdin(RunOrder)),
         "start": lambda: _launched(launch.start, run, list(given.phases), given.cause),
         "stop": lambda: _launched(launch.stop, run),
-        "find": lambda: {"run_id": run.run_id},
+        "find": lambda: RunNamed(run.run_id),
         "show": lambda: show(run),
         "manifest": lambda: _sealed_manifest(run, given.what.split(",")),
         "remove": lambda: remove(runs, run),
-        "afterwards": lambda: afterwards(run, _stdin()),
+        "afterwards": lambda: afterwards(run, _stdin(CommandOrder)),
     }
-    _say(answers[verb]())
+    _answer(answers[verb]())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -306,14 +302,14 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("create", "runs"):
         verbs.add_parser(name)
     resuming = verbs.add_parser("resume-all")
-    resuming.add_argument("--cause", choices=records.CAUSES, default="autostart")
+    resuming.add_argument("--cause", choices=CAUSES, default="autostart")
     verbs.add_parser("find").add_argument("run", nargs="?")
     for name in ("renew", "start", "stop", "show", "watch", "manifest", "remove", "afterwards"):
         verb = verbs.add_parser(name)
         verb.add_argument("run")
         if name == "start":
             verb.add_argument("phases", nargs="*")
-            verb.add_argument("--cause", choices=records.CAUSES, default="user")
+            verb.add_argument("--cause", choices=CAUSES, default="user")
         elif name == "watch":
             verb.add_argument("--events", type=int, default=0, help="byte of events.jsonl")
             verb.add_argument("--log", type=int, default=-1, help="byte of train.log; -1: none")
@@ -325,56 +321,56 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sealed_manifest(run: RunFolder, what: list[str]) -> dict[str, Any]:
+def _sealed_manifest(run: RunFolder, what: list[str]) -> Manifest:
     """Return what a pull brings, once every result in it was compared with its seal.
 
     A run that is worked on may be between a file and its seal.
     """
     sealed = seals.read(run.path)
-    said = manifest(run, what, _tell_hashing, sealed.keys())
-    if not said["busy"]:
-        seals.refuse_other(run.path, said["files"])
-    return said
+    listed = manifest(run, what, _report_hashing, sealed.keys())
+    if not listed.busy:
+        seals.refuse_other(run.path, listed.files)
+    return listed
 
 
-def _launched(do: Callable[..., None], run: RunFolder, *arguments: Any) -> dict[str, Any]:
+def _launched(do: Callable[..., None], run: RunFolder, *arguments: object) -> RunNamed:
     do(run.path, *arguments)
-    return {"run_id": run.run_id}
+    return RunNamed(run.run_id)
 
 
-def _tell_hashing(done: int, total: int) -> None:
-    _say({"hashing": done, "total": total})
+def _report_hashing(done: int, total: int) -> None:
+    _write({"hashing": done, "total": total})
 
 
-def _say(value: dict[str, Any]) -> None:
+def _answer(reply: object) -> None:
+    _write(encode(reply))
+
+
+def _write(value: object) -> None:
     # UTF-8 whatever the host's locale; what is no text at all becomes an escape of JSON.
     line = json.dumps(value, ensure_ascii=False) + "\n"
     sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
     sys.stdout.buffer.flush()
 
 
-def _stdin() -> dict[str, Any]:
+def _stdin(kind: type[T]) -> T:
     try:
         value = parse_json(sys.stdin.buffer.read())
     except ValueError as error:
         raise UsageError(f"stdin is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError("stdin is not a JSON object")
-    return value
-
-
-def _checked(wanted: dict[str, Any]) -> None:
-    if fault := _ORDER(wanted, ""):
-        raise UsageError(f"stdin: {fault}")
+    try:
+        return decode(kind, value)
+    except Fault as fault:
+        raise UsageError(f"stdin: {fault}") from None
 
 
 def _exists(run_id: str) -> UsageError:
     return UsageError(f"run {run_id} is there already; `inv runs` lists it")
 
 
-def _take_input(folder: Path, name: str, record: dict[str, Any]) -> dict[str, Any]:
+def _take_input(folder: Path, name: str, record: UploadedFile) -> FileRecord:
     """Link an uploaded file into the run, after its size and sha256 were checked; return them."""
-    target, source = folder / name, Path(record["source"])
+    target, source = folder / name, Path(record.source)
     part = target.with_name(f".{target.name}.part")
     if Path(name).is_absolute() or ".." in Path(name).parts or target == folder:
         raise UsageError(f"input {name!r} lies outside the run")
@@ -389,11 +385,11 @@ def _take_input(folder: Path, name: str, record: dict[str, Any]) -> dict[str, An
         shutil.copyfile(source, part)
     # What lies in the run is checked: the upload may be replaced at any moment.
     size, sha256 = part.stat().st_size, sha256_of(part)
-    if (size, sha256) != (record["size"], record["sha256"]):
+    if (size, sha256) != (record.size, record.sha256):
         part.unlink()
         raise UsageError(
-            f"input {name}: expected {human_bytes(record['size'])} with sha256 "
-            f"{record['sha256']}, {source} has {human_bytes(size)} with {sha256}; upload it again"
+            f"input {name}: expected {formats.size(record.size)} with sha256 "
+            f"{record.sha256}, {source} has {formats.size(size)} with {sha256}; upload it again"
         )
     with part.open("rb") as stream:
         os.fsync(stream.fileno())  # a run survives a power loss together with its data
@@ -401,7 +397,7 @@ def _take_input(folder: Path, name: str, record: dict[str, Any]) -> dict[str, An
         part.unlink()  # a rename between two names of one file does nothing
     else:
         part.replace(target)
-    return {"size": size, "sha256": sha256}
+    return FileRecord(size, sha256)
 
 
 def _sweep(runs: Path) -> None:

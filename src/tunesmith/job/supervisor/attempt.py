@@ -10,13 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core import isolated
-from tunesmith.job.run import records
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.process import SUPERVISOR_PID
-from tunesmith.job.run.stored import DamagedError, read_object
+from tunesmith.job.run.schema import Heartbeat
+from tunesmith.job.run.stored import DamagedError, read_record
 from tunesmith.job.system import disk, resources
 
 _WORKER = "tunesmith.job.supervisor.worker"
@@ -68,8 +67,8 @@ class Attempt:
         self._last_step: int | None = None
         self._first: tuple[float, int] | None = None
         self._stalled = False
-        self._in_file: dict[str, Any] = {}
-        self.heartbeat: dict[str, Any] = {}
+        self._in_file: Heartbeat | None = None
+        self.heartbeat: Heartbeat | None = None
 
     def poll(self) -> Ended | None:
         """Return how the worker ended, or None while it runs."""
@@ -109,12 +108,14 @@ class Attempt:
 
     def eta_seconds(self) -> float | None:
         """Return the time left at this attempt's own pace; a resume does not bend it."""
-        step, total = self.heartbeat.get("step"), self.heartbeat.get("total_steps")
-        if self._first is None or not step or not total or step <= self._first[1]:
+        beat = self.heartbeat
+        if beat is None or self._first is None or not beat.total_steps:
             return None
-        done = int(step - self._first[1])
-        pace = float(self.heartbeat["time"] - self._first[0]) / done
-        return round(max(0.0, int(total - step) * pace), 1)
+        done = beat.step - self._first[1]
+        if done <= 0:
+            return None
+        pace = (beat.time - self._first[0]) / done
+        return round(max(0.0, (beat.total_steps - beat.step) * pace), 1)
 
     def log_tail(self) -> str:
         """Return the last part of what this worker wrote to train.log."""
@@ -128,18 +129,18 @@ class Attempt:
                 raise
             return ""
 
-    def hear(self, heartbeat: dict[str, Any]) -> None:
+    def hear(self, heartbeat: Heartbeat) -> None:
         """Take the newest heartbeat: of the file, or one that its disk had refused."""
-        if heartbeat.get("step") != self._last_step or heartbeat.get("paused"):
+        if heartbeat.step != self._last_step or heartbeat.paused:
             self._last_sign = time.monotonic()
-            self._last_step = heartbeat["step"]
-        if self._first is None and heartbeat.get("step_seconds") is not None:
-            self._first = (heartbeat["time"], heartbeat["step"])
+            self._last_step = heartbeat.step
+        if self._first is None and heartbeat.step_seconds is not None:
+            self._first = (heartbeat.time, heartbeat.step)
         self.heartbeat = heartbeat
 
     def _read_heartbeat(self) -> None:
         try:
-            heartbeat = read_object(self._run.heartbeat_file, records.HEARTBEAT, "")
+            heartbeat = read_record(self._run.heartbeat_file, Heartbeat, "")
         except (FileNotFoundError, DamagedError):
             return  # the next one comes within a second of a step
         except OSError as error:

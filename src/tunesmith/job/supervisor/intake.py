@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import Any
 
-from tunesmith.job.run.folder import EventTail, RunFolder
+from tunesmith.job.run.codec import Fault, decode
+from tunesmith.job.run.events import Event, EventTail
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.run.relay import Receiver
+from tunesmith.job.run.schema import Heartbeat
 from tunesmith.job.system import disk
 
 
@@ -15,8 +18,8 @@ from tunesmith.job.system import disk
 class News:
     """Events, in order, and heartbeats that did not come by their file."""
 
-    events: list[dict[str, Any]]
-    heartbeats: list[dict[str, Any]]
+    events: list[Event]
+    heartbeats: list[Heartbeat]
 
 
 class Intake:
@@ -28,7 +31,7 @@ class Intake:
         size = run.events_file.stat().st_size if run.events_file.exists() else 0
         self._tail = EventTail(run.events_file, size)
         # Told already: no news any more when the journal has written them.
-        self._handed: set[tuple[Any, Any]] = set()
+        self._handed: set[tuple[float, type[Event]]] = set()
 
     @property
     def address(self) -> str:
@@ -37,22 +40,25 @@ class Intake:
 
     def new(self) -> News:
         """Return what was told since the last call."""
-        events, heartbeats = [], []
+        found, heartbeats = [], []
         for message in self._receiver.received():
-            if "event" in message:
-                self._handed.add(_key(message))
-                self._journal.adopt(message)
-                events.append(message)
-            elif isinstance(heartbeat := message.get("heartbeat"), dict):
-                heartbeats.append(heartbeat)
+            # What the user's own code may have put into the pipe is nobody's word.
+            with contextlib.suppress(Fault):
+                if "event" in message:
+                    event = decode(Event, message)
+                    self._handed.add(_key(event))
+                    self._journal.adopt(event)
+                    found.append(event)
+                elif "heartbeat" in message:
+                    heartbeats.append(decode(Heartbeat, message["heartbeat"]))
         for event in self._written():
             if _key(event) in self._handed:
                 self._handed.discard(_key(event))
             else:
-                events.append(event)
-        return News(events, heartbeats)
+                found.append(event)
+        return News(found, heartbeats)
 
-    def _written(self) -> list[dict[str, Any]]:
+    def _written(self) -> list[Event]:
         try:
             return self._tail.new()
         except OSError as error:
@@ -61,5 +67,5 @@ class Intake:
             return []
 
 
-def _key(event: dict[str, Any]) -> tuple[Any, Any]:
-    return event.get("time"), event["event"]
+def _key(event: Event) -> tuple[float, type[Event]]:
+    return event.time, type(event)

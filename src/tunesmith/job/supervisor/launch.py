@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from tunesmith.core import isolated
+from tunesmith.core import formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.manifest import output_of
 from tunesmith.job.run.process import Identity, identify
-from tunesmith.job.run.records import Cause
+from tunesmith.job.run.schema import Cause
 from tunesmith.job.system import disk
 
 _START_SECONDS = 30.0
@@ -46,14 +45,14 @@ def start(run_dir: Path, phases: list[str], cause: Cause = "user") -> None:
             umask=0o077 if _keeps_to_itself(run) else -1,
         )
     try:
-        identity = identify(process.pid).to_json()
+        identity = identify(process.pid)
     except ProcessLookupError:
-        identity = {}  # it has ended already
+        identity = None  # it has ended already
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         # Before the status is read: what it wrote last must not be missed.
         code = process.poll()
-        if code == 0 or _supervisor(run) == identity:
+        if code == 0 or (identity is not None and _supervisor(run) == identity):
             return
         if code is not None:
             said = run.log_file.read_bytes()[began:].decode("utf-8", "replace").strip()
@@ -65,7 +64,9 @@ def start(run_dir: Path, phases: list[str], cause: Cause = "user") -> None:
         time.sleep(0.05)
     if run.busy():
         return  # it works; its disk has filled up and does not take its first status
-    raise TunesmithError(f"run {run.run_id}: no supervisor after {_START_SECONDS:.0f} s")
+    raise TunesmithError(
+        f"run {run.run_id}: no supervisor after {formats.duration(_START_SECONDS)}"
+    )
 
 
 def _refuse_disk(run: RunFolder) -> None:
@@ -83,14 +84,13 @@ def stop(run_dir: Path) -> None:
     run = RunFolder(run_dir.resolve())
     run.request()
     status = run.status()
-    named = status.get("supervisor")
     # Of a run that lives on a host the supervisor does too, whatever pid it has there.
     own = run.busy() or not run.is_copy
-    owner = Identity.from_json(named) if named and own else None
+    owner = status.supervisor if own else None
     if owner is None or not owner.alive():
         owner = run.owner()  # its disk may not have taken its status
     if owner is None or not owner.alive():
-        raise UsageError(f"run {run.run_id} is not running (state: {status['state']})")
+        raise UsageError(f"run {run.run_id} is not running (state: {status.state})")
     os.kill(owner.pid, signal.SIGTERM)
 
 
@@ -99,6 +99,7 @@ def _keeps_to_itself(run: RunFolder) -> bool:
     return output_of(run).is_relative_to(run.path)
 
 
-def _supervisor(run: RunFolder) -> Any:
+def _supervisor(run: RunFolder) -> Identity | None:
     """Return the identity in status.json: a pid alone comes again after a restart."""
-    return run.last_status().get("supervisor")
+    status = run.last_status()
+    return status.supervisor if status else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from tunesmith.job.run.events import Failure
 from tunesmith.job.run.failures import CLASSES, classify_exit
+from tunesmith.job.run.schema import State
 from tunesmith.job.supervisor.attempt import Ended
 from tunesmith.job.system import disk
 
@@ -19,7 +19,7 @@ class Outcome:
     `retry` overrules whether the class is tried again.
     """
 
-    state: str
+    state: State
     failure: str | None = None
     message: str = ""
     detail: tuple[str, ...] = ()
@@ -32,15 +32,9 @@ class Outcome:
         return CLASSES[self.failure].retry if self.retry is None else self.retry
 
 
-def reported(failure: Mapping[str, Any]) -> Outcome:
+def reported(failure: Failure) -> Outcome:
     """Return the outcome that a worker's `failure` event tells."""
-    return Outcome(
-        "failed",
-        failure["failure"],
-        failure["message"],
-        tuple(failure["detail"]),
-        failure.get("retry"),
-    )
+    return Outcome("failed", failure.failure, failure.message, failure.lines, failure.retry)
 
 
 def refused(folder: Path, error: OSError) -> Outcome:

@@ -10,7 +10,6 @@ for after the run need none.
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -21,30 +20,28 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from tunesmith.core import isolated
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run import checkpoints, integrity, queue
-from tunesmith.job.run.adjustments import adjusted_config, refusal, step_down
+from tunesmith.job.run import events, integrity, queue
+from tunesmith.job.run.adjustments import refusal, step_down
 from tunesmith.job.run.failures import CLASSES
 from tunesmith.job.run.folder import (
     PHASES,
     RunFolder,
     RunLock,
     acquire,
-    claim_output,
-    mend_events,
 )
 from tunesmith.job.run.journal import Journal
-from tunesmith.job.run.limits import After, Limits, carry_out
-from tunesmith.job.run.records import Cause, needed
+from tunesmith.job.run.limits import carry_out
 from tunesmith.job.run.relay import RELAY
-from tunesmith.job.supervisor import workplace
+from tunesmith.job.run.schema import Cause, Limits, RunRequest
+from tunesmith.job.supervisor import preparation, workplace
 from tunesmith.job.supervisor.attempt import Attempt, Ended
 from tunesmith.job.supervisor.intake import Intake
 from tunesmith.job.supervisor.outcome import Outcome, crashed, refused, reported
+from tunesmith.job.supervisor.record import StatusRecord
 from tunesmith.job.supervisor.worker import FAILED, STOPPED
 from tunesmith.job.system import disk
-from tunesmith.job.system.gpu import Sampler
 
 _POLL_SECONDS = 0.2
 _PROBE_SECONDS = 1.0
@@ -61,7 +58,7 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
     """
     run = RunFolder(run_dir.resolve())
     request = run.request()
-    needed(request, run.run_id, "phases")
+    request.needed_phases()
     if run.config_file.exists():
         run.config()
     run.adjustments()
@@ -71,7 +68,7 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
     lock = acquire(run)
     journal = Journal(run)
     try:
-        _open(run, journal)
+        preparation.make_room(run, journal)
         with workplace.of(run) as place:
             supervisor = _Supervisor(run, request, lock, journal, place, cause)
             code = supervisor.run(phases or supervisor.unfinished())
@@ -82,25 +79,11 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
     return code
 
 
-def _open(run: RunFolder, journal: Journal) -> None:
-    """Make room for what will be told. Raises UsageError naming the disk without any."""
-    try:
-        journal.open()
-        mend_events(run.events_file)
-    except OSError as error:
-        if not disk.refused(error):
-            raise
-        raise UsageError(
-            f"run {run.run_id} cannot start: {disk.describe(run.path, error)}, then "
-            f"`inv resume --run {run.run_id}`"
-        ) from None
-
-
 class _Supervisor:
     def __init__(
         self,
         run: RunFolder,
-        request: dict[str, Any],
+        request: RunRequest,
         lock: RunLock,
         journal: Journal,
         place: Path,
@@ -114,100 +97,76 @@ class _Supervisor:
         self._intake = Intake(run, journal)
         self._request = request
         self._lock = lock
-        self._limits = Limits.from_request(request)
-        self._after = After.from_request(request)
-        self._ordered = False
-        self._turn: queue.Turn | None = None
-        self._sampler = Sampler()
+        self._limits = request.limits or Limits()
+        self._after = request.after
+        self._command_due = False
+        self._slot: queue.Slot | None = None
         self._stop_requests = 0
         self._spent = False
-        self._failure: dict[str, Any] | None = None
-        self._written_at = 0.0
-        previous = run.last_status()
-        self._worked_before = float(previous.get("worked_seconds") or 0.0)
-        self._began: float | None = None
-        self._status: dict[str, Any] = {
-            "run_id": run.run_id,
-            "state": "running",
-            "phase": None,
-            "phases": dict(previous.get("phases", {})),
-            "failure": None,
-            "message": "",
-            "detail": [],
-            "started": previous.get("started"),
-            "worked_seconds": self._worked_before,
-            "step": previous.get("step", 0),
-            "total_steps": previous.get("total_steps"),
-            "loss": previous.get("loss"),
-            "learning_rate": previous.get("learning_rate"),
-            "tokens_per_second": None,
-            "eta_seconds": None,
-            "supervisor": lock.owner.to_json(),
-            "price": request.get("price"),
-            "cause": cause,
-        }
+        self._failure: events.Failure | None = None
+        self._record = StatusRecord(run, journal, lock.owner, request.price, cause)
 
     def unfinished(self) -> list[str]:
         """Return the phases that were asked for, or begun, and have not succeeded yet."""
-        known = self._status["phases"]
+        known = self._record.now.phases
         begun = [phase for phase in PHASES if phase in known]
-        phases = [*self._request["phases"], *begun]
+        phases = [*self._request.needed_phases(), *begun]
         return [p for p in dict.fromkeys(phases) if known.get(p) != "succeeded"]
 
     def run(self, phases: list[str]) -> int:
-        self._refuse_spent()
+        worked = self._record.worked_before
+        preparation.refuse_spent(self._run.run_id, worked, self._limits.max_seconds)
         signal.signal(signal.SIGTERM, self._request_stop)
         signal.signal(signal.SIGINT, self._request_stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        owed = any(self._status["phases"].get(p) != "succeeded" for p in self._request["phases"])
-        if not self._await_turn(phases):
+        owed = not set(self._request.needed_phases()) <= self._record.succeeded()
+        if not self._await_slot(phases):
             message = f"it left the queue; `inv resume --run {self._run.run_id}` joins it again"
             self._end(Outcome("stopped", None, message))
             return 0
         try:
             return self._work(phases, owed=owed)
         finally:
-            if self._turn:
-                self._turn.release()
+            if self._slot:
+                self._slot.release()
 
     def afterwards(self) -> None:
         """Do what was ordered for after the success."""
-        if self._after and self._ordered:
-            in_turn = self._turn is not None
+        if self._after and self._command_due:
+            in_turn = self._slot is not None
             after, run = self._after, self._run
             carry_out(after, run, self._emit, lambda: self._stop_requests > 0, in_turn=in_turn)
 
     def _work(self, phases: list[str], *, owed: bool) -> int:
-        self._began = time.monotonic()
-        self._status["started"] = self._status["started"] or time.time()
-        self._status["state"] = "running"
-        self._sampler.start()
-        self._status["cause"] = self._cause
+        self._record.begin()
+        self._record.change(cause=self._cause)
         self._emit("run_started", phases=phases, cause=self._cause)
         now = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
         self._journal.log(
             f"{now} run {self._run.run_id} started ({self._cause}): {', '.join(phases)}"
         )
-        self._queue(phases)
+        self._record.set_phases(phases, "queued")
         outcome = Outcome("succeeded")
         for phase in phases:
             outcome = self._run_phase(phase)
-            self._status["phases"][phase] = outcome.state
+            self._record.set_phases([phase], outcome.state)
             if outcome.state != "succeeded":
                 break
         done = outcome.state == "succeeded" and owed
-        if self._after and done and set(self._request["phases"]) <= self._succeeded():
-            self._ordered = True
-            told = f"`{shlex.join(self._after.command)}` in {self._after.seconds:.0f} s; "
-            told += f"`inv stop --run {self._run.run_id}` prevents it"
-            self._emit("after_command", text=told, **asdict(self._after))
+        if self._after and done and set(self._request.needed_phases()) <= self._record.succeeded():
+            self._command_due = True
+            text = (
+                f"`{shlex.join(self._after.command)}` in {formats.duration(self._after.seconds)}; "
+            )
+            text += f"`inv stop --run {self._run.run_id}` prevents it"
+            self._emit("after_command", text=text, **asdict(self._after))
         self._end(outcome)
         return 1 if outcome.state == "failed" else 0
 
     def _end(self, outcome: Outcome) -> None:
         # The event first: whoever reads a final state has everything that came before.
         self._emit("run_ended", state=outcome.state, failure=outcome.failure)
-        self._write(
+        self._record.write(
             state=outcome.state,
             failure=outcome.failure,
             message=outcome.message,
@@ -220,70 +179,47 @@ class _Supervisor:
             told = f"run {self._run.run_id}: {outcome.state}, which nobody can read there: {why}"
             print(told, file=sys.stderr, flush=True)
 
-    def _succeeded(self) -> set[str]:
-        return {phase for phase, state in self._status["phases"].items() if state == "succeeded"}
-
-    def _queue(self, phases: list[str]) -> None:
-        for phase in phases:
-            self._status["phases"][phase] = "queued"
-
-    def _await_turn(self, phases: list[str]) -> bool:
+    def _await_slot(self, phases: list[str]) -> bool:
         """Take the turn of the folder of runs, if the request wants one; wait if it says so.
 
         Returns False when a stop was asked for meanwhile. Raises UsageError when another
         run has it and this one does not wait.
         """
-        wanted = self._request.get("turn")
-        if wanted is None:
+        turn = self._request.turn
+        if turn is None:
             return True
-        if wanted not in ("refuse", "wait"):
-            raise UsageError(f"run.json: unknown turn {wanted!r}; known are refuse, wait")
         runs, run_id = self._run.path.parent, self._run.run_id
-        self._turn, ahead = queue.take(runs, run_id)
-        if self._turn is None and wanted == "refuse":
+        self._slot, ahead = queue.take(runs, run_id)
+        if self._slot is None and turn == "refuse":
             raise UsageError(
                 f"run {ahead[0]} works on this host, and one run works at a time; `inv attach "
                 f"--run {ahead[0]}` follows it, `inv train --queue` waits for its end"
             )
-        if self._turn is None:
-            self._queue(phases)
-            with queue.Ticket(runs, run_id) as ticket:
-                self._wait(ticket)
-        return self._turn is not None
+        if self._slot is None:
+            self._record.set_phases(phases, "queued")
+            with queue.QueueEntry(runs, run_id) as entry:
+                self._wait(entry)
+        return self._slot is not None
 
-    def _wait(self, ticket: queue.Ticket) -> None:
-        told: list[str] = []
+    def _wait(self, entry: queue.QueueEntry) -> None:
+        announced: list[str] = []
         while not self._stop_requests:
-            self._turn, ahead = ticket.take()
-            if self._turn is not None:
+            self._slot, ahead = entry.take()
+            if self._slot is not None:
                 self._cause = "queue"
                 break
-            if ahead != told:
-                told = ahead
+            if ahead != announced:
+                announced = ahead
                 self._emit("queued", ahead=ahead)
-                self._write(state="queued", ahead=ahead)
+                self._record.write(state="queued", ahead=tuple(ahead))
             self._journal.flush()
             time.sleep(_POLL_SECONDS)
-        self._status.pop("ahead", None)
-
-    def _worked(self) -> float:
-        """Return how many seconds this run has worked in all, its resumes included."""
-        now = 0.0 if self._began is None else time.monotonic() - self._began
-        return self._worked_before + now
-
-    def _refuse_spent(self) -> None:
-        limit = self._limits.max_seconds
-        if limit is not None and self._worked_before >= limit:
-            raise UsageError(
-                f"run {self._run.run_id} has worked {_hours(self._worked_before)}, and its "
-                f"max-hours is {_hours(limit)}; `inv resume --run {self._run.run_id} "
-                "--max-hours N` gives it more"
-            )
+        self._record.change(ahead=())
 
     def _mind_limit(self) -> None:
         """Ask for a checkpoint and an end when the run has worked as long as it may."""
         limit = self._limits.max_seconds
-        if limit is None or self._stop_requests or self._worked() < limit:
+        if limit is None or self._stop_requests or self._record.worked() < limit:
             return
         self._spent = True
         self._stop_requests += 1
@@ -302,8 +238,7 @@ class _Supervisor:
 
     def _run_phase(self, phase: str) -> Outcome:
         began = time.monotonic()
-        self._status["cause"] = self._cause
-        self._status.pop("retried", None)
+        self._record.change(cause=self._cause, retried=None)
         outcome = self._attempts(phase)
         if outcome.failure is not None:
             advice = CLASSES[outcome.failure].advice.replace("RUN", self._run.run_id)
@@ -334,7 +269,7 @@ class _Supervisor:
             if outcome.failure in (disk.FULL, disk.READ_ONLY) and not self._await_disk(outcome):
                 return self._stopped() if self._stop_requests else outcome
             self._emit("restarting", phase=phase, failure=outcome.failure, why=outcome.message)
-            self._status |= {"cause": "retry", "retried": outcome.failure}
+            self._record.change(cause="retry", retried=outcome.failure)
             if outcome.retry and outcome.failure not in (disk.FULL, disk.READ_ONLY):
                 self._pause(self._limits.retry_seconds * 2 ** (restarts - 1))
                 if self._stop_requests:
@@ -345,7 +280,8 @@ class _Supervisor:
         changed = self._tried(lambda: self._compared(phase))
         if changed is not None:
             return -1, None, changed
-        step = self._tried(self._prepare_training) if phase == "train" else -1
+        newest = preparation.newest_step
+        step = self._tried(lambda: newest(self._run, self._emit)) if phase == "train" else -1
         if isinstance(step, Outcome):
             return -1, None, step
         worker = self._tried(lambda: self._start(phase, attempt))
@@ -374,10 +310,10 @@ class _Supervisor:
         # Before anybody is told, so that the last worker's is not read as this one's.
         self._run.heartbeat_file.unlink(missing_ok=True)
         self._emit("phase_started", phase=phase, attempt=attempt)
-        self._status["phases"][phase] = "running"
-        self._write(phase=phase)
-        locks = [self._lock.descriptor, *([self._turn.descriptor] if self._turn else [])]
-        environment = self._environment() | {RELAY: self._intake.address}
+        self._record.set_phases([phase], "running")
+        self._record.write(phase=phase)
+        locks = [self._lock.descriptor, *([self._slot.descriptor] if self._slot else [])]
+        environment = preparation.worker_environment(self._request) | {RELAY: self._intake.address}
         return Attempt(self._run, phase, environment, locks, self._place)
 
     def _await_disk(self, outcome: Outcome) -> bool:
@@ -393,16 +329,16 @@ class _Supervisor:
             if not told:
                 told = True
                 why = disk.describe(self._run.path, error)
-                self._emit("paused", step=self._status["step"], why=why)
-            self._refresh(None)
+                self._emit("paused", step=self._record.now.step, why=why)
+            self._record.refresh(None)
             time.sleep(_PROBE_SECONDS)
         if told:
-            self._emit("continued", step=self._status["step"])
+            self._emit("continued", step=self._record.now.step)
         return not self._stop_requests
 
     def _compared(self, phase: str) -> Outcome | None:
         """Compare what the phase reads with seals and record; None when all is as it was."""
-        self._status["phase"] = phase
+        self._record.change(phase=phase)
 
         def say(text: str) -> None:
             self._emit("note", phase=phase, text=text)
@@ -411,7 +347,7 @@ class _Supervisor:
             figures = {"done": done // 1_000_000, "total": max(1, total // 1_000_000)}
             self._emit("progress", phase=phase, **figures, unit="MB compared")
             self._mind_limit()
-            self._write()
+            self._record.write()
             if self._stop_requests:
                 raise _StopAsked
 
@@ -421,7 +357,7 @@ class _Supervisor:
             return self._stopped()
         except UsageError as error:
             self._emit("failure", phase=phase, failure="changed", **_words(error))
-            return Outcome("failed", "changed", error.message, error.detail)
+            return Outcome("failed", "changed", error.line, error.detail)
         return None
 
     def _follow(self, attempt: Attempt) -> Ended:
@@ -440,10 +376,10 @@ class _Supervisor:
             if attempt.silent_seconds() > self._patience(attempt):
                 attempt.mark_stalled(self._limits.dump_seconds)
             self._take_events(attempt)
-            self._refresh(attempt)
+            self._record.refresh(attempt)
             time.sleep(_POLL_SECONDS)
         self._take_events(attempt)
-        self._refresh(attempt)
+        self._record.refresh(attempt)
         return ended
 
     def _patience(self, attempt: Attempt) -> float:
@@ -452,10 +388,10 @@ class _Supervisor:
         Before the first step nothing is known yet (a large data set is tokenised, a large
         model read from a slow disk), so the limit is four times as long.
         """
-        step = attempt.heartbeat.get("step_seconds")
-        if step is None:
+        beat = attempt.heartbeat
+        if beat is None or beat.step_seconds is None:
             return 4 * self._limits.stall_seconds
-        return max(self._limits.stall_seconds, self._limits.stall_steps * float(step))
+        return max(self._limits.stall_seconds, self._limits.stall_steps * beat.step_seconds)
 
     def _judge(self, ended: Ended) -> Outcome:
         if ended.code == 0:
@@ -482,7 +418,7 @@ class _Supervisor:
         resume = f"inv resume --run {self._run.run_id}"
         if not self._spent:
             return Outcome("stopped", None, f"`{resume}` continues it")
-        limit = _hours(self._limits.max_seconds or 0.0)
+        limit = formats.duration(self._limits.max_seconds or 0.0)
         return Outcome(
             "stopped", None, f"max-hours reached ({limit}); `{resume} --max-hours N` continues it"
         )
@@ -493,62 +429,14 @@ class _Supervisor:
         for heartbeat in news.heartbeats:
             attempt.hear(heartbeat)
         for event in news.events:
-            if event["event"] == "progress":
+            if isinstance(event, events.Progress):
                 # A phase without steps: a download may well take hours.
                 attempt.sign()
-            if event["event"] == "log":
-                for key in ("step", "total_steps", "loss", "learning_rate", "tokens_per_second"):
-                    self._status[key] = event.get(key)
-            elif event["event"] == "failure" and "phase" in event:
+            elif isinstance(event, events.Log):
+                self._record.log(event)
+            elif isinstance(event, events.Failure) and event.phase is not None:
                 # Without a phase it is one of our own, about the worker before.
                 self._failure = event
-
-    def _refresh(self, attempt: Attempt | None) -> None:
-        if time.monotonic() - self._written_at < 1:
-            self._journal.flush()
-            return
-        if attempt is None:
-            self._write()
-            return
-        heartbeat = attempt.heartbeat
-        if heartbeat:
-            self._status["step"] = heartbeat["step"]
-            self._status["total_steps"] = heartbeat["total_steps"]
-            self._status["paused"] = heartbeat["paused"]
-        self._write(eta_seconds=attempt.eta_seconds())
-
-    def _write(self, **fields: Any) -> None:
-        self._status |= fields
-        self._status["worked_seconds"] = round(self._worked(), 1)
-        if gpus := self._sampler.newest():
-            self._status["gpu"] = gpus
-        else:
-            self._status.pop("gpu", None)
-        self._status["updated"] = time.time()
-        self._written_at = time.monotonic()
-        self._journal.status(self._status)
-
-    def _prepare_training(self) -> int:
-        """Set faulty checkpoints aside; return the step training continues from, or -1."""
-        output = Path(adjusted_config(self._run)["output_dir"])
-        claim_output(self._run, output)
-        newest, discarded = checkpoints.newest_valid(output)
-        for name, why in discarded:
-            self._emit("discarded", checkpoint=name, why=why)
-        return newest.step if newest else -1
-
-    def _environment(self) -> dict[str, str]:
-        """Return the worker's environment: ours, the stack's variables, the env's programs.
-
-        PYTHONPATH and user site-packages are left out unless the request names them, and then
-        they are for what a worker starts: itself it takes code from its environment alone.
-        """
-        environment = isolated.variables(os.environ)
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        programs = str(Path(sys.executable).parent)
-        environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
-        environment["PYTHONUNBUFFERED"] = "1"
-        return environment | {k: str(v) for k, v in (self._request.get("env") or {}).items()}
 
 
 class _StopAsked(Exception):
@@ -556,8 +444,4 @@ class _StopAsked(Exception):
 
 
 def _words(error: UsageError) -> dict[str, Any]:
-    return {"message": error.message, "detail": list(error.detail)}
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h"
+    return {"message": error.line, "detail": list(error.detail)}

@@ -88,11 +88,11 @@ def _report(run: RunFolder, report: Reporter, phase: str, error: BaseException) 
     text = f"{type(error).__name__}: {error}"
     retry = error.retry if isinstance(error, JobError) else None
     if isinstance(error, JobError):
-        failure, message, detail = error.failure, error.message, list(error.detail)
+        failure, message, detail = error.failure, error.line, list(error.detail)
     elif isinstance(error, UsageError):
-        failure, message, detail = "config", error.message, list(error.detail)
+        failure, message, detail = "config", error.line, list(error.detail)
     elif isinstance(error, TunesmithError):
-        failure, message, detail = "code", error.message, list(error.detail)
+        failure, message, detail = "code", error.line, list(error.detail)
     else:
         failure = _class_of(run, error, text)
         message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]

@@ -13,8 +13,9 @@ import os
 import time
 from pathlib import Path
 
+from tunesmith.core import formats
+from tunesmith.core.disk import nearest
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.files import human_bytes
 
 FULL = "disk_full"
 READ_ONLY = "read_only"
@@ -61,13 +62,13 @@ def describe(folder: Path, error: OSError) -> str:
     if _CLASSES.get(error.errno or 0) != FULL:
         return f"{folder}: its disk cannot be written ({why}); remount or exchange it"
     try:
-        stat = os.statvfs(existing(folder))
+        stat = os.statvfs(nearest(folder))
     except OSError:
         return f"{folder}: its disk is full ({why}); free space there"
     free, files = stat.f_bavail * stat.f_frsize, ""
     if stat.f_files and not stat.f_favail:
         files = " and no inode"
-    return f"{folder}: its disk is full ({why}; {human_bytes(free)}{files} free); free space there"
+    return f"{folder}: its disk is full ({why}; {formats.size(free)}{files} free); free space there"
 
 
 def explain(error: OSError, folder: Path) -> TunesmithError:
@@ -76,19 +77,12 @@ def explain(error: OSError, folder: Path) -> TunesmithError:
     return TunesmithError(describe(Path(named).parent if named else folder, error))
 
 
-def existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
 def refusal(folder: Path, size: int = _PROBE_BYTES) -> OSError | None:
     """Return why the disk of `folder` takes no new file of `size` bytes; None when it does.
 
     Raises OSError for what is no fault of a disk, such as a missing permission.
     """
-    file = existing(folder) / f".tunesmith-probe-{os.getpid()}"
+    file = nearest(folder) / f".tunesmith-probe-{os.getpid()}"
     try:
         _write_whole(file, size)
     except OSError as error:

@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 # Fields of `nvidia-smi --query-gpu`; memory in MiB, utilisation in percent, degrees Celsius.
 _FIELDS = ("name", "memory.used", "memory.total", "utilization.gpu", "temperature.gpu")
@@ -76,11 +75,9 @@ class Sampler:
         if shutil.which("nvidia-smi"):
             threading.Thread(target=self._go_on, daemon=True).start()
 
-    def newest(self) -> list[dict[str, Any]]:
-        """Return the newest figures as JSON; empty without a GPU, or when they are old."""
-        if time.monotonic() - self._at > _OLD_SECONDS:
-            return []
-        return [asdict(gpu) for gpu in self._newest]
+    def newest(self) -> tuple[Gpu, ...]:
+        """Return the newest figures; empty without a GPU, or when they are old."""
+        return () if time.monotonic() - self._at > _OLD_SECONDS else self._newest
 
     def _go_on(self) -> None:
         while True:

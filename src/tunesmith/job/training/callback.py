@@ -22,8 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from tunesmith.core.disk import shortage
 from tunesmith.core.documents import Columns
-from tunesmith.core.files import human_bytes
 from tunesmith.job.run import checkpoints
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.journal import Reporter
@@ -251,11 +251,8 @@ def _lack_of_space(folder: Path, needed: int) -> str | None:
     """Return in words what is missing on the disk of `folder`, or None."""
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
-    if free < needed:
-        return (
-            f"{folder} has {human_bytes(free)} free, a checkpoint needs {human_bytes(needed)}; "
-            "free space there"
-        )
+    if (text := shortage(folder, free, needed, "a checkpoint")) is not None:
+        return f"{text}; free space there"
     # Some file systems (btrfs, some network ones) keep no count of inodes and report 0 of 0.
     if stat.f_files and stat.f_favail < RESERVE_INODES:
         return (

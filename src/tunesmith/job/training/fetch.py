@@ -1,4 +1,4 @@
-"""The fetch phase: the base model comes to where the run is, from request["fetch"].
+"""The fetch phase: the base model comes to where the run is, from run.json's `fetch`.
 
 Standard library and yaml only. What is there and proven costs no network, so that a resumed
 run passes through here in a moment.
@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,24 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.job.run import inputs, seals
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import FetchSpec, FileRecord, ModelRef, RunRequest
 
 # Kinds of hub.NoSourceError that may be gone in a minute.
 _PASSING = {"unreachable", "cut", "busy", "broken"}
 _EVENT_SECONDS = 1.0
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
     """Fetch and prove the base model; write into run.json and the config where it lies.
 
     Raises JobError of class `model` naming each source and why it failed; `disk_full` when
     it did not fit.
     """
-    asked = request.get("fetch")
-    if not isinstance(asked, dict):
+    asked = request.fetch
+    if asked is None:
         raise UsageError(f"run {run_dir.name}: its request does not say what to fetch")
     if "HF_HOME" not in os.environ:
         raise UsageError(f"run {run_dir.name}: HF_HOME is not set; base models go there")
@@ -48,40 +51,40 @@ def run(run_dir: Path, request: dict[str, Any], emit: Callable[..., None]) -> di
     return {"path": str(model.path), "source": model.source, "fetched": model.fetched}
 
 
-def _trusts_code(run: RunFolder, request: dict[str, Any]) -> bool:
+def _trusts_code(run: RunFolder, request: RunRequest) -> bool:
     """Return whether the run was asked to run code of its base model's author."""
-    config = request.get("predict")
-    if not isinstance(config, dict) and run.config_file.exists():
+    config = request.predict
+    if config is None and run.config_file.exists():
         config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
     return bool((config or {}).get("trust_remote_code"))
 
 
 def _fetch(
-    asked: dict[str, Any], hf_home: Path, emit: Callable[..., None], *, remote_code: bool
+    asked: FetchSpec, hf_home: Path, emit: Callable[..., None], *, remote_code: bool
 ) -> model_fetch.ModelFolder:
-    if programs := asked.get("programs"):
+    if asked.programs:
         # Where a host keeps uv, which proves wheels.
-        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    configs = Path(asked["configs"]) if asked.get("configs") else model_fetch.CONFIGS
+        os.environ["PATH"] = f"{asked.programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    configs = Path(asked.configs) if asked.configs else model_fetch.CONFIGS
     try:
         return model_fetch.fetch(
-            asked["name"],
-            revision=asked.get("revision"),
+            asked.name,
+            revision=asked.revision,
             models=load_models(configs / "models.yml"),
-            mirror=load_mirror(asked.get("mirror") or "default", configs / "mirrors"),
+            mirror=load_mirror(asked.mirror or "default", configs / "mirrors"),
             hf_home=hf_home,
-            store=Path(asked["store"]),
+            store=Path(asked.store),
             convert=functools.partial(model_fetch.convert_with, Path(sys.executable)),
-            allow_pickle=bool(asked.get("allow_pickle")),
+            allow_pickle=asked.allow_pickle,
             remote_code=remote_code,
             progress=_Teller(emit),
         )
     except model_fetch.NoSourceError as error:
         failure = "disk_full" if "disk" in error.kinds else "model"
         retry = bool(error.kinds) and error.kinds <= _PASSING
-        raise JobError(failure, error.message, error.detail, retry=retry) from None
+        raise JobError(failure, error.line, error.detail, retry=retry) from None
     except TunesmithError as error:
-        raise JobError("model", error.message, error.detail) from None
+        raise JobError("model", error.line, error.detail) from None
 
 
 class _Teller:
@@ -111,37 +114,37 @@ class _Teller:
         self._emit("progress", phase="fetch", done=done, total=total, unit=unit)
 
 
-def _write(run: RunFolder, request: dict[str, Any], model: model_fetch.ModelFolder) -> None:
-    path = str(model.path)
-    record = {
-        "name": (request.get("model") or {}).get("name") or request["fetch"]["name"],
-        "path": path,
-        "source": model.source,
-        "revision": model.revision,
-        "files": {n: {"size": r.size, "sha256": r.sha256} for n, r in model.files.items()},
-    }
+def _write(run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder) -> None:
+    record = ModelRef(
+        name=request.model.name if request.model and request.model.name else model.name,
+        path=str(model.path),
+        source=model.source,
+        revision=model.revision,
+        files={n: FileRecord(r.size, r.sha256) for n, r in model.files.items()},
+    )
     named = [f.name for f in (run.request_file, run.config_file) if f.exists()]
     with seals.rewriting(run.path, "fetch", *named):
         _write_both(run, request, record)
-    inputs.remember_model(run.path, run.request())
+    inputs.remember_model(run.path, record)
 
 
-def _write_both(run: RunFolder, request: dict[str, Any], record: dict[str, Any]) -> None:
-    path = record["path"]
+def _write_both(run: RunFolder, request: RunRequest, record: ModelRef) -> None:
     if run.config_file.exists():
         config = run.config()
-        config["model_name_or_path"] = path
+        config["model_name_or_path"] = record.path
         body = yaml.safe_dump(config, allow_unicode=True, sort_keys=True)
         write_text(run.config_file, body)
-    changed = dict(request) | {"model": record}
-    if isinstance(request.get("predict"), dict):
-        changed["predict"] = request["predict"] | {"model_name_or_path": path}
+    changed = replace(request, model=record)
+    if request.predict is not None:
+        predict = {**request.predict, "model_name_or_path": record.path}
+        changed = replace(changed, predict=predict)
     _replace_request(run.request_file, changed)
 
 
-def _replace_request(file: Path, request: dict[str, Any]) -> None:
+def _replace_request(file: Path, request: RunRequest) -> None:
     """Write run.json with the time stamp it had: the newest run is the last one asked for."""
     stat = file.stat()
     with replacing(file) as part:
-        part.write_text(json.dumps(request, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        body = json.dumps(encode(request), ensure_ascii=False, indent=2) + "\n"
+        part.write_text(body, encoding="utf-8")
         os.utime(part, ns=(stat.st_atime_ns, stat.st_mtime_ns))

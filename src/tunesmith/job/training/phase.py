@@ -18,8 +18,10 @@ from tunesmith.core.patching import install
 from tunesmith.job.patches import imports
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.run import checkpoints, seals
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
+from tunesmith.job.run.schema import Limits, RunRequest
 from tunesmith.job.system import resources
 from tunesmith.job.training import dataset_cache
 
@@ -31,7 +33,7 @@ ROWS_PER_WORKER = 5000
 _RESUME_ONLY = ("optimizer", "scheduler", "rng_state", "scaler", checkpoints.MANIFEST)
 
 
-def run(run_dir: Path, request: dict[str, Any], emit: Reporter) -> dict[str, Any]:
+def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     """Train until done, or until a stop was asked for and a checkpoint is sealed.
 
     Continues from the newest sealed checkpoint in the output folder. Raises JobError for
@@ -42,7 +44,7 @@ def run(run_dir: Path, request: dict[str, Any], emit: Reporter) -> dict[str, Any
     processes = process_count()
     if processes > 1 and "RANK" not in os.environ:
         _exec_torchrun(run_dir, processes)
-    limits = request.get("limits") or {}
+    limits = request.limits or Limits()
     finished = _finished(config)
     if finished is not None:
         _take_result(finished, Path(config["output_dir"]))
@@ -57,19 +59,19 @@ def run(run_dir: Path, request: dict[str, Any], emit: Reporter) -> dict[str, Any
 
     from tunesmith.job.training.callback import RunCallback
 
-    if request.get("preset") == "fast":
+    if request.preset == "fast":
         from tunesmith.job.training import fast_trainer
 
         fast_trainer.use(config, emit, functools.partial(_keep, folder))
     install(KEEP_BATCH_OF_CONFIG)
-    callback = RunCallback(emit, keep=keep, disk_wait=float(limits.get("disk_wait_seconds", 1800)))
+    callback = RunCallback(emit, keep=keep, disk_wait=limits.disk_wait_seconds)
     install(KEEP_EPOCH_WHEN_SKIPPING)
     dataset_cache.hasten(config)
     run_exp(config, callbacks=[callback])
     return _ended(folder, request, emit, Path(config["output_dir"]))
 
 
-def fit(config: Arguments, request: dict[str, Any], emit: Callable[..., None]) -> None:
+def fit(config: Arguments, request: RunRequest, emit: Callable[..., None]) -> None:
     """Fit a config to this machine, in place, and let rows prepared before be found again."""
     for change in _fit_to_machine(config, request):
         config[change.key] = change.value
@@ -78,7 +80,7 @@ def fit(config: Arguments, request: dict[str, Any], emit: Callable[..., None]) -
     if view is None:
         return
     config["dataset_dir"] = view
-    if config.get("overwrite_cache") and "overwrite_cache" not in request.get("overrides", {}):
+    if config.get("overwrite_cache") and "overwrite_cache" not in request.overrides:
         config["overwrite_cache"] = False
         why = "prepared rows are cached by their content; changed rows are prepared again"
         emit("changed", what="overwrite_cache", to=False, **{"from": True}, why=why)
@@ -91,7 +93,7 @@ def arguments(folder: RunFolder) -> Arguments:
     own choice takes the highest checkpoint number without looking inside, and its
     examples delete what is there.
     """
-    config: Arguments = folder.settled(folder.config() | folder.adjustments())
+    config: Arguments = folder.settled(folder.config() | encode(folder.adjustments()))
     if config.get("do_train"):
         sealed = [
             (step, path)
@@ -108,7 +110,7 @@ def arguments(folder: RunFolder) -> Arguments:
 def _keep(folder: RunFolder, change: Mapping[str, int]) -> None:
     """Record changed keys for this run's later attempts."""
     with locked(folder.adjustments_file):
-        write_json(folder.adjustments_file, {**folder.adjustments(), **change})
+        write_json(folder.adjustments_file, {**encode(folder.adjustments()), **change})
 
 
 def _finished(config: Arguments) -> Path | None:
@@ -175,7 +177,7 @@ class Change:
     why: str = "what this machine can do"
 
 
-def _fit_to_machine(config: Arguments, request: dict[str, Any]) -> list[Change]:
+def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
     """Return what a config sets and this machine cannot do, or does faster otherwise."""
     import torch
 
@@ -192,12 +194,12 @@ def _fit_to_machine(config: Arguments, request: dict[str, Any]) -> list[Change]:
         # bf16 is emulated there, and transformers refuses it.
         changes += [Change("bf16", False, True), Change("fp16", True, False)]
     cpus = resources.cpu_count()
-    if request.get("preset") == "fast" and torch.cuda.is_available():
+    if request.preset == "fast" and torch.cuda.is_available():
         if config.get("optim", "adamw_torch") == "adamw_torch":
             changes.append(Change("optim", "adamw_torch_fused", "adamw_torch"))
         if config.get("dataloader_num_workers") is None and cpus > 2:
             changes.append(Change("dataloader_num_workers", 2, 0))
-    rows = sum(int(item.get("rows") or 0) for item in request.get("data", []))
+    rows = sum(item.rows or 0 for item in request.data)
     workers = config.get("preprocessing_num_workers")
     if workers:
         most = min(int(workers), cpus)
@@ -213,7 +215,7 @@ def _fit_to_machine(config: Arguments, request: dict[str, Any]) -> list[Change]:
 
 
 def _ended(
-    folder: RunFolder, request: dict[str, Any], emit: Callable[..., None], output: Path
+    folder: RunFolder, request: RunRequest, emit: Callable[..., None], output: Path
 ) -> dict[str, Any]:
     """Make what a merge will need besides the weights, while LLaMA-Factory is loaded here."""
     from tunesmith.job.merge import bundle

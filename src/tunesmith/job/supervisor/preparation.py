@@ -1,0 +1,66 @@
+"""What a supervisor needs before it starts a worker: room, time, a checkpoint, an environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tunesmith.core import formats, isolated
+from tunesmith.core.errors import UsageError
+from tunesmith.job.run import checkpoints
+from tunesmith.job.run.adjustments import adjusted_config
+from tunesmith.job.run.events import mend_events
+from tunesmith.job.run.folder import RunFolder, claim_output
+from tunesmith.job.run.journal import Journal
+from tunesmith.job.run.schema import RunRequest
+from tunesmith.job.system import disk
+
+
+def make_room(run: RunFolder, journal: Journal) -> None:
+    """Make room for what will be told. Raises UsageError naming the disk without any."""
+    try:
+        journal.open()
+        mend_events(run.events_file)
+    except OSError as error:
+        if not disk.refused(error):
+            raise
+        raise UsageError(
+            f"run {run.run_id} cannot start: {disk.describe(run.path, error)}, then "
+            f"`inv resume --run {run.run_id}`"
+        ) from None
+
+
+def refuse_spent(run_id: str, worked: float, limit: float | None) -> None:
+    """Raise UsageError when the run has worked (seconds) as long as it may."""
+    if limit is not None and worked >= limit:
+        raise UsageError(
+            f"run {run_id} has worked {formats.duration(worked)}, and its max-hours is "
+            f"{formats.duration(limit)}; "
+            f"`inv resume --run {run_id} --max-hours N` gives it more"
+        )
+
+
+def newest_step(run: RunFolder, emit: Callable[..., None]) -> int:
+    """Set faulty checkpoints aside; return the step training continues from, or -1."""
+    output = Path(adjusted_config(run)["output_dir"])
+    claim_output(run, output)
+    newest, discarded = checkpoints.newest_valid(output)
+    for name, why in discarded:
+        emit("discarded", checkpoint=name, why=why)
+    return newest.step if newest else -1
+
+
+def worker_environment(request: RunRequest) -> dict[str, str]:
+    """Return the worker's environment: ours, the stack's variables, the env's programs.
+
+    PYTHONPATH and user site-packages are left out unless the request names them, and then
+    they are for what a worker starts: itself it takes code from its environment alone.
+    """
+    environment = isolated.variables(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    programs = str(Path(sys.executable).parent)
+    environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment | {key: str(value) for key, value in (request.env or {}).items()}
