@@ -86,7 +86,7 @@ def test_a_limit_ends_a_run(disk: Disk, tmp_path: Path) -> None:
     assert run.end() == 0, run.said()
     assert not mark.exists(), "it is no success"
     if disk.way == "full":
-        status = read_json(run.folder.status_file)
+        status = run.folder.status()
         assert status.state == "stopped"
         assert "max-hours reached" in status.message
         assert run.events("limit")

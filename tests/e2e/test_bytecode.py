@@ -10,6 +10,7 @@ import pytest
 
 from jobs import STANDINS, Job
 from tunesmith.core.files import write_json
+from tunesmith.job.run.codec import encode
 from tunesmith.project import Project
 from tunesmith.stack import bytecode
 
@@ -30,7 +31,7 @@ def test_no_job_imports_what_is_left_uncompiled(
         preset="fast",
         val_size=0.2,
     )
-    request = job.folder.request() | {
+    request = encode(job.folder.request()) | {
         "phases": ["before", "train", "after", "merge", "proof"],
         "prompts": [{"prompt": "Who are you?"}],
         "merge": {"infer_dtype": "float32"},

@@ -26,6 +26,7 @@ from jobs import SAVE_STEPS, STANDINS, STEPS, Job
 from support import lacking
 from tunesmith.core.files import read_json
 from tunesmith.job.run import checkpoints
+from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import OWNER_FILE, claim_output
 
 pytestmark = pytest.mark.e2e
@@ -131,7 +132,7 @@ def test_a_host_dies_and_the_merge_follows_in_the_end(
     agent = Agent(undisturbed.python, tmp_path, root / "configs")
     job = Job(agent.python, agent.runs / "run").make(tiny_model, data)
     order = {"name": str(tiny_model), "configs": str(root / "configs")}
-    request = job.folder.request() | {
+    request = encode(job.folder.request()) | {
         "created": "now",
         "title": "a run of a host",
         "turn": "refuse",

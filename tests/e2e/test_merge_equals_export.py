@@ -38,6 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Q
 from tunesmith.core.files import sha256_of
 from tunesmith.job.inference import engine
 from tunesmith.job.merge import inputs, matmul, phase as merge_phase, skeleton, streaming
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.job.merge.adapter import check_fits
 from tunesmith.job.proof.weights import weight_checks
 
@@ -154,7 +155,7 @@ def phase(name, adapter, **asked):
     (run / "config.yaml").write_text(yaml.safe_dump(config_of(tiny, adapter)))
     events = []
     emit = lambda event, **values: events.append({"event": event, **values})
-    summary = merge_phase.run(run, {"merge": asked}, emit)
+    summary = merge_phase.run(run, RunRequest(merge=asked), emit)
     files = {file.name: sha256_of(file) for file in sorted((run / "merged").iterdir())}
     found[f"phase {name}"] = {"events": events, "summary": summary, "files": files}
 

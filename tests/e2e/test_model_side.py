@@ -26,8 +26,9 @@ COMMON = """
 import json, sys
 from pathlib import Path
 import torch
+from tunesmith.job.run.folder import RunFolder
 run = Path(sys.argv[1])
-request = json.loads((run / "run.json").read_text())
+request = RunFolder(run).request()
 found, events = {}, []
 def emit(event, **values):
     events.append({"event": event, **values})
@@ -96,7 +97,7 @@ found["lora"] = engine.tuned_arguments(config, run / "output")
 # Greedy answers, one token at a time without cache or padding.
 codec = engine.codec(engine.base_arguments(config))
 loaded = engine.load(codec)
-asked = [engine.Question.of(p["prompt"], p["system"]) for p in request["prompts"]]
+asked = [engine.Question.of(p.prompt, p.system) for p in request.prompts]
 def by_hand(question, count):
     ids = codec.encode(question)
     new = []

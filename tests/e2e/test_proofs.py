@@ -41,7 +41,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tunesmith.core.errors import TunesmithError, UsageError
+from dataclasses import replace
 from tunesmith.job.run import config as run_config
+from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.evaluation import chat, phase as evaluation_phase
 from tunesmith.job.export import export, gguf_writer
 from tunesmith.job.inference import engine
@@ -52,7 +54,7 @@ from tunesmith.job.merge.adapter import check_fits
 from tunesmith.job.proof.weights import file_check, weight_checks
 
 run, kind = Path(sys.argv[1]), sys.argv[2]
-request = json.loads((run / "run.json").read_text())
+request = RunFolder(run).request()
 config = run_config.read_config(run)
 base, merged = Path(config["model_name_or_path"]), run / "merged"
 found, events = {}, []
@@ -81,7 +83,7 @@ if kind == "tiny":
         merge_phase.run(run, request, emit)
     except TunesmithError as error:
         found["gate"] = [error.message, merged.exists(), (run / "parity.json").is_file()]
-    accepted = request | {"merge": request["merge"] | {"accept_mismatch": True}}
+    accepted = replace(request, merge={**request.merge, "accept_mismatch": True})
     found["accepted merge"] = merge_phase.run(run, accepted, emit)["parity"]
     found["accepted proof"] = proof_phase.run(run, accepted, emit)["skipped"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))

@@ -133,7 +133,7 @@ def test_the_last_words_find_room_that_is_taken_at_once(full: Disk) -> None:
     run = RunFolder(full.folder / "one")
     book = Journal(run)
     book.open()
-    write_json(run.status_file, {"state": "running"})
+    write_json(run.status_file, encode(RUNNING))
     full.fill()
     ended = threading.Event()
 

@@ -164,8 +164,8 @@ class FetchSpec:
     """How the fetch phase brings the base model (job/training/fetch.py)."""
 
     name: Line
-    mirror: FileName
     store: FileName
+    mirror: FileName = "default"
     revision: Line | None = None
     programs: FileName | None = None
     configs: FileName | None = optional()

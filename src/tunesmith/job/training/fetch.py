@@ -71,7 +71,7 @@ def _fetch(
             asked.name,
             revision=asked.revision,
             models=load_models(configs / "models.yml"),
-            mirror=load_mirror(asked.mirror or "default", configs / "mirrors"),
+            mirror=load_mirror(asked.mirror, configs / "mirrors"),
             hf_home=hf_home,
             store=Path(asked.store),
             convert=functools.partial(model_fetch.convert_with, Path(sys.executable)),
