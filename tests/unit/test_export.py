@@ -97,7 +97,7 @@ def test_options_that_do_nothing_are_refused(tmp_path: Path) -> None:
 def test_a_server_that_is_none_is_named() -> None:
     with pytest.raises(UsageError, match="begins with http"):
         export._fetch("file:///etc/passwd", None)
-    with pytest.raises(TunesmithError, match=r"127\.0\.0\.1:9/v1/models: no answer"):
+    with pytest.raises(TunesmithError, match=r"127\.0\.0\.1:9/v1/models: no vLLM server answered"):
         export._fetch("http://127.0.0.1:9/v1/models", None)
 
 
