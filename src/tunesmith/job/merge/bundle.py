@@ -44,7 +44,7 @@ from tunesmith.job.run.stored import DamagedError, read_record
 from tunesmith.job.system import resources
 
 if TYPE_CHECKING:
-    from tunesmith.job.prompts.parity import ParityRecord
+    from tunesmith.job.prompts.records import ParityRecord
 
 FOLDER = "around"
 RECORD = "kit.json"

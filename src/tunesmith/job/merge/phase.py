@@ -40,6 +40,7 @@ from tunesmith.job.merge.inputs import (
 )
 from tunesmith.job.merge.tensors import stored_below
 from tunesmith.job.prompts import parity
+from tunesmith.job.prompts.records import ParityRecord
 from tunesmith.job.run import seals
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import MERGED
@@ -137,7 +138,7 @@ class _Task:
 class _Made:
     """What a merge left: the prompts' comparison, who did the sums, known sha256 of files."""
 
-    prompts: parity.ParityRecord
+    prompts: ParityRecord
     arithmetic: str
     hashes: Mapping[str, str] = field(default_factory=dict)
 
@@ -226,7 +227,7 @@ def _clear(folder: Path) -> None:
     folder.mkdir()
 
 
-def _judged(task: _Task, prompts: parity.ParityRecord) -> parity.ParityRecord:
+def _judged(task: _Task, prompts: ParityRecord) -> ParityRecord:
     """Write RUN/parity.json; raise TunesmithError if a prompt still differs and must not."""
     accepted = bool((task.request.merge or {}).get(ACCEPT))
     prompts["accepted"] = accepted and not prompts["passed"]
@@ -243,7 +244,7 @@ def _judged(task: _Task, prompts: parity.ParityRecord) -> parity.ParityRecord:
     return prompts
 
 
-def _origin(task: _Task, prompts: parity.ParityRecord, arithmetic: str) -> manifest.Origin:
+def _origin(task: _Task, prompts: ParityRecord, arithmetic: str) -> manifest.Origin:
     model, merge = task.model, task.merge
     facts = merge.facts
     return manifest.Origin(

@@ -34,7 +34,7 @@ from tunesmith.job.patches.transformers import NOTE_SHARDS
 from tunesmith.job.run.failures import JobError
 
 if TYPE_CHECKING:
-    from tunesmith.job.prompts.parity import ParityRecord
+    from tunesmith.job.prompts.records import ParityRecord
 
 # Bytes: LLaMA-Factory with PyTorch's CUDA libraries, measured 1.1 GB, and what it may grow to.
 MEMORY = 1_500_000_000

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypedDict
+from typing import Any
 
 from tunesmith.core.documents import Config, Message
 from tunesmith.core.errors import TunesmithError
@@ -26,6 +26,7 @@ from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.inference import validation_rows
 from tunesmith.job.inference.engine import Codec, Question
 from tunesmith.job.prompts import go_template, templates
+from tunesmith.job.prompts.records import Correction, DifferenceRecord, ParityRecord
 from tunesmith.job.prompts.templates import CHAT_TEMPLATE, MODELFILE
 
 TRAINING, CHAT, API = "training", "chat", "api"
@@ -63,48 +64,9 @@ class Difference:
 
     def record(self) -> DifferenceRecord:
         """Return it as parity.json keeps it."""
-        return {
-            "way": self.way,
-            "probe": self.probe,
-            "at": self.at,
-            "expected": self.expected,
-            "found": self.found,
-        }
-
-
-class DifferenceRecord(TypedDict):
-    """A Difference in parity.json."""
-
-    way: str
-    probe: str
-    at: int
-    expected: str
-    found: str
-
-
-class Correction(TypedDict):
-    """A file of the export that was replaced, with its text (or the value) before and after."""
-
-    file: str
-    was: str
-    now: str
-
-
-class ParityRecord(TypedDict, total=False):
-    """The content of parity.json: a Verdict, and what was corrected before it was given."""
-
-    passed: bool
-    accepted: bool  # exported although it did not pass
-    probes: int
-    rows: int
-    ids: int
-    prompt: str
-    stop: str
-    differences: list[DifferenceRecord]
-    ends: list[str]
-    notes: list[str]
-    corrected: list[Correction]
-    before: list[str]  # faults before the corrections
+        return DifferenceRecord(
+            way=self.way, probe=self.probe, at=self.at, expected=self.expected, found=self.found
+        )
 
 
 @dataclass(frozen=True)
@@ -171,19 +133,20 @@ def align(config: Config, codec: Codec, folder: Path) -> ParityRecord:
         # brings its own with every question.
         templates.put_add_bos(folder, add=False)
         corrected.append(
-            _correction("tokenizer_config.json", "add_bos_token true", "add_bos_token false")
+            Correction(
+                file="tokenizer_config.json", was="add_bos_token true", now="add_bos_token false"
+            )
         )
     thought = trained_thought(codec, probes)
     if "chat_template" in wrong:
         was = _chat_template(folder)
         templates.put_chat_template(folder, templates.chat_template(codec, thought))
-        corrected.append(_correction(CHAT_TEMPLATE, was, _chat_template(folder)))
+        corrected.append(Correction(file=CHAT_TEMPLATE, was=was, now=_chat_template(folder)))
     ended = "\n".join(before.ends)
     if "modelfile" in wrong or MODELFILE in ended:
-        was = (folder / MODELFILE).read_text(encoding="utf-8")
-        write_text(folder / MODELFILE, templates.modelfile(codec, folder, thought))
-        now = (folder / MODELFILE).read_text(encoding="utf-8")
-        corrected.append(_correction(MODELFILE, was, now))
+        was, now = _read(folder / MODELFILE), templates.modelfile(codec, folder, thought)
+        write_text(folder / MODELFILE, now)
+        corrected.append(Correction(file=MODELFILE, was=was, now=now))
     if "generation_config.json" in ended:
         corrected.append(_correct_end(codec, folder))
     after = compare(codec, folder, probes, rows, notes) if corrected else before
@@ -375,9 +338,7 @@ def _ways(
             return f"{type(error).__name__}: {error}"
         return [int(token) for token in ids]
 
-    file = folder / MODELFILE
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    template, default, _ = templates.read_modelfile(text)
+    template, default, _ = templates.read_modelfile(_read(folder / MODELFILE))
     bos = [exported.bos_token_id] if templates.adds_bos(folder) else []
 
     def by_modelfile(probe: Probe) -> list[int] | str:
@@ -412,8 +373,7 @@ def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str,
     end = next((token for token in reversed(trained(codec, probe)[1]) if token in stops), None)
     if end is None:
         return "", ()
-    text = codec.tokenizer.convert_ids_to_tokens(end)
-    faults = []
+    text, faults = codec.tokenizer.convert_ids_to_tokens(end), []
     if exported.eos_token_id != codec.tokenizer.eos_token_id:
         faults.append(
             f"tokenizer_config.json: eos_token is {exported.eos_token!r}, "
@@ -430,8 +390,7 @@ def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str,
             f"generation_config.json: eos_token_id holds "
             f"{exported.convert_ids_to_tokens(strange)}, which ends no trained answer"
         )
-    file = folder / MODELFILE
-    listed = templates.read_modelfile(file.read_text(encoding="utf-8"))[2] if file.is_file() else []
+    listed = templates.read_modelfile(_read(folder / MODELFILE))[2]
     if text not in listed:
         faults.append(f"{MODELFILE}: stop {listed} does not hold {text!r}")
     return str(text), tuple(faults)
@@ -455,18 +414,19 @@ def _correct_end(codec: Codec, folder: Path) -> Correction:
     stops = codec.stop_ids()
     value["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     write_json(file, value)
-    return _correction(file.name, f"eos_token_id {was}", f"eos_token_id {json.dumps(stops)}")
+    return Correction(
+        file=file.name, was=f"eos_token_id {was}", now=f"eos_token_id {json.dumps(stops)}"
+    )
 
 
-def _correction(file: str, was: str, now: str) -> Correction:
-    return {"file": file, "was": was, "now": now}
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _chat_template(folder: Path) -> str:
-    file = folder / CHAT_TEMPLATE
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    return str(read_json(folder / "tokenizer_config.json").get("chat_template") or "")
+    return _read(folder / CHAT_TEMPLATE) or str(
+        read_json(folder / "tokenizer_config.json").get("chat_template") or ""
+    )
 
 
 def _note(comparison: _Comparison, note: str) -> None:

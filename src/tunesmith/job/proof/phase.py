@@ -25,6 +25,7 @@ from tunesmith.job.merge import manifest
 from tunesmith.job.merge.adapter import check_fits
 from tunesmith.job.merge.inputs import export_keys
 from tunesmith.job.prompts import parity
+from tunesmith.job.prompts.records import ParityRecord
 from tunesmith.job.proof.behaviour import (
     NEW_TOKENS,
     Tolerance,
@@ -129,7 +130,7 @@ def parity_check(run_dir: Path, config: Config, codec: Codec, merged: Path) -> C
     verdict = parity.check(config, codec, merged)
     figures = {"probes": verdict.probes, "rows": verdict.rows, "ids": verdict.ids}
     known = run_dir / "parity.json"
-    record: parity.ParityRecord = read_json(known) if known.is_file() else {}
+    record: ParityRecord = read_json(known) if known.is_file() else {}
     faults = verdict.faults()
     if not verdict.probes:
         return Check("parity", None, verdict.notes[0], figures)

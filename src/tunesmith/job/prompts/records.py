@@ -1,0 +1,40 @@
+"""The content of parity.json."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class DifferenceRecord(TypedDict):
+    """A Difference in parity.json."""
+
+    way: str
+    probe: str
+    at: int
+    expected: str
+    found: str
+
+
+class Correction(TypedDict):
+    """A file of the export that was replaced, with its text (or the value) before and after."""
+
+    file: str
+    was: str
+    now: str
+
+
+class ParityRecord(TypedDict, total=False):
+    """The content of parity.json: a Verdict, and what was corrected before it was given."""
+
+    passed: bool
+    accepted: bool  # exported although it did not pass
+    probes: int
+    rows: int
+    ids: int
+    prompt: str
+    stop: str
+    differences: list[DifferenceRecord]
+    ends: list[str]
+    notes: list[str]
+    corrected: list[Correction]
+    before: list[str]  # faults before the corrections
