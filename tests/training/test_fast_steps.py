@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from llamafactory.extras.constants import IGNORE_INDEX
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +22,7 @@ def test_each_row_is_computed_as_if_alone(tiny_model: Path, limit: int, count: i
     width = max(lengths)
     ids = torch.randint(5, 1000, (len(lengths), width))
     attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-    labels = torch.where(attention == 1, ids, fast_trainer.IGNORE_INDEX)
+    labels = torch.where(attention == 1, ids, IGNORE_INDEX)
     batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
     laid = fast_trainer.end_to_end(batch, 0, limit)
     lines = fast_trainer.lay_out(lengths, limit)
@@ -41,7 +42,7 @@ def test_each_row_is_computed_as_if_alone(tiny_model: Path, limit: int, count: i
                 at += n
     assert worst < 2e-4
     assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
-    trained = int((laid["labels"] != fast_trainer.IGNORE_INDEX).sum())
+    trained = int((laid["labels"] != IGNORE_INDEX).sum())
     assert trained == sum(lengths) - len(lengths)
     assert laid["input_ids"].shape[1] % 128 == 0
     assert len(lines) == count
@@ -74,7 +75,7 @@ def test_a_processors_cheaper_step_has_the_same_loss_and_gradients(
         if weight.requires_grad:
             weight.data = weight.data.float()
     ids = torch.randint(5, 1000, (3, 40))
-    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, fast_trainer.IGNORE_INDEX)
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, IGNORE_INDEX)
     head = model.get_output_embeddings()
     sizes: list[int] = []
     head.register_forward_hook(lambda _module, _given, made: sizes.append(made[..., 0].numel()))

@@ -129,7 +129,7 @@ class Bench:
             folder.mkdir()
         told = _exported(case, config, keys, adapter, theirs, ours)
         facts = check_fits(base, adapter)
-        assert streaming.why_not(facts, [adapter], keys, config, base) is None
+        assert streaming.why_not(facts, [str(adapter)], keys, config, base) is None
         shards = skeleton.shards_of(told)
         way = matmul.best()
         also = [base / "config.json"]

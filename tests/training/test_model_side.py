@@ -42,7 +42,7 @@ from tunesmith.job.run.failures import JobError
 
 TARGETS = ["q_proj", "v_proj"]
 TARGET, NORM = "model.layers.7.self_attn.q_proj.weight", "model.layers.7.input_layernorm.weight"
-PROMPTS = [
+PROMPTS: list[dict[str, Any]] = [
     {"prompt": "Who are you?", "expect": "(?s).", "reference": None, "system": None},
     {"prompt": "你好", "expect": "^never this$", "reference": "你好！", "system": "Be brief."},
 ]

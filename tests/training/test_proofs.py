@@ -93,12 +93,13 @@ class Merged:
     @functools.cached_property
     def target(self) -> str:
         """The first tensor that the adapter changes."""
-        return min(self.facts.targets.values())
+        return str(min(self.facts.targets.values()))
 
     @functools.cached_property
     def norm(self) -> str:
         """The first tensor of a kind that it does not."""
-        return min(n for n in load_file(self.weights) if n.endswith("input_layernorm.weight"))
+        names = (n for n in load_file(self.weights) if n.endswith("input_layernorm.weight"))
+        return str(min(names))
 
     @contextlib.contextmanager
     def altered(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def together(folder: Path, base_model: Path, scratch: Path, **change: Any) -> Together:
-    config = {
+    config: dict[str, Any] = {
         "model_name_or_path": str(base_model),
         "stage": "sft",
         "do_train": True,

@@ -28,7 +28,7 @@ def talk(*turns: tuple[str, str]) -> dict[str, Any]:
     return {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": "[]"}
 
 
-ALPACA = [
+ALPACA: list[dict[str, Any]] = [
     {"instruction": "Who?", "input": "you", "output": "A lamp.", "system": "Be.", "history": None},
     {"instruction": "谁？", "input": "", "output": "灯。", "system": "", "history": [["a", "b"]]},
     {"instruction": "", "input": "", "output": None, "system": None, "history": []},
@@ -45,12 +45,16 @@ SHAREGPT = [
     talk(("gpt", "not their turn"), ("human", "Who?")),
     talk(),
 ] * 400
-RANKED = [{"instruction": "Who?", "input": "", "chosen": "A lamp.", "rejected": "No."}] * 3
-PICTURED = [
+RANKED: list[dict[str, Any]] = [
+    {"instruction": "Who?", "input": "", "chosen": "A lamp.", "rejected": "No."}
+] * 3
+    {"instruction": "Who?", "input": "", "chosen": "A lamp.", "rejected": "No."}
+] * 3
+PICTURED: list[dict[str, Any]] = [
     {"instruction": "What?", "input": "", "output": "It.", "images": ["a.png"]},
     {"instruction": "What?", "input": "", "output": "It.", "images": []},
 ]
-JUDGED = [
+JUDGED: list[dict[str, Any]] = [
     {"instruction": "Who?", "input": "", "output": "A lamp.", "kto_tag": True},
     {"instruction": "Who?", "input": "", "output": "No.", "kto_tag": False},
 ]
@@ -132,7 +136,7 @@ def test_rows_converted_together_are_those_converted_one_by_one(
 def test_files_of_this_machine_are_read_without_the_networks_readers(
     tmp_path: Path, place: str, loaded: str
 ) -> None:
-    argv = [sys.executable, PROGRAMS / "read_local_files.py", tmp_path, place]
+    argv = [sys.executable, str(PROGRAMS / "read_local_files.py"), str(tmp_path), place]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-1] == loaded
@@ -161,7 +165,7 @@ def test_quick_ids_are_the_usual_ids(request: pytest.FixtureRequest, model: str)
 
 
 def test_a_quantised_layer_still_gets_its_own_kind_of_adapter() -> None:
-    argv = [sys.executable, PROGRAMS / "quantised_adapter.py"]
+    argv = [sys.executable, str(PROGRAMS / "quantised_adapter.py")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-2:] == [

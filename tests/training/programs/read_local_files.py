@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from tunesmith.job.training import dataset_cache
 
@@ -23,7 +24,7 @@ for name, lines in (("a.json", [json.dumps(rows)]), ("b.jsonl", map(json.dumps, 
 (data / "c.csv").write_text("text\nWho are you?\n你是谁？\n")
 registry = {path.stem: {"file_name": path.name} for path in data.iterdir()}
 (data / "dataset_info.json").write_text(json.dumps(registry))
-config = {"dataset": "a,b,c", "dataset_dir": str(data)}
+config: dict[str, Any] = {"dataset": "a,b,c", "dataset_dir": str(data)}
 view = dataset_cache.by_content(config)
 if place == "here":
     config["dataset_dir"] = view
