@@ -48,8 +48,6 @@ SHAREGPT = [
 RANKED: list[dict[str, Any]] = [
     {"instruction": "Who?", "input": "", "chosen": "A lamp.", "rejected": "No."}
 ] * 3
-    {"instruction": "Who?", "input": "", "chosen": "A lamp.", "rejected": "No."}
-] * 3
 PICTURED: list[dict[str, Any]] = [
     {"instruction": "What?", "input": "", "output": "It.", "images": ["a.png"]},
     {"instruction": "What?", "input": "", "output": "It.", "images": []},

@@ -1,4 +1,4 @@
-"""Plans: pure, and explicit about every key the job runner decides."""
+"""The parts of a plan; whole ones, with every key decided, stand in tests/golden/plans."""
 
 from __future__ import annotations
 
@@ -7,54 +7,14 @@ from pathlib import Path
 import pytest
 
 from tunesmith.plan.config import Config
-from tunesmith.plan.plan import Place, Plan, absolute_paths, disk_needs, own_keys, train_phases
+from tunesmith.plan.plan import absolute_paths, disk_needs, train_phases
 
 pytestmark = pytest.mark.unit
-
-PLACE = Place(Path("/runs/r 1"), Path("/env/bin/python"), {"A": "1"})
 
 
 def config(overrides: dict[str, object] | None = None, **values: object) -> Config:
     base = {"model_name_or_path": "m", "stage": "sft", "do_train": True, "output_dir": "saves/x"}
     return Config(Path("x.yaml"), base | values | (overrides or {}), overrides or {})
-
-
-def test_owned_keys_are_changed_and_told() -> None:
-    written = config(
-        overwrite_output_dir=True,
-        trust_remote_code=True,
-        save_only_model=True,
-        report_to="none",
-        resume_from_checkpoint="x/checkpoint-5",
-    )
-    values, owned = own_keys(written, PLACE, "/models/m")
-    assert values["model_name_or_path"] == "/models/m"
-    assert values["output_dir"] == "/runs/r 1/output"
-    assert "overwrite_output_dir" not in values
-    assert "resume_from_checkpoint" not in values
-    assert values["trust_remote_code"] is False
-    assert values["save_only_model"] is False
-    assert values["logging_nan_inf_filter"] is False
-    assert {item.key: item.was for item in owned} == {
-        "model_name_or_path": "m",
-        "output_dir": "saves/x",
-        "overwrite_output_dir": True,
-        "resume_from_checkpoint": "x/checkpoint-5",
-        "trust_remote_code": True,
-        "save_only_model": True,
-        "logging_nan_inf_filter": None,
-        "include_num_input_tokens_seen": None,
-        "disable_tqdm": None,
-    }
-    assert all(item.why for item in owned)
-
-
-def test_what_the_user_insists_on_stays() -> None:
-    written = config({"trust_remote_code": True, "output_dir": "/mine"}, report_to="wandb")
-    values, owned = own_keys(written, PLACE, "m")
-    assert (values["trust_remote_code"], values["output_dir"]) == (True, "/mine")
-    assert values["report_to"] == "wandb"
-    assert not {"trust_remote_code", "output_dir", "report_to"} & {item.key for item in owned}
 
 
 def test_paths_become_absolute_but_hub_names_stay() -> None:
@@ -105,15 +65,3 @@ def test_disk_needs_of_a_lora_run() -> None:
     full = disk_needs(config(finetuning_type="full"), shapes, 1234, merge=False)
     assert full["the adapter"] == 4 * (1000 * 64 + 64 * 64 + 128 * 64 + 64)
     assert "the merged model" not in full
-
-
-def test_rendered_plan_shows_command_environment_config_and_decisions() -> None:
-    values, owned = own_keys(config(trust_remote_code=True), PLACE, "/models/m")
-    plan = Plan(PLACE, ("train",), {}, values, tuple(owned), {"x": 2_000_000_000}, ("a note",))
-    shown = plan.render()
-    assert "command  /env/bin/python -I -m tunesmith.job start '/runs/r 1' train" in shown
-    assert "  A=1" in shown
-    assert "  model_name_or_path: /models/m" in shown
-    assert "trust_remote_code: False (was True)" in shown
-    assert "2.0 GB  together" in shown
-    assert "note     a note" in shown
