@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import cli
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.registry import load_registry, register
@@ -19,16 +18,11 @@ from tunesmith.project import Project
 pytestmark = pytest.mark.e2e
 
 
-def inv(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = [Path(sys.executable).with_name("inv"), *words]
-    return subprocess.run(argv, cwd=root, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.usefixtures("base_model")
 def test_check_of_a_config_tells_rows_tokens_time_and_cost(root: Path, tmp_path: Path) -> None:
     config = "configs/train/smollm2_135m_lora_sft.yaml"
     words = ["--gpu", "RTX4090", "--price", "1.98/h", "--picture", str(tmp_path / "x.png")]
-    done = inv(root, "data.check", "--config", config, *words, "cutoff_len=60")
+    done = cli.run(root, "data.check", "--config", config, *words, "cutoff_len=60")
     assert done.returncode == 0, done.stderr
     assert "philosophy_conch: 120 rows, 120 kept, 0 dropped" in done.stdout
     assert re.search(
@@ -41,7 +35,7 @@ def test_check_of_a_config_tells_rows_tokens_time_and_cost(root: Path, tmp_path:
 
 @pytest.mark.usefixtures("base_model")
 def test_preview_in_a_pipe(root: Path) -> None:
-    done = inv(root, "data.preview", "--rows", "1")
+    done = cli.run(root, "data.preview", "--rows", "1")
     assert done.returncode == 0, done.stderr
     assert "--- row 1 of philosophy_conch: " in done.stdout
     assert re.search(r"<\|im_start\|>assistant\n\[\[我是 philosophy.*\]\]", done.stdout, re.DOTALL)

@@ -12,7 +12,6 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from replica.engine import state
 from replica.replica import Replica
 from replica_fixtures import HostProject
@@ -58,16 +58,8 @@ class Rented:
         return "/root" if self.replica.user == "root" else f"/home/{self.replica.user}"
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "invoke", *words]
-        return subprocess.Popen(
-            argv,
-            cwd=self.project.project.root,
-            env=os.environ | {"TUNESMITH_HOME": str(self.home), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        environment = os.environ | {"TUNESMITH_HOME": str(self.home)}
+        return cli.start(self.project.project.root, *words, env=environment)
 
     def inv(self, *words: str) -> tuple[int, str]:
         """Run inv to its end; return exit code and output."""

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import docker
 import pytest
 import yaml
 
+import cli
 from image.base import build_base
 from replica.build import BUNDLE
 from replica.engine import Engine
@@ -49,16 +49,9 @@ class Built:
 
     def inv(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `inv` in the clone as a user would."""
-        inv = Path(sys.executable).with_name("inv")
-        return subprocess.run(
-            [inv, *words],
-            cwd=self.project.root,
-            env={**os.environ, "BASE_IMAGE": self.base, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {**os.environ, "BASE_IMAGE": self.base, **variables}
+        # An image is built within the time of the test that asks for it.
+        return cli.run(self.project.root, *words, env=environment, timeout=3600)
 
     def build(self, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `inv image.build` with the base and the certificates of this machine."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cli import until
 from image.conftest import UID, Workspace
 from tunesmith.job.services.manager import http_status
 from webclient import (
@@ -23,7 +24,6 @@ from webclient import (
     listeners,
     preview,
     status_of,
-    until,
 )
 
 pytestmark = pytest.mark.image

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import cli
+from cli import Client, until
 from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
 from tunesmith.hosts import layout
@@ -22,14 +24,12 @@ from tunesmith.job.services.manager import http_status
 from webclient import (
     FOREIGN,
     LOOPBACK_HEX,
-    Client,
     assert_refused,
     choose,
     chromium,
     listeners,
     preview,
     status_of,
-    until,
 )
 
 pytestmark = pytest.mark.host
@@ -44,15 +44,8 @@ def client(
 ) -> Iterator[Callable[..., Client]]:
     """Start an `inv` that stays, in the clone that knows the host."""
     made, _ = provisioned_host
-    started: list[Client] = []
-
-    def start(*words: str) -> Client:
-        started.append(Client(tmp_path, made.project.root, made.environment, *words))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.end()
+    with cli.clients(made.project.root, made.environment) as start:
+        yield start
     made.inv("webui", "--on", PROVISIONED, "--stop")
 
 
@@ -150,15 +143,13 @@ def test_the_board_of_a_host_through_the_tunnel(
     # Connections that break: ours from this end, all from that end.
     [ssh] = tunnels(config)
     os.kill(ssh, signal.SIGKILL)
-    until(lambda: opened.said().count("connected again") == 1, opened.said(), 30)
+    until(lambda: opened.said.count("connected again") == 1, opened.said, 30)
     assert http_status(port, "/", key) == 200
     # Those without a command are only called `sshd: root`.
     replica.sh("pkill -KILL -f '^sshd: root'")
-    until(lambda: opened.said().count("connected again") == 2, opened.said(), 60)
+    until(lambda: opened.said.count("connected again") == 2, opened.said, 60)
     assert http_status(port, "/", key) == 200
-    assert re.search(
-        r"gpu1: the connection to \S+ was lost \(.*\); connecting again", opened.said()
-    )
+    assert re.search(r"gpu1: the connection to \S+ was lost \(.*\); connecting again", opened.said)
 
     # A terminal that is closed takes the tunnel along, not the Board.
     owner = replica.sh("pgrep -f '[t]unesmith.job.board'")
@@ -168,7 +159,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     again = client("webui", "--on", PROVISIONED, "--no-open")
     assert http_status(again.port, "/", key) == 200
     assert opened.address().partition("?")[2] != again.address().partition("?")[2]
-    assert "LLaMA Board is there already" in again.said()
+    assert "LLaMA Board is there already" in again.said
     assert replica.sh("pgrep -f '[t]unesmith.job.board'") == owner
 
     # Nor does a killed client leave a tunnel behind.
@@ -179,7 +170,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     last = client("webui", "--on", PROVISIONED, "--no-open")
     port = last.port
     assert last.interrupt() == 0
-    assert f"{PROVISIONED}: LLaMA Board is ended" in last.said()
+    assert f"{PROVISIONED}: LLaMA Board is ended" in last.said
     assert there(replica) == before
     assert not tunnels(config)
     assert http_status(port, "/") is None
@@ -189,7 +180,7 @@ def test_the_board_of_a_host_through_the_tunnel(
 def test_any_port_of_the_host(client: Callable[..., Client]) -> None:
     opened = client("tunnel", "--on", PROVISIONED, "8099")  # the replica's mirror
     opened.wait_for("Ctrl-C ends the tunnel")
-    found = re.search(r"http://127\.0\.0\.1:(\d+)", opened.said())
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", opened.said)
     assert found
     assert http_status(int(found[1]), "/") is not None
     assert opened.interrupt() == 0
