@@ -117,7 +117,7 @@ class Agent:
         self.halt(*self.processes(run_id))  # so that none can act on another's end
         for pid in self.processes(run_id):
             os.kill(pid, signal.SIGKILL)
-        self.wait(lambda: not folder.busy(), "the lock after kill -9", 20)
+        self.wait(lambda: not folder.busy(), "the lock after kill -9", 60)
 
     def halt(self, *pids: int) -> None:
         """Send SIGSTOP and wait until it has taken effect: of two signals that are still on

@@ -202,7 +202,7 @@ def test_the_api_serves_a_run_to_who_has_the_key(
         "local --stop`"
     ]
     assert inv("api", "--stop").returncode == 0
-    assert opened.process.wait(30) == 1
+    assert opened.end(120) == 1
     assert "was ended from elsewhere" in opened.said
     missing = inv("api", "--run", RUN, "--what", "merged")
     assert missing.returncode == 1

