@@ -48,6 +48,14 @@ def said(done: subprocess.CompletedProcess[str], code: int = 0) -> str:
     return told
 
 
+def refusal(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """Assert that a command was refused in one line, and a hint at most; return both."""
+    told = done.stderr.strip()
+    assert done.returncode == code, f"{done.args}: exit code {done.returncode}\n{told[-6000:]}"
+    assert re.fullmatch(r"error: .+(\nhint: .+)?", told), told
+    return told
+
+
 def start(root: Path, *words: str, env: Mapping[str, str] = os.environ) -> subprocess.Popen[str]:
     """Start `inv` in a clone, in a process group of its own; errors come among its output."""
     return subprocess.Popen(

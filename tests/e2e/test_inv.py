@@ -179,7 +179,7 @@ def test_an_example_of_llamafactory_trains_with_overrides(shell: Shell, tmp_path
         (["train", "template=qwen25"], "`template` (given on the command line) is 'qwen25'"),
         (["train", "model_name_or_path=./nowhere"], "nowhere"),
         (["train", "--prompts", "nowhere.yaml"], "nowhere.yaml"),
-        (["merge", "--run", "nowhere"], "no run 'nowhere'"),
+        (["merge", "--run", "nowhere"], "no run"),
         (["data.register", "--file", "nowhere.json", "--key", "x"], "nowhere.json"),
     ],
 )

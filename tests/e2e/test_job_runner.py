@@ -22,7 +22,7 @@ import pytest
 from agents import Agent
 from disks import Disk
 from jobs import SAVE_STEPS, STANDINS, STEPS, Job
-from support import lacking
+from support import THOROUGH, lacking
 from tunesmith.core.files import read_json
 from tunesmith.job.run import checkpoints
 from tunesmith.job.run.folder import OWNER_FILE, claim_output, read_events
@@ -64,7 +64,7 @@ def die_in_save(job: Job) -> bool:
     raise AssertionError(f"no checkpoint in 60 s\n{job.log_tail()}")
 
 
-def test_twenty_interruptions_lose_nothing(
+def test_interruptions_lose_nothing(
     job: Job, undisturbed: Job, tiny_model: Path, data: Path
 ) -> None:
     """kill -9 of the worker, of the supervisor, of both, SIGTERM, Ctrl-C, and inside a save."""
@@ -74,7 +74,10 @@ def test_twenty_interruptions_lose_nothing(
     done: list[str] = []
     hits = 0
     job.call("start")
-    while len(done) < 20:
+    # All kinds, and a kill that did hit a save.
+    rounds = 20 if THOROUGH else len(kinds)
+    while len(done) < rounds or not hits:
+        assert len(done) < 40, "no kill hit a save"
         kind = kinds[len(done) % len(kinds)]
         attempts = len(job.events("phase_started"))
         job.wait(lambda: job.worker() > 0 or job.state() != "running", "a worker in training")
@@ -110,7 +113,6 @@ def test_twenty_interruptions_lose_nothing(
             )
     job.wait_for_end("succeeded")
 
-    assert hits >= 1, "no kill hit a save"
     equal_to_oracle(job, undisturbed)
     reached = 0
     for event in read_events(job.folder.events_file):
@@ -118,7 +120,7 @@ def test_twenty_interruptions_lose_nothing(
             reached = event["step"]
         elif event["event"] == "resumed":
             assert 0 <= reached - event["step"] <= SAVE_STEPS, (reached, event)
-    assert len(job.events("resumed")) >= 15
+    assert len(job.events("resumed")) >= 0.7 * len(done)
     left = [p.name for p in job.folder.output.iterdir() if p.name.startswith("checkpoint-")]
     assert len(left) == 2, "rotation keeps save_total_limit"
 

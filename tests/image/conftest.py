@@ -19,8 +19,7 @@ import yaml
 
 import cli
 from image.base import build_base
-from replica.build import BUNDLE
-from replica.engine import Engine
+from replica.build import BUNDLE, Images
 from support import lacking
 from tunesmith.core.files import read_json
 from tunesmith.image import engine as image_engine
@@ -61,8 +60,12 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The image of the default flavour, of this very tree."""
+def built(images: Images, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The image of the default flavour, of this very tree.
+
+    After the replicas' images, because making these empties the engine's cache of builds.
+    """
+    assert images
     if not BUNDLE.is_file():
         lacking(f"no {BUNDLE}", "`apt-get install ca-certificates`")
     mirror = tmp_path_factory.mktemp("mirror") / "here.yml"
