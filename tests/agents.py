@@ -97,13 +97,13 @@ class Agent:
     def events(self, run_id: str, name: str) -> list[dict[str, Any]]:
         return [e for e in read_events(self.folder(run_id).events_file) if e["event"] == name]
 
-    def wait(self, done: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait(self, done: Callable[[], object], what: str, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
             time.sleep(0.02)
 
-    def wait_for(self, run_id: str, state: str, seconds: float = 60) -> dict[str, Any]:
+    def wait_for(self, run_id: str, state: str, seconds: float = 180) -> dict[str, Any]:
         """Wait until a run has this state; return its status."""
         folder = self.folder(run_id)
         self.wait(lambda: folder.status()["state"] == state, f"{run_id} {state}", seconds)

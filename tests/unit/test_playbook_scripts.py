@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.playbook.test_filters import plugin
+from tests.unit.test_playbook_filters import plugin
 
 pytestmark = pytest.mark.unit
 
