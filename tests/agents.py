@@ -100,13 +100,13 @@ class Agent:
     def events(self, run_id: str, name: str) -> list[dict[str, Any]]:
         return [e for e in event_rows(self.folder(run_id).events_file) if e["event"] == name]
 
-    def wait(self, done: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait(self, done: Callable[[], object], what: str, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{what}: not in {seconds} s"
             time.sleep(0.02)
 
-    def wait_for(self, run_id: str, state: str, seconds: float = 60) -> RunStatus:
+    def wait_for(self, run_id: str, state: str, seconds: float = 180) -> RunStatus:
         """Wait until a run has this state; return its status."""
         folder = self.folder(run_id)
         self.wait(lambda: folder.status().state == state, f"{run_id} {state}", seconds)
@@ -120,7 +120,7 @@ class Agent:
         self.halt(*self.processes(run_id))  # so that none can act on another's end
         for pid in self.processes(run_id):
             os.kill(pid, signal.SIGKILL)
-        self.wait(lambda: not folder.busy(), "the lock after kill -9", 20)
+        self.wait(lambda: not folder.busy(), "the lock after kill -9", 60)
 
     def halt(self, *pids: int) -> None:
         """Send SIGSTOP and wait until it has taken effect: of two signals that are still on

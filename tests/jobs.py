@@ -106,7 +106,7 @@ class Job:
         self.wait(lambda: self.state() not in ("running", "queued"), "the end", 400)
         assert self.state() == expected, f"{self.folder.status()}\n{self.log_tail()}"
         # The state is written a moment before the lock is given back.
-        self.wait(lambda: not self.folder.busy(), "the lock", 20)
+        self.wait(lambda: not self.folder.busy(), "the lock", 60)
 
     def log_tail(self) -> str:
         return self.folder.log_file.read_text(errors="replace")[-3000:]

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import cli
 from replica.build import Images, build
 from replica.engine import NEEDS, Engine, NoEngine, start_engine
 from replica.replica import Options, Replica, access_key, mirror_content, running, start, sweep
@@ -70,18 +71,12 @@ class HostProject:
         self, *words: str, text: str | None = None, timeout: float = 1200
     ) -> subprocess.CompletedProcess[str]:
         """Run `inv` in the clone as a user would."""
-        argv = [sys.executable, "-m", "invoke", *words]
-        stdin = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
-        return subprocess.run(
-            argv,
-            cwd=self.project.root,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            **stdin,
-        )
+        return cli.run(self.project.root, *words, env=self.environment, text=text, timeout=timeout)
+
+
+def inv(made: HostProject, *words: str, code: int = 0) -> str:
+    """Run `inv` in the clone; it must end with `code`. Return what it said."""
+    return cli.said(made.inv(*words), code)
 
 
 @pytest.fixture(scope="session")

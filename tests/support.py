@@ -11,6 +11,9 @@ import pytest
 from tunesmith.job.run import foreign
 from tunesmith.job.run.folder import RunFolder
 
+# Each kind of fault once or twice; TUNESMITH_THOROUGH=1 has the full number of rounds.
+THOROUGH = bool(os.environ.get("TUNESMITH_THOROUGH"))
+
 
 def lacking(what: str, remedy: str) -> NoReturn:
     """Skip with the reason and the way to enable the test; in CI fail instead."""

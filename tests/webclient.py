@@ -7,98 +7,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from support import lacking
 
-URL = re.compile(r"is at (http://127\.0\.0\.1:(\d+))")
-ADDRESS = re.compile(r"is at (http://\S+)")
 # A name that leads to this machine, as whoever owns a name can have it at any time.
 FOREIGN = "evil.example"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Return what `true` gives as soon as it is true; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
-    return found
-
-
-class Client:
-    """An `inv` command that stays, as a user has it in a terminal."""
-
-    def __init__(self, folder: Path, root: Path, variables: Mapping[str, str], *words: str) -> None:
-        self._output = folder / f"client-{time.monotonic_ns()}.txt"
-        with self._output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "invoke", *words],
-                cwd=root,
-                env={**variables, "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def said(self) -> str:
-        """All that it has printed."""
-        return self._output.read_text(encoding="utf-8")
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Wait until it has printed `text`."""
-
-        def there() -> bool:
-            if self.process.poll() is not None:
-                assert text in self.said(), f"it ended: {self.said()}"
-            return text in self.said()
-
-        try:
-            until(there, text, seconds)
-        except AssertionError:
-            print(self.said())
-            raise
-
-    def url(self, seconds: float = 240) -> str:
-        """The address that it told."""
-        self.wait_for("Ctrl-C ends", seconds)
-        found = URL.search(self.said())
-        assert found, self.said()
-        return found[1]
-
-    def address(self, seconds: float = 240) -> str:
-        """The address that it told, with the token that works once."""
-        self.wait_for("Ctrl-C ends", seconds)
-        found = ADDRESS.search(self.said())
-        assert found, self.said()
-        return found[1]
-
-    @property
-    def port(self) -> int:
-        """The port of `url`."""
-        return int(self.url().rpartition(":")[2])
-
-    def interrupt(self, seconds: float = 60) -> int:
-        """Press Ctrl-C; return the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(seconds)
-
-    def end(self) -> None:
-        """Be gone, however."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
 
 
 def listeners(tables: str) -> set[tuple[str, int]]:

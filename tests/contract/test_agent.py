@@ -25,6 +25,7 @@ import yaml
 from agents import Agent, digest
 from event_rows import event_rows
 from hubserver import COMMIT, Hub, tiny_model
+from support import THOROUGH
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.schema import GpuFigures, Limits
@@ -174,7 +175,8 @@ def test_an_answer_is_quick_and_loads_nothing_heavy(agent: Agent) -> None:
         agent.ask("runs")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 5
-    assert seconds < 1, f"{seconds:.2f} s of CPU an answer"
+    # Of a processor's time, whatever else it does; torch alone takes more.
+    assert seconds < 2, f"{seconds:.2f} s of CPU an answer"
 
 
 def test_a_run_fetches_its_model_and_says_where_it_lies(agent: Agent, hub: Hub) -> None:
@@ -304,20 +306,23 @@ def test_a_watch_misses_nothing_and_shows_life(agent: Agent, stalled: Hub) -> No
 def test_a_watch_of_a_silent_run_shows_that_the_host_lives(agent: Agent) -> None:
     agent.create("one", {"phases": []})
     began, heard = time.monotonic(), []
-    lines = agent.watch("one", seconds=15)
+    lines = agent.watch("one")
     for _ in zip(range(2), lines, strict=False):
         heard.append(time.monotonic() - began)
     assert len(heard) == 2
     assert 2 < heard[1] - heard[0] < 30
     agent.ask("remove", "one")
-    assert [line.get("error") for line in lines] == ["run one was removed"]
+    # What was on its way may come first.
+    *before, last = [line.get("error") for line in lines]
+    assert last == "run one was removed"
+    assert set(before) <= {None}
 
 
 def test_two_that_start_at_the_same_moment_are_one(agent: Agent, stalled: Hub) -> None:
     for run_id in ("a", "b"):
         agent.create_fetch(run_id, stalled, turn="refuse")
     winners = set()
-    for _ in range(20):
+    for _ in range(20 if THOROUGH else 5):
         started = {
             run_id: subprocess.Popen(agent.argv("start", run_id), stdout=subprocess.PIPE, text=True)
             for run_id in ("a", "b")
@@ -430,21 +435,23 @@ def test_a_worker_without_its_supervisor_keeps_the_turn(agent: Agent, stalled: H
 
 
 def test_a_run_ends_when_it_has_worked_as_long_as_it_may(agent: Agent, stalled: Hub) -> None:
-    run = agent.create_fetch("one", stalled, limits={"max_seconds": 4})
+    run = agent.create_fetch("one", stalled, limits={"max_seconds": 3600})
     agent.ask("start", "one")
     agent.wait(lambda: agent.status("one").worked_seconds > 1, "some work")
     agent.ask("stop", "one")
     first = agent.wait_for("one", "stopped")
     assert "max-hours" not in first.message
+    limit, request = first.worked_seconds + 3, run.request()
+    limited = replace(request, limits=Limits(max_seconds=limit))
+    agent.ask("renew", "one", stdin={"request": encode(limited)})
     agent.ask("start", "one")
-    status = agent.wait_for("one", "stopped", 20)
+    status = agent.wait_for("one", "stopped")
     assert "max-hours reached" in status.message
     assert "inv resume --run one" in status.message
     assert status.started == first.started
-    assert status.worked_seconds >= 4, "the first part counts"
+    assert status.worked_seconds >= limit, "the first part counts"
     assert "its max-hours is" in agent.ask("start", "one", code=2)["error"]
     stalled.stall.clear()
-    request = replace(run.request(), limits=Limits(max_seconds=3600))
     agent.ask("renew", "one", stdin={"request": encode(request)})
     agent.ask("start", "one")
     assert agent.wait_for("one", "succeeded").worked_seconds > status.worked_seconds
@@ -628,7 +635,7 @@ def test_gpu_figures_are_told_and_a_hanging_driver_hurts_nothing(
 def test_a_watch_ends_when_it_was_asked_to(agent: Agent, stalled: Hub) -> None:
     agent.create_fetch("one", stalled)
     agent.ask("start", "one")
-    lines = list(agent.watch("one", "--seconds", "0.5", seconds=20))
+    lines = list(agent.watch("one", "--seconds", "0.5"))
     assert lines[-1]["status"]["state"] == "running"
 
 

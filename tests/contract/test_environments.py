@@ -98,7 +98,7 @@ def test_of_two_installations_one_waits_and_both_succeed(tiny: Path, root: Path)
         process.join(_HANG_SECONDS)
     lines = []
     while len([line for line in lines if line in ("made", "current")]) < 2:
-        lines.append(said.get(timeout=10)[1])
+        lines.append(said.get(timeout=_HANG_SECONDS)[1])
         assert not lines[-1].startswith("failed"), lines
     assert sorted(line for line in lines if line in ("made", "current")) == ["current", "made"]
     assert [line for line in lines if line.endswith("is installing tiny; waiting")], lines

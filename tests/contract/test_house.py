@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -274,9 +273,7 @@ def test_job_half_imports_on_its_own_python(root: Path, training_python: Path) -
         "print({'torch', 'transformers', 'llamafactory'} & set(sys.modules) or 'light')"
     )
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
-    began = time.monotonic()
     done = subprocess.run(
         [training_python, "-c", code], env=environment, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout.strip()) == (0, "light"), done
-    assert time.monotonic() - began < 60

@@ -21,33 +21,7 @@ pytestmark = pytest.mark.e2e
 
 BROKEN = Path(__file__).resolve().parent.parent / "broken"
 
-# One process for all cases. For each key: the rows kept, or why LLaMA-Factory stopped; and
-# what `python -m tunesmith.job.data.tables` says of each file that is no JSON.
-ORACLE = """
-import json, sys
-from pathlib import Path
-from types import SimpleNamespace as Values
-from llamafactory.data.loader import _get_merged_dataset
-from tunesmith.job.data.tables import lines
-
-folder, found, tables = sys.argv[1], {}, {}
-model = Values(cache_dir=folder + "/cache", hf_hub_token=None, trust_remote_code=False)
-training = Values(seed=1, local_process_index=0, dataloader_num_workers=0)
-for key, entry in json.load(open(folder + "/dataset_info.json")).items():
-    data = Values(dataset_dir=folder, media_dir=folder, max_samples=None, streaming=False,
-                  preprocessing_num_workers=None, overwrite_cache=True, mix_strategy="concat")
-    try:
-        rows = _get_merged_dataset([key], model, data, training, "sft")
-        # SupervisedDatasetProcessor.preprocess_dataset drops the others.
-        kept = sum(len(r["_prompt"]) % 2 == 1 and len(r["_response"]) == 1 for r in rows)
-        found[key] = [kept, None]
-    except Exception as error:
-        found[key] = [0, type(error).__name__]
-    path = Path(folder) / entry["file_name"]
-    if path.suffix in (".csv", ".parquet", ".arrow", ".txt"):
-        tables[str(path)] = list(lines([str(path)]))
-json.dump([found, tables], open(folder + "/found.json", "w"))
-"""
+PROGRAM = Path(__file__).resolve().parents[1] / "training" / "programs" / "kept_rows.py"
 
 
 def alpaca(**change: Any) -> dict[str, Any]:
@@ -177,7 +151,7 @@ def truth(
     folder = tmp_path_factory.mktemp("truth")
     expected = lay_out(folder, root)
     done = subprocess.run(
-        [str(training_python), "-c", ORACLE, str(folder)],
+        [training_python, PROGRAM, folder],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")},
         capture_output=True,
         text=True,

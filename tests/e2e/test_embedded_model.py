@@ -29,63 +29,7 @@ apt: []
 docker_registries: []
 """
 
-# How a job sees the model: through LLaMA-Factory's template, in a process of its own.
-LOOK = """
-import json, sys
-from llamafactory.data.template import get_template_and_fix_tokenizer
-from llamafactory.hparams import DataArguments
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-text = "Hi\\n你好 🙂"
-chat = [{"role": "user", "content": text}]
-own = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-template = get_template_and_fix_tokenizer(tokenizer, DataArguments(template="smollm"))
-messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-prompt, answer = template.encode_oneturn(tokenizer, messages)
-config = AutoConfig.from_pretrained(sys.argv[1])
-generation = GenerationConfig.from_pretrained(sys.argv[1])
-print(json.dumps({
-    "ids": tokenizer.encode(text), "digits": len(tokenizer.encode("2025")),
-    "back": tokenizer.decode(tokenizer.encode(text)), "own": own,
-    "eos": tokenizer.eos_token, "pad": tokenizer.pad_token,
-    "stop": generation.eos_token_id, "dtype": str(config.torch_dtype),
-    "prompt": tokenizer.decode(prompt), "answer": tokenizer.decode(answer),
-}))
-"""
-
-# Two ways in which a conversion goes wrong without an error, and the guard's answer.
-SPOIL = """
-import json, sys
-from pathlib import Path
-from tunesmith.core.errors import TunesmithError
-from tunesmith.job.export.gguf_import import prove
-folder = Path(sys.argv[1])
-said = []
-def told():
-    try:
-        prove(folder)
-        said.append("no complaint")
-    except TunesmithError as error:
-        said.append(error.message)
-tokenizer = folder / "tokenizer.json"
-right = json.loads(tokenizer.read_text())
-bos = {"id": "<|im_start|>", "type_id": 0}
-pair = [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}]
-special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
-processor = {"type": "TemplateProcessing", "single": pair, "pair": pair, "special_tokens": special}
-tokenizer.write_text(json.dumps({**right, "post_processor": processor}))
-told()
-normalizer = {"type": "Replace", "pattern": {"String": "\\n"}, "content": ""}
-tokenizer.write_text(json.dumps({**right, "normalizer": normalizer}))
-told()
-tokenizer.write_text(json.dumps(right))
-weights = folder / "model.safetensors"
-data = bytearray(weights.read_bytes())
-data[-200_000_000:] = bytes(200_000_000)
-weights.write_bytes(data)
-told()
-print(json.dumps(said))
-"""
+PROGRAMS = Path(__file__).resolve().parents[1] / "training" / "programs"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +79,7 @@ def test_a_second_fetch_works_without_any_source(
 def test_llamafactory_sees_the_model_as_it_was_trained(
     fetched: dict[str, Any], training_python: Path
 ) -> None:
-    seen = _python(training_python, LOOK, fetched["path"])
+    seen = _told(training_python, "model_as_seen.py", fetched["path"])
     text = "Hi\n你好 🙂"
     assert seen["back"] == text
     assert not set(seen["ids"]) & {0, 1, 2}, "nothing is put before or after a text"
@@ -153,7 +97,7 @@ def test_a_wrong_conversion_is_found(
 ) -> None:
     folder = tmp_path / "spoilt"
     shutil.copytree(fetched["path"], folder)
-    bos, newlines, weights = _python(training_python, SPOIL, str(folder))
+    bos, newlines, weights = _told(training_python, "spoilt_conversions.py", folder)
     assert 'does not give back its text: "<|im_start|>Hello' in bos
     assert "does not give back its text" in newlines
     assert "does not know English" in weights
@@ -195,9 +139,9 @@ def _fetch(python: Path, place: Path, **environment: str) -> dict[str, Any]:
     return {**result, "told": told}
 
 
-def _python(python: Path, code: str, *arguments: str) -> Any:
-    done = subprocess.run(
-        [str(python), "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
+def _told(python: Path, program: str, model: str | Path) -> Any:
+    """What a program of the training environment prints about a model."""
+    argv = [python, PROGRAMS / program, model]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,9 +1,11 @@
-"""The fast preset computes the same steps: losses, adapters, resumes, and its guard."""
+"""The fast preset computes the same steps: losses, adapters, resumes, and its guard.
+
+What one step computes: tests/training/test_fast_steps.py.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,93 +24,6 @@ WHOLE = PLAIN | {
     "gradient_accumulation_steps": 1,
     "disable_gradient_checkpointing": True,
 }
-
-# What pack_rows must give: each row's logits as if it were alone.
-ALONE = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-from tunesmith.job.training import packing
-
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], attn_implementation="sdpa").eval()
-torch.manual_seed(1)
-lengths = [5, 90, 17, 64, 33, 120, 8]
-width = max(lengths)
-ids = torch.randint(5, 1000, (len(lengths), width))
-attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
-labels = torch.where(attention == 1, ids, packing.IGNORE_INDEX)
-batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
-limit = int(sys.argv[2])
-packed = packing.pack_rows(batch, 0, limit)
-lines = packing.bin_pack(lengths, limit)
-with torch.no_grad():
-    logits = model(
-        input_ids=packed["input_ids"],
-        position_ids=packed["position_ids"],
-        attention_mask=packing.segment_mask(packed["segment_ids"], torch.float32),
-    ).logits
-    worst = 0.0
-    for number, line in enumerate(lines):
-        at = 0
-        for row in line:
-            n = lengths[row]
-            alone = model(input_ids=ids[row : row + 1, :n]).logits[0]
-            worst = max(worst, float((logits[number, at : at + n] - alone).abs().max()))
-            at += n
-assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
-assert int((packed["labels"] != packing.IGNORE_INDEX).sum()) == sum(lengths) - len(lengths)
-print(len(lines), packed["input_ids"].shape[1], worst)
-"""
-
-# What cpu_lora must give: PEFT's and transformers' own loss and gradients.
-CHEAPER = """
-import json, sys, torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
-from tunesmith.job.training import cpu_lora, packing
-
-found = {}
-for kind, options, numbers in (
-    ("float32", {}, None),
-    ("bfloat16", {}, torch.bfloat16),
-    ("dropout", {"lora_dropout": 0.3}, None),
-    ("DoRA", {"use_dora": True}, None),
-    ("bias", {"lora_bias": True}, None),
-):
-    torch.manual_seed(1)
-    base = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=numbers)
-    # A scale that is no power of two, and an adapter that adds something.
-    wanted = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", **options)
-    model = get_peft_model(base, wanted).train()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-    ids = torch.randint(5, 1000, (3, 40))
-    labels = ids.masked_fill(torch.rand(ids.shape) < 0.4, packing.IGNORE_INDEX)
-    head = model.get_output_embeddings()
-    sizes = []
-    head.register_forward_hook(lambda module, given, made: sizes.append(made.shape[:-1].numel()))
-
-    def once(inputs):
-        torch.manual_seed(2)
-        model.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=numbers is not None):
-            loss = model(input_ids=ids, labels=labels, num_items_in_batch=50, **inputs).loss
-        loss.backward()
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        return loss.item(), {n: p.grad.clone() for n, p in trained.items()}
-
-    loss, gradients = once({})
-    changed = cpu_lora.add_in_place(model)
-    positions, tokens = cpu_lora.target_positions(labels)
-    with cpu_lora.select_positions(head, positions):
-        cheap, cheaper = once({"shift_labels": tokens})
-    again = model(input_ids=ids).logits.shape[1]
-    apart = max(float((cheaper[n] - g).norm() / g.norm()) for n, g in gradients.items())
-    found[kind] = [changed, abs(cheap - loss) / loss, apart, sizes, len(tokens), again]
-print(json.dumps(found))
-"""
 
 
 @pytest.fixture(scope="session")
@@ -198,32 +113,3 @@ def test_a_micro_batch_that_memory_does_not_hold_is_lowered(
     assert max(abs(losses[step] - padded.losses()[step]) for step in losses) < 2e-4
     kept = json.loads(job.folder.adjustments_file.read_text())
     assert kept == {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-
-
-@pytest.mark.parametrize("line", [64, 128, 2048])
-def test_each_row_is_computed_as_if_alone(
-    training_python: Path, tiny_model: Path, line: int
-) -> None:
-    argv = [training_python, "-c", ALONE, tiny_model, str(line)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    lines, width, worst = done.stdout.split()
-    assert float(worst) < 2e-4
-    assert int(width) % 128 == 0
-    assert int(lines) == {64: 3, 128: 3, 2048: 1}[line]
-
-
-def test_a_processors_cheaper_step_has_the_same_loss_and_gradients(
-    training_python: Path, tiny_model: Path
-) -> None:
-    argv = [training_python, "-c", CHEAPER, tiny_model]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    layers = found["float32"][0]
-    assert layers > 0
-    for kind, (changed, loss, gradient, sizes, targets, after) in found.items():
-        # What PEFT computes in another way stays PEFT's.
-        assert changed == (0 if kind in ("DoRA", "bias") else layers), kind
-        rounding = (0.01, 0.05) if kind == "bfloat16" else (1e-5, 1e-4)
-        assert loss < rounding[0] and gradient < rounding[1], kind
-        assert sizes[:2] == [3 * 40, targets] and targets < 120, "the head computes targets"
-        assert after == 40, "and afterwards all of it"

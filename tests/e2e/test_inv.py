@@ -6,12 +6,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cli
 from tests.unit.finished_run import flip
 from tunesmith.project import Project
 
@@ -71,15 +71,7 @@ class Shell:
         self.home = home
 
     def inv(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [Path(sys.executable).with_name("inv"), *words],
-            cwd=self.root,
-            env={**os.environ, "TUNESMITH_HOME": str(self.home)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return cli.run(self.root, *words, env={**os.environ, "TUNESMITH_HOME": str(self.home)})
 
     def runs(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = json.loads(self.inv("runs", "--json").stdout)
@@ -187,7 +179,7 @@ def test_an_example_of_llamafactory_trains_with_overrides(shell: Shell, tmp_path
         (["train", "template=qwen25"], "`template` (given on the command line) is 'qwen25'"),
         (["train", "model_name_or_path=./nowhere"], "nowhere"),
         (["train", "--prompts", "nowhere.yaml"], "nowhere.yaml"),
-        (["merge", "--run", "nowhere"], "no run 'nowhere'"),
+        (["merge", "--run", "nowhere"], "no run"),
         (["data.register", "--file", "nowhere.json", "--key", "x"], "nowhere.json"),
     ],
 )

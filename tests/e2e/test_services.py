@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,19 +14,19 @@ from typing import Any
 
 import pytest
 
+import cli
+from cli import Client, until
 from tunesmith.job.services import manager, process_tree
 from tunesmith.job.services.manager import Service
 from tunesmith.project import Project
 from webclient import (
     LOOPBACK_HEX,
-    Client,
     assert_refused,
     choose,
     chromium,
     preview,
     sockets_of,
     status_of,
-    until,
 )
 
 pytestmark = pytest.mark.e2e
@@ -55,32 +54,14 @@ def variables(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def inv(root: Path, variables: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "invoke", *words],
-            cwd=root,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
+    return lambda *words: cli.run(root, *words, env=variables)
 
 
 @pytest.fixture(scope="module")
 def client(root: Path, home: Path, variables: dict[str, str]) -> Iterator[Callable[..., Client]]:
     """Start an `inv` that stays."""
-    started: list[Client] = []
-
-    def start(*words: str) -> Client:
-        started.append(Client(home, root, variables, *words))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.end()
+    with cli.clients(root, variables) as start:
+        yield start
     for name in manager.MODULES:
         manager.stop(Service(home, name), force=True)
 
@@ -152,8 +133,8 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
         training = until(lambda: manager.state(service)["training"], "a training")
 
     assert opened.interrupt() == 0
-    assert f"trains {training['folder']}, so it stays" in opened.said()
-    assert "come back: `inv webui --on local`" in opened.said()
+    assert f"trains {training['folder']}, so it stays" in opened.said
+    assert "come back: `inv webui --on local`" in opened.said
     again = client("webui", "--no-open")
     assert again.url() == url
     assert again.address() != opened.address()
@@ -161,23 +142,22 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
     assert status_of(opened.port, f"/?token={token}") == 403, "it works once"
     assert_secret(service, token, other)
     assert status_of(opened.port, f"/?token={other}") == 200
-    assert f"is there already, training {training['folder']}" in again.said()
+    assert f"is there already, training {training['folder']}" in again.said
 
     adapter = home / "board" / training["folder"] / "adapter_model.safetensors"
     until(lambda: not manager.state(service)["training"], "the end of the training", 300)
     assert adapter.is_file(), service.log_file.read_text()[-2000:]
     assert again.interrupt() == 0
-    assert "LLaMA Board is ended" in again.said()
+    assert "LLaMA Board is ended" in again.said
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", again.port), 5).close()
 
     # A wrong state: one line that says what to do.
     (home / "board" / "data").unlink()
     (home / "board" / "data").mkdir()
-    refused = inv("webui", "--no-open")
-    assert refused.returncode == 1
-    said = f"local: {home}/board/data: something else is there; move it away"
-    assert refused.stderr.splitlines() == [said]
+    said = cli.refusal(inv("webui", "--no-open"), code=1)
+    assert f"local: {home}/board/data: something else is there" in said
+    assert "move it away" in said
     (home / "board" / "data").rmdir()
 
 
@@ -199,7 +179,7 @@ def test_the_api_serves_a_run_to_who_has_the_key(
 ) -> None:
     opened = client("api", "--run", RUN)
     port = opened.port
-    key = opened.said().partition("export API_KEY=")[2].split()[0]
+    key = opened.said.partition("export API_KEY=")[2].split()[0]
     assert len(key) >= 43
     assert {address for address, _ in own_listeners(Service(home, "api"))} <= LOOPBACK_HEX
     for wrong in (None, "wrong", key[:-1]):
@@ -214,19 +194,14 @@ def test_the_api_serves_a_run_to_who_has_the_key(
     with chromium(f"http://127.0.0.1:{port}/v1/models", ready=None) as page:
         assert_refused(page, port, ("/v1/models", "/v1/chat/completions", "/docs"))
 
-    other = inv("api", "--run", RUN, "--what", "base")
-    assert other.returncode == 2
-    assert other.stderr.splitlines() == [
-        f"the API of local serves what adapter, run {RUN}; end that one first: `inv api --on "
-        "local --stop`"
-    ]
+    other = cli.refusal(inv("api", "--run", RUN, "--what", "base"))
+    assert f"the API of local serves what adapter, run {RUN}" in other
+    assert "`inv api --on local --stop`" in other
     assert inv("api", "--stop").returncode == 0
-    assert opened.process.wait(30) == 1
-    assert "was ended from elsewhere" in opened.said()
+    assert opened.end(120) == 1
+    assert "was ended from elsewhere" in opened.said
     missing = inv("api", "--run", RUN, "--what", "merged")
-    assert missing.returncode == 1
-    assert f"`inv merge --run {RUN}`" in missing.stderr
-    assert len(missing.stderr.splitlines()) == 1
+    assert f"`inv merge --run {RUN}`" in cli.refusal(missing, code=1)
 
 
 def test_tensorboard_has_the_curves_of_runs(

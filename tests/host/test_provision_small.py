@@ -12,7 +12,6 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,15 +21,17 @@ from pathlib import Path
 
 import pytest
 
+import cli
 from replica.engine import state
 from replica.replica import Replica
 from replica_fixtures import HostProject
+from support import THOROUGH
 from tests.host import small
 
 pytestmark = pytest.mark.host
 
 SEED = 20_251_125
-MOMENTS = 10
+MOMENTS = 10 if THOROUGH else 6
 # How a run is interrupted: inv alone, all of its processes as by a power cut, its SSH.
 FAULTS = ("kill inv", "kill all", "cut ssh")
 # A connection that is gone for a while: a task that waits for a long step goes on after it.
@@ -58,16 +59,8 @@ class Rented:
         return "/root" if self.replica.user == "root" else f"/home/{self.replica.user}"
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "invoke", *words]
-        return subprocess.Popen(
-            argv,
-            cwd=self.project.project.root,
-            env=os.environ | {"TUNESMITH_HOME": str(self.home), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        environment = os.environ | {"TUNESMITH_HOME": str(self.home)}
+        return cli.start(self.project.project.root, *words, env=environment)
 
     def inv(self, *words: str) -> tuple[int, str]:
         """Run inv to its end; return exit code and output."""
@@ -327,9 +320,9 @@ def test_a_host_that_vanishes_is_told_and_given_up(rented: tuple[Rented, Rented,
             gpu2.replica.heal_ssh()
     output = "".join(lines)
     assert code == 1, output
-    assert told is not None and told < 40, output
+    assert told is not None and told < 90, output
     assert "no answer for 8 s during" in output
-    assert given_up < 120, output
+    assert given_up < 170, output
 
     defaults.write_text(before)
     script.write_text(quick)
@@ -352,7 +345,7 @@ class Moment:
 
 
 def moments(steps: int, mine: range) -> list[Moment]:
-    """Return those of the ten moments that are a host's: one from each tenth of the play."""
+    """Return those of the MOMENTS that are a host's: one from each equal part of the play."""
     found = []
     for number in mine:
         chance = random.Random(SEED + number)
@@ -440,7 +433,7 @@ def survive(host: Rented, mine: list[Moment]) -> list[str]:
     return told
 
 
-def test_killed_at_ten_moments_the_next_run_converges(
+def test_killed_at_any_moment_the_next_run_converges(
     rented: tuple[Rented, Rented, Rented],
 ) -> None:
     with ThreadPoolExecutor(max_workers=len(rented)) as pool:

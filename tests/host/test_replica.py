@@ -196,7 +196,7 @@ def test_reboot_keeps_and_rebuild_resets(new_replica: Callable[..., Replica]) ->
     assert replica.fingerprint() != key
     assert replica.port != port
     replica.ssh("shutdown")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while replica.running() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not replica.running(), "the platform's shutdown ends PID 1"
@@ -222,13 +222,13 @@ def test_ssh_can_be_cut(autodl: Replica, how: str) -> None:
     argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     argv += ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR"]
     argv += ["-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"]
-    loop = "for i in $(seq 300); do echo tick; sleep 0.1; done"
+    loop = "for i in $(seq 3000); do echo tick; sleep 0.1; done"
     with subprocess.Popen([*argv, "root@127.0.0.1", loop], stdout=subprocess.PIPE) as session:
         assert session.stdout is not None
         assert session.stdout.readline() == b"tick\n"
         hit = autodl.cut_ssh(how)
         try:
-            assert session.wait(timeout=20) == 255
+            assert session.wait(timeout=120) == 255
             assert hit or autodl.cut_packets(), "the fault fired"
         finally:
             autodl.heal_ssh()

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ import docker
 import pytest
 import yaml
 
+import cli
 from image.base import build_base
-from replica.build import BUNDLE
-from replica.engine import Engine
+from replica.build import BUNDLE, Images
 from support import lacking
 from tunesmith.core.files import read_json
 from tunesmith.image import engine as image_engine
@@ -49,16 +48,9 @@ class Built:
 
     def inv(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `inv` in the clone as a user would."""
-        inv = Path(sys.executable).with_name("inv")
-        return subprocess.run(
-            [inv, *words],
-            cwd=self.project.root,
-            env={**os.environ, "BASE_IMAGE": self.base, **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {**os.environ, "BASE_IMAGE": self.base, **variables}
+        # An image is built within the time of the test that asks for it.
+        return cli.run(self.project.root, *words, env=environment, timeout=3600)
 
     def build(self, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `inv image.build` with the base and the certificates of this machine."""
@@ -68,8 +60,12 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(engine: Engine, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The image of the default flavour, of this very tree."""
+def built(images: Images, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The image of the default flavour, of this very tree.
+
+    After the replicas' images, because making these empties the engine's cache of builds.
+    """
+    assert images
     if not BUNDLE.is_file():
         lacking(f"no {BUNDLE}", "`apt-get install ca-certificates`")
     mirror = tmp_path_factory.mktemp("mirror") / "here.yml"

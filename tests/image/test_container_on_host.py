@@ -20,6 +20,9 @@ from pathlib import Path
 import docker
 import pytest
 
+import cli
+import replica_fixtures
+from cli import until
 from image.conftest import Built, fill
 from replica.build import Images
 from replica.engine import state
@@ -27,7 +30,7 @@ from replica.replica import Options, Replica, start
 from replica_fixtures import HostProject, clone
 from tunesmith.job.services.manager import MODULES, http_status
 from tunesmith.services.service import KINDS
-from webclient import FOREIGN, LOOPBACK_HEX, Client, listeners, status_of, until
+from webclient import FOREIGN, LOOPBACK_HEX, listeners, status_of
 
 pytestmark = pytest.mark.image
 
@@ -47,9 +50,7 @@ class Boxed:
     client: docker.DockerClient
 
     def inv(self, *words: str, code: int = 0) -> str:
-        done = self.made.inv(*words)
-        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        return replica_fixtures.inv(self.made, *words, code=code)
 
     def train(self, run: str, *words: str) -> str:
         config = ("--config", str(self.user / "tiny.yaml"), f"dataset_dir={self.user}/data")
@@ -160,19 +161,11 @@ def test_a_restart_of_the_engine_costs_no_more_than_save_steps(boxed: Boxed) -> 
     ]
     assert (two["state"], two["failure"]) == ("failed", "killed")
     last = json.loads(heartbeat.read_text())["step"]
-    resumed = subprocess.Popen(
-        [sys.executable, "-u", "-m", "invoke", "resume", "--on", HOST],
-        cwd=boxed.made.project.root,
-        env=boxed.made.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert resumed.stdout is not None
-    line = next(line for line in resumed.stdout if line.startswith("resumed at step "))
+    resumed = cli.Client(boxed.made.project.root, boxed.made.environment, "resume", "--on", HOST)
+    line = resumed.lines[resumed.wait_for("^resumed at step ", seconds=600)]
     assert 0 <= last - int(line.split()[3].split("/")[0]) <= 5
     boxed.inv("stop", "--on", HOST, "--run", "two")
-    resumed.communicate(timeout=60)
+    resumed.end(60)
 
 
 @pytest.mark.parametrize("name", ["webui", "api", "tensorboard"])
@@ -183,10 +176,10 @@ def test_a_web_service_in_the_container_and_the_way_to_it(
     kind = KINDS[name]
     before = boxed.listening()
     words = (name, "--on", HOST, *(("--run", "one") if name == "api" else ("--no-open",)))
-    opened = Client(tmp_path, boxed.made.project.root, boxed.made.environment, *words)
+    opened = cli.Client(boxed.made.project.root, boxed.made.environment, *words)
     try:
         port = opened.port
-        said = opened.said()
+        said = opened.said
         key = (boxed.base / "services" / f"{name}.key").read_text()
         assert http_status(port, kind.path, key) == 200
         own = ("Authorization", f"Bearer {key}")
@@ -205,9 +198,9 @@ def test_a_web_service_in_the_container_and_the_way_to_it(
         assert {address for address, _ in new} <= LOOPBACK_HEX
         assert boxed.processes(f"tunesmith.job.services.{MODULES[name]}")
         assert opened.interrupt() == 0
-        assert f"{HOST}: {kind.title} is ended" in opened.said()
+        assert f"{HOST}: {kind.title} is ended" in opened.said
     finally:
-        opened.end()
+        opened.kill()
     assert http_status(port, kind.path, key) is None
     assert boxed.listening() == before
     assert not boxed.processes(f"tunesmith.job.services.{MODULES[name]}")

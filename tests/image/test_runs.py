@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import cli
 from event_rows import event_rows
 from image.conftest import UID, Built, Workspace, fill
 from tunesmith.core.files import read_json, sha256_of
@@ -85,9 +86,7 @@ def test_docker_stop_means_checkpoint_and_the_next_run_continues(
     place = workspace()
     container = place.start("train", "tiny.yaml", "max_steps=60")
     run = place.wait_for_step(12)
-    began = time.monotonic()
-    container.stop(timeout=120)
-    assert time.monotonic() - began < 60
+    container.stop(timeout=120)  # then it is killed, which its exit code would say
     container.reload()
     assert container.attrs["State"]["ExitCode"] == 0
     status = run.status()
@@ -180,13 +179,11 @@ def test_a_wrong_word_of_on_container(built: Built, tmp_path: Path) -> None:
     home = {"TUNESMITH_HOME": str(tmp_path / "home")}
     nobody = {"DOCKER_HOST": f"unix://{tmp_path}/nobody.sock"}
     done = built.inv("train", "--on", "container", **home, **nobody)
-    assert done.returncode == 2
-    assert "no Docker engine answers at unix://" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no Docker engine answers at unix://" in cli.refusal(done)
     done = built.inv("train", "--on", "container", **home, TUNESMITH_IMAGE="tunesmith:no-such")
-    assert done.returncode == 2
-    assert "there is no image tunesmith:no-such" in done.stderr
-    assert "hint: build it with `inv image.build`" in done.stderr
+    said = cli.refusal(done)
+    assert "there is no image tunesmith:no-such" in said
+    assert "`inv image.build`" in said
     assert not (tmp_path / "home/runs").exists()
 
 

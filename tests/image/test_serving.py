@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import cli
+from cli import until
 from image.conftest import UID, Workspace
 from tunesmith.job.services.manager import http_status
 from webclient import (
@@ -23,7 +25,6 @@ from webclient import (
     listeners,
     preview,
     status_of,
-    until,
 )
 
 pytestmark = pytest.mark.image
@@ -154,13 +155,11 @@ def test_the_api_serves_a_run_to_who_has_the_key(
     assert "model one (adapter)" in said(given)
     assert "right" not in said(given)
     began = time.monotonic()
-    docker("stop", "--time", "60", given)
-    assert time.monotonic() - began < 30
+    docker("stop", "--time", "200", given)
+    assert time.monotonic() - began < 180
 
     refused = place.run("api", "--what", "merged", options=("-e", "API_KEY=right"))
-    assert refused.returncode == 2
-    assert "`docker run ... IMAGE merge --run one`" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+    assert "`docker run ... IMAGE merge --run one`" in cli.refusal(refused)
 
 
 def test_compose_serves_the_newest_run(workspace: Callable[[], Workspace], root: Path) -> None:

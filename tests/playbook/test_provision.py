@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.playbook.rented import Rented, index
-from tests.playbook.test_filters import plugin
+from tests.unit.test_playbook_filters import plugin
 
 pytestmark = pytest.mark.host
 

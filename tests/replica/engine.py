@@ -6,17 +6,20 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Debian's client comes with the engine; another one on PATH may not fit it.
 _DEBIAN_CLIENT = Path("/usr/bin/docker")
-_START_SECONDS = 60
+_START_SECONDS, _STOP_SECONDS = 60, 60
 NEEDS = "apt-get install -y docker.io debootstrap iptables openssh-client"
 
 
@@ -26,15 +29,28 @@ class NoEngine(Exception):
 
 @dataclass(frozen=True)
 class Engine:
-    """A running Docker engine; `process` is dockerd when we started it."""
+    """A running Docker engine, and the lock that its users share."""
 
-    process: subprocess.Popen[bytes] | None
+    users: IO[str]
 
     def stop(self) -> None:
-        """End the engine if it is ours."""
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(timeout=60)
+        """End the engine if tests started it and nobody else uses it."""
+        with locked("engine"):
+            try:
+                # Instead of the share of it.
+                fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            finally:
+                ours = _started()
+                self.users.close()
+            if ours is not None:
+                os.kill(ours, signal.SIGTERM)
+                deadline = time.monotonic() + _STOP_SECONDS
+                while _started() is not None:
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"dockerd, process {ours}, does not end")
+                    time.sleep(0.1)
 
 
 def state() -> Path:
@@ -76,8 +92,10 @@ def start_engine() -> Engine:
         if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
             raise NoEngine(f"replica hosts need {program}")
     with locked("engine"):
+        users = (state() / "engine.users").open("w")
+        fcntl.flock(users, fcntl.LOCK_SH)
         if _answers():
-            return Engine(None)
+            return Engine(users)
         log = state() / "dockerd.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -94,7 +112,23 @@ def start_engine() -> Engine:
                 tail = log.read_text(errors="replace").strip().splitlines()[-3:]
                 raise NoEngine(f"dockerd does not start: {' | '.join(tail)}")
             time.sleep(0.2)
-    return Engine(process)
+        _pid_file().write_text(f"{process.pid}\n")
+        # Whoever ends it last need not be its parent.
+        threading.Thread(target=process.wait, daemon=True).start()
+    return Engine(users)
+
+
+def _pid_file() -> Path:
+    return state() / "dockerd.pid"
+
+
+def _started() -> int | None:
+    """Return the process of the dockerd that tests of this clone started, if it runs."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(_pid_file().read_text())
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "dockerd":
+            return pid
+    return None
 
 
 def _answers() -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replica.build import BUNDLE, KINDS, Images
-from replica.engine import docker, state
+from replica.engine import docker, locked, state
 
 LABEL = "tunesmith.replica"
 # The process that started it; hosts of a dead one are swept. Zero: started by hand.
@@ -316,8 +316,9 @@ class Replica:
         place. Without paths: the cache of uv, and the index of what is in it.
         """
         store = state() / "warm" / self.options.kind
-        for path in paths or WHEELS:
-            _clone(self.disk / path, store / path)
+        with locked("warm"):
+            for path in paths or WHEELS:
+                _clone(self.disk / path, store / path)
 
     def forget_warm(self, *paths: str) -> None:
         """Remove what `keep_warm` saved."""
@@ -406,9 +407,10 @@ def sweep() -> None:
 def access_key() -> Path:
     """Return the private key that every replica host accepts; it is made once."""
     key = state() / "id_ed25519"
-    if not key.exists():
-        argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "replica", "-f", str(key)]
-        subprocess.run(argv, check=True)
+    with locked("key"):
+        if not key.exists():
+            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "replica", "-f", str(key)]
+            subprocess.run(argv, check=True)
     return key
 
 
@@ -430,8 +432,9 @@ def make_disk(name: str, options: Options) -> None:
             )
         (disk / "lost+found").rmdir()
     warm = state() / "warm" / options.kind
-    if options.warm and warm.is_dir():
-        _clone(warm, disk)
+    with locked("warm"):
+        if options.warm and warm.is_dir():
+            _clone(warm, disk)
 
 
 def remove_disk(name: str) -> None:

@@ -8,12 +8,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import cli
+from cli import Client, until
 from replica.replica import Replica
 from replica_fixtures import PROVISIONED, HostProject
 from tunesmith.hosts import layout
@@ -22,14 +23,12 @@ from tunesmith.job.services.manager import http_status
 from webclient import (
     FOREIGN,
     LOOPBACK_HEX,
-    Client,
     assert_refused,
     choose,
     chromium,
     listeners,
     preview,
     status_of,
-    until,
 )
 
 pytestmark = pytest.mark.host
@@ -44,15 +43,8 @@ def client(
 ) -> Iterator[Callable[..., Client]]:
     """Start an `inv` that stays, in the clone that knows the host."""
     made, _ = provisioned_host
-    started: list[Client] = []
-
-    def start(*words: str) -> Client:
-        started.append(Client(tmp_path, made.project.root, made.environment, *words))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.end()
+    with cli.clients(made.project.root, made.environment) as start:
+        yield start
     made.inv("webui", "--on", PROVISIONED, "--stop")
 
 
@@ -150,25 +142,26 @@ def test_the_board_of_a_host_through_the_tunnel(
     # Connections that break: ours from this end, all from that end.
     [ssh] = tunnels(config)
     os.kill(ssh, signal.SIGKILL)
-    until(lambda: opened.said().count("connected again") == 1, opened.said(), 30)
+    until(lambda: opened.said.count("connected again") == 1, opened.said, 120)
     assert http_status(port, "/", key) == 200
     # Those without a command are only called `sshd: root`.
     replica.sh("pkill -KILL -f '^sshd: root'")
-    until(lambda: opened.said().count("connected again") == 2, opened.said(), 60)
+    until(lambda: opened.said.count("connected again") == 2, opened.said, 120)
     assert http_status(port, "/", key) == 200
-    assert re.search(
-        r"gpu1: the connection to \S+ was lost \(.*\).*; connecting again", opened.said()
+    lost = r"gpu1: the connection to \S+ was lost \(.*\).*; connecting again"
+    assert re.search(lost, opened.said)
+        r"gpu1: the connection to \S+ was lost \(.*\).*; connecting again", opened.said
     )
 
     # A terminal that is closed takes the tunnel along, not the Board.
     owner = replica.sh("pgrep -f '[t]unesmith.job.services.board'")
     opened.process.send_signal(signal.SIGHUP)
-    assert opened.process.wait(30) == 0
+    assert opened.end(120) == 0
     assert not tunnels(config)
     again = client("webui", "--on", PROVISIONED, "--no-open")
     assert http_status(again.port, "/", key) == 200
     assert opened.address().partition("?")[2] != again.address().partition("?")[2]
-    assert "LLaMA Board is there already" in again.said()
+    assert "LLaMA Board is there already" in again.said
     assert replica.sh("pgrep -f '[t]unesmith.job.services.board'") == owner
 
     # Nor does a killed client leave a tunnel behind.
@@ -179,7 +172,7 @@ def test_the_board_of_a_host_through_the_tunnel(
     last = client("webui", "--on", PROVISIONED, "--no-open")
     port = last.port
     assert last.interrupt() == 0
-    assert f"{PROVISIONED}: LLaMA Board is ended" in last.said()
+    assert f"{PROVISIONED}: LLaMA Board is ended" in last.said
     assert there(replica) == before
     assert not tunnels(config)
     assert http_status(port, "/") is None
@@ -189,20 +182,11 @@ def test_the_board_of_a_host_through_the_tunnel(
 def test_any_port_of_the_host(client: Callable[..., Client]) -> None:
     opened = client("tunnel", "--on", PROVISIONED, "8099")  # the replica's mirror
     opened.wait_for("Ctrl-C ends the tunnel")
-    found = re.search(r"http://127\.0\.0\.1:(\d+)", opened.said())
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", opened.said)
     assert found
     assert http_status(int(found[1]), "/") is not None
     assert opened.interrupt() == 0
     assert http_status(int(found[1]), "/") is None
-
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return message and hint of the error that a command ended with."""
-    first, *rest = done.stderr.splitlines()
-    assert [line[:6] for line in rest] in ([], ["hint: "]), done.stderr
-    return "; ".join(
-        [first.removeprefix("error: "), *(line.removeprefix("hint: ") for line in rest)]
-    )
 
 
 def test_wrong_states_are_one_line_with_the_command(
@@ -213,18 +197,17 @@ def test_wrong_states_are_one_line_with_the_command(
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
         done = made.inv("webui", "--on", PROVISIONED, "--port", str(port), "--no-open")
-        assert done.returncode == 2
-        assert f"port {port} of this machine is taken" in one_line(done)
+        assert f"port {port} of this machine is taken" in cli.refusal(done)
     bare = new_replica()
     added = made.inv("host.add", "bare", bare.address, "--identity", str(made.key))
     assert added.returncode == 0, added.stderr
     done = made.inv("webui", "--on", "bare", "--no-open")
-    assert done.returncode == 2
-    assert one_line(done) == ("bare is not provisioned; `inv provision --on bare` does it")
+    said = cli.refusal(done)
+    assert "bare is not provisioned" in said
+    assert "`inv provision --on bare`" in said
     bare.off()
     done = made.inv("tunnel", "8099", "--on", "bare")
-    assert done.returncode == 1
-    assert '`inv host.add bare "ssh ..."`' in one_line(done)
+    assert '`inv host.add bare "ssh ..."`' in cli.refusal(done, code=1)
     assert made.inv("host.remove", "bare").returncode == 0
     done = made.inv("tunnel", "0x10", "--on", PROVISIONED)
     assert done.returncode == 2

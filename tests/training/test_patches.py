@@ -234,7 +234,7 @@ def hub_code(folder: Path) -> None:
 
 
 def _trusted(folder: Path) -> Iterator[bool]:
-    import gradio
+    import gradio  # type: ignore[import-not-found]
     from llamafactory.chat.chat_model import ChatModel
     from llamafactory.train import tuner
     from llamafactory.webui import components

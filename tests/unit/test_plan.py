@@ -1,4 +1,4 @@
-"""Plans: pure, and explicit about every key the job runner decides."""
+"""The parts of a plan; whole ones, with every key decided, stand in tests/golden/plans."""
 
 from __future__ import annotations
 

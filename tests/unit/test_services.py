@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cli import until
 from support import lacking
 from tests.unit.run_folder import CONFIG, RUN_ID, build_run
 from tunesmith.core.errors import UsageError
@@ -85,13 +85,6 @@ def recorded(folder: Path, name: str, port: int, pid: int, **more: Any) -> Servi
     return service
 
 
-def until(true: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_states_of_a_service(tmp_path: Path, answering: int, process: Any) -> None:
     service = Service(tmp_path, "api")
     assert manager.state(service)["state"] == "absent"
@@ -122,7 +115,7 @@ def test_a_pid_of_somebody_else_is_not_the_service(
 
 def test_a_board_that_trains_is_not_ended_unless_forced(tmp_path: Path, process: Any) -> None:
     running = process(cli_of(tmp_path))
-    until(lambda: process_tree.board_training(running.pid))
+    until(lambda: process_tree.board_training(running.pid), "a training")
     service = recorded(tmp_path, "webui", 9, running.pid)
     kept = manager.stop(service, force=False)
     assert (kept["state"], kept["training"]["folder"]) == ("kept", "/b/saves/m/lora/t1")
@@ -148,11 +141,11 @@ def test_an_end_is_waited_for_to_the_last_thread() -> None:
         assert process.stdout
         port = int(process.stdout.readline())
         state = Path(f"/proc/{process.pid}/stat")
-        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z")
+        until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
         socket.create_connection(("127.0.0.1", port)).close()
         assert not process_tree._gone(zombie(process.pid))
         process.kill()
-        until(lambda: process_tree._gone(zombie(process.pid)))
+        until(lambda: process_tree._gone(zombie(process.pid)), "its end")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
