@@ -15,7 +15,7 @@ def verdict(values: dict[str, Any], folder: Path) -> str:
     """Return the first line of its refusal, without the error's type, or that it accepts."""
     try:
         get_train_args({**values, "output_dir": str(folder / "out")})
-    except Exception as error:
+    except (ValueError, AssertionError, ImportError, RuntimeError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
     return ACCEPTS
 

@@ -386,7 +386,7 @@ PAIRS = (
         "load_best_model_at_end",
         "TrainingArguments",
         _strategies_differ,
-        "`load_best_model_at_end` needs `eval_strategy` and `save_strategy` alike, and `save_steps` "
+        "`load_best_model_at_end` needs `eval_strategy` and `save_strategy` alike, `save_steps` "
         "a multiple of `eval_steps`",
         _alike,
     ),
