@@ -616,7 +616,7 @@ SOUND = [
         listed(
             talk(
                 ("human", "q"),
-                ("function_call", r"{\"name\": \"f\", \"arguments\": {}}"),
+                ("function_call", '{"name": "f", "arguments": {}}'),
                 ("observation", "o"),
                 ("gpt", "a"),
             ),

@@ -160,7 +160,7 @@ class SharegptRules(Rules):
 
 
 _UNREAD = {
-    "weight": "a turn of weight 0 is trained like the others: delete the row, or the turns from it on",
+    "weight": "a turn of weight 0 is trained like all: delete the row, or the turns from it on",
     "loss": "every answer is trained: with `mask_history: true` the last alone",
     "train": "every answer is trained: with `mask_history: true` the last alone",
     "reasoning_content": 'put it before the answer as "<think>...</think>"',
