@@ -101,7 +101,10 @@ class AlpacaRules(Rules):
                 yield found("error", f'"{column}" {unread[0]}', unread[1], column)
             elif role in needed and column in value and not _prompt(value, entry).strip():
                 message = f'the prompt is empty ("{column}" and what joins it)'
-                yield found("warning", message, "write a question", column)
+                fix = "write a question"
+                if self._stage == "pt":
+                    message, fix = f'"{column}" is empty', "write a text or delete the row"
+                yield found("warning", message, fix, column)
         history = entry.column("history")
         if history is not None and not _pairs(value.get(history)):
             fix = 'write [["question", "answer"], ...] or []'
