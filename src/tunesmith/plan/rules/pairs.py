@@ -90,7 +90,45 @@ def _several(settings: Settings, key: str) -> bool:
     return len(settings.names(key)) > 1
 
 
+def _twice(settings: Settings, key: str) -> bool:
+    names = settings.names(key)
+    return len(names) != len(set(names))
+
+
+def _once(key: str) -> Callable[[Settings], Change]:
+    return lambda settings: {key: ",".join(dict.fromkeys(settings.names(key)))}
+
+
 PAIRS = (
+    # data/loader.py keeps the sets in a dict by name.
+    *(
+        Pair(
+            key,
+            "_get_merged_dataset",
+            lambda s, key=key: _twice(s, key),
+            f"`{key}` names a data set twice, and LLaMA-Factory would use it once",
+            _once(key),
+            "`num_samples` in dataset_info.json takes a set more often",
+        )
+        for key in ("dataset", "eval_dataset")
+    ),
+    # transformers/trainer_callback.py, EarlyStoppingCallback
+    Pair(
+        "early_stopping_steps",
+        "EarlyStoppingCallback",
+        lambda s: s.get("early_stopping_steps") is not None
+        and not s.on("load_best_model_at_end")
+        and s.get("metric_for_best_model") is None,
+        "`early_stopping_steps` needs to know what is best",
+        {"metric_for_best_model": "loss"},
+    ),
+    Pair(
+        "early_stopping_steps",
+        "EarlyStoppingCallback",
+        lambda s: s.get("early_stopping_steps") is not None and s.get("eval_strategy") == "no",
+        "`early_stopping_steps` follows the loss of held-out rows",
+        {"eval_strategy": "epoch", "val_size": 0.1},
+    ),
     # hparams/data_args.py
     Pair(
         "val_size",
