@@ -116,9 +116,11 @@ PAIRS = (
     Pair(
         "early_stopping_steps",
         "EarlyStoppingCallback",
-        lambda s: s.get("early_stopping_steps") is not None
-        and not s.on("load_best_model_at_end")
-        and s.get("metric_for_best_model") is None,
+        lambda s: (
+            s.get("early_stopping_steps") is not None
+            and not s.on("load_best_model_at_end")
+            and s.get("metric_for_best_model") is None
+        ),
         "`early_stopping_steps` needs to know what is best",
         {"metric_for_best_model": "loss"},
     ),
