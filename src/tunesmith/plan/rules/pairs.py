@@ -90,9 +90,16 @@ def _several(settings: Settings, key: str) -> bool:
     return len(settings.names(key)) > 1
 
 
-def _twice(settings: Settings, key: str) -> bool:
-    names = settings.names(key)
-    return len(names) != len(set(names))
+def _names_twice(key: str) -> Callable[[Settings], bool]:
+    return lambda settings: len(settings.names(key)) != len(set(settings.names(key)))
+
+
+def _without_lora(key: str) -> Callable[[Settings], bool]:
+    return lambda settings: settings.method != "lora" and settings.on(key)
+
+
+def _other_bits(key: str) -> Callable[[Settings], bool]:
+    return lambda settings: settings.get(key) not in (None, 4, 8)
 
 
 def _once(key: str) -> Callable[[Settings], Change]:
@@ -105,7 +112,7 @@ PAIRS = (
         Pair(
             key,
             "_get_merged_dataset",
-            lambda s, key=key: _twice(s, key),
+            _names_twice(key),
             f"`{key}` names a data set twice, and LLaMA-Factory would use it once",
             _once(key),
             "`num_samples` in dataset_info.json takes a set more often",
@@ -255,7 +262,7 @@ PAIRS = (
         Pair(
             key,
             "FinetuningArguments",
-            lambda s, key=key: s.method != "lora" and s.on(key),
+            _without_lora(key),
             f"`{key}` is for `finetuning_type: lora`",
             {key: REMOVE},
         )
@@ -265,7 +272,7 @@ PAIRS = (
         Pair(
             key,
             "FinetuningArguments",
-            lambda s, key=key: s.get(key) not in (None, 4, 8),
+            _other_bits(key),
             f"`{key}` is 4 or 8",
             {key: 4},
         )
