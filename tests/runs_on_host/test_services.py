@@ -150,8 +150,6 @@ def test_the_board_of_a_host_through_the_tunnel(
     assert http_status(port, "/", key) == 200
     lost = r"gpu1: the connection to \S+ was lost \(.*\).*; connecting again"
     assert re.search(lost, opened.said)
-        r"gpu1: the connection to \S+ was lost \(.*\).*; connecting again", opened.said
-    )
 
     # A terminal that is closed takes the tunnel along, not the Board.
     owner = replica.sh("pgrep -f '[t]unesmith.job.services.board'")

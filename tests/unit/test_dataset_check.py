@@ -613,7 +613,14 @@ SOUND = [
     ),
     Case(
         "tools",
-        listed(talk(("human", "q"), ("function_call", "f"), ("observation", "o"), ("gpt", "a"))),
+        listed(
+            talk(
+                ("human", "q"),
+                ("function_call", '{"name": "f", "arguments": {}}'),
+                ("observation", "o"),
+                ("gpt", "a"),
+            ),
+        ),
         1,
         None,
         "",

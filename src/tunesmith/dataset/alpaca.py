@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tunesmith.dataset.calls import tools_fault
 from tunesmith.dataset.columns import Rules, misspelt, needed_roles, text_fault
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.reading import Piece
@@ -25,8 +26,8 @@ class AlpacaRules(Rules):
         self._entry, self._stage = entry, stage
         self._needed = needed_roles(entry, stage)
         self._known = {column for role in entry.used_roles() if (column := entry.column(role))}
-        named = [entry.column(role) for role in ("system", "tools")]
-        self._optional = [column for column in named if column]
+        named = [(role, entry.column(role)) for role in ("system", "tools")]
+        self._optional = [(role, column) for role, column in named if column]
         # Nearly all rows of nearly all files are sound; they need none of the slow words.
         self._quick = stage == "sft" and not (
             entry.ranking or entry.column("history") or entry.column("kto_tag")
@@ -69,8 +70,9 @@ class AlpacaRules(Rules):
             if type(joined) is not str:
                 return False
             length = len(joined) + 1 if joined else 0
-        for column in self._optional:
-            if type(value.get(column)) is not str:
+        for role, column in self._optional:
+            held = value.get(column)
+            if type(held) is not str or (role == "tools" and held):
                 return False
         self.kept += 1
         self.prompt_lengths.append(len(prompt) + length)
@@ -95,9 +97,14 @@ class AlpacaRules(Rules):
                 yield found("error", f'no "{column}"', f'add "{column}": "..."', column)
             elif fault := text_fault(value, column):
                 yield found("error", fault, quoted(value[column]), column)
+            elif role == "tools" and (unread := tools_fault(value.get(column) or "")):
+                yield found("error", f'"{column}" {unread[0]}', unread[1], column)
             elif role in needed and column in value and not _prompt(value, entry).strip():
                 message = f'the prompt is empty ("{column}" and what joins it)'
-                yield found("warning", message, "write a question", column)
+                fix = "write a question"
+                if self._stage == "pt":
+                    message, fix = f'"{column}" is empty', "write a text or delete the row"
+                yield found("warning", message, fix, column)
         history = entry.column("history")
         if history is not None and not _pairs(value.get(history)):
             fix = 'write [["question", "answer"], ...] or []'

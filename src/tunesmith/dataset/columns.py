@@ -127,7 +127,10 @@ def check_columns(shapes: Shapes, entry: Entry, stage: str, again: str) -> list[
     for role in needed:
         if entry.column(role) is None and not (role == "prompt" and entry.column("query")):
             message = f"the entry names no {role} column: LLaMA-Factory uses no row"
-            findings.append(Finding("error", message, f"register it again: {again}"))
+            fix = f"register it again: {again}"
+            if entry.stage() == "pt":
+                fix = "it holds texts without answers: train with `stage: pt`"
+            findings.append(Finding("error", message, fix))
     renames = set()
     for role, column in used:
         if column is None or column in first:

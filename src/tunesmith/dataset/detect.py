@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from tunesmith.dataset.entry import SHARED_ROLES, TAG_DEFAULTS, Entry
+from tunesmith.dataset.entry import SHARED_ROLES, TAG_DEFAULTS, TEXT_COLUMNS, Entry
 from tunesmith.dataset.syntax import kind_of
 
 # What people call the columns; the first one found in the file plays the role.
@@ -76,6 +76,10 @@ def detect(
             if role in names and (ranking or role == "kto_tag"):
                 columns[role] = role
         return Entry(key, file_name, formatting, columns, _tags(seen, column), other)
+    asked = {name for called in _ALPACA_NAMES.values() for name in called}
+    text = next((name for name in TEXT_COLUMNS if name in names), None)
+    if text and not names & asked:
+        return Entry(key, file_name, formatting, {"prompt": text}, None, {})
     columns = {}
     unused = {"response"} if ranking else {"chosen", "rejected"}
     for role, candidates in _ALPACA_NAMES.items():

@@ -11,6 +11,8 @@ from tunesmith.core.errors import UsageError
 
 FORMATTINGS = ("alpaca", "sharegpt")
 ANSWER_ROLES = ("response", "chosen", "rejected", "kto_tag")
+# What people call the one column of a text to go on training with.
+TEXT_COLUMNS = ("text", "content")
 SHARED_ROLES = ("system", "tools", "images", "videos", "audios")
 ROLES = ("prompt", "query", "history", "messages", *ANSWER_ROLES, *SHARED_ROLES)
 REMOTE_SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -79,9 +81,12 @@ class Entry:
         return (*own, *answers, "kto_tag", *SHARED_ROLES)
 
     def stage(self) -> str:
-        """Return the training stage the entry is made for: sft, rm (pairs) or kto."""
+        """Return the training stage the entry is made for: sft, pt (texts), rm (pairs) or kto."""
         if self.ranking:
             return "rm"
+        alone = self.columns is not None and not self.columns.keys() & set(ANSWER_ROLES)
+        if alone and self.formatting == "alpaca" and self.column("prompt") in TEXT_COLUMNS:
+            return "pt"
         return "kto" if self.column("kto_tag") else "sft"
 
     def path(self, dataset_dir: Path) -> Path:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tunesmith.dataset.calls import call_fault, tools_fault
 from tunesmith.dataset.columns import Place, Rules, misspelt, similar, text_fault
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.reading import Piece
-from tunesmith.dataset.report import Finding
+from tunesmith.dataset.report import Finding, Severity
 from tunesmith.dataset.scan import Row
 from tunesmith.dataset.syntax import kind_of, quoted, show, told
 
@@ -35,6 +36,7 @@ class SharegptRules(Rules):
         self._first: tuple[Place, list[str]] | None = None
         # Tags given without these two: LLaMA-Factory looks for the key None and stops.
         self._systems: set[str] = set()
+        self._told_keys: set[str] = set()
         self._nameless = None in (entry.tag("role_tag"), entry.tag("content_tag"))
 
     def add(self, piece: Piece) -> Iterator[Finding]:
@@ -86,6 +88,33 @@ class SharegptRules(Rules):
         column = entry.column("system")
         return value.get(column) if column else ""
 
+    def _unread_keys(self, messages: list[Any], row: Row, file: str | None) -> Iterator[Finding]:
+        """Yield what a message says under a key that LLaMA-Factory does not read.
+
+        A call that is lost is an error: the answer without it would be trained. Of other keys
+        each is named once, with the first row that has it.
+        """
+        tag = self._entry.tag("function_tag")
+        read = {self._entry.tag("role_tag"), self._entry.tag("content_tag")}
+        for number, message in enumerate(messages, 1):
+            if not isinstance(message, dict):
+                continue
+            for key in message:
+                if key in read:
+                    continue
+                if key in ("tool_calls", "function_call") and _lost_call(message):
+                    fix = f'write it as a message from "{tag or "function_call"}", its call as JSON'
+                    severity: Severity = "error"
+                elif key in _UNREAD and message[key] is not None and key not in self._told_keys:
+                    self._told_keys.add(key)
+                    fix, severity = _UNREAD[key], "warning"
+                else:
+                    continue
+                text = f'"{key}" of message {number} is not read by LLaMA-Factory'
+                yield Finding(
+                    severity, text, fix, row.number, row.line, field=self._column, file=file
+                )
+
     def _look_for_keys(self, row: Row, file: str | None) -> None:
         messages = row.value.get(self._column)
         for message in messages if isinstance(messages, list) else ():
@@ -105,10 +134,12 @@ class SharegptRules(Rules):
             name = entry.column(role)
             if name and (fault := text_fault(value, name)):
                 yield error(fault, quoted(value[name]), name)
+            elif role == "tools" and name and (wrong := tools_fault(value.get(name) or "")):
+                yield error(f'"{name}" {wrong[0]}', wrong[1], name)
         messages = value.get(column)
         if messages is None:
-            wrong = misspelt(value, column, self._known)
-            fix = f'rename "{wrong}"' if wrong else "add the messages or delete the row"
+            near = misspelt(value, column, self._known)
+            fix = f'rename "{near}"' if near else "add the messages or delete the row"
             yield error(f'no "{column}"', fix)
         elif not isinstance(messages, list):
             yield error(f'"{column}" is {told(messages)}', "write a list of messages")
@@ -117,6 +148,7 @@ class SharegptRules(Rules):
         else:
             for message, fix in _message_faults(messages, entry):
                 yield error(message, fix)
+            yield from self._unread_keys(messages, row, file)
         if entry.ranking:
             for role in ("chosen", "rejected"):
                 name = entry.column(role)
@@ -127,12 +159,27 @@ class SharegptRules(Rules):
             yield error(f'"{tag}" is not true or false', "write true or false", tag)
 
 
+_UNREAD = {
+    "weight": "a turn of weight 0 is trained like all: delete the row, or the turns from it on",
+    "loss": "every answer is trained: with `mask_history: true` the last alone",
+    "train": "every answer is trained: with `mask_history: true` the last alone",
+    "reasoning_content": 'put it before the answer as "<think>...</think>"',
+    "reasoning": 'put it before the answer as "<think>...</think>"',
+    "images": "name the pictures in a column of the row",
+}
+
+
+def _lost_call(message: dict[str, Any]) -> bool:
+    """Whether a message calls functions as OpenAI's format does."""
+    return bool(message.get("tool_calls") or message.get("function_call"))
+
+
 def _message_faults(messages: list[Any], entry: Entry) -> Iterator[tuple[str, str]]:
     """Yield (message, fix): all faults of keys and values, the first of order."""
     role_key, content_key = entry.tag("role_tag") or "", entry.tag("content_tag") or ""
     asks = _named(entry, "user_tag", "observation_tag")
     replies = _named(entry, "assistant_tag", "function_tag")
-    system = _named(entry, "system_tag")
+    system, calls = _named(entry, "system_tag"), _named(entry, "function_tag")
     sound = True
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
@@ -151,6 +198,8 @@ def _message_faults(messages: list[Any], entry: Entry) -> Iterator[tuple[str, st
             yield f'message {number} has {found} "{content_key}"', "write a string"
         elif not content.strip() and role in replies:
             yield f"message {number}, an answer, is empty", "write the answer or delete the row"
+        elif role in calls and (wrong := call_fault(content)):
+            yield f"message {number} ({role}) {wrong[0]}", wrong[1]
     if not sound:
         return
     roles = [message[role_key] for message in messages]

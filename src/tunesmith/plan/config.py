@@ -142,7 +142,7 @@ def fits(value: Any, rule: JsonSchema) -> bool:
         return any(
             value == o and isinstance(value, bool) == isinstance(o, bool) for o in rule["enum"]
         )
-    if not rule:
+    if "type" not in rule:
         return True
     if not _TYPES[rule["type"]](value):
         return False

@@ -17,6 +17,17 @@ from typing import Any, Union
 
 JsonSchema = dict[str, Any]  # https://json-schema.org/draft/2020-12/schema
 
+_SPLIT = (
+    "dataset",
+    "eval_dataset",
+    "interleave_probs",
+    "lora_target",
+    "additional_target",
+    "freeze_trainable_modules",
+    "freeze_extra_modules",
+    "galore_target",
+    "apollo_target",
+)
 _SIMPLE = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 
 
@@ -43,6 +54,22 @@ def schema_of(kind: Any) -> JsonSchema:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return {"enum": [member.value for member in kind]}
     return {}
+
+
+def _default_of(field: dataclasses.Field[Any]) -> JsonSchema:
+    """Return the JSON Schema's `default` of a field; {} where it has none that JSON can say."""
+    value = field.default
+    if value is dataclasses.MISSING:
+        if field.default_factory is dataclasses.MISSING:
+            return {}
+        value = field.default_factory()
+    if isinstance(value, enum.Enum):
+        value = value.value
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return {}
+    return {"default": value}
 
 
 def main() -> int:
@@ -73,8 +100,15 @@ def main() -> int:
         for field in dataclasses.fields(group):
             if not field.init:
                 continue
-            properties[field.name] = schema_of(hints[field.name])
+            properties[field.name] = schema_of(hints[field.name]) | _default_of(field)
     properties["template"]["anyOf"] = [{"enum": sorted(TEMPLATES)}, {"type": "null"}]
+    # Their parser splits these at commas and takes a list as it is (hparams, `split_arg`).
+    for key in _SPLIT:
+        listed = {"type": "array", "items": {"type": "number" if "probs" in key else "string"}}
+        choices = properties[key].pop("anyOf", [{"type": properties[key].pop("type", "string")}])
+        properties[key] = {"anyOf": [*choices, listed], **properties[key]}
+    # `true` means the newest checkpoint (transformers, Trainer.train).
+    properties["resume_from_checkpoint"]["anyOf"].append({"type": "boolean"})
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"LLaMA-Factory {llamafactory.__version__} config",

@@ -1,0 +1,1 @@
+"""What LLaMA-Factory would say about a config after minutes, said in milliseconds."""

@@ -1,0 +1,49 @@
+"""A fault of a config, and the change of the config that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# In a change: the key is to be removed.
+REMOVE = object()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a config cannot work: `message` in one line, and a `change` with which it can.
+
+    `change` maps keys to the values to write, REMOVE for a key to delete. It is empty where only
+    the user can know what was meant; `advice` says then what to look for.
+    """
+
+    key: str
+    message: str
+    change: Mapping[str, object] = field(default_factory=dict)
+    advice: str = ""
+
+    @property
+    def hint(self) -> str:
+        """The change as a person reads it; the advice where there is none."""
+        if not self.change:
+            return self.advice
+        steps = [
+            f"remove `{key}`" if value is REMOVE else f"write `{key}: {written(value)}`"
+            for key, value in self.change.items()
+        ]
+        return " and ".join(steps) + (f" ({self.advice})" if self.advice else "")
+
+
+def written(value: object) -> str:
+    """Return a value as YAML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    return f"'{value}'" if value in ("no", "yes", "on", "off") else str(value)
+
+
+def changed(values: Mapping[str, object], change: Mapping[str, object]) -> dict[str, object]:
+    """Return a config's values with a change applied."""
+    kept = {key: value for key, value in values.items() if change.get(key) is not REMOVE}
+    return kept | {key: value for key, value in change.items() if value is not REMOVE}
