@@ -1,4 +1,4 @@
-"""What the fast preset does to a step: rows end to end, and a processor's cheaper step."""
+"""What the fast preset does to a step: packed rows, and a processor's cheaper step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llamafactory.extras.constants import IGNORE_INDEX
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tunesmith.job.training import cpu_lora, fast_trainer
+from tunesmith.job.training import cpu_lora, packing
 
 
 @pytest.mark.parametrize(("limit", "count"), [(64, 3), (128, 3), (2048, 1)])
@@ -24,14 +24,14 @@ def test_each_row_is_computed_as_if_alone(tiny_model: Path, limit: int, count: i
     attention = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
     labels = torch.where(attention == 1, ids, IGNORE_INDEX)
     batch = {"input_ids": ids, "attention_mask": attention, "labels": labels}
-    laid = fast_trainer.end_to_end(batch, 0, limit)
-    lines = fast_trainer.lay_out(lengths, limit)
+    packed = packing.pack_rows(batch, 0, limit)
+    lines = packing.bin_pack(lengths, limit)
     worst = 0.0
     with torch.no_grad():
         logits = model(
-            input_ids=laid["input_ids"],
-            position_ids=laid["position_ids"],
-            attention_mask=fast_trainer.mask_of(laid["marks"], torch.float32),
+            input_ids=packed["input_ids"],
+            position_ids=packed["position_ids"],
+            attention_mask=packing.segment_mask(packed["segment_ids"], torch.float32),
         ).logits
         for number, line in enumerate(lines):
             at = 0
@@ -42,9 +42,9 @@ def test_each_row_is_computed_as_if_alone(tiny_model: Path, limit: int, count: i
                 at += n
     assert worst < 2e-4
     assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
-    trained = int((laid["labels"] != IGNORE_INDEX).sum())
+    trained = int((packed["labels"] != IGNORE_INDEX).sum())
     assert trained == sum(lengths) - len(lengths)
-    assert laid["input_ids"].shape[1] % 128 == 0
+    assert packed["input_ids"].shape[1] % 128 == 0
     assert len(lines) == count
 
 
@@ -94,12 +94,12 @@ def test_a_processors_cheaper_step_has_the_same_loss_and_gradients(
     changed = cpu_lora.add_in_place(model)
     assert changed == (0 if {"use_dora", "lora_bias"} & options.keys() else layers)
     assert layers == 2 * 7
-    places, tokens = cpu_lora.learnt(labels)
-    with cpu_lora.only_at(head, places):
+    positions, tokens = cpu_lora.target_positions(labels)
+    with cpu_lora.select_positions(head, positions):
         cheap, cheaper = once({"shift_labels": tokens})
     apart = max(float((cheaper[n] - g).norm() / g.norm()) for n, g in gradients.items())
     loss_limit, gradient_limit = (1e-5, 1e-4) if numbers is None else (0.01, 0.05)
     assert abs(cheap - loss) / loss < loss_limit
     assert apart < gradient_limit
-    assert sizes == [3 * 40, len(tokens)] and len(tokens) < 120, "the head computes what is learnt"
+    assert sizes == [3 * 40, len(tokens)] and len(tokens) < 120, "the head computes targets"
     assert model(input_ids=ids).logits.shape[1] == 40, "and afterwards all of it"

@@ -27,7 +27,9 @@ from tunesmith.job.inference import engine
 from tunesmith.job.merge import inputs, matmul, skeleton, streaming
 from tunesmith.job.merge import phase as merge_phase
 from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.merge.streaming import Shard
 from tunesmith.job.proof.weights import weight_checks
+from tunesmith.job.run.schema import RunRequest
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -127,10 +129,9 @@ class Bench:
         )
         for folder in (ours, once, apart):
             folder.mkdir()
-        told = _exported(case, config, keys, adapter, theirs, ours)
+        shards = _exported(case, config, keys, adapter, theirs, ours)
         facts = check_fits(base, adapter)
         assert streaming.why_not(facts, [str(adapter)], keys, config, base) is None
-        shards = skeleton.shards_of(told)
         way = matmul.best()
         also = [base / "config.json"]
         made = streaming.merge(base, facts, shards, ours, way, 3, also, hashed=True)
@@ -162,8 +163,8 @@ def _exported(
     adapter: Path,
     theirs: Path,
     ours: Path,
-) -> dict[str, Any]:
-    """Export by LLaMA-Factory, whole and then without weights; return what that told of them."""
+) -> list[Shard]:
+    """Export by LLaMA-Factory, whole and then without weights; return the files of these."""
     args = {**engine.arguments(config), **keys, "export_legacy_format": False}
     given = {**args, "adapter_name_or_path": str(adapter), "export_dir": str(theirs)}
     save = PreTrainedModel.save_pretrained
@@ -269,7 +270,7 @@ def merged_by_phase(
     def emit(event: str, **values: Any) -> None:
         events.append({"event": event, **values})
 
-    summary = merge_phase.run(run, {"merge": {}}, emit)
+    summary = merge_phase.run(run, RunRequest(merge={}), emit)
     files = {file.name: sha256_of(file) for file in sorted((run / "merged").iterdir())}
     return files, [event for event in events if event.get("what") == "merge"], summary
 

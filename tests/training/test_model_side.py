@@ -39,6 +39,8 @@ from tunesmith.job.proof.behaviour import tokenizer_check
 from tunesmith.job.proof.weights import file_check, weight_checks
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run.failures import JobError
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunRequest
 
 TARGETS = ["q_proj", "v_proj"]
 TARGET, NORM = "model.layers.7.self_attn.q_proj.weight", "model.layers.7.input_layernorm.weight"
@@ -62,7 +64,7 @@ class Tuned:
 
     run: Path
     config: dict[str, Any]
-    request: dict[str, Any]
+    request: RunRequest
     rows: list[dict[str, Any]]
     row_texts: list[str]
     reckoned: dict[str, tuple[float, int]]
@@ -161,7 +163,7 @@ def tuned(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     made = Tuned(
         run,
         config,
-        json.loads((run / "run.json").read_text(encoding="utf-8")),
+        RunFolder(run).request(),
         rows,
         [module["tokenizer"].decode(row["input_ids"]) for row in rows],
         {"before": before, "after": after},
@@ -221,7 +223,7 @@ def test_progress_reaches_its_total(tuned: Tuned) -> None:
 def test_greedy_stays_greedy_and_sampling_follows_its_seed(tuned: Tuned, codec: Codec) -> None:
     """Whatever the model ships."""
     loaded = engine.load(codec)
-    questions = [engine.Question.of(p["prompt"], p["system"]) for p in tuned.request["prompts"]]
+    questions = [engine.Question.of(p.prompt, p.system) for p in tuned.request.prompts]
 
     def by_hand(question: engine.Question, count: int) -> str:
         """One token at a time, without cache or padding."""

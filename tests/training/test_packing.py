@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from llamafactory.extras.constants import IGNORE_INDEX
 
 from tunesmith.job.training import cpu_lora, cuda_graphs, packing
 
@@ -21,7 +22,7 @@ def padded(lengths: list[int]) -> dict[str, torch.Tensor]:
     return {
         "input_ids": torch.where(mask, ids, PAD),
         "attention_mask": mask.long(),
-        "labels": torch.where(mask, ids, packing.IGNORE_INDEX),
+        "labels": torch.where(mask, ids, IGNORE_INDEX),
     }
 
 
@@ -52,14 +53,14 @@ def test_a_packed_batch_has_every_token_in_its_row() -> None:
             here = packed["segment_ids"][line] == segment
             if segment == 0:
                 assert (packed["input_ids"][line][here] == PAD).all()
-                assert (packed["labels"][line][here] == packing.IGNORE_INDEX).all()
+                assert (packed["labels"][line][here] == IGNORE_INDEX).all()
                 continue
             tokens = packed["input_ids"][line][here]
             row = int(tokens[0]) // 1000
             found[row] = tokens.tolist()
             assert packed["position_ids"][line][here].tolist() == list(range(lengths[row]))
             labels = packed["labels"][line][here]
-            assert labels[0] == packing.IGNORE_INDEX
+            assert labels[0] == IGNORE_INDEX
             assert (labels[1:] == tokens[1:]).all()
     assert found == {
         row: batch["input_ids"][row, :length].tolist() for row, length in enumerate(lengths)
@@ -76,8 +77,9 @@ def test_a_token_sees_its_own_row_up_to_itself() -> None:
 
 
 def test_the_head_computes_target_positions_and_no_others() -> None:
-    ignored = packing.IGNORE_INDEX
-    labels = torch.tensor([[ignored, 7, ignored, 8], [ignored, ignored, 5, ignored]])
+    labels = torch.tensor(
+        [[IGNORE_INDEX, 7, IGNORE_INDEX, 8], [IGNORE_INDEX, IGNORE_INDEX, 5, IGNORE_INDEX]]
+    )
     positions, tokens = cpu_lora.target_positions(labels)
     assert (positions.tolist(), tokens.tolist()) == ([0, 2, 5], [7, 8, 5])
     head = torch.nn.Linear(3, 11, bias=False)

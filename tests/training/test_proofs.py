@@ -8,6 +8,7 @@ does not depend on how one came about.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import http.server
 import io
@@ -37,6 +38,8 @@ from tunesmith.job.merge.adapter import AdapterFacts, check_fits
 from tunesmith.job.prompts import parity
 from tunesmith.job.proof import phase as proof_phase
 from tunesmith.job.proof.weights import file_check, weight_checks
+from tunesmith.job.run.folder import RunFolder
+from tunesmith.job.run.schema import RunRequest
 
 QUESTIONS = ("Who are you?", "你好，你是谁？")
 # Templates of every kind: BOS in the prefix, in each question, nowhere; system text in the first
@@ -51,7 +54,7 @@ class Merged:
     kind: str
     run: Path
     config: dict[str, Any]
-    request: dict[str, Any]
+    request: RunRequest
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def emit(self, event: str, **values: Any) -> None:
@@ -121,8 +124,8 @@ class Merged:
         """
         if base is None:
             made_of = self.read("merged/MANIFEST.json")
-            made_of = {k: v for k, v in made_of.items() if k not in ("format", "files")}
-            manifest.write(self.merged, made_of)
+            origin = {item.name: made_of[item.name] for item in dataclasses.fields(manifest.Origin)}
+            manifest.write(self.merged, manifest.Origin(**origin))
         if self.kind == "tiny" and base is None:
             try:
                 proof_phase.run(self.run, self.request, self.emit)
@@ -176,7 +179,7 @@ def prepare(kind: str, top: Path, base: Path, template: str, **extra: Any) -> Me
             if "lora_B" in name:
                 weight.normal_(std=0.02)
     adapted.save_pretrained(config["output_dir"])
-    return Merged(kind, run, config, request)
+    return Merged(kind, run, config, RunFolder(run).request())
 
 
 def merged_and_proven(made: Merged) -> Merged:
@@ -400,7 +403,7 @@ def test_a_prompt_that_cannot_be_corrected_stops_the_merge_unless_accepted(tiny:
     assert "--accept-mismatch" in said
     assert not run.merged.exists()
     assert (run.run / "parity.json").is_file()
-    accepted = run.request | {"merge": {"accept_mismatch": True}}
+    accepted = dataclasses.replace(run.request, merge={"accept_mismatch": True})
     assert merge_phase.run(run.run, accepted, run.emit)["parity"] is False
     assert proof_phase.run(run.run, accepted, run.emit)["skipped"] == ["parity"]
 
@@ -437,7 +440,7 @@ def test_a_gguf_holds_the_merged_model(model: Merged, as_gguf: Said) -> None:
     assert code == 0, error
     exports = model.read("export.json")
     exact, coarse = exports.get("gguf bf16") or exports["ollama bf16"], exports["gguf q8_0"]
-    assert exact["max_difference"] == 0.0
+    assert exact["figures"]["max_difference"] == 0.0
     assert exact["logits"]["max"] < 0.02
     assert 0 < coarse["logits"]["kl"] < 0.05
     assert coarse["bytes"] < 0.7 * exact["bytes"]
@@ -475,8 +478,8 @@ def test_vllm_check_says_what_it_did_not_ask(model: Merged) -> None:
     code, said, error = exported(model, "--format", "vllm-check")
     assert code == 0, error
     assert "passed: the chat template gives the trained ids" in said
-    assert "not asked: whether vLLM serves" in said
-    assert "not asked: a running server" in said
+    assert "not checked: whether vLLM serves" in said
+    assert "not checked: a running server" in said
 
 
 @contextlib.contextmanager
@@ -524,4 +527,4 @@ def test_a_running_server_is_asked_for_its_ids(model: Merged) -> None:
     assert "server differs from training in 'one question'" in error
     code, _, error = exported(model, *words, address)
     assert code == 1
-    assert "no answer of a vLLM server" in error
+    assert "no vLLM server answered" in error

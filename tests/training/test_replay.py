@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import transformers
 from llamafactory.data.loader import get_dataset
 
 from tunesmith.job.data.preview import preview
-from tunesmith.job.data.replay import Loaded, replay
+from tunesmith.job.data.replay import replay
+from tunesmith.job.data.rows import DataPipeline
 
 Sizes = list[tuple[int, int]]
 
@@ -76,16 +77,16 @@ def together(folder: Path, base_model: Path, scratch: Path, **change: Any) -> To
         "gradient_accumulation_steps": 4,
         "num_train_epochs": 2.0,
     } | change
-    loaded = Loaded.of(config, str(scratch))
+    pipeline = DataPipeline.of(config, str(scratch))
     transformers.set_seed(42)
     module = get_dataset(
-        loaded.codec.template,
-        loaded.model_args,
-        loaded.data_args,
-        loaded.training_args,
+        pipeline.codec.template,
+        pipeline.model_args,
+        pipeline.data_args,
+        pipeline.training_args,
         stage="sft",
-        tokenizer=loaded.codec.tokenizer,
-        processor=loaded.codec.processor,
+        tokenizer=pipeline.codec.tokenizer,
+        processor=pipeline.codec.processor,
     )
     sides = [side for side in ("train_dataset", "eval_dataset") if side in module]
     theirs = {
@@ -93,10 +94,10 @@ def together(folder: Path, base_model: Path, scratch: Path, **change: Any) -> To
         for side in sides
     }
     held = [list(row["input_ids"]) for row in module.get("eval_dataset", [])]
-    replayed = replay(config, 1, str(scratch))
+    replayed: dict[str, Any] = replay(config, 1, str(scratch)).record()
     places = list(dict.fromkeys(map(tuple, replayed["validation"])))
-    table = loaded.rows([config["dataset"]])[config["dataset"]]
-    same = held == [loaded.encode(table[row - 1])[0] for _, row in places]
+    table = pipeline.rows([config["dataset"]])[config["dataset"]]
+    same = held == [pipeline.encode(table[row - 1])[0] for _, row in places]
     return Together(config, theirs, replayed, same)
 
 
@@ -143,7 +144,7 @@ def by_two(cut: Together, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     """What two workers say, and the file with all rows that are told."""
     scratch = tmp_path_factory.mktemp("two")
     rows = scratch / "rows"
-    return replay(cut.config, 2, str(scratch), rows), rows
+    return replay(cut.config, 2, str(scratch), rows).record(), rows
 
 
 def test_two_workers_say_what_one_says(cut: Together, by_two: tuple[dict[str, Any], Path]) -> None:
@@ -168,7 +169,8 @@ def test_rows_are_told_with_numbers_and_reasons(
 
 def test_preview_marks_what_is_trained(cut: Together, tmp_path: Path) -> None:
     # Through JSON, as the control side gets it.
-    shown = json.loads(json.dumps(preview(cut.config, 3, 2, str(tmp_path))))
+    rows = [asdict(row) for row in preview(cut.config, 3, 2, str(tmp_path))]
+    shown = json.loads(json.dumps(rows))
     first, *_ = shown
     assert [row["row"] for row in shown] == [2, 3, 4]
     assert [piece["trained"] for piece in first["pieces"]] == [False, True]

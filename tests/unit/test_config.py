@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tunesmith.core.errors import UsageError
+from tunesmith.plan import build
 from tunesmith.plan.config import fits, load_config, parse_overrides
+from tunesmith.plan.kind import kind_of
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -42,7 +44,8 @@ def test_a_good_config_is_taken_as_it_is(project: Project, tmp_path: Path) -> No
         ("lora_rank: eight", "`lora_rank` is 'eight', but must be a whole number"),
         ("lora_rank: 8.5", "`lora_rank` is 8.5, but must be a whole number"),
         ("bf16: 'yes'", "`bf16` is 'yes', but must be true or false"),
-        ("dataset: [a, b]", "`dataset` is ['a', 'b'], but must be text"),
+        ("cutoff_len: [1, 2]", "`cutoff_len` is [1, 2], but must be a whole number"),
+        ("dataset: [1, 2]", "`dataset` is [1, 2], but must be text or a list"),
         ("eval_strategy: no", "`eval_strategy` is False (YAML reads no or off so); write it in"),
         ("lr_scheduler_type: cosin", "did you mean 'cosine'?"),
         ("template: qwen25", "`template` is 'qwen25', but must be one of"),
@@ -129,3 +132,50 @@ def test_the_schema_is_read_as_json_schema_says(project: Project) -> None:
             assert fits(value, rule) == validator.is_valid(value), (rule, value)
             compared += 1
     assert compared > 5000
+
+
+def test_lists_are_read_as_names_with_commas(project: Project, tmp_path: Path) -> None:
+    lists = "dataset: [a, b]\nlora_target: [q_proj, v_proj]\ninterleave_probs: [0.5, 0.5]\n"
+    text = "".join(f"{x}\n" for x in GOOD.splitlines() if x.partition(":")[0] != "dataset")
+    values = load(project, tmp_path, f"{text}{lists}mix_strategy: interleave_under\n")
+    assert values["dataset"] == "a,b"
+    assert values["lora_target"] == "q_proj,v_proj"
+    assert values["interleave_probs"] == "0.5,0.5"
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        (
+            "num_train_epochs: 0",
+            "`num_train_epochs` is 0, but must be greater than 0",
+            "write `num",
+        ),
+        ("mask_history: true\ntrain_on_prompt: true", "exclude each other", "write `train_on"),
+        ("report_to: wandb", "needs wandb", "write `report_to: none`"),
+        ("use_unsloth: true", "needs unsloth", "remove `use_unsloth`"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_what_can(
+    project: Project, tmp_path: Path, line: str, message: str, hint: str
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{GOOD}\n{line}\n")
+    with pytest.raises(UsageError) as caught:
+        build.read_config(project, file, ())
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"do_train": True, "predict_with_generate": True}, "train"),
+        ({"export_dir": "x", "adapter_name_or_path": "a"}, "merge"),
+        ({"do_predict": True}, "predict"),
+        ({"task": "mmlu_test"}, "evaluate"),
+        ({"model_name_or_path": "m", "template": "qwen"}, "chat"),
+    ],
+)
+def test_what_a_config_is_for(values: dict[str, object], kind: str) -> None:
+    assert kind_of(values) == kind

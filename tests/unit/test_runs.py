@@ -171,6 +171,7 @@ def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_p
     ours = build.merge_keys(project, config)
     (tmp_path / "merge").mkdir()
     text = (project.root / "configs/merge" / name).read_text()
-    (tmp_path / "merge" / name).write_text(text + "\nexport_size: 1\n")
+    assert "export_size: 5" in text
+    (tmp_path / "merge" / name).write_text(text.replace("export_size: 5", "export_size: 1"))
     assert build.merge_keys(project, config) == ours | {"export_size": 1}
     assert ours["export_size"] != 1

@@ -72,6 +72,31 @@ def register(
 
 
 @command(
+    "data.convert",
+    example="inv data.convert export.csv",
+    help={
+        "file": "CSV or TSV table, or an export of ChatGPT, OpenAI, Label Studio or TRL",
+        "replace": "overwrite an earlier conversion",
+    },
+)
+def convert(session: Session, file: str, replace: bool = False) -> None:
+    """Convert another tool's file to JSON Lines beside it."""
+    from tunesmith.cli.console import say
+    from tunesmith.core.formats import count
+    from tunesmith.dataset import convert as converting
+
+    path = session.project.find(file)
+    conversion = converting.convert(path)
+    say(f"{path}: {conversion.kind}, {count(len(conversion.rows))} rows")
+    for what, number in conversion.changes:
+        say(f"  {what} ({count(number)})")
+    if session.dry:
+        return
+    made = converting.write(path, conversion, replace=replace)
+    say(f"wrote {made}; next: inv data.check --file {made}")
+
+
+@command(
     "data.split",
     example="inv data.split philosophy_conch --share 0.1",
     help={

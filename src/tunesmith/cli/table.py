@@ -30,7 +30,10 @@ STEPS: tuple[Step, ...] = (
     ),
     (
         "Data and base models",
-        (data.check, data.preview, data.register, data.split, model.list_, model.fetch),
+        (
+            *(data.check, data.convert, data.preview, data.register, data.split),
+            *(model.list_, model.fetch),
+        ),
     ),
     ("Train", (run.train, run.attach, run.runs, run.logs, run.stop, run.resume)),
     (

@@ -24,6 +24,7 @@ from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
+from tunesmith.plan.kind import VERBS, kind_of
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
 from tunesmith.plan.plan import (
     EVALUATION,
@@ -88,7 +89,8 @@ def fetch_model(
 
 def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Config:
     """Return a checked config; a known model's template must be the right one."""
-    config = load_config(project.find(file), overrides, project.stack.schema)
+    installed = project.stack.flavour(None).packages
+    config = load_config(project.find(file), overrides, project.stack.schema, installed)
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -117,6 +119,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     limits = run_limits(max_hours=options.max_hours, price=options.price, max_cost=options.max_cost)
     run_id = None if options.run_id is None else RunId(options.run_id)
     written = read_config(project, options.config, options.overrides)
+    _check_kind(written)
     preset = presets.preset_of(written, options.preset)
     config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(options.prompts)) if options.prompts else ()
@@ -175,6 +178,17 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         tuple(notes),
         staged,
     )
+
+
+def _check_kind(config: Config) -> None:
+    """Refuse a config that asks for something else than a training, with the verb that does it."""
+    kind = kind_of(config.values)
+    if kind != "train":
+        verb = f"`{VERBS[kind].format(file=config.file)}`, or " if kind in VERBS else ""
+        raise UsageError(
+            f"{config.file}: no `do_train: true`: it is a config to {kind}, and trains nothing",
+            hint=f"{verb}write `do_train: true` for a training",
+        )
 
 
 def tables_here(project: Project) -> Tables | None:

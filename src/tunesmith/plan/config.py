@@ -12,7 +12,7 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 
 from tunesmith.core import documents
-from tunesmith.core.bounded import MOST_OF_YAML, read_text
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
+from tunesmith.plan.rules import check as rules
+from tunesmith.plan.yaml_file import read_mapping
 
 # https://json-schema.org, as job/data/config_schema.py writes it.
 JsonSchema = Mapping[str, Any]
@@ -67,12 +68,20 @@ class Config:
         return self.values.get(key, default)
 
 
-def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Config:
+def load_config(
+    file: Path,
+    overrides: Sequence[str],
+    schema_file: Path,
+    installed: Collection[str] | None = None,
+) -> Config:
     """Read `file`, apply `key=value` overrides, and check every key.
 
-    Raises UsageError with all faults: one line for the first, the others as detail.
+    With `installed`, the packages of the training environment, the values are checked too, alone
+    and together (plan/rules): as for a training or a prediction. Raises UsageError with all
+    faults: one line for the first, the others as detail.
     """
-    values, head = _read(file)
+    values, text = read_mapping(file)
+    head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
     schema = json.loads(schema_file.read_text(encoding="utf-8"))
     parsed = parse_overrides(overrides) | _options_named(overrides, schema)
     values |= parsed
@@ -80,7 +89,16 @@ def load_config(file: Path, overrides: Sequence[str], schema_file: Path) -> Conf
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UsageError(f"{file}: {faults[0]}{more}", faults[1:])
-    return Config(file, values, parsed, head)
+    values = {key: _joined(value, schema["properties"][key]) for key, value in values.items()}
+    if installed is not None and (wrong := rules.find(values, schema, installed)):
+        first, *others = wrong
+        more = f" (and {len(others)} more)" if others else ""
+        raise UsageError(
+            f"{file}: {first.message}{more}",
+            [f"{fault.message}; {fault.hint}" for fault in others],
+            hint=first.hint,
+        )
+    return Config(file, values, parsed, tuple(head))
 
 
 def parse_overrides(overrides: Sequence[str]) -> Arguments:
@@ -196,27 +214,7 @@ def _wanted(rule: JsonSchema) -> str:
     return names.get(str(rule.get("type")), "another value")
 
 
-def _read(file: Path) -> tuple[Arguments, tuple[str, ...]]:
-    """Return the keys of a config, and the comment lines it begins with."""
-    try:
-        text = read_text(file, MOST_OF_YAML)
-    except FileNotFoundError:
-        raise UsageError(f"{file}: no such config", hint="`ls configs/train` shows ours") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not a UTF-8 text file ({type(error).__name__})") from None
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", hint="name a config file") from None
-    except ValueError as error:
-        raise UsageError(f"{file}: {error}", hint="name a config file") from None
-    try:
-        # LLaMA-Factory takes JSON too, and JSON is YAML. Only the safe loader: a tag that
-        # would build a Python object is an error here.
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UsageError(f"{file}: lists or keys nested too deeply to be read") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
-    head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
-    return values, tuple(head)
+def _joined(value: Any, rule: JsonSchema) -> Any:
+    """Return a list of names as the text with commas that LLaMA-Factory splits into it."""
+    listed = isinstance(value, list) and {"type": "string"} in rule.get("anyOf", ())
+    return ",".join(map(str, value)) if listed else value

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 Kind = Literal["train", "predict", "merge", "evaluate", "chat"]
-# The verb for each; None: none of ours runs it.
+# The verb that runs each, where one of ours does.
 VERBS: Mapping[Kind, str] = {
-    "train": "inv train --config {file}",
     "predict": "inv predict --config {file}",
-    "merge": "inv merge --config {file}",
+    "merge": "inv merge --run RUN",
     "chat": "inv chat --run RUN",
-    "evaluate": "inv predict --config {file}",
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from tunesmith.core.bounded import MOST_OF_YAML, read_text
+from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
 
 # A key that begins a line, and a colon of Chinese, Japanese or Korean text after it.
@@ -44,8 +45,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_mapping(file: Path) -> dict[str, object]:
-    """Return what a file says. Raises UsageError that names the file and, where known, the line.
+def read_mapping(file: Path) -> tuple[Arguments, str]:
+    """Return what a file says, and its text.
+
+    Raises UsageError that names the file and, where known, the line.
 
     LLaMA-Factory takes JSON too, and JSON is YAML.
     """
@@ -56,9 +59,9 @@ def read_mapping(file: Path) -> dict[str, object]:
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not a UTF-8 text file ({type(error).__name__})") from None
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
+        raise UsageError(f"{file}: {error.strerror}", hint="name a config file") from None
     except ValueError as error:
-        raise UsageError(f"{file}: {error}; is it a config?") from None
+        raise UsageError(f"{file}: {error}", hint="name a config file") from None
     if wide := _WIDE_COLON.search(text):
         raise UsageError(
             f"{file}: line {_line(text, wide.start(1))}: a full-width colon follows `{wide[1]}`",
@@ -79,10 +82,10 @@ def read_mapping(file: Path) -> dict[str, object]:
             ) from None
         raise UsageError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UsageError(f"{file}: lists or keys are nested too deep to be read") from None
+        raise UsageError(f"{file}: lists or keys nested too deeply to be read") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}: must hold `key: value` lines, found {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in values.items()}, text
 
 
 def _line(text: str, position: int) -> int:

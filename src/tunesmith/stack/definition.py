@@ -20,6 +20,9 @@ from tunesmith.core.files import parse_yaml, sha256_of
 DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
+# A line of a lock: the package's name and its version.
+_PINNED = re.compile(r"^([a-z0-9][a-z0-9_.-]*)==", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Flavour:
@@ -45,6 +48,11 @@ class Flavour:
     def lock_sha256(self) -> str:
         """Digest of the lock file: the identity of what is installed."""
         return sha256_of(self.lock)
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """Names of the packages that the lock holds, as PyPI normalises them."""
+        return frozenset(_PINNED.findall(self.lock.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,6 @@ def faults(settings: Settings, installed: Collection[str]) -> Iterator[Fault]:
         why = f": {need.why}" if need.why else ""
         yield Fault(
             need.key,
-            f"`{need.key}` needs {need.package}, which the training environment has not{why}",
+            f"`{need.key}` needs {need.package}, which the training environment lacks{why}",
             {need.key: REMOVE if need.instead is None else need.instead},
         )
