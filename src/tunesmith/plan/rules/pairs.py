@@ -1,41 +1,18 @@
-"""Settings that exclude or need one another, in LLaMA-Factory 0.9.3 and transformers 4.52.4.
+"""Settings that exclude or need one another in LLaMA-Factory 0.9.3.
 
-Each rule stands for one check of theirs (hparams/parser.py, hparams/*_args.py, training_args.py):
-its `source` says which. tests/data/settings.yml holds a setting for each, and what their own
-parser says to it.
+Each rule stands for one check of theirs (hparams/parser.py, hparams/*_args.py), whose `source` it
+names; those of the trainer are in trainer_pairs. tests/data/settings.yml holds a setting for each,
+and what their own parser says to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from tunesmith.plan.rules.fault import REMOVE, Fault
+from tunesmith.plan.rules.pair import Change, Pair, given
 from tunesmith.plan.rules.settings import Settings
-
-Change = Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A rule: `broken` says whether a config breaks it, `change` how it no longer does."""
-
-    key: str
-    source: str
-    broken: Callable[[Settings], bool]
-    message: str
-    change: Change | Callable[[Settings], Change]
-    advice: str = ""
-
-    def fault(self, settings: Settings) -> Fault:
-        """Return the fault of a config that breaks the rule."""
-        change = self.change if isinstance(self.change, Mapping) else self.change(settings)
-        return Fault(self.key, self.message, change, self.advice)
-
-
-def _given(settings: Settings, *keys: str) -> Change:
-    """Remove those of the keys that the config gives."""
-    return {key: REMOVE for key in keys if key in settings.values}
+from tunesmith.plan.rules.trainer_pairs import TRAINER_PAIRS
 
 
 def _other_stage(settings: Settings) -> bool:
@@ -50,32 +27,6 @@ def _probabilities(settings: Settings, key: str) -> bool:
 def _equal_shares(settings: Settings) -> Change:
     number = len(settings.names("dataset")) or 1
     return {"interleave_probs": ",".join([f"{1 / number:.3g}"] * number)}
-
-
-def _strategies_differ(settings: Settings) -> bool:
-    if not settings.on("load_best_model_at_end") or settings.get("save_strategy") == "best":
-        return False
-    if settings.get("eval_strategy") != settings.get("save_strategy"):
-        return True
-    if settings.get("eval_strategy") != "steps":
-        return False
-    every, kept = _evaluated_every(settings), settings.number("save_steps")
-    if (every < 1) != (kept < 1):
-        return True
-    return every > 0 and round(kept * 1_000_000) % round(every * 1_000_000) != 0
-
-
-def _evaluated_every(settings: Settings) -> float:
-    return settings.number("eval_steps") or settings.number("logging_steps")
-
-
-def _alike(settings: Settings) -> Change:
-    strategy = str(settings.get("save_strategy"))
-    if strategy == "no":
-        return {"load_best_model_at_end": False}
-    if strategy == "steps":
-        return {"eval_strategy": "steps", "eval_steps": settings.get("save_steps")}
-    return {"eval_strategy": strategy}
 
 
 def _memory_optimizers(settings: Settings) -> list[str]:
@@ -106,7 +57,7 @@ def _once(key: str) -> Callable[[Settings], Change]:
     return lambda settings: {key: ",".join(dict.fromkeys(settings.names(key)))}
 
 
-PAIRS = (
+_LLAMAFACTORY = (
     # data/loader.py keeps the sets in a dict by name.
     *(
         Pair(
@@ -118,25 +69,6 @@ PAIRS = (
             "`num_samples` in dataset_info.json takes a set more often",
         )
         for key in ("dataset", "eval_dataset")
-    ),
-    # transformers/trainer_callback.py, EarlyStoppingCallback
-    Pair(
-        "early_stopping_steps",
-        "EarlyStoppingCallback",
-        lambda s: (
-            s.get("early_stopping_steps") is not None
-            and not s.on("load_best_model_at_end")
-            and s.get("metric_for_best_model") is None
-        ),
-        "`early_stopping_steps` needs to know what is best",
-        {"metric_for_best_model": "loss"},
-    ),
-    Pair(
-        "early_stopping_steps",
-        "EarlyStoppingCallback",
-        lambda s: s.get("early_stopping_steps") is not None and s.get("eval_strategy") == "no",
-        "`early_stopping_steps` follows the loss of held-out rows",
-        {"eval_strategy": "epoch", "val_size": 0.1},
     ),
     # hparams/data_args.py
     Pair(
@@ -242,14 +174,14 @@ PAIRS = (
         "FinetuningArguments",
         lambda s: s.method == "lora" and bool(_memory_optimizers(s)),
         "GaLore, APOLLO and BAdam train all weights: they exclude `finetuning_type: lora`",
-        lambda s: _given(s, "use_galore", "use_apollo", "use_badam"),
+        lambda s: given(s, "use_galore", "use_apollo", "use_badam"),
     ),
     Pair(
         "use_galore",
         "FinetuningArguments",
         lambda s: len(_memory_optimizers(s)) > 1,
         "GaLore, APOLLO and BAdam exclude one another",
-        lambda s: _given(s, *_memory_optimizers(s)[1:]),
+        lambda s: given(s, *_memory_optimizers(s)[1:]),
     ),
     Pair(
         "pissa_init",
@@ -291,14 +223,14 @@ PAIRS = (
         "ProcessorArguments",
         lambda s: s.number("image_max_pixels") < s.number("image_min_pixels"),
         "`image_max_pixels` is smaller than `image_min_pixels`",
-        lambda s: _given(s, "image_max_pixels", "image_min_pixels"),
+        lambda s: given(s, "image_max_pixels", "image_min_pixels"),
     ),
     Pair(
         "video_max_pixels",
         "ProcessorArguments",
         lambda s: s.number("video_max_pixels") < s.number("video_min_pixels"),
         "`video_max_pixels` is smaller than `video_min_pixels`",
-        lambda s: _given(s, "video_max_pixels", "video_min_pixels"),
+        lambda s: given(s, "video_max_pixels", "video_min_pixels"),
     ),
     # hparams/parser.py
     Pair(
@@ -320,7 +252,7 @@ PAIRS = (
         "get_train_args",
         lambda s: _other_stage(s) and (s.on("train_on_prompt") or s.on("mask_history")),
         "`train_on_prompt` and `mask_history` are for `stage: sft`",
-        lambda s: _given(s, "train_on_prompt", "mask_history"),
+        lambda s: given(s, "train_on_prompt", "mask_history"),
     ),
     Pair(
         "do_predict",
@@ -429,68 +361,8 @@ PAIRS = (
         lambda s: {"adapter_name_or_path": s.names("adapter_name_or_path")[-1]},
         "merge the earlier ones first",
     ),
-    # transformers/training_args.py
-    Pair(
-        "load_best_model_at_end",
-        "TrainingArguments",
-        _strategies_differ,
-        "`load_best_model_at_end` needs `eval_strategy` and `save_strategy` alike, `save_steps` "
-        "a multiple of `eval_steps`",
-        _alike,
-    ),
-    Pair(
-        "fp16",
-        "TrainingArguments",
-        lambda s: s.on("fp16") and s.on("bf16"),
-        "`fp16` and `bf16` exclude each other",
-        {"fp16": False},
-    ),
-    Pair(
-        "fp16_full_eval",
-        "TrainingArguments",
-        lambda s: s.on("fp16_full_eval") and s.on("bf16_full_eval"),
-        "`fp16_full_eval` and `bf16_full_eval` exclude each other",
-        {"fp16_full_eval": False},
-    ),
-    Pair(
-        "lr_scheduler_type",
-        "TrainingArguments",
-        lambda s: (
-            s.get("lr_scheduler_type") == "reduce_lr_on_plateau" and s.get("eval_strategy") == "no"
-        ),
-        "`lr_scheduler_type: reduce_lr_on_plateau` follows the loss of held-out rows",
-        {"eval_strategy": "epoch", "val_size": 0.1},
-    ),
-    Pair(
-        "dataloader_prefetch_factor",
-        "TrainingArguments",
-        lambda s: (
-            s.get("dataloader_prefetch_factor") is not None
-            and s.number("dataloader_num_workers") == 0
-        ),
-        "`dataloader_prefetch_factor` needs `dataloader_num_workers`",
-        {"dataloader_num_workers": 2},
-    ),
-    Pair(
-        "fsdp",
-        "TrainingArguments",
-        lambda s: _fsdp(s) == {"offload"},
-        "`fsdp: offload` comes with full_shard or shard_grad_op",
-        {"fsdp": "full_shard offload"},
-    ),
-    Pair(
-        "fsdp",
-        "TrainingArguments",
-        lambda s: {"full_shard", "shard_grad_op"} <= _fsdp(s),
-        "`fsdp`: full_shard and shard_grad_op exclude each other",
-        {"fsdp": "full_shard"},
-    ),
 )
-
-
-def _fsdp(settings: Settings) -> set[str]:
-    value = settings.get("fsdp")
-    return set(value if isinstance(value, list) else str(value or "").split())
+PAIRS: tuple[Pair, ...] = (*_LLAMAFACTORY, *TRAINER_PAIRS)
 
 
 def faults(settings: Settings) -> Iterator[Fault]:
