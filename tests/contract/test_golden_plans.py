@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from golden import golden
-from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.files import FileRecord, tensor_shapes
 from tunesmith.basemodel.store import ModelFolder
+from tunesmith.job.run.codec import encode
 from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
 from tunesmith.project import Project
 from tunesmith.targets.local import LocalTarget
 
@@ -39,22 +41,24 @@ def test_a_plan(file: Path, tmp_path: Path) -> None:
     if "prompts" in options:
         options["prompts"] = ROOT / options["prompts"]
     model = a_model(tmp_path / "model", given["model"]) if "model" in given else None
-    asked = build.Asked(config, run_id="r1", **options)
-    plan = build.plan_training(project, LocalTarget(project), asked, model)
+    chosen = TrainOptions(config=config, run_id="r1", **options)
+    plan = build.plan_training(project, LocalTarget(project), chosen)
+    if model:
+        plan = plan.with_model(model, tensor_shapes(model.path))
 
     def neutral(text: str) -> str:
         # Longest first: the home lies in the folder of the test.
         names = {project.home: "<home>", tmp_path: "<folder>", ROOT: "<clone>"}
         for path, name in names.items():
             text = text.replace(str(path), name)
-        text = text.replace(plan.request["env"]["TUNESMITH_LOCK_SHA256"], "<sha256>")
-        return text.replace(plan.request["created"], "<now>")
+        text = text.replace(str((plan.request.env or {})["TUNESMITH_LOCK_SHA256"]), "<sha256>")
+        return text.replace(str(plan.request.created), "<now>")
 
-    described = dataclasses.asdict(dataclasses.replace(plan, request=dict(plan.request)))
+    described = dataclasses.asdict(plan)
     # It is in the config, the environment and the text.
-    for name in ("place", "config", "owned"):
+    for name in ("location", "config", "managed", "request"):
         described.pop(name)
-    found = {"config": plan.config, **described}
+    found = {"config": plan.config, **described, "request": encode(plan.request)}
     as_json = json.dumps(found, default=str, ensure_ascii=False)
     golden.hold(
         file,

@@ -75,7 +75,7 @@ def jinja(canary: Path) -> str:
 def refused(verb: Callable[[], Any], *words: str) -> str:
     with pytest.raises(TunesmithError) as told:
         verb()
-    said = told.value.message
+    said = told.value.line
     assert "\n" not in said and printable(told.value.render()) == told.value.render()
     assert all(word in said for word in words), said
     return said

@@ -31,6 +31,7 @@ from support import lacking
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import agent, commands, inventory, probe
 from tunesmith.hosts.remote import Remote
+from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.contract
@@ -760,5 +761,5 @@ def test_a_hosts_agent_takes_no_code_from_where_ssh_lands(gpu1: Remote, sshd: Ss
     environment = base / "envs" / "one"
     overlaid(Path(sys.executable), environment)
     (environment / ".tunesmith-environment.json").write_text("{}")
-    assert agent.call(gpu1, "runs") == {"runs": []}
+    assert agent.call(gpu1, "runs", reply=RunList).runs == ()
     assert traps.sprung(mark) == ""
