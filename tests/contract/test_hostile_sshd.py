@@ -165,7 +165,9 @@ def test_provision_reads_a_poisoned_inventory_as_text(
         host = dict(values["gpu_hosts"]["hosts"]["gpu1"]) | {key: jinja(canary)}
         file.write_text(json.dumps({"gpu_hosts": {"hosts": {"gpu1": host}}}))
         with pytest.raises(UsageError) as told:
-            playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None)
+            playbook.provision(
+                client.project, ["gpu1"], playbook.ProvisionOptions(), lambda _: None
+            )
         said = told.value.message
         assert all(word in said for word in (str(file), "`gpu1`", key)), said
         assert "`inv host.remove gpu1`" in told.value.hint
@@ -181,7 +183,7 @@ def test_provision_takes_a_poisoned_answer_as_text(
     payload = rf"\nbase=/x/{jinja(canary)}"
     known.lies("any", {"swap": [r"\\nbase=[^\\]*", payload]})
     steps: list[Step] = []
-    done = playbook.provision(client.project, ["gpu1"], playbook.Asked(), steps.append)
+    done = playbook.provision(client.project, ["gpu1"], playbook.ProvisionOptions(), steps.append)
     (host,) = done.hosts
     assert host.name == "gpu1" and host.message is not None
     assert "its probe: base: expected an absolute path" in host.message, host
@@ -204,7 +206,9 @@ def test_a_variable_of_ours_is_no_template(client: Client, known: Liar, canary: 
     raw = inventory.parse(file.read_text())
     raw["gpu_hosts"]["hosts"]["gpu1"]["mine"] = inventory.Unsafe(jinja(canary))
     inventory._dump(client.inventory, raw)
-    playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None, playbook=play)
+    playbook.provision(
+        client.project, ["gpu1"], playbook.ProvisionOptions(), lambda _: None, playbook=play
+    )
     log = next((client.project.home / "provision").glob("*/ansible.log")).read_text()
     # YAML doubles the quotes.
     assert log.count(f"touch {canary}") >= 3
@@ -216,7 +220,9 @@ def test_a_flood_ends_the_play(
     monkeypatch.setattr(playbook, "_MOST_MEMORY", 180_000_000)
     known.lies("any", {"flood": "stdout"})
     said = refused(
-        lambda: playbook.provision(client.project, ["gpu1"], playbook.Asked(), lambda _: None),
+        lambda: playbook.provision(
+            client.project, ["gpu1"], playbook.ProvisionOptions(), lambda _: None
+        ),
         *("gpu1: ", "sends more than a task can have to say"),
     )
     assert "inv host.check --on" in said

@@ -19,8 +19,8 @@ import pytest
 from hubserver import COMMIT, Hub, mirror, safetensors, tiny_model
 from tunesmith.basemodel import fetch as door
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource
-from tunesmith.basemodel.endpoint import Order, SourceError, Worker, reach
-from tunesmith.basemodel.fetch import Limits, ModelFolder, Progress
+from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
+from tunesmith.basemodel.fetch import ModelFolder, Patience, Progress
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror
@@ -31,7 +31,7 @@ NAME = "org/tiny"
 WEIGHTS = "model.safetensors"
 # 3 MiB and a bit: three whole chunks of the client, and a rest.
 ROWS = 3200
-QUICK = Limits(connect=2, listing=20, stall=20, pause=0.05, attempts=2)
+QUICK = Patience(connect=2, listing=20, stall=20, pause=0.05, attempts=2)
 
 
 @dataclass
@@ -358,7 +358,7 @@ def test_two_fetches_at_once_download_once(hub: Hub, place: Place) -> None:
 
 
 def test_a_hung_worker_is_ended_with_its_block(hub: Hub, place: Place) -> None:
-    order = Order(NAME, "main", {}, hub.mirror(), place.root, None, False, QUICK)
+    order = DownloadSpec(NAME, "main", {}, hub.mirror(), place.root, None, False, QUICK)
     with Worker(order, hub.url) as worker:
         worker.await_listing(20)
         pid = worker.pid

@@ -21,7 +21,7 @@ from tunesmith.core.processes import with_argument
 from tunesmith.project import Project
 from tunesmith.provision import playbook as provisioning
 from tunesmith.provision.events import HostResult, Recorder, Step
-from tunesmith.provision.playbook import Asked, Provisioned, provision, reset
+from tunesmith.provision.playbook import Provisioned, ProvisionOptions, provision, reset
 from tunesmith.stack.sources import app_digest
 
 pytestmark = pytest.mark.contract
@@ -67,7 +67,7 @@ def test_a_host_that_goes_well(root: Path, tmp_path: Path) -> None:
             "rescue": [command("Get up", "echo up", changed_when=False)],
         },
     )
-    done = provision(project, ["gpu1"], Asked(), steps.append, playbook=play)
+    done = provision(project, ["gpu1"], ProvisionOptions(), steps.append, playbook=play)
     (host,) = done.hosts
     assert done.good
     assert host == HostResult("gpu1", ok=3, changed=1, skipped=1, seconds=host.seconds)
@@ -110,7 +110,7 @@ def test_what_the_playbook_is_given(root: Path, tmp_path: Path) -> None:
     play = playbook(tmp_path, note)
     project = local_hosts(root, tmp_path, ("gpu1",))
     distrusted = {"gpu1": ("environment",)}
-    asked = Asked("cn", "cu126", toolkit=True, distrusted=distrusted)
+    asked = ProvisionOptions("cn", "cu126", toolkit=True, distrusted=distrusted)
     done = provision(project, ["gpu1"], asked, nothing, playbook=play)
     assert done.good, done.hosts
     got = json.loads(given.read_text(encoding="utf-8"))
@@ -143,7 +143,9 @@ def test_three_hosts_of_which_one_fails_and_one_is_off(root: Path, tmp_path: Pat
         command("Fill", text, when="inventory_hostname == 'gpu2'"),
         command("End", "echo end", changed_when=False),
     )
-    done = provision(project, ["gpu1", "gpu2", "gpu3", "gpu4"], Asked(), nothing, playbook=play)
+    done = provision(
+        project, ["gpu1", "gpu2", "gpu3", "gpu4"], ProvisionOptions(), nothing, playbook=play
+    )
     good1, failed, unreachable, good4 = done.hosts
     assert not done.good
     assert [host.name for host in done.hosts if host.good] == ["gpu1", "gpu4"]
@@ -191,7 +193,9 @@ def test_why_a_host_failed(root: Path, tmp_path: Path) -> None:
         {"name": f"Fail {name}", **task, "when": f"inventory_hostname == '{name}'"}
         for name, (task, _) in FAILURES.items()
     ]
-    done = provision(project, names, Asked(), nothing, playbook=playbook(tmp_path, *tasks))
+    done = provision(
+        project, names, ProvisionOptions(), nothing, playbook=playbook(tmp_path, *tasks)
+    )
     for host in done.hosts:
         assert (host.good, host.failed, host.task) == (False, 1, f"Fail {host.name}")
         assert FAILURES[host.name][1] in str(host.message)
@@ -204,14 +208,16 @@ def test_check_and_diff_change_nothing_and_tell(root: Path, tmp_path: Path) -> N
     target = tmp_path / "target"
     copy = {"content": "new line\n", "dest": str(target), "mode": "0600"}
     play = playbook(tmp_path, {"name": "Write", "ansible.builtin.copy": copy})
-    done = provision(project, ["gpu1"], Asked(check=True, diff=True), nothing, playbook=play)
+    done = provision(
+        project, ["gpu1"], ProvisionOptions(check=True, diff=True), nothing, playbook=play
+    )
     assert done.hosts[0].changed == 1
     assert not target.exists()
     assert "+new line" in (done.log / "ansible.log").read_text(encoding="utf-8")
-    done = provision(project, ["gpu1"], Asked(), nothing, playbook=play)
+    done = provision(project, ["gpu1"], ProvisionOptions(), nothing, playbook=play)
     assert target.read_text(encoding="utf-8") == "new line\n"
     assert "+new line" not in (done.log / "ansible.log").read_text(encoding="utf-8")
-    done = provision(project, ["gpu1"], Asked(), nothing, playbook=play)
+    done = provision(project, ["gpu1"], ProvisionOptions(), nothing, playbook=play)
     assert done.hosts[0].changed == 0
 
 
@@ -240,7 +246,7 @@ def test_no_trace_of_a_token(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        asked = Asked(token=CANARY, diff=True)
+        asked = ProvisionOptions(token=CANARY, diff=True)
         done = provision(project, ["gpu1"], asked, nothing, playbook=play)
     finally:
         watching.set()
@@ -269,7 +275,7 @@ def test_ansible_that_cannot_begin(root: Path, tmp_path: Path, text: str) -> Non
     play = tmp_path / "play.yml"
     play.write_text(text, encoding="utf-8")
     with pytest.raises(TunesmithError, match=r"ended with exit code [1-9]") as caught:
-        provision(project, ["gpu1"], Asked(), nothing, playbook=play)
+        provision(project, ["gpu1"], ProvisionOptions(), nothing, playbook=play)
     assert caught.value.detail
     assert left_over(project) == []
 
@@ -278,7 +284,7 @@ def test_a_play_that_leaves_a_host_out(root: Path, tmp_path: Path) -> None:
     project = local_hosts(root, tmp_path, ("gpu1", "gpu2"))
     play = playbook(tmp_path, command("Say", "echo hello", changed_when=False))
     play.write_text(play.read_text().replace("hosts: gpu_hosts", "hosts: gpu1"), encoding="utf-8")
-    done = provision(project, ["gpu1", "gpu2"], Asked(), nothing, playbook=play)
+    done = provision(project, ["gpu1", "gpu2"], ProvisionOptions(), nothing, playbook=play)
     assert [host.good for host in done.hosts] == [True, False]
     assert done.hosts[1].message == "no task was run on it"
 
@@ -286,9 +292,9 @@ def test_a_play_that_leaves_a_host_out(root: Path, tmp_path: Path) -> None:
 def test_misuse_leaves_nothing_behind(root: Path, tmp_path: Path) -> None:
     project = local_hosts(root, tmp_path, ("gpu1",))
     for names, asked, told in [
-        (["gpu1", "other"], Asked(), "no host 'other'"),
-        (["gpu1"], Asked("nowhere"), "unknown mirror 'nowhere'"),
-        (["gpu1"], Asked(flavour="cu42"), "flavour 'cu42'"),
+        (["gpu1", "other"], ProvisionOptions(), "no host 'other'"),
+        (["gpu1"], ProvisionOptions("nowhere"), "unknown mirror 'nowhere'"),
+        (["gpu1"], ProvisionOptions(flavour="cu42"), "flavour 'cu42'"),
     ]:
         with pytest.raises(UsageError, match=told):
             provision(project, names, asked, nothing)
@@ -303,7 +309,7 @@ def test_progress_that_breaks_is_not_swallowed(root: Path, tmp_path: Path) -> No
 
     play = playbook(tmp_path, command("Say", "echo hello", changed_when=False))
     with pytest.raises(OSError, match="the terminal is gone"):
-        provision(project, ["gpu1"], Asked(), broken, playbook=play)
+        provision(project, ["gpu1"], ProvisionOptions(), broken, playbook=play)
     assert left_over(project) == []
 
 
@@ -320,12 +326,12 @@ import dataclasses, sys
 from pathlib import Path
 from tests.unit.local_hosts import _Project
 from tunesmith.core.errors import TunesmithError
-from tunesmith.provision.playbook import Asked, provision
+from tunesmith.provision.playbook import ProvisionOptions, provision
 
 root, folder, play = map(Path, sys.argv[1:])
 project = _Project(root, folder / "home", folder / "inventory")
 try:
-    done = provision(project, ["gpu1"], Asked(token="hf_CanaryCanaryCanaryCanary1234"),
+    done = provision(project, ["gpu1"], ProvisionOptions(token="hf_CanaryCanaryCanaryCanary1234"),
                      lambda step: print(step.task, step.state, flush=True), playbook=play)
 except TunesmithError as error:
     sys.exit(error.message)
@@ -388,7 +394,7 @@ def test_after_a_kill_the_next_run_clears_up_first(root: Path, tmp_path: Path) -
     assert stat.S_IMODE(left.stat().st_mode) == 0o700
     assert ours(tmp_path), "ansible-playbook outlives us: that is what the next run must see"
     play = playbook(tmp_path, command("Say", "echo hello", changed_when=False))
-    done = provision(project, ["gpu1"], Asked(), nothing, playbook=play)
+    done = provision(project, ["gpu1"], ProvisionOptions(), nothing, playbook=play)
     assert done.good
     assert left_over(project) == []
     assert ours(tmp_path) == ()
@@ -401,9 +407,9 @@ def test_two_commands_do_not_work_on_one_host(root: Path, tmp_path: Path) -> Non
     play.mkdir()
     quick = playbook(play, command("Say", "echo hello", changed_when=False))
     with pytest.raises(TunesmithError, match=rf"gpu1: process {process.pid} of this clone"):
-        provision(project, ["gpu2", "gpu1"], Asked(), nothing, playbook=quick)
+        provision(project, ["gpu2", "gpu1"], ProvisionOptions(), nothing, playbook=quick)
     # Another host is free, and the first command's work folder is left alone.
-    done: Provisioned = provision(project, ["gpu2"], Asked(), nothing, playbook=quick)
+    done: Provisioned = provision(project, ["gpu2"], ProvisionOptions(), nothing, playbook=quick)
     assert done.good
     assert len(left_over(project)) == 1
     (tmp_path / "go").touch()

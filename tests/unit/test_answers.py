@@ -9,10 +9,10 @@ import pytest
 from tunesmith.core.errors import TunesmithError
 from tunesmith.hosts.answers import (
     DIGEST,
-    PLACE,
+    HOST_PATH,
     PYTHON,
     RUN_ID,
-    Asked,
+    AnswerSource,
     Each,
     Free,
     MalformedError,
@@ -30,7 +30,7 @@ from tunesmith.hosts.remote import MOST_ERRORS, FloodError, execute
 
 pytestmark = pytest.mark.unit
 
-ASKED = Asked("gpu1", "a field")
+ASKED = AnswerSource("gpu1", "a field")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ ASKED = Asked("gpu1", "a field")
             ],
         ),
         (
-            PLACE,
+            HOST_PATH,
             ["/", "/root/autodl-tmp/tunesmith", "/mnt/数据 1/x(2)"],
             [
                 "x",

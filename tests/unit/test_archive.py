@@ -135,7 +135,7 @@ def test_an_encrypted_zip_is_refused(tmp_path: Path, out: Path) -> None:
 def test_too_many_entries_are_refused(tmp_path: Path, out: Path) -> None:
     path = _tar(tmp_path / "a.tar", *(_file(f"f{n}") for n in range(5)))
     with pytest.raises(UsageError, match="more than 4 entries"):
-        archive.extract(path, out, archive.Limits(entries=4))
+        archive.extract(path, out, archive.UnpackLimits(entries=4))
     assert list(out.iterdir()) == []
 
 
@@ -145,7 +145,7 @@ def test_a_bomb_is_refused(tmp_path: Path, out: Path, pack: Callable[..., Path])
     member = _file("zeros", zeros) if pack is _tar else ("zeros", zeros)
     path = pack(tmp_path / "a", member)
     with pytest.raises(UsageError, match=r"more than 1\.0 MB"):
-        archive.extract(path, out, archive.Limits(size=1_000_000))
+        archive.extract(path, out, archive.UnpackLimits(size=1_000_000))
     assert list(out.iterdir()) == []
 
 
@@ -156,7 +156,7 @@ def test_a_zip_that_lies_about_its_size_is_stopped(tmp_path: Path, out: Path) ->
     assert data.count(real) == 2, "in the entry and in the directory"
     path.write_bytes(data.replace(real, (1000).to_bytes(4, "little")))
     with pytest.raises(TunesmithError):
-        archive.extract(path, out, archive.Limits(size=2_000_000))
+        archive.extract(path, out, archive.UnpackLimits(size=2_000_000))
     assert sum(p.stat().st_size for p in out.iterdir()) <= 2_000_000
 
 

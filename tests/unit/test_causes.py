@@ -20,7 +20,7 @@ from tunesmith.cli.follow import event_text
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import write_json
 from tunesmith.hosts import autostart, replies
-from tunesmith.hosts.answers import Asked
+from tunesmith.hosts.answers import AnswerSource
 from tunesmith.job.run import foreign
 from tunesmith.job.run.codec import Fault, decode
 from tunesmith.job.run.events import Event, RunStarted, status_from
@@ -187,7 +187,7 @@ def test_the_first_words_of_a_container_said_again_are_its_restart(
 
 def test_events_and_status_are_of_known_causes_and_older_ones_have_none() -> None:
     event: dict[str, Any] = {"event": "run_started", "phases": ["train"], "time": 1.0}
-    asked = Asked("gpu1", "its answer to `watch`")
+    asked = AnswerSource("gpu1", "its answer to `watch`")
     status = {"run_id": "r", "state": "running", "phases": {}}
     reply = {"status": status, "events": [event], "events_offset": 1, "log_offset": -1}
 

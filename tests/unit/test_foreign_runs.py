@@ -23,7 +23,7 @@ from tunesmith.core import files, swap
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import replies, transfer
-from tunesmith.hosts.answers import Asked
+from tunesmith.hosts.answers import AnswerSource
 from tunesmith.job.merge import bundle
 from tunesmith.job.run import foreign as run_foreign
 from tunesmith.job.run.codec import decode, encode
@@ -89,7 +89,7 @@ class Host(HostTarget):
 
     def _manifest(self, run_id: str, parts: Sequence[str]) -> Any:
         listed = encode(manifest(RunFolder(self.there), parts, lambda *_: None))
-        return replies.read(Asked("gpu1", "its list of run r"), Manifest, self.lie(listed))
+        return replies.read(AnswerSource("gpu1", "its list of run r"), Manifest, self.lie(listed))
 
     def write(self, name: str, content: str | bytes) -> None:
         file = self.there / name

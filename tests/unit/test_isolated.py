@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import traps
-from tunesmith.basemodel.endpoint import Limits, Order, SourceError, Worker
+from tunesmith.basemodel.endpoint import DownloadSpec, Patience, SourceError, Worker
 from tunesmith.core import isolated
 from tunesmith.core.files import write_json
 from tunesmith.core.mirrors import load_mirror
@@ -169,7 +169,7 @@ def test_a_hubs_worker_takes_nothing_from_where_the_user_stands(
     for name, value in hostile(trap).items():
         monkeypatch.setenv(name, value)
     mirror = load_mirror("default", root / "configs" / "mirrors")
-    order = Order("a/b", "main", {}, mirror, Path("hf"), None, False, Limits())
+    order = DownloadSpec("a/b", "main", {}, mirror, Path("hf"), None, False, Patience())
     with Worker(order, "http://127.0.0.1:9") as worker:
         assert Path(f"/proc/{worker.pid}/cwd").readlink() == Path(isolated.NOWHERE)
         with pytest.raises(SourceError, match="connection was cut"):

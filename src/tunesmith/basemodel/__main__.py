@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel.catalogue import load_models
 from tunesmith.basemodel.download import Progress
 from tunesmith.basemodel.fetch import CONFIGS, convert_with, fetch
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.mirrors import load_mirror
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _line(stream: Any, value: Mapping[str, Any]) -> None:
+def _line(stream: Any, value: JsonObject) -> None:
     stream.write(json.dumps(value, ensure_ascii=False) + "\n")
     stream.flush()
 

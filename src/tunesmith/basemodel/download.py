@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.basemodel import files as model_files
-from tunesmith.basemodel.endpoint import Order, SourceError, Worker, reach
+from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.core import disk, formats
+from tunesmith.core.documents import JsonObject
 
 # Free space that must stay beside a download: 5 % of it and this.
 _RESERVE = 1 << 30
@@ -69,7 +69,7 @@ class _Remote:
         return self.sha256 or self.blob_id or ""
 
 
-def download(order: Order, endpoint: str, tell: Tell) -> Snapshot:
+def download(order: DownloadSpec, endpoint: str, tell: Tell) -> Snapshot:
     """Bring a model into huggingface_hub's cache from one endpoint, and prove every file.
 
     Raises SourceError when this endpoint cannot give it, UsageError when the disk is too
@@ -101,7 +101,7 @@ def require_space(folder: Path, needed: int, what: str, hint: str) -> None:
         disk.require(folder, int(needed * 1.05) + _RESERVE, what, hint=hint, detail=detail)
 
 
-def _transfer(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
+def _transfer(order: DownloadSpec, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
     """Download until everything is there; retry while bytes keep coming."""
     limits = order.limits
     in_vain, most = 0, _held(order.storage)
@@ -125,7 +125,7 @@ def _transfer(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remo
             time.sleep(pause)
 
 
-def _attempt(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
+def _attempt(order: DownloadSpec, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
     with Worker(order, endpoint) as worker:
         tell(Progress("look", f"{order.name}: asking {endpoint}"))
         listing = worker.await_listing(order.limits.listing)
@@ -149,7 +149,7 @@ def _attempt(order: Order, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remot
         return commit, files
 
 
-def _refuse_code(order: Order, config: Path) -> None:
+def _refuse_code(order: DownloadSpec, config: Path) -> None:
     """Raise SourceError for a model that needs code of its author to be loaded."""
     if not order.remote_code and (fault := model_files.foreign_code(config.parent)):
         raise SourceError("code", fault)
@@ -157,7 +157,7 @@ def _refuse_code(order: Order, config: Path) -> None:
 
 def _watch(
     worker: Worker,
-    order: Order,
+    order: DownloadSpec,
     endpoint: str,
     total: int,
     tell: Tell,
@@ -181,7 +181,7 @@ def _watch(
         tell(Progress("download", f"{order.name} from {endpoint}", min(done, total), total))
 
 
-def _chosen(order: Order, listing: Mapping[str, Any]) -> tuple[_Remote, ...]:
+def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
     """Return the files to take, each with a checksum. Raises SourceError when that fails."""
     remote = {file["name"]: file for file in listing["files"]}
     if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:

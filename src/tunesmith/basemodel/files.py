@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core.bounded import TooDeepError, kind_fault, open_plain, parse_json, read_bytes
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import sha256_of
 
@@ -338,7 +338,7 @@ def _header(file: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], str]:
     return {name: (dtype, shape) for name, (dtype, shape, _, _) in entries.items()}, ""
 
 
-def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+def _entry(entry: JsonObject) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
     begin, stop = (int(n) for n in entry["data_offsets"])
     bits = _ITEM_BITS.get(dtype)
@@ -351,7 +351,7 @@ def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
     return dtype, shape, begin, stop
 
 
-def _json_object(path: Path) -> tuple[dict[str, Any], str]:
+def _json_object(path: Path) -> tuple[JsonObject, str]:
     """Return (the object in the file, fault or "")."""
     try:
         value = parse_json(read_bytes(path))

@@ -15,7 +15,6 @@ import errno
 import json
 import re
 import sys
-from typing import Any
 
 import requests
 from huggingface_hub import HfApi, hf_hub_download
@@ -29,6 +28,7 @@ from huggingface_hub.errors import (
 )
 
 from tunesmith.basemodel.hub_patches import JUDGED_METADATA, SMALL_CHUNKS, HeaderError
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.patching import install
 
 # Only whole chunks survive a cut; huggingface_hub's own 10 MiB never progress on a line
@@ -50,7 +50,7 @@ def main() -> int:
     return 0
 
 
-def _serve(request: dict[str, Any]) -> None:
+def _serve(request: JsonObject) -> None:
     install(SMALL_CHUNKS, _CHUNK)
     endpoint, name = request["endpoint"], request["name"]
     # False, not None: None would mean "the token you find".
@@ -91,7 +91,7 @@ def _serve(request: dict[str, Any]) -> None:
     _say({"done": True})
 
 
-def _explain(error: Exception, token: bool) -> dict[str, Any]:
+def _explain(error: Exception, token: bool) -> JsonObject:
     """Return {kind, text, retry, after} in plain words: what happened, and what helps."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         # huggingface_hub says "check your connection" for all of these; the cause knows.
@@ -105,7 +105,7 @@ def _explain(error: Exception, token: bool) -> dict[str, Any]:
     return {"kind": kind, "text": text, "retry": retry, "after": None}
 
 
-def _of_status(error: Exception, status: int, after: str, token: bool) -> dict[str, Any]:
+def _of_status(error: Exception, status: int, after: str, token: bool) -> JsonObject:
     retry = False
     if isinstance(error, GatedRepoError):
         kind = "gated"
@@ -168,7 +168,7 @@ def _of_transport(error: Exception) -> tuple[str, str, bool]:
     return "broken", f"{type(error).__name__}: {first_line}", False
 
 
-def _say(event: dict[str, Any]) -> None:
+def _say(event: JsonObject) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.cli.console import console, say
+from tunesmith.core import documents
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset import histogram, registry, replay_report
 from tunesmith.dataset.cost import Gpu, estimate, load_gpu, model_of, price_of
@@ -160,7 +162,7 @@ def _show_overlap(
 
 
 def _show_cost(
-    replayed: Mapping[str, Any], values: Mapping[str, Any], gpu: Gpu, price: float | None
+    replayed: JsonObject, values: documents.Config, gpu: Gpu, price: float | None
 ) -> None:
     folder = Path(str(values["model_name_or_path"]))
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))

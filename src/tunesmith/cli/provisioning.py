@@ -21,7 +21,7 @@ from tunesmith.hosts import inventory
 from tunesmith.project import Project
 from tunesmith.provision.drift import State, check_reach, check_states, fingerprint, wanted_of
 from tunesmith.provision.events import HostResult, Step
-from tunesmith.provision.playbook import Asked, Provisioned
+from tunesmith.provision.playbook import Provisioned, ProvisionOptions
 from tunesmith.provision.playbook import provision as run_playbook
 from tunesmith.provision.playbook import reset as run_reset
 from tunesmith.targets import factory
@@ -81,7 +81,7 @@ def provision(
     todo = [s.name for s in states if not s.error and (playbook_anyway or not s.in_state)]
     done = None
     if todo:
-        asked = Asked(
+        asked = ProvisionOptions(
             mirror=mirror,
             flavour=flavour,
             toolkit=toolkit,

@@ -39,7 +39,7 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class UnpackLimits:
     """How much an archive may unpack: entries and bytes."""
 
     entries: int = 2_000
@@ -62,14 +62,14 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))
 
 
-def extract(archive: Path, folder: Path, limits: Limits | None = None) -> None:
+def extract(archive: Path, folder: Path, limits: UnpackLimits | None = None) -> None:
     """Unpack a .tar, .tar.gz or .zip below `folder`, which must exist and be empty.
 
     The whole archive is judged before the first byte is written. Raises UsageError for an
     absolute name, `..`, a link, a device, a duplicate, an encrypted or sparse entry, or
     more than `limits`; TunesmithError when the archive is cut or damaged.
     """
-    limits = limits or Limits()
+    limits = limits or UnpackLimits()
     try:
         if fault := kind_fault(archive):
             raise UsageError(f"{archive}: {fault}, not an archive")
@@ -144,7 +144,7 @@ def _check_directory(archive: Path) -> None:
 
 
 def _extract(
-    archive: Path, entries: Callable[[], Iterator[_Entry]], folder: Path, limits: Limits
+    archive: Path, entries: Callable[[], Iterator[_Entry]], folder: Path, limits: UnpackLimits
 ) -> None:
     _judge(archive, entries(), limits)
     left = limits.size
@@ -172,7 +172,7 @@ def _extract(
             )
 
 
-def _judge(archive: Path, entries: Iterable[_Entry], limits: Limits) -> None:
+def _judge(archive: Path, entries: Iterable[_Entry], limits: UnpackLimits) -> None:
     seen: dict[tuple[str, ...], bool] = {}
     total = 0
     for count, entry in enumerate(entries, 1):
@@ -200,7 +200,7 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: Limits) -> None:
             raise UsageError(f"{archive}: {name!r} is a file and a folder; nothing was unpacked")
 
 
-def _too_large(archive: Path, limits: Limits) -> UsageError:
+def _too_large(archive: Path, limits: UnpackLimits) -> UsageError:
     size = formats.size(limits.size)
     return UsageError(f"{archive}: unpacks to more than {size}, which is all there is room for")
 

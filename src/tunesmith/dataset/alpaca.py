@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.calls import tools_fault
 from tunesmith.dataset.columns import Rules, misspelt, needed_roles, text_fault
 from tunesmith.dataset.entry import Entry
@@ -55,7 +56,7 @@ class AlpacaRules(Rules):
             if isinstance(answer, str):
                 self.answer_lengths.append(len(answer))
 
-    def _sound(self, value: dict[str, Any]) -> bool:
+    def _sound(self, value: JsonObject) -> bool:
         """Whether a row is plainly sound; if so it is counted."""
         entry = self._entry
         query, length = entry.column("query"), 0
@@ -117,9 +118,7 @@ class AlpacaRules(Rules):
                 if wanting is not None:
                     yield found("error", wanting[0], wanting[1], column)
 
-    def _answer_fault(
-        self, value: dict[str, Any], role: str, column: str
-    ) -> tuple[str, str] | None:
+    def _answer_fault(self, value: JsonObject, role: str, column: str) -> tuple[str, str] | None:
         """Return (message, fix) for an answer that trains nothing."""
         held = value.get(column)
         if role == "kto_tag":
@@ -140,7 +139,7 @@ class AlpacaRules(Rules):
         return None
 
 
-def _prompt(value: dict[str, Any], entry: Entry) -> str:
+def _prompt(value: JsonObject, entry: Entry) -> str:
     """Return the question as LLaMA-Factory joins it; parts that are no strings are left out."""
     columns = (entry.column("prompt"), entry.column("query"))
     parts = [value.get(column) for column in columns if column]
@@ -157,7 +156,7 @@ def _pairs(history: Any) -> bool:
     )
 
 
-def _stops(value: dict[str, Any], entry: Entry) -> bool:
+def _stops(value: JsonObject, entry: Entry) -> bool:
     """Whether the converter raises: join of no strings, history that is no pairs of texts."""
     for role in ("prompt", "query"):
         held = value.get(entry.column(role) or "")
@@ -174,7 +173,7 @@ def _stops(value: dict[str, Any], entry: Entry) -> bool:
     )
 
 
-def _keeps(value: dict[str, Any], entry: Entry, stage: str) -> bool:
+def _keeps(value: JsonObject, entry: Entry, stage: str) -> bool:
     """Whether the row has as many answers as the stage's processor asks for."""
 
     def held(role: str) -> Any:

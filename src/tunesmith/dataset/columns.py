@@ -11,11 +11,12 @@ import functools
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.core.bounded import MOST_COLUMNS
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.entry import ROLES, TAG_DEFAULTS, Entry
 from tunesmith.dataset.reading import Piece
 from tunesmith.dataset.report import Finding, Severity
@@ -40,7 +41,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Place:
+class SourcePosition:
     """Where a row is: number and line in its file, and the file when there are several."""
 
     row: int
@@ -79,7 +80,7 @@ class Shapes:
     """The sets of columns that rows have: few, however long the file."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, ...], tuple[int, Place]] = {}
+        self._seen: dict[tuple[str, ...], tuple[int, SourcePosition]] = {}
 
     def add(self, piece: Piece) -> None:
         """Count the rows of a piece."""
@@ -89,13 +90,13 @@ class Shapes:
                 keys = tuple(row.value)
                 known = seen.get(keys)
                 if known is None:
-                    seen[keys] = (1, Place(row.number, row.line, piece.file))
+                    seen[keys] = (1, SourcePosition(row.number, row.line, piece.file))
                 else:
                     seen[keys] = (known[0] + 1, known[1])
 
-    def first(self) -> dict[str, Place]:
+    def first(self) -> dict[str, SourcePosition]:
         """Return each column with the first row that has it."""
-        found: dict[str, Place] = {}
+        found: dict[str, SourcePosition] = {}
         for keys, (_, place) in self._seen.items():
             for key in keys:
                 found.setdefault(key, place)
@@ -158,7 +159,9 @@ def check_columns(shapes: Shapes, entry: Entry, stage: str, again: str) -> list[
     return findings
 
 
-def _at(place: Place | None, severity: Severity, message: str, fix: str, column: str) -> Finding:
+def _at(
+    place: SourcePosition | None, severity: Severity, message: str, fix: str, column: str
+) -> Finding:
     if place is None:
         return Finding(severity, message, fix, field=column)
     return Finding(severity, message, fix, place.row, place.line, field=column, file=place.file)
@@ -193,7 +196,7 @@ class Kinds:
 
     def __init__(self) -> None:
         self.stops = False
-        self._seen: dict[tuple[str, ...], tuple[str, Place]] = {}
+        self._seen: dict[tuple[str, ...], tuple[str, SourcePosition]] = {}
         self._told: set[tuple[str, ...]] = set()
         self._flat: set[tuple[Any, ...]] = set()  # shapes of rows that bring nothing new
         self._fractions: set[tuple[str, ...]] = set()  # paths of which a number is no integer
@@ -216,7 +219,7 @@ class Kinds:
                 continue
             if plain:
                 self._flat.add((types, tuple(value)))
-            place = Place(row.number, row.line, piece.file)
+            place = SourcePosition(row.number, row.line, piece.file)
             for key in value:
                 self._new_column(key, place, findings)
             for path, kind, fraction in _kinds(value, (), piece.listed):
@@ -228,7 +231,7 @@ class Kinds:
         path: tuple[str, ...],
         kind: str,
         fraction: bool,
-        place: Place,
+        place: SourcePosition,
         blamed: set[tuple[str | None, int, str]],
         findings: list[Finding],
     ) -> None:
@@ -255,14 +258,14 @@ class Kinds:
         fix = f'write one kind in all rows, or delete "{column}"'
         findings.append(_at(place, "error", message, fix, column))
 
-    def _new_column(self, key: str, place: Place, findings: list[Finding]) -> None:
+    def _new_column(self, key: str, place: SourcePosition, findings: list[Finding]) -> None:
         if key not in self._columns:
             self._columns.add(key)
             if self._batch:
                 self._tell((key,), "its first row here, and none", place, findings)
 
     def _tell(
-        self, path: tuple[str, ...], what: str, place: Place, findings: list[Finding]
+        self, path: tuple[str, ...], what: str, place: SourcePosition, findings: list[Finding]
     ) -> None:
         if path in self._told or any(path[:n] in self._told for n in range(1, len(path))):
             return
@@ -309,7 +312,7 @@ class Dates:
         self._open = {column for column in named if column}
         # These reach the tokenizer as they are; the others stop the converter or hold no text.
         self._harmless = {entry.column("system"), entry.column("tools")}
-        self._some: dict[str, Place] = {}
+        self._some: dict[str, SourcePosition] = {}
 
     def add(self, piece: Piece) -> None:
         """Look at the rows of a piece, until a column has another text."""
@@ -326,7 +329,7 @@ class Dates:
                     self._open.discard(column)
                     self._some.pop(column, None)
                 elif column not in self._some:
-                    self._some[column] = Place(row.number, row.line, piece.file)
+                    self._some[column] = SourcePosition(row.number, row.line, piece.file)
             if not self._open:
                 return
 
@@ -351,7 +354,7 @@ class Dates:
         ]
 
 
-def text_fault(value: Mapping[str, Any], column: str) -> str | None:
+def text_fault(value: JsonObject, column: str) -> str | None:
     """Return what is wrong with an optional text, or None when it is a string or null."""
     held = value.get(column)
     if held is None or isinstance(held, str):

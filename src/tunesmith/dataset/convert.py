@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_text
 from tunesmith.dataset import exports
@@ -24,7 +25,7 @@ class Conversion:
     """What a file was, the rows made of it, and what was changed: (what, how often)."""
 
     kind: str
-    rows: list[dict[str, Any]]
+    rows: list[JsonObject]
     changes: tuple[tuple[str, int], ...]
 
 
@@ -48,7 +49,7 @@ def convert(file: Path) -> Conversion:
             f"{file.suffix or 'a file without a suffix'}"
         )
     notes: Counter[str] = Counter()
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     kind, values = None, _values(file)
     for value in values:
         kind = kind or exports.kind_of(value)

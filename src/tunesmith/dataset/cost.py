@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from tunesmith.core.documents import Config, JsonObject
 from tunesmith.core.errors import UsageError
 
 
@@ -61,7 +61,7 @@ def load_gpu(path: Path, name: str) -> Gpu:
     raise UsageError(f"--gpu {name} is unknown; known are {', '.join(table['gpus'])} ({path})")
 
 
-def model_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> Model:
+def model_of(config: Config, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> Model:
     """Return the size of a model from its config.json and its tensors' shapes.
 
     An embedding is looked up, not multiplied; where it also serves as the output layer
@@ -76,7 +76,7 @@ def model_of(config: Mapping[str, Any], shapes: Mapping[str, tuple[str, tuple[in
     return Model(total, int(config.get("num_hidden_layers") or 24))
 
 
-def steps_of(replayed: Mapping[str, Any], gpus: int = 1) -> int:
+def steps_of(replayed: JsonObject, gpus: int = 1) -> int:
     """Return the optimiser steps, as transformers' Trainer counts them."""
     if replayed["max_steps"] > 0:
         return int(replayed["max_steps"])
@@ -86,9 +86,9 @@ def steps_of(replayed: Mapping[str, Any], gpus: int = 1) -> int:
 
 
 def estimate(
-    replayed: Mapping[str, Any],
+    replayed: JsonObject,
     model: Model,
-    config: Mapping[str, Any],
+    config: Config,
     gpu: Gpu,
     price: float | None,
 ) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.entry import SHARED_ROLES, TAG_DEFAULTS, TEXT_COLUMNS, Entry
 from tunesmith.dataset.syntax import kind_of
 
@@ -32,7 +33,7 @@ _ROLE_NAMES = {
 class _Seen:
     """What rows hold that tells their format; they are read once, a file may be long."""
 
-    def __init__(self, values: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, values: Iterable[JsonObject]) -> None:
         self.names: dict[str, None] = {}
         self.keys: dict[str, set[str]] = {name: set() for name in _MESSAGES}  # of messages
         self.roles: dict[str, dict[str, set[str]]] = {name: {} for name in _MESSAGES}
@@ -54,7 +55,7 @@ class _Seen:
 
 
 def detect(
-    values: Iterable[dict[str, Any]], key: str, file_name: str, formatting: str | None = None
+    values: Iterable[JsonObject], key: str, file_name: str, formatting: str | None = None
 ) -> Entry:
     """Return the entry for rows; `formatting` (alpaca, sharegpt) is guessed when None.
 

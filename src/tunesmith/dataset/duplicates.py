@@ -6,9 +6,9 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Any
 
-from tunesmith.dataset.columns import Place
+from tunesmith.core.documents import JsonObject
+from tunesmith.dataset.columns import SourcePosition
 from tunesmith.dataset.reading import Piece
 from tunesmith.dataset.report import Finding, Findings
 
@@ -33,11 +33,11 @@ class Places:
         self._lines.append(-1 if line is None else line)
         self._numbers.append(number)
 
-    def place(self, ordinal: int) -> Place:
+    def place(self, ordinal: int) -> SourcePosition:
         """Return the place of the row counted `ordinal`, from 0."""
         line = self._lines[ordinal]
         file = self._files[bisect_right(self._starts, ordinal) - 1]
-        return Place(self._numbers[ordinal], None if line < 0 else line, file)
+        return SourcePosition(self._numbers[ordinal], None if line < 0 else line, file)
 
 
 class Duplicates:
@@ -79,7 +79,7 @@ class Duplicates:
                 yield before, ordinal
 
 
-def hash_of(value: dict[str, Any]) -> int:
+def hash_of(value: JsonObject) -> int:
     """Return a hash of a row, the same for the same content in this process."""
     # JSON tells 1 from 1.0 and true, which are equal to Python; text alone needs no JSON.
     if all(type(held) is str for held in value.values()):
@@ -87,7 +87,7 @@ def hash_of(value: dict[str, Any]) -> int:
     return hash(json.dumps(value, sort_keys=True))
 
 
-def told_place(place: Place) -> str:
+def told_place(place: SourcePosition) -> str:
     """Return a place for a message: row 3 (line 5)."""
     line = "" if place.line is None else f" (line {place.line})"
     return f"row {place.row}{line}" + ("" if place.file is None else f" of {place.file}")

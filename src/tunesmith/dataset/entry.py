@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 
 FORMATTINGS = ("alpaca", "sharegpt")
@@ -48,7 +49,7 @@ class Entry:
     formatting: str = "alpaca"
     columns: Mapping[str, str] | None = None
     tags: Mapping[str, str] | None = None
-    other: Mapping[str, Any] = field(default_factory=dict)
+    other: JsonObject = field(default_factory=dict)
 
     @property
     def ranking(self) -> bool:
@@ -94,9 +95,9 @@ class Entry:
         assert self.file_name is not None, "a remote entry has no file"
         return dataset_dir / self.file_name
 
-    def to_raw(self) -> dict[str, Any]:
+    def to_raw(self) -> JsonObject:
         """Return the entry as dataset_info.json holds it."""
-        raw: dict[str, Any] = {}
+        raw: JsonObject = {}
         if self.file_name is not None:
             raw["file_name"] = self.file_name
         raw["formatting"] = self.formatting

@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-Row = dict[str, Any]
+from tunesmith.core.documents import JsonObject
+
+Row = JsonObject
 Note = Callable[[str], None]
 
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
@@ -35,7 +37,7 @@ def kind_of(first: Any) -> str | None:
     return None
 
 
-def from_openai(row: Mapping[str, Any], note: Note) -> Iterator[Row]:
+def from_openai(row: JsonObject, note: Note) -> Iterator[Row]:
     """A conversation in OpenAI's format: parts of content, tool calls, weights."""
     turns: list[dict[str, str]] = []
     for message in row.get("messages", ()):
@@ -49,10 +51,10 @@ def from_openai(row: Mapping[str, Any], note: Note) -> Iterator[Row]:
     yield from _conversation(turns, extra, note)
 
 
-def from_chatgpt(document: Mapping[str, Any], note: Note) -> Iterator[Row]:
+def from_chatgpt(document: JsonObject, note: Note) -> Iterator[Row]:
     """A conversation of ChatGPT's data export: a tree, of which the shown branch is taken."""
     nodes = document.get("mapping", {})
-    branch: list[Mapping[str, Any]] = []
+    branch: list[JsonObject] = []
     name, seen = document.get("current_node"), set()
     while isinstance(name, str) and name in nodes and name not in seen:
         seen.add(name)
@@ -73,7 +75,7 @@ def from_chatgpt(document: Mapping[str, Any], note: Note) -> Iterator[Row]:
     yield from _conversation(turns, {}, note)
 
 
-def from_label_studio(task: Mapping[str, Any], note: Note) -> Iterator[Row]:
+def from_label_studio(task: JsonObject, note: Note) -> Iterator[Row]:
     """A task of Label Studio: its first text, and the text that was written for it."""
     data = task.get("data") or {}
     names = ("prompt", "question", "instruction", "text")
@@ -95,7 +97,7 @@ def from_label_studio(task: Mapping[str, Any], note: Note) -> Iterator[Row]:
             note("a task without a text or without a written answer was left out")
 
 
-def from_preference(row: Mapping[str, Any], note: Note) -> Iterator[Row]:
+def from_preference(row: JsonObject, note: Note) -> Iterator[Row]:
     """A pair whose answers are conversations (TRL): what both begin with, then one message each."""
     chosen, rejected = list(row["chosen"]), list(row["rejected"])
     before = list(row["prompt"]) if isinstance(row.get("prompt"), list) else []
@@ -114,7 +116,7 @@ def from_preference(row: Mapping[str, Any], note: Note) -> Iterator[Row]:
     yield {"conversations": turns, "chosen": ends[0][0], "rejected": ends[1][0]}
 
 
-def from_kto(row: Mapping[str, Any], note: Note) -> Iterator[Row]:
+def from_kto(row: JsonObject, note: Note) -> Iterator[Row]:
     """A prompt, a completion and whether it is wanted."""
     label = row["label"]
     if isinstance(label, str) and label.casefold() in ("true", "false"):
@@ -134,7 +136,7 @@ READERS: Mapping[str, Callable[[Any, Note], Iterator[Row]]] = {
 }
 
 
-def _turns_of(message: Mapping[str, Any], note: Note) -> Iterator[dict[str, str]]:
+def _turns_of(message: JsonObject, note: Note) -> Iterator[dict[str, str]]:
     role, text = message.get("role"), _text_of(message.get("content"), note)
     if reasoning := message.get("reasoning_content") or message.get("reasoning"):
         text = f"<think>\n{reasoning}\n</think>\n\n{text}"
@@ -154,7 +156,7 @@ def _turns_of(message: Mapping[str, Any], note: Note) -> Iterator[dict[str, str]
         note(f"a message from {role!r} was left out")
 
 
-def _calls(calls: list[Any]) -> list[dict[str, Any]]:
+def _calls(calls: list[Any]) -> list[JsonObject]:
     made = []
     for call in calls:
         function = call.get("function") or {}

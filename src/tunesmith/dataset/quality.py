@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Set as AbstractSet
-from typing import Any
 
-from tunesmith.dataset.columns import Place
+from tunesmith.core.documents import JsonObject
+from tunesmith.dataset.columns import SourcePosition
 from tunesmith.dataset.duplicates import Places, told_place
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.near_duplicates import ALIKE, Sketches
@@ -39,8 +39,8 @@ class Looks:
         self._scripts: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._found = Findings()
-        self._thought: list[Place] = []
-        self._plain: list[Place] = []
+        self._thought: list[SourcePosition] = []
+        self._plain: list[SourcePosition] = []
         self._near = 0
 
     def add(self, piece: Piece) -> None:
@@ -90,7 +90,7 @@ class Looks:
         self._counts[kind] += 1
         examples = self._thought if kind == "thought" else self._plain
         if len(examples) < 3:
-            examples.append(Place(number, line, file))
+            examples.append(SourcePosition(number, line, file))
         if opened != closed or opened > 1 or (opened and not answer.lstrip().startswith("<think>")):
             self._counts["torn"] += 1
             if self._counts["torn"] <= _TOLD:
@@ -125,7 +125,7 @@ class Looks:
                 found.add(Finding("note", f"{count} rows {name}; the first {_TOLD} are told", ""))
         return found
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Return the counts, for the screen."""
         return {
             "near_duplicates": self._near,

@@ -14,10 +14,11 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from tunesmith.core import formats
 from tunesmith.core.bounded import LONGEST_ROW, MOST_COLUMNS, kind_fault, open_plain
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
 
@@ -39,7 +40,7 @@ _MARK = "\ufeff"
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 # Files of one type -> {"columns": ...} or {"error": ...}, then {"row": ...} each.
-Tables = Callable[[Sequence[Path]], Iterator[dict[str, Any]]]
+Tables = Callable[[Sequence[Path]], Iterator[JsonObject]]
 
 
 @dataclass(frozen=True)
@@ -388,7 +389,7 @@ def _by_place(finding: Finding) -> tuple[float, int]:
     return finding.line or float("inf"), finding.column or 0
 
 
-def values_of(pieces: Iterable[Piece]) -> Iterator[dict[str, Any]]:
+def values_of(pieces: Iterable[Piece]) -> Iterator[JsonObject]:
     """Yield the rows that are objects."""
     for piece in pieces:
         for row in piece.rows:

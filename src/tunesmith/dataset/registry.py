@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.bounded import TooDeepError, kind_fault, parse_json, read_text
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import locked, write_text
 from tunesmith.dataset.check import check_file, unchecked
@@ -198,7 +199,7 @@ def _name_in(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
-def _write(path: Path, added: dict[str, dict[str, Any]]) -> None:
+def _write(path: Path, added: dict[str, JsonObject]) -> None:
     """Put entries in; keep the others, their order, and the way the file is written."""
     text = path.read_bytes().decode("utf-8") if path.exists() else "{}\n"
     entries = _parse(text, path)
@@ -216,8 +217,8 @@ def _write(path: Path, added: dict[str, dict[str, Any]]) -> None:
     write_text(path, written + ending)
 
 
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse(text: str, path: Path) -> JsonObject:
+    def once(pairs: list[tuple[str, Any]]) -> JsonObject:
         value = dict(pairs)
         if len(value) != len(pairs):
             twice = next(k for k in value if [key for key, _ in pairs].count(k) > 1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from tunesmith.core import formats
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.cost import Estimate
 from tunesmith.dataset.histogram import Lengths, quantile, terminal
 from tunesmith.dataset.overlap import Overlap
@@ -20,7 +21,7 @@ _KINDS = {
 SHOWN = 10  # rows of a kind on the screen
 
 
-def lengths_of(found: Mapping[str, Any]) -> Lengths:
+def lengths_of(found: JsonObject) -> Lengths:
     """Return (tokens before the cut, rows) of all data sets to train on, ascending."""
     total: dict[int, int] = {}
     for name in found["train"]:
@@ -29,7 +30,7 @@ def lengths_of(found: Mapping[str, Any]) -> Lengths:
     return sorted(total.items())
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def lines(found: JsonObject) -> Iterator[str]:
     """Yield what becomes of the rows, data set by data set, then of all together."""
     cutoff = found["cutoff_len"]
     for name, part in found["datasets"].items():
@@ -62,7 +63,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"thinking: {line}" for line in thinking(found))
 
 
-def thinking(found: Mapping[str, Any]) -> Iterator[str]:
+def thinking(found: JsonObject) -> Iterator[str]:
     """Yield whether enable_thinking fits the data; source of the rules: data/template.py."""
     counts = [found["datasets"][name]["counts"] for name in found["train"]]
     thought = sum(count.get("think", 0) for count in counts)

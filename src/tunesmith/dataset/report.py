@@ -6,8 +6,9 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 
 Severity = Literal["error", "warning", "note"]
@@ -117,7 +118,7 @@ class DatasetReport:
     kept: int
     hidden_errors: int = 0
     hidden_warnings: int = 0
-    looks: dict[str, Any] = field(default_factory=dict)
+    looks: JsonObject = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -160,7 +161,7 @@ class DatasetReport:
             f"{self.file}{of_key}: {title}: {self.errors[0].render()}", detail=self.lines()
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what run.json and the HTML report keep of a data set (no single findings)."""
         value = asdict(self)
         del value["findings"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from tunesmith.core import formats
 from tunesmith.core.bounded import DEEPEST, LONGEST_ROW, depth_at
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.report import Finding
 from tunesmith.dataset.syntax import excerpt, explain, kind_of
 
@@ -315,7 +316,7 @@ class Scan:
         before = self._line_ends[line - 1] if line else -1 - self._columns
         return self._lines + line + 1, offset - before
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _object(self, pairs: list[tuple[str, Any]]) -> JsonObject:
         value = dict(pairs)
         if len(value) != len(pairs):
             names = [key for key, _ in pairs]

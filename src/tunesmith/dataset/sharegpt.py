@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.calls import call_fault, tools_fault
-from tunesmith.dataset.columns import Place, Rules, misspelt, similar, text_fault
+from tunesmith.dataset.columns import Rules, SourcePosition, misspelt, similar, text_fault
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.reading import Piece
 from tunesmith.dataset.report import Finding, Severity
@@ -33,7 +34,7 @@ class SharegptRules(Rules):
         self._column = entry.column("messages") or ""
         self._known = {name for role in entry.used_roles() if (name := entry.column(role))}
         self._absent = [role for role in ("role_tag", "content_tag") if entry.tag(role)]
-        self._first: tuple[Place, list[str]] | None = None
+        self._first: tuple[SourcePosition, list[str]] | None = None
         # Tags given without these two: LLaMA-Factory looks for the key None and stops.
         self._systems: set[str] = set()
         self._told_keys: set[str] = set()
@@ -79,7 +80,7 @@ class SharegptRules(Rules):
                 "error", text, fix, place.row, place.line, field=self._column, file=place.file
             )
 
-    def _system_of(self, value: dict[str, Any], messages: list[dict[str, Any]]) -> Any:
+    def _system_of(self, value: JsonObject, messages: list[JsonObject]) -> Any:
         """Return what the converter takes for the system message; one kind must do for all."""
         entry = self._entry
         role, tag = entry.tag("role_tag") or "", entry.tag("system_tag")
@@ -121,7 +122,7 @@ class SharegptRules(Rules):
             if not isinstance(message, dict):
                 continue
             if self._first is None:
-                self._first = (Place(row.number, row.line, file), list(message))
+                self._first = (SourcePosition(row.number, row.line, file), list(message))
             self._absent = [role for role in self._absent if self._entry.tag(role) not in message]
 
     def _row_faults(self, row: Row, file: str | None) -> Iterator[Finding]:
@@ -169,7 +170,7 @@ _UNREAD = {
 }
 
 
-def _lost_call(message: dict[str, Any]) -> bool:
+def _lost_call(message: JsonObject) -> bool:
     """Whether a message calls functions as OpenAI's format does."""
     return bool(message.get("tool_calls") or message.get("function_call"))
 
@@ -234,7 +235,7 @@ def _named(entry: Entry, *roles: str) -> tuple[str, ...]:
     return tuple(name for role in roles if (name := entry.tag(role)))
 
 
-def _keeps(value: dict[str, Any], entry: Entry, stage: str, column: str) -> bool:
+def _keeps(value: JsonObject, entry: Entry, stage: str, column: str) -> bool:
     """Whether the converter leaves questions and answers as the stage's processor asks."""
     role_key = entry.tag("role_tag") or ""
     roles = [message.get(role_key) for message in value[column]]

@@ -8,9 +8,10 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from tunesmith.core import isolated
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError
 from tunesmith.dataset.reading import Tables
 
@@ -25,7 +26,7 @@ def tables_of(python: Path, environment: Mapping[str, str]) -> Tables:
     """
     kept: dict[tuple[tuple[str, int, int], ...], IO[bytes]] = {}
 
-    def read(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    def read(files: Sequence[Path]) -> Iterator[JsonObject]:
         stats = [(file, file.stat()) for file in files]
         key = tuple((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stats)
         if key not in kept:

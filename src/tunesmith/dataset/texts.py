@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.entry import Entry
 
 
-def texts_of(value: dict[str, Any], entry: Entry) -> tuple[str, str]:
+def texts_of(value: JsonObject, entry: Entry) -> tuple[str, str]:
     """Return (question, answer) of a row as far as they are text; of pairs the chosen answer.
 
     In a conversation the answer is its last message, the question all before it.

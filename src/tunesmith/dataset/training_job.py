@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core import isolated
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
 
@@ -19,9 +19,9 @@ def run_job(
     python: Path,
     environment: Mapping[str, str],
     module: str,
-    request: Mapping[str, Any],
+    request: JsonObject,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the result of MODULE on REQUEST and RESULT; `progress` gets (done, total).
 
     Raises UsageError for what the module refuses, TunesmithError when it fails, with the end
@@ -54,7 +54,7 @@ def run_job(
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             last = lines[-1] if lines else f"exit code {process.returncode}"
             raise TunesmithError(f"LLaMA-Factory stops at this data: {last[:300]}", lines[-12:])
-        found: dict[str, Any] = read_json(result)
+        found: JsonObject = read_json(result)
     if "error" in found:
         raise UsageError(found["error"])
     return found

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror
 from tunesmith.doctor import facts as reading
@@ -45,7 +45,7 @@ class Checked:
         """0 when nothing is critical, else 1."""
         return 1 if self.counts["critical"] else 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain values; the keys stay as they are from release to release."""
         return {
             "host": self.host,

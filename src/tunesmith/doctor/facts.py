@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line, printable
 from tunesmith.doctor.flavours import Gpu, capability_of
 from tunesmith.hosts.answers import (
-    PLACE,
-    Asked,
+    HOST_PATH,
+    AnswerSource,
+    HostPath,
     MalformedError,
     Number,
     OneOf,
-    Place,
     Shape,
     Text,
     Words,
@@ -28,14 +28,16 @@ _BEGIN = "tunesmith_probe=1"
 # allowed: the host could not tell.
 _NUMBER = Number(-(1 << 63), 1 << 63)
 _YES = OneOf(("yes", "no"))
-_PATH = Place(rf"-?|{PLACE.pattern}")
+_PATH = HostPath(rf"-?|{HOST_PATH.pattern}")
 _SHAPES: Mapping[str, Shape] = {
     **dict.fromkeys(("epoch", "uid", "cpu.count", "cpu.thousandths"), _NUMBER),
     **dict.fromkeys(("memory.total", "memory.available", "memory.limit", "memory.used"), _NUMBER),
     **dict.fromkeys(("home", "data_disk", "base", "state", "nvidia_smi"), _PATH),
     **dict.fromkeys(("systemd", "writable", "network_turbo"), _YES),
     **dict.fromkeys(("bashrc_seconds", "end"), Text(r"\d{1,9}(\.\d{1,6})?", 16, "seconds")),
-    "environment": Place(rf"(whole|half) {PLACE.pattern}", 1040, "whole or half, and a path"),
+    "environment": HostPath(
+        rf"(whole|half) {HOST_PATH.pattern}", 1040, "whole or half, and a path"
+    ),
     "kernel_module": Text(r"\d{1,4}(\.\d{1,4}){0,4}", 25, "a version"),
     "sudo": OneOf(("root", "absent", "yes", "no")),
     "marker": Text(r"[\s\S]*", 1 << 16, "JSON"),
@@ -270,9 +272,11 @@ class _Said:
             key, equals, value = line.partition("=")
             if equals:
                 plain = _ESCAPE.sub(lambda found: _ESCAPES[found[1]], value).strip()
-                self._take(Asked(host, f"its answer to the probe: {one_line(key, 40)}"), key, plain)
+                self._take(
+                    AnswerSource(host, f"its answer to the probe: {one_line(key, 40)}"), key, plain
+                )
 
-    def _take(self, asked: Asked, key: str, plain: str) -> None:
+    def _take(self, asked: AnswerSource, key: str, plain: str) -> None:
         if plain:
             _SHAPES.get(key, _WORDS).read(asked, plain)
         values = self._values.setdefault(key, [])
@@ -293,10 +297,10 @@ def _clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def _marker(host: str, text: str) -> dict[str, Any]:
+def _marker(host: str, text: str) -> JsonObject:
     """Return an environment's finish marker; one that is not JSON says nothing."""
     try:
-        marker = parse_json(Asked(host, "its answer to the probe: marker"), text or "{}")
+        marker = parse_json(AnswerSource(host, "its answer to the probe: marker"), text or "{}")
     except MalformedError:
         return {}
     return marker if isinstance(marker, dict) else {}

@@ -17,9 +17,10 @@ from dataclasses import replace
 from typing import IO, Any, TypeVar
 
 from tunesmith.core import formats
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import replies, ssh_errors
-from tunesmith.hosts.answers import Asked, MalformedError, parse_json
+from tunesmith.hosts.answers import AnswerSource, MalformedError, parse_json
 from tunesmith.hosts.layout import FIND_ENVIRONMENT, find_base, not_provisioned
 from tunesmith.hosts.remote import (
     MOST_OUTPUT,
@@ -78,7 +79,7 @@ def call(
     done = remote.run(script(), arguments=(verb, *words), stdin=text, timeout=timeout, most=most)
     if done.returncode == _NOT_PROVISIONED:
         raise not_provisioned(remote.name)
-    asked = Asked(remote.name, f"its answer to `{verb}`")
+    asked = AnswerSource(remote.name, f"its answer to `{verb}`")
     lines = [line for line in done.stdout.split("\n") if line.startswith("{")]
     # The last one is the answer; before it come signs of life, and what start files print.
     value = next((v for line in reversed(lines) if (v := _parse(asked, line)) is not None), None)
@@ -96,8 +97,8 @@ def watch(remote: Remote, *words: str, fresh: bool = False) -> Iterator[RunSnaps
     options = ["-o", "ControlPath=none"] if fresh else []
     verb = "watch"
     argv = remote.argv("/bin/sh", "-c", script(), "sh", verb, *words)
-    asked = Asked(remote.name, f"its answer to `{verb}`")
-    last: dict[str, Any] | None = None
+    asked = AnswerSource(remote.name, f"its answer to `{verb}`")
+    last: JsonObject | None = None
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [argv[0], *options, *argv[1:]],
@@ -163,7 +164,7 @@ def _lines(process: subprocess.Popen[bytes], errors: IO[bytes], name: str) -> It
             raise FloodError(f"more than {formats.size(MOST_OUTPUT)} without an answer in it")
 
 
-def _parse(asked: Asked, line: str) -> dict[str, Any] | None:
+def _parse(asked: AnswerSource, line: str) -> JsonObject | None:
     """Return an object that the agent has said; None for a line of somebody else's.
 
     Raises TunesmithError for one that cannot be read within bounds.
@@ -191,7 +192,7 @@ def _addressed(reply: T, name: str) -> T:
 
 
 def _refused(
-    remote: Remote, verb: str, code: int, value: dict[str, Any] | None, stderr: str
+    remote: Remote, verb: str, code: int, value: JsonObject | None, stderr: str
 ) -> TunesmithError:
     said = stderr if value is None else str(value.get("error"))
     if any(words in said for words in _OLDER):
@@ -200,7 +201,9 @@ def _refused(
             hint=f"update it with `inv provision --on {remote.name}`",
         )
     if value is not None and "error" in value:
-        refusal = replies.read(Asked(remote.name, f"its refusal of `{verb}`"), Refusal, value)
+        refusal = replies.read(
+            AnswerSource(remote.name, f"its refusal of `{verb}`"), Refusal, value
+        )
         kind = UsageError if code == UsageError.exit_code else TunesmithError
         error, hint, *detail = (
             addressed(text, remote.name) for text in (refusal.error, refusal.hint, *refusal.detail)

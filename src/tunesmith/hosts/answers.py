@@ -6,7 +6,7 @@ is: a pattern and a longest text, a range of numbers, a shape of JSON. What does
 refused in one line that names host, field and value; nothing is guessed.
 
     PYTHON = Text(r"/[\\w./+@-]*", 300)
-    python = PYTHON.read(Asked("gpu1", "the login probe: python"), printed)
+    python = PYTHON.read(AnswerSource("gpu1", "the login probe: python"), printed)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from tunesmith.core import formats
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line, printable, quoted
 
@@ -31,13 +32,13 @@ _DEEPEST = 40
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnswerSource:
     """Whom and what was asked: the beginning of a refusal."""
 
     host: str
     what: str
 
-    def at(self, key: object) -> Asked:
+    def at(self, key: object) -> AnswerSource:
         """Return the place of a value inside this one."""
         part = f"[{key}]" if isinstance(key, int) else f".{one_line(str(key), 40)}"
         return replace(self, what=f"{self.what}{part}")
@@ -52,7 +53,7 @@ class Asked:
 class Shape(Protocol):
     """What a value of a host must be."""
 
-    def read(self, asked: Asked, value: Any) -> Any:
+    def read(self, asked: AnswerSource, value: Any) -> Any:
         """Return the value as it may be used. Raises TunesmithError when it does not fit."""
         ...
 
@@ -68,7 +69,7 @@ class Text:
     longest: int
     expected: str = "a plain text"
 
-    def read(self, asked: Asked, value: Any) -> str:
+    def read(self, asked: AnswerSource, value: Any) -> str:
         """Return the text."""
         # Length first: a pattern must not work on what is too long anyway.
         if not isinstance(value, str) or len(value) > self.longest or not self._fits(value):
@@ -80,7 +81,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Place(Text):
+class HostPath(Text):
     """An absolute path that no shell, no template and no config reads as anything else."""
 
     pattern: str = r"/[\w .,+@:=~()/-]*"
@@ -97,7 +98,7 @@ class Words:
 
     longest: int = 4096
 
-    def read(self, asked: Asked, value: Any) -> str:
+    def read(self, asked: AnswerSource, value: Any) -> str:
         """Return the text, cleaned."""
         if not isinstance(value, str):
             raise asked.refused("a text", value)
@@ -111,7 +112,7 @@ class Number:
     low: int = 0
     high: int = _LARGEST
 
-    def read(self, asked: Asked, value: Any) -> int:
+    def read(self, asked: AnswerSource, value: Any) -> int:
         """Return the number."""
         expected = f"a whole number from {self.low} to {self.high}"
         if isinstance(value, str) and re.fullmatch(rf"-?[0-9]{{1,{_DIGITS}}}", value):
@@ -131,7 +132,7 @@ class Real:
     high: float = 1e300
     finite: bool = True
 
-    def read(self, asked: Asked, value: Any) -> float | int:
+    def read(self, asked: AnswerSource, value: Any) -> float | int:
         """Return the number."""
         expected = f"a number from {self.low:g} to {self.high:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -149,7 +150,7 @@ class Real:
 class Flag:
     """True or false."""
 
-    def read(self, asked: Asked, value: Any) -> bool:
+    def read(self, asked: AnswerSource, value: Any) -> bool:
         """Return it."""
         if not isinstance(value, bool):
             raise asked.refused("true or false", value)
@@ -162,7 +163,7 @@ class OneOf:
 
     words: Sequence[str]
 
-    def read(self, asked: Asked, value: Any) -> str:
+    def read(self, asked: AnswerSource, value: Any) -> str:
         """Return the word."""
         if not isinstance(value, str) or value not in self.words:
             raise asked.refused(f"one of {', '.join(self.words)}", value)
@@ -175,7 +176,7 @@ class Maybe:
 
     shape: Shape
 
-    def read(self, asked: Asked, value: Any) -> Any:
+    def read(self, asked: AnswerSource, value: Any) -> Any:
         """Return None or the value."""
         return None if value is None else self.shape.read(asked, value)
 
@@ -187,7 +188,7 @@ class Each:
     shape: Shape
     most: int = 10_000
 
-    def read(self, asked: Asked, value: Any) -> list[Any]:
+    def read(self, asked: AnswerSource, value: Any) -> list[Any]:
         """Return the list."""
         if not isinstance(value, list):
             raise asked.refused("a list", value)
@@ -204,14 +205,14 @@ class Named:
     value: Shape
     most: int = 10_000
 
-    def read(self, asked: Asked, value: Any) -> dict[str, Any]:
+    def read(self, asked: AnswerSource, value: Any) -> JsonObject:
         """Return the mapping."""
         if not isinstance(value, dict):
             raise asked.refused("an object", value)
         if len(value) > self.most:
             raise asked.refused(f"at most {self.most} keys", f"{len(value)} keys")
         return {
-            self.key.read(Asked(asked.host, f"a key of {asked.what}"), key): self.value.read(
+            self.key.read(AnswerSource(asked.host, f"a key of {asked.what}"), key): self.value.read(
                 asked.at(key), item
             )
             for key, item in value.items()
@@ -224,7 +225,7 @@ class Free:
 
     deepest: int = _DEEPEST
 
-    def read(self, asked: Asked, value: Any) -> Any:
+    def read(self, asked: AnswerSource, value: Any) -> Any:
         """Return the value, cleaned."""
         if isinstance(value, str):
             return printable(value)
@@ -248,7 +249,7 @@ class Record:
     must: Mapping[str, Shape] = field(default_factory=dict)
     may: Mapping[str, Shape] = field(default_factory=dict)
 
-    def read(self, asked: Asked, value: Any) -> dict[str, Any]:
+    def read(self, asked: AnswerSource, value: Any) -> JsonObject:
         """Return the object."""
         if not isinstance(value, dict):
             raise asked.refused("an object", value)
@@ -266,7 +267,7 @@ class MalformedError(TunesmithError):
     """What should be JSON is none: cut off, or somebody else's words."""
 
 
-def parse_json(asked: Asked, text: str, longest: int = 1 << 20) -> Any:
+def parse_json(asked: AnswerSource, text: str, longest: int = 1 << 20) -> Any:
     """Return what a host's JSON says. Raises MalformedError for what is none, TunesmithError for
     more than is read.
 
@@ -292,20 +293,20 @@ def _bounded(digits: str) -> int:
     return int(digits)
 
 
-def fields(asked: Asked, lines: Iterable[str], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def fields(asked: AnswerSource, lines: Iterable[str], shapes: Mapping[str, Shape]) -> JsonObject:
     """Return the values of `key=value` lines; a key that is said twice counts once, the last.
 
     Only the known keys are taken. Raises TunesmithError for a value that does not fit.
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for line in lines:
         key, equals, value = line.partition("=")
         if equals and key in shapes:
-            found[key] = shapes[key].read(Asked(asked.host, f"{asked.what}: {key}"), value)
+            found[key] = shapes[key].read(AnswerSource(asked.host, f"{asked.what}: {key}"), value)
     return found
 
 
-PLACE = Place()
+HOST_PATH = HostPath()
 # An interpreter's path goes into the inventory: no blank, nothing that Jinja or a shell knows.
 PYTHON = Text(
     r"/(?!.*(?:^|/)\.\.(?:/|$))[A-Za-z0-9_./+@-]*[A-Za-z0-9_+-]",

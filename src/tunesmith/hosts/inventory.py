@@ -23,7 +23,7 @@ from tunesmith.core.files import replacing
 from tunesmith.core.printable import quoted
 from tunesmith.hosts import sshconfig
 from tunesmith.hosts.address import Address, parse_jump
-from tunesmith.hosts.answers import PYTHON, Asked, OneOf, Shape, Text
+from tunesmith.hosts.answers import PYTHON, AnswerSource, OneOf, Shape, Text
 
 # hosts.yml as Ansible reads it: groups, their hosts, and keys of the user's own.
 Document = dict[str, Any]
@@ -172,7 +172,7 @@ def _host(inventory: Path, name: str, values: Variables, block: str) -> Host:
     def read(key: str, shape: Shape) -> Any:
         value = values.get(key)
         try:
-            return None if value is None else shape.read(Asked(name, key), value)
+            return None if value is None else shape.read(AnswerSource(name, key), value)
         except TunesmithError:
             raise _refused(inventory, name, key, value) from None
 

@@ -11,12 +11,12 @@ from typing import Any
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.answers import (
     DIGEST,
-    PLACE,
+    HOST_PATH,
     WORD,
-    Asked,
+    AnswerSource,
+    HostPath,
     Number,
     OneOf,
-    Place,
     Record,
     Shape,
     Text,
@@ -48,14 +48,14 @@ printf 'sudo=%s\\n' "$([ "$(id -u)" -eq 0 ] || printf 'sudo -n')"
 """
 # What each line may say; they are used in paths and commands.
 _FIELDS: Mapping[str, Shape] = {
-    "base": Place(rf"|{PLACE.pattern}"),
-    "environment": Place(rf"|{PLACE.pattern}"),
+    "base": HostPath(rf"|{HOST_PATH.pattern}"),
+    "environment": HostPath(rf"|{HOST_PATH.pattern}"),
     "made": Text(r"[^\n]*", 1 << 16, "a line of JSON"),
     "fingerprint": Text(r"[\w =,.:+/~-]*", 2000, "the words of a state's fingerprint"),
     "free": Number(0, 1 << 50),
-    "mirror": PLACE,
+    "mirror": HOST_PATH,
     "sudo": OneOf(("", "sudo -n")),
-    "HF_HOME": PLACE,
+    "HF_HOME": HOST_PATH,
 }
 _MADE = Record({"flavour": WORD, "lock_sha256": DIGEST})
 
@@ -144,7 +144,7 @@ def look(remote: Remote) -> Layout:
     that answers what no such host does.
     """
     done = remote.run(find_base() + _LOOK)
-    asked = Asked(remote.name, "its layout")
+    asked = AnswerSource(remote.name, "its layout")
     found = fields(asked, done.stdout.split("\n"), _FIELDS)
     if not found.get("base") or not found.get("environment"):
         raise not_provisioned(remote.name)
@@ -162,7 +162,7 @@ def not_provisioned(name: str) -> UsageError:
     return UsageError(f"{name} is not provisioned", hint=f"`inv provision --on {name}` does it")
 
 
-def _layout(asked: Asked, found: Mapping[str, Any]) -> Layout:
+def _layout(asked: AnswerSource, found: Mapping[str, Any]) -> Layout:
     made = _MADE.read(asked.at("made"), parse_json(asked.at("made"), found["made"]))
     parts = found["fingerprint"].split(",")
     return Layout(

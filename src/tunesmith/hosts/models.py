@@ -17,7 +17,7 @@ from tunesmith.core import disk, formats, isolated
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.hosts import replies, transfer
-from tunesmith.hosts.answers import DIGEST, Asked, Named, Number, Record, Words, parse_json
+from tunesmith.hosts.answers import DIGEST, AnswerSource, Named, Number, Record, Words, parse_json
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.replies import Refusal
@@ -88,9 +88,11 @@ def _look(
     sent = 0
     for line in remote.run(script).stdout.splitlines():
         if line.isdigit():
-            sent = Number(0, 1 << 50).read(Asked(remote.name, "the upload's size"), line) * 1024
+            sent = (
+                Number(0, 1 << 50).read(AnswerSource(remote.name, "the upload's size"), line) * 1024
+            )
         elif line.startswith("{"):
-            asked = Asked(remote.name, f"the manifest of {name}")
+            asked = AnswerSource(remote.name, f"the manifest of {name}")
             files = _MANIFEST.read(asked, parse_json(asked, line))["files"]
             copies.append({file: record["sha256"] for file, record in files.items()})
     return copies, sent
@@ -126,7 +128,7 @@ def _take(remote: Remote, layout: Layout, name: str, upload: str) -> None:
         if not lines:
             told = done.stderr.splitlines()[-3:]
             raise kind(f"{remote.name}: the model was not accepted there", told)
-        asked = Asked(remote.name, f"its refusal of {name}")
+        asked = AnswerSource(remote.name, f"its refusal of {name}")
         refusal = replies.read(asked, Refusal, parse_json(asked, lines[-1]))
         raise kind(f"{remote.name}: {refusal.error}", refusal.detail, hint=refusal.hint)
     remote.run(f"rm -rf {shlex.quote(upload)}")

@@ -22,7 +22,7 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import quoted
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.address import Address
-from tunesmith.hosts.answers import PYTHON, Asked, Text
+from tunesmith.hosts.answers import PYTHON, AnswerSource, Text
 from tunesmith.hosts.remote import FloodError, execute
 from tunesmith.hosts.ssh_errors import Reason
 from tunesmith.hosts.sshconfig import render
@@ -100,7 +100,7 @@ def probe(name: str, address: Address, *, patience: float = PATIENCE) -> Probe:
     if not keys:
         kind = ssh_errors.kind_of(done.stderr, jump=address.jump is not None)
         return _not(name, address, kind, ssh_errors.last_line(done.stderr))
-    asked = Asked(name, "its host key")
+    asked = AnswerSource(name, "its host key")
     keys = tuple(_KEY.read(asked, key) for key in keys)
     return Probe("ok", fingerprint=fingerprint(keys), keys=keys)
 
@@ -132,7 +132,7 @@ def log_in(
     if began and done.returncode == 0:
         # Into the inventory, whose texts Ansible obeys.
         python = done.stdout.strip()
-        asked = Asked(name, "its Python for Ansible")
+        asked = AnswerSource(name, "its Python for Ansible")
         return Login("ok", python=PYTHON.read(asked, python) if python else None)
     if began:
         said = ssh_errors.last_line(done.stderr)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.hosts.answers import (
     WORD,
-    Asked,
+    AnswerSource,
     Each,
     Flag,
     Maybe,
@@ -29,7 +30,7 @@ T = TypeVar("T")
 _LINE = Words(2000)
 
 
-def read(asked: Asked, kind: type[T], value: Any) -> T:
+def read(asked: AnswerSource, kind: type[T], value: Any) -> T:
     """Return an answer of the agent as its type. Raises TunesmithError when it is none."""
     try:
         return decode(kind, value, foreign=True)
@@ -61,7 +62,7 @@ class Service:
 
     verb: str
 
-    def read(self, asked: Asked, value: Any) -> dict[str, Any]:
+    def read(self, asked: AnswerSource, value: Any) -> JsonObject:
         """Return the state."""
         state = Record({"state": WORD}, {"training": Maybe(_TRAINING)}).read(asked, value)
         must: dict[str, Shape] = {"reused": Flag(), "key": Maybe(_KEY)}
@@ -70,5 +71,5 @@ class Service:
         Record(must).read(asked, value)
         if state["state"] == "absent" or (self.verb == "stop" and state["state"] != "kept"):
             return state
-        found: dict[str, Any] = _RUNNING.read(asked, value)
+        found: JsonObject = _RUNNING.read(asked, value)
         return found

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import docker
 from docker.context import ContextAPI
@@ -14,6 +13,7 @@ from docker.errors import DockerException, ImageNotFound, NotFound
 from docker.models.images import Image
 from requests.exceptions import ConnectionError as NoConnection
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.printable import one_line
 from tunesmith.stack.definition import Flavour
@@ -152,7 +152,7 @@ def run_in(client: docker.DockerClient, image: str, argv: list[str]) -> str:
 
 
 # What every container of ours gets: nothing it has no need of. `init` is the image's own.
-HARDENED: dict[str, Any] = {
+HARDENED: JsonObject = {
     "read_only": True,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
@@ -167,7 +167,7 @@ def has_nvidia(client: docker.DockerClient) -> bool:
     return NVIDIA in info.get("Runtimes", {}) or devices
 
 
-def _cdi(info: dict[str, Any]) -> list[dict[str, Any]]:
+def _cdi(info: JsonObject) -> list[JsonObject]:
     return list(info.get("DiscoveredDevices") or [])
 
 

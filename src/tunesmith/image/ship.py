@@ -27,7 +27,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
 from tunesmith.hosts import transfer
-from tunesmith.hosts.answers import PLACE, Asked, Number, Text
+from tunesmith.hosts.answers import HOST_PATH, AnswerSource, Number, Text
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine
 
@@ -143,10 +143,10 @@ def look(remote: Remote) -> Far:
                 f"`inv provision --on {remote.name}`",
             )
         raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
-    asked = Asked(remote.name, "what its Docker engine has")
+    asked = AnswerSource(remote.name, "what its Docker engine has")
     if len(lines) < 3:
         raise asked.refused("a folder, its room and images", " ".join(lines))
-    folder, free = PLACE.read(asked, lines[1]), Number(0, 1 << 50).read(asked, lines[2])
+    folder, free = HOST_PATH.read(asked, lines[1]), Number(0, 1 << 50).read(asked, lines[2])
     images = [[_DIGEST.read(asked, word) for word in line.split()] for line in lines[3:]]
     found = tuple((words[0], tuple(words[1:])) for words in images if words)
     return Far(folder, free * 1024, found)

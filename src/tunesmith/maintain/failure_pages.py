@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import yaml
 
 from tunesmith.basemodel.fetch import HEADLINES
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.hosts import ssh_errors
 from tunesmith.job.run.failures import CLASSES
@@ -118,7 +119,7 @@ def _cells(texts: Iterable[str]) -> str:
     return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
 
 
-def _section(path: Path, raw: Mapping[str, Any]) -> Section:
+def _section(path: Path, raw: JsonObject) -> Section:
     kinds = str(raw["kinds"])
     if kinds not in (*KINDS, QUOTES):
         raise UsageError(f"{path}: `kinds: {kinds}`: expected {', '.join((*KINDS, QUOTES))}")
@@ -127,7 +128,7 @@ def _section(path: Path, raw: Mapping[str, Any]) -> Section:
     return Section(title, _texts(path, kinds, "intro", raw), kinds, rows)
 
 
-def _read_row(path: Path, kinds: str, kind: str, raw: Mapping[str, Any]) -> Row:
+def _read_row(path: Path, kinds: str, kind: str, raw: JsonObject) -> Row:
     says = [HEADLINES[kind]] if kinds == "hub" and kind in HEADLINES else raw.get("says", [])
     if not says:
         raise UsageError(f"{path}: `{kind}`: `says` is missing: what is printed")
@@ -142,7 +143,7 @@ def _read_row(path: Path, kinds: str, kind: str, raw: Mapping[str, Any]) -> Row:
     )
 
 
-def _texts(path: Path, where: str, key: str, raw: Mapping[str, Any]) -> dict[str, str]:
+def _texts(path: Path, where: str, key: str, raw: JsonObject) -> dict[str, str]:
     """Return a text in every language."""
     texts = raw.get(key) or {}
     if set(texts) != set(LANGUAGES) or not all(texts.values()):

@@ -25,7 +25,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import mirror_file
 from tunesmith.hosts import agent, replies
-from tunesmith.hosts.answers import DIGEST, PLACE, WORD, Asked, Number, parse_json
+from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, Number, parse_json
 from tunesmith.hosts.layout import find_base
 from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
@@ -162,10 +162,13 @@ def reset(project: Project, name: str, tell: Tell) -> None:
 
 def _look(remote: Remote) -> _There:
     lines = remote.run(find_base() + _LOOK, arguments=data_disks()).stdout.splitlines()
-    asked = Asked(remote.name, "where tunesmith's folder is")
+    asked = AnswerSource(remote.name, "where tunesmith's folder is")
     if len(lines) < 3:
         raise asked.refused("a folder, a user and a group", " ".join(lines))
-    base, markers = PLACE.read(asked, lines[0]), [PLACE.read(asked, line) for line in lines[3:]]
+    base, markers = (
+        HOST_PATH.read(asked, lines[0]),
+        [HOST_PATH.read(asked, line) for line in lines[3:]],
+    )
     uid, gid = (Number(0, (1 << 32) - 1).read(asked, line) for line in lines[1:3])
     foreign = [path for path in markers if f"/envs/{_ENVIRONMENT}/" not in path]
     if foreign:
@@ -219,10 +222,10 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
 
 def _trained_in_board(remote: Remote, found: Container) -> str | None:
     """Return the folder of a training that was started in the Board, or None."""
-    asked = Asked(remote.name, f"container {found.name}")
+    asked = AnswerSource(remote.name, f"container {found.name}")
     config = found.attrs.get("Config")
     folder = config.get("WorkingDir") if isinstance(config, dict) else None
-    base = PLACE.read(asked.at("WorkingDir"), folder)
+    base = HOST_PATH.read(asked.at("WorkingDir"), folder)
     argv = isolated.argv(
         "python", "tunesmith.job.services.manager", "--base", base, "wait", "webui"
     )
@@ -249,7 +252,7 @@ def _files(
     mirror: str,
 ) -> dict[str, tuple[str, str]]:
     """Return what lies in the folder: name -> (mode, text). The last one says it is whole."""
-    asked_of_image = Asked(there.host, "its image's labels")
+    asked_of_image = AnswerSource(there.host, "its image's labels")
     flavour = WORD.read(asked_of_image, labels.get(engine.FLAVOUR))
     lock = DIGEST.read(asked_of_image, labels.get(engine.LOCK))
     name = project.stack.environment_name

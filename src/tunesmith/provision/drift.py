@@ -21,7 +21,15 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import sha256_of, short_digest
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.printable import one_line
-from tunesmith.hosts.answers import PLACE, Asked, Each, MalformedError, Record, Text, parse_json
+from tunesmith.hosts.answers import (
+    HOST_PATH,
+    AnswerSource,
+    Each,
+    MalformedError,
+    Record,
+    Text,
+    parse_json,
+)
 from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
@@ -187,14 +195,14 @@ def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
         return State(name, None, ("drift.sh said nothing",))
     if not base:
         return State(name, None, ("never provisioned, or not to the end: no state.json there",))
-    PLACE.read(Asked(name, "its state: base"), base)
+    HOST_PATH.read(AnswerSource(name, "its state: base"), base)
     recorded_text, _, now_text = rest.partition("tunesmith-now\n")
     try:
-        now = _found(Asked(name, "its state: now"), now_text)[1]
+        now = _found(AnswerSource(name, "its state: now"), now_text)[1]
     except MalformedError:
         return State(name, base, (f"{base}: drift.sh was cut off before its end",))
     try:
-        asked, was = _found(Asked(name, "its state.json"), recorded_text)
+        asked, was = _found(AnswerSource(name, "its state.json"), recorded_text)
     except MalformedError:
         # What was there is not known, so nothing there can be trusted.
         return State(name, base, (f"{base}/state.json is damaged",), tuple(_MADE_ANEW))
@@ -208,7 +216,7 @@ def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
     return State(name, base, (*_asked_drift(asked, wanted), *found), tuple(distrusted))
 
 
-def _found(asked: Asked, text: str) -> tuple[dict[str, str], dict[str, str]]:
+def _found(asked: AnswerSource, text: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return fingerprint and findings of a state.json.
 
     Raises MalformedError for one that is cut off or damaged, TunesmithError for one that

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.printable import one_line, printable
 from tunesmith.hosts import inventory as inventories
 from tunesmith.hosts import ssh_errors
@@ -77,7 +78,7 @@ class HostResult:
 @dataclass(frozen=True)
 class _Failure:
     task: str
-    result: Mapping[str, Any]
+    result: JsonObject
     unreachable: bool
 
 
@@ -121,7 +122,7 @@ class Recorder:
         """Time since the beginning."""
         return time.monotonic() - self._began
 
-    def event(self, event: dict[str, Any]) -> bool:
+    def event(self, event: JsonObject) -> bool:
         """Take one event; False tells ansible-runner not to keep a file of its own of it."""
         # ansible-runner swallows what a handler raises: `check` raises it at the end.
         try:
@@ -135,7 +136,7 @@ class Recorder:
         if self._broken is not None:
             raise self._broken
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: JsonObject) -> None:
         self.pid = event.get("pid", self.pid)
         stdout = event.get("stdout")
         if text := printable(stdout if isinstance(stdout, str) else "").strip("\n"):
@@ -154,7 +155,7 @@ class Recorder:
         elif event["event"] in _ENDS:
             self._ended(data, _ENDS[event["event"]])
 
-    def _ended(self, data: Mapping[str, Any], state: StepState) -> None:
+    def _ended(self, data: JsonObject, state: StepState) -> None:
         # A module's answer, which the host makes.
         result = data.get("res")
         result = result if isinstance(result, dict) else {}
@@ -167,7 +168,7 @@ class Recorder:
             self._failures[data["host"]] = failure
         self._step(data, state)
 
-    def _step(self, data: Mapping[str, Any], state: StepState) -> None:
+    def _step(self, data: JsonObject, state: StepState) -> None:
         now, key = self.seconds, (data["host"], data["task_uuid"])
         began = self._started.setdefault(key, now)
         first = self._spans.get(data["host"], (began, now))[0]
@@ -216,7 +217,7 @@ class Recorder:
         )
 
 
-def _task(data: Mapping[str, Any]) -> str:
+def _task(data: JsonObject) -> str:
     role, name = data.get("role"), str(data.get("task") or data.get("task_action") or "?")
     return one_line(f"{role}: {name}" if role else name)
 
@@ -240,7 +241,7 @@ def _message(name: str, failure: _Failure, inventory: Path) -> str:
     return one_line(text, _LONGEST)
 
 
-def _detail(result: Mapping[str, Any]) -> list[str]:
+def _detail(result: JsonObject) -> list[str]:
     result = _first_failed(result)
     for key in ("stderr", "module_stderr", "stdout", "module_stdout"):
         said = str(result.get(key) or "")[-_DETAIL_LINES * _LONGEST :]
@@ -253,7 +254,7 @@ def _line(text: str) -> str:
     return printable(text[:_LONGEST]).rstrip()
 
 
-def _first_failed(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def _first_failed(result: JsonObject) -> JsonObject:
     """Return the item that failed, of a task that loops; else the result itself."""
     items = result.get("results")
     if isinstance(items, list):

@@ -45,7 +45,7 @@ _LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProvisionOptions:
     """What to bring to a host.
 
     `mirror` is a profile's name or a file, `flavour` None lets the host decide, `toolkit`
@@ -81,7 +81,7 @@ class Provisioned:
 def provision(
     project: Project,
     names: Sequence[str],
-    asked: Asked,
+    asked: ProvisionOptions,
     progress: Callable[[Step], None],
     *,
     playbook: Path | None = None,

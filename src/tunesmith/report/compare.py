@@ -37,7 +37,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ComparedPrompt:
     """One prompt with every run's answer after training; None where a run was not asked."""
 
     prompt: str
@@ -53,7 +53,7 @@ class Comparison:
     curves: tuple[Curve, ...]
     results: tuple[Line, ...]
     parameters: tuple[Line, ...]
-    asked: tuple[Asked, ...]
+    asked: tuple[ComparedPrompt, ...]
     warnings: tuple[str, ...]
 
 
@@ -214,7 +214,7 @@ def _parameters(records: Sequence[Record]) -> list[Line]:
     return lines
 
 
-def _asked(records: Sequence[Record]) -> list[Asked]:
+def _asked(records: Sequence[Record]) -> list[ComparedPrompt]:
     rows: dict[tuple[str, str], dict[int, Row]] = {}
     for place, record in enumerate(records):
         for row in record.after:
@@ -222,7 +222,7 @@ def _asked(records: Sequence[Record]) -> list[Asked]:
             rows.setdefault(key, {})[place] = row
     order = {"prompts": 0, GUARD: 2}
     return [
-        Asked(
+        ComparedPrompt(
             prompt,
             str(next(iter(found.values())).get("reference") or ""),
             tuple(answers.answer(found.get(place)) for place in range(len(records))),

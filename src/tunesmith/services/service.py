@@ -17,7 +17,7 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
 from tunesmith.hosts import replies
-from tunesmith.hosts.answers import Asked, parse_json
+from tunesmith.hosts.answers import AnswerSource, parse_json
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.replies import Refusal
 from tunesmith.job.services.manager import PORTS, REFUSED
@@ -304,7 +304,7 @@ def answer_of(
     access: ServiceAccess, verb: str, done: subprocess.CompletedProcess[str]
 ) -> ServiceState:
     """Return what the manager answered to `verb`, read by types. Raises what it refused with."""
-    asked = Asked(access.name, f"its answer to `{verb}` of a service")
+    asked = AnswerSource(access.name, f"its answer to `{verb}` of a service")
     value = _last_object(asked, done.stdout.splitlines())
     if value is not None and "error" in value:
         kind = UsageError if done.returncode == UsageError.exit_code else TunesmithError
@@ -319,7 +319,7 @@ def answer_of(
     return cast(ServiceState, replies.Service(verb).read(asked, value))
 
 
-def _last_object(asked: Asked, lines: Sequence[str]) -> JsonObject | None:
+def _last_object(asked: AnswerSource, lines: Sequence[str]) -> JsonObject | None:
     for line in reversed(lines):
         if line.startswith("{"):
             value = parse_json(asked, line)

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import parse_yaml, sha256_of
 
@@ -231,7 +231,7 @@ def drift(stack: Stack) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _by_digest(image: Mapping[str, Any], path: Path) -> str:
+def _by_digest(image: JsonObject, path: Path) -> str:
     digest = str(image["digest"])
     if not _DIGEST.match(digest):
         # A tag can be given to other bytes tomorrow.
@@ -239,7 +239,7 @@ def _by_digest(image: Mapping[str, Any], path: Path) -> str:
     return f"{image['base']}@{digest}"
 
 
-def _text(section: Mapping[str, Any], key: str, path: Path) -> str:
+def _text(section: JsonObject, key: str, path: Path) -> str:
     value = section[key]
     if not isinstance(value, str):
         # YAML reads 3.10 as the number 3.1.

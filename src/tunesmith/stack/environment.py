@@ -17,9 +17,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.core import disk, formats, isolated
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
 from tunesmith.core.mirrors import Mirror
@@ -80,7 +80,7 @@ def install(
     project: Path,
     mirror: Mirror,
     tell: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Make the training environment from its hashed lock, with bytecode of what jobs import.
 
     Returns its versions, or None when it was already current, perhaps by another installation
@@ -146,7 +146,7 @@ def refuse_while_used(environment: Environment) -> None:
 
 def _build(
     stack: Stack, environment: Environment, project: Path, mirror: Mirror, lock: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """Make an environment that works wherever it is moved to; `lock` is held by uv, too."""
     interpreter = find_python(stack.python) or stack.python
     # Relocatable: its programs look for their Python beside themselves.
@@ -214,12 +214,12 @@ def make_bytecode(environment: Environment, stack: Stack) -> None:
     _output(environment, argv, fault, hint)
 
 
-def probe(environment: Environment) -> dict[str, Any]:
+def probe(environment: Environment) -> JsonObject:
     """Return the versions the environment reports about itself (imports torch there)."""
     argv = isolated.argv(environment.python, "tunesmith.job.system.versions")
     fault = "the environment does not work"
     hint = f"delete {environment.path}, then run `inv stack.install`"
-    versions: dict[str, Any] = json.loads(_output(environment, argv, fault, hint))
+    versions: JsonObject = json.loads(_output(environment, argv, fault, hint))
     return versions
 
 

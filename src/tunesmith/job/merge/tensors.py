@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.basemodel.files import weight_files
+from tunesmith.core.documents import JsonObject
 
 # The library's enum, from first to last; a file holds the last of them first.
 _ORDER = (
@@ -26,7 +26,7 @@ _WIDTH = {name: 8 if name[-2:] == "64" else 4 if name[-2:] == "32" else 2 for na
 _ALIGNED = 8  # bytes: the header is filled up with spaces
 _METADATA = "__metadata__"
 # {tensor: {"dtype", "shape", "data_offsets"}}, and the metadata, texts by name.
-Header = dict[str, dict[str, Any]]
+Header = dict[str, JsonObject]
 
 
 @dataclass(frozen=True)

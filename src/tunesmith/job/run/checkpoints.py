@@ -16,8 +16,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.files import fsync_folder, read_json, sha256_of, write_json
 
 MANIFEST = "tunesmith-manifest.json"
@@ -48,7 +48,7 @@ def folders(output: Path) -> list[tuple[int, Path]]:
 def seal(folder: Path) -> Checkpoint:
     """Sync every file of `folder` to disk and write the manifest that makes it count."""
     step = _step_of(folder)
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, JsonObject] = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         descriptor = os.open(file, os.O_RDONLY)
         try:

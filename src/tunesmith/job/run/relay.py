@@ -12,7 +12,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+
+from tunesmith.core.documents import JsonObject
 
 # In a worker's environment: where the pipe is, and its inode, so that a later process with the
 # supervisor's pid is not taken for it.
@@ -32,7 +33,7 @@ class Receiver:
         self.address = f"/proc/{os.getpid()}/fd/{self._writing} {inode}"
         self._content = b""
 
-    def received(self) -> list[dict[str, Any]]:
+    def received(self) -> list[JsonObject]:
         """Return what was sent since the last call, in order; what is no object is left out."""
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self._reading, _PIPE_BYTES):
@@ -72,7 +73,7 @@ def _send(descriptor: int, lines: Sequence[bytes]) -> int:
     return len(lines)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> JsonObject | None:
     try:
         value = json.loads(line)
     except ValueError:

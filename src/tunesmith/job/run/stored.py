@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.core.bounded import DEEPEST, MOST_OF_YAML
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.codec import decode
 
@@ -47,7 +48,7 @@ def read_record(path: Path, kind: type[T], remedy: str) -> T:
         raise DamagedError(path, str(error), remedy) from None
 
 
-def read_mapping(path: Path, remedy: str) -> dict[str, Any]:
+def read_mapping(path: Path, remedy: str) -> JsonObject:
     """Return the mapping of a YAML file; raises as `read_record` does."""
     import yaml  # here: who reads no YAML must not wait for it
 

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.catalogue import load_models
+from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
 from tunesmith.core.mirrors import load_mirror
@@ -34,7 +34,7 @@ _PASSING = {"unreachable", "cut", "busy", "broken"}
 _EVENT_SECONDS = 1.0
 
 
-def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
+def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonObject:
     """Fetch and prove the base model; write into run.json and the config where it lies.
 
     Raises JobError of class `model` naming each source and why it failed; `disk_full` when
