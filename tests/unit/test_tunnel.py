@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.local_hosts import local_hosts
 from tunesmith.cli import serving
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
@@ -208,10 +209,10 @@ class Access:
             raise answer
         return answer
 
-    def stage_data(self, tell: service.Tell) -> dict[str, Any]:
+    def stage_data(self, tell: OnText) -> dict[str, Any]:
         return {}
 
-    def stage_packages(self, folder: Path, tell: service.Tell) -> Path:
+    def stage_packages(self, folder: Path, tell: OnText) -> Path:
         return folder
 
 

@@ -43,7 +43,7 @@ class Progress:
         return f"{self.text}: {formats.size(self.done)} of {formats.size(self.total)} ({share})"
 
 
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Remote:
         return self.sha256 or self.blob_id or ""
 
 
-def download(order: DownloadSpec, endpoint: str, tell: Tell) -> Snapshot:
+def download(order: DownloadSpec, endpoint: str, tell: OnProgress) -> Snapshot:
     """Bring a model into huggingface_hub's cache from one endpoint, and prove every file.
 
     Raises SourceError when this endpoint cannot give it, UsageError when the disk is too
@@ -101,7 +101,9 @@ def require_space(folder: Path, needed: int, what: str, hint: str) -> None:
         disk.require(folder, int(needed * 1.05) + _RESERVE, what, hint=hint, detail=detail)
 
 
-def _transfer(order: DownloadSpec, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
+def _transfer(
+    order: DownloadSpec, endpoint: str, tell: OnProgress
+) -> tuple[str, tuple[_Remote, ...]]:
     """Download until everything is there; retry while bytes keep coming."""
     limits = order.limits
     in_vain, most = 0, _held(order.storage)
@@ -125,7 +127,9 @@ def _transfer(order: DownloadSpec, endpoint: str, tell: Tell) -> tuple[str, tupl
             time.sleep(pause)
 
 
-def _attempt(order: DownloadSpec, endpoint: str, tell: Tell) -> tuple[str, tuple[_Remote, ...]]:
+def _attempt(
+    order: DownloadSpec, endpoint: str, tell: OnProgress
+) -> tuple[str, tuple[_Remote, ...]]:
     with Worker(order, endpoint) as worker:
         tell(Progress("look", f"{order.name}: asking {endpoint}"))
         listing = worker.await_listing(order.limits.listing)
@@ -160,7 +164,7 @@ def _watch(
     order: DownloadSpec,
     endpoint: str,
     total: int,
-    tell: Tell,
+    tell: OnProgress,
     judge: Callable[[], None],
 ) -> None:
     """Follow a transfer to its end; end it when no byte has come for `limits.stall` s.
@@ -215,7 +219,7 @@ def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
 
 
 def _prove(
-    folder: Path, files: Sequence[_Remote], pins: Mapping[str, FileRecord], tell: Tell
+    folder: Path, files: Sequence[_Remote], pins: Mapping[str, FileRecord], tell: OnProgress
 ) -> tuple[dict[str, FileRecord], dict[str, str]]:
     """Read every file; return ({name: record}, {name: fault}).
 

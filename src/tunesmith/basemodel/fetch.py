@@ -23,7 +23,7 @@ from typing import Literal
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
-from tunesmith.basemodel.download import Progress, Tell, download, require_space
+from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
 from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.store import ModelFolder
@@ -83,7 +83,7 @@ def fetch(
     verify: Literal["quick", "full"] = "quick",
     token_to_mirror: bool = False,
     remote_code: bool = False,
-    progress: Tell = lambda _: None,
+    progress: OnProgress = lambda _: None,
     installer: Installer | None = None,
     limits: Patience | None = None,
 ) -> ModelFolder:
@@ -146,7 +146,7 @@ class _Work:
     full: bool
     token_to_mirror: bool
     remote_code: bool
-    tell: Tell
+    tell: OnProgress
     installer: Installer
     limits: Patience
 
@@ -433,7 +433,7 @@ def _keep(
     return dataclasses.replace(here, path=home)
 
 
-def _records(folder: Path, names: Sequence[str], tell: Tell) -> dict[str, FileRecord]:
+def _records(folder: Path, names: Sequence[str], tell: OnProgress) -> dict[str, FileRecord]:
     tell(Progress("verify", f"{folder.name}: reading {len(names)} files"))
     return {
         name: FileRecord((folder / name).stat().st_size, sha256_of(folder / name)) for name in names

@@ -11,12 +11,13 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.files import held, locked, read_json, sha256_of, write_json
 
 MANIFEST = "tunesmith-model.json"
@@ -109,7 +110,7 @@ def record(folder: Path, model: ModelFolder, requested: str | None) -> None:
 
 
 @contextlib.contextmanager
-def fetching(store: Path, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
+def fetching(store: Path, name: str, waiting: OnText) -> Iterator[None]:
     """Hold the one lock of a model's fetch; `waiting` hears who holds it, if someone does.
 
     The kernel lets go of it when the process ends, however it ends.

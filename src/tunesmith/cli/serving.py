@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.cli.console import say
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing
 from tunesmith.job.services.manager import http_status
@@ -231,7 +232,7 @@ def _tell_plan(access: ServiceAccess, kind: Kind, local: int) -> None:
         say(f"would forward 127.0.0.1:{local} of this machine to it")
 
 
-def reporter_of(access: ServiceAccess) -> service.Tell:
+def reporter_of(access: ServiceAccess) -> OnText:
     return lambda text: say(f"{access.name}: {text}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.bounded import open_plain
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import UsageError
 
 # A file system, or a kernel, that cannot: NFS refuses a lock on a folder opened to be read.
@@ -47,7 +48,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(lock: Path, waiting: Callable[[str], None]) -> Iterator[int]:
+def held(lock: Path, waiting: OnText) -> Iterator[int]:
     """Hold the lock file `lock` for long work; yield its descriptor.
 
     `waiting` hears at once who holds it, if somebody does. A child that gets the descriptor

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.dataset.alpaca import AlpacaRules
 from tunesmith.dataset.columns import Dates, Kinds, Rules, Shapes, check_columns
 from tunesmith.dataset.duplicates import Duplicates
 from tunesmith.dataset.entry import FORMATTINGS, Entry
-from tunesmith.dataset.reading import TYPES, Piece, Progress, Reader, Tables
+from tunesmith.dataset.reading import TYPES, Piece, Reader, Tables
 from tunesmith.dataset.report import DatasetReport, Finding, Findings, spread
 from tunesmith.dataset.sharegpt import SharegptRules
 from tunesmith.dataset.syntax import told
@@ -27,7 +28,7 @@ def check_file(
     *,
     tables: Tables | None = None,
     thorough: bool = False,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> DatasetReport:
     """Check a file or folder; all faults go into one report, none is raised.
 

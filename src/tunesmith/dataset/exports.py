@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.documents import JsonObject
 
 Row = JsonObject
-Note = Callable[[str], None]
 
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
 _ASKS, _REPLIES = ("human", "observation"), ("gpt", "function_call")
@@ -37,7 +37,7 @@ def kind_of(first: Any) -> str | None:
     return None
 
 
-def from_openai(row: JsonObject, note: Note) -> Iterator[Row]:
+def from_openai(row: JsonObject, note: OnText) -> Iterator[Row]:
     """A conversation in OpenAI's format: parts of content, tool calls, weights."""
     turns: list[dict[str, str]] = []
     for message in row.get("messages", ()):
@@ -51,7 +51,7 @@ def from_openai(row: JsonObject, note: Note) -> Iterator[Row]:
     yield from _conversation(turns, extra, note)
 
 
-def from_chatgpt(document: JsonObject, note: Note) -> Iterator[Row]:
+def from_chatgpt(document: JsonObject, note: OnText) -> Iterator[Row]:
     """A conversation of ChatGPT's data export: a tree, of which the shown branch is taken."""
     nodes = document.get("mapping", {})
     branch: list[JsonObject] = []
@@ -75,7 +75,7 @@ def from_chatgpt(document: JsonObject, note: Note) -> Iterator[Row]:
     yield from _conversation(turns, {}, note)
 
 
-def from_label_studio(task: JsonObject, note: Note) -> Iterator[Row]:
+def from_label_studio(task: JsonObject, note: OnText) -> Iterator[Row]:
     """A task of Label Studio: its first text, and the text that was written for it."""
     data = task.get("data") or {}
     names = ("prompt", "question", "instruction", "text")
@@ -97,7 +97,7 @@ def from_label_studio(task: JsonObject, note: Note) -> Iterator[Row]:
             note("a task without a text or without a written answer was left out")
 
 
-def from_preference(row: JsonObject, note: Note) -> Iterator[Row]:
+def from_preference(row: JsonObject, note: OnText) -> Iterator[Row]:
     """A pair whose answers are conversations (TRL): what both begin with, then one message each."""
     chosen, rejected = list(row["chosen"]), list(row["rejected"])
     before = list(row["prompt"]) if isinstance(row.get("prompt"), list) else []
@@ -116,7 +116,7 @@ def from_preference(row: JsonObject, note: Note) -> Iterator[Row]:
     yield {"conversations": turns, "chosen": ends[0][0], "rejected": ends[1][0]}
 
 
-def from_kto(row: JsonObject, note: Note) -> Iterator[Row]:
+def from_kto(row: JsonObject, note: OnText) -> Iterator[Row]:
     """A prompt, a completion and whether it is wanted."""
     label = row["label"]
     if isinstance(label, str) and label.casefold() in ("true", "false"):
@@ -127,7 +127,7 @@ def from_kto(row: JsonObject, note: Note) -> Iterator[Row]:
     yield {"instruction": row["prompt"], "input": "", "output": row["completion"], "kto_tag": label}
 
 
-READERS: Mapping[str, Callable[[Any, Note], Iterator[Row]]] = {
+READERS: Mapping[str, Callable[[Any, OnText], Iterator[Row]]] = {
     "ChatGPT": from_chatgpt,
     "Label Studio": from_label_studio,
     "OpenAI": from_openai,
@@ -136,7 +136,7 @@ READERS: Mapping[str, Callable[[Any, Note], Iterator[Row]]] = {
 }
 
 
-def _turns_of(message: JsonObject, note: Note) -> Iterator[dict[str, str]]:
+def _turns_of(message: JsonObject, note: OnText) -> Iterator[dict[str, str]]:
     role, text = message.get("role"), _text_of(message.get("content"), note)
     if reasoning := message.get("reasoning_content") or message.get("reasoning"):
         text = f"<think>\n{reasoning}\n</think>\n\n{text}"
@@ -170,7 +170,7 @@ def _calls(calls: list[Any]) -> list[JsonObject]:
     return made
 
 
-def _text_of(content: Any, note: Note) -> str:
+def _text_of(content: Any, note: OnText) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
@@ -186,7 +186,7 @@ def _text_of(content: Any, note: Note) -> str:
     return "\n".join(parts)
 
 
-def _conversation(turns: list[dict[str, str]], extra: Row, note: Note) -> Iterator[Row]:
+def _conversation(turns: list[dict[str, str]], extra: Row, note: OnText) -> Iterator[Row]:
     """Yield one row: questions and answers in turn, from the first question to the last answer."""
     joined: list[dict[str, str]] = []
     for turn in turns:

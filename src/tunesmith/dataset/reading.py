@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from tunesmith.core import formats
 from tunesmith.core.bounded import LONGEST_ROW, MOST_COLUMNS, kind_fault, open_plain
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.report import Finding, Findings
 from tunesmith.dataset.scan import Row, Scan
@@ -38,7 +39,6 @@ BATCH_BYTES = 10 << 20
 _MORE_BYTES = 4 << 20  # of a list, or of bytes for the digest alone
 _MARK = "\ufeff"
 
-Progress = Callable[[int, int], None]  # bytes read, bytes in all
 # Files of one type -> {"columns": ...} or {"error": ...}, then {"row": ...} each.
 Tables = Callable[[Sequence[Path]], Iterator[JsonObject]]
 
@@ -66,7 +66,7 @@ class Reader:
     """
 
     def __init__(
-        self, path: Path, tables: Tables | None = None, progress: Progress | None = None
+        self, path: Path, tables: Tables | None = None, progress: OnBytes | None = None
     ) -> None:
         self.path = path
         self.found = Findings()

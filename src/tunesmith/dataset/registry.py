@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.bounded import TooDeepError, kind_fault, parse_json, read_text
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import locked, write_text
 from tunesmith.dataset.check import check_file, unchecked
 from tunesmith.dataset.detect import detect
 from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
-from tunesmith.dataset.reading import TYPES, Progress, Reader, Tables, values_of
+from tunesmith.dataset.reading import TYPES, Reader, Tables, values_of
 from tunesmith.dataset.report import DatasetReport
 
 REGISTRY = "dataset_info.json"
@@ -84,7 +85,7 @@ def check_registered(
     *,
     tables: Tables | None = None,
     thorough: bool = False,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> tuple[DatasetReport, ...]:
     """Check each data set of a comma-separated list; see `check_file` for the options.
 
@@ -109,7 +110,7 @@ def check_unregistered(
     *,
     tables: Tables | None = None,
     thorough: bool = False,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> DatasetReport:
     """Check a file or folder that no entry names, as `register` would describe it."""
     entry = detect(values_of(Reader(file, tables).pieces()), file.stem, file.name, formatting)

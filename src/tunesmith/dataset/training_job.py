@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.core import isolated
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
@@ -20,7 +21,7 @@ def run_job(
     environment: Mapping[str, str],
     module: str,
     request: JsonObject,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnBytes | None = None,
 ) -> JsonObject:
     """Return the result of MODULE on REQUEST and RESULT; `progress` gets (done, total).
 

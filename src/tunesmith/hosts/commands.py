@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import held
 from tunesmith.hosts import inventory as inventories
@@ -81,7 +82,7 @@ def add(
     expected: str | None = None,
     runner: str | None = None,
     ask: Callable[[str], str] | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: OnText = lambda _: None,
 ) -> Added:
     """Probe a host, pin its key, log in, and write the inventory; nothing is written before.
 
@@ -153,7 +154,7 @@ def trust(
     name: str,
     *,
     expected: str | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: OnText = lambda _: None,
 ) -> Trusted:
     """Pin the key the host has now. A login that fails is a note: rebuilt hosts forget keys."""
     inventory = project.inventory.absolute()

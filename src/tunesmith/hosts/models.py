@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.core import disk, formats, isolated
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.hosts import replies, transfer
@@ -27,15 +28,13 @@ _TAKE_SECONDS = 3600.0
 
 _MANIFEST = Record({"files": Named(Words(500), Record({"sha256": DIGEST}))})
 
-Tell = Callable[[str], None]
-
 
 def send(
     remote: Remote,
     layout: Layout,
     name: str,
     folder: Path,
-    tell: Tell,
+    tell: OnText,
     bar: transfer.Bar = transfer.unseen,
 ) -> None:
     """Bring the base model `name` from a folder here into the store of a host.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tunesmith.core.callbacks import OnBytes, OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.remote import FloodError, Remote, last_words, pieces
@@ -41,15 +42,13 @@ _LONGEST_LINE = 8192
 _GROWTH = 256 << 20
 _VERSION = re.compile(r"rsync +version v?(\d+)\.(\d+)")
 
-Tell = Callable[[str], None]
 # Hears the bytes that are there and those in all.
-Moved = Callable[[int, int], None]
-# Shows people what `Moved` hears, under a word for it.
-Bar = Callable[[str], contextlib.AbstractContextManager[Moved]]
+# Shows people what `OnBytes` hears, under a word for it.
+Bar = Callable[[str], contextlib.AbstractContextManager[OnBytes]]
 
 
 @contextlib.contextmanager
-def unseen(_what: str) -> Iterator[Moved]:
+def unseen(_what: str) -> Iterator[OnBytes]:
     """Show nothing."""
     yield lambda _done, _total: None
 
@@ -58,8 +57,8 @@ def upload(
     remote: Remote,
     files: Mapping[str, Path],
     folder: str,
-    tell: Tell,
-    moved: Moved | None = None,
+    tell: OnText,
+    moved: OnBytes | None = None,
 ) -> None:
     """Bring files into a folder of the host: relative name -> file here.
 
@@ -84,8 +83,8 @@ def download(
     folder: str,
     sizes: Mapping[str, int],
     into: Path,
-    tell: Tell,
-    moved: Moved | None = None,
+    tell: OnText,
+    moved: OnBytes | None = None,
 ) -> None:
     """Bring files below a folder of the host under the same names below `into`.
 
@@ -111,7 +110,7 @@ class _Count:
     in full is told by its name, and left out of rsync's own count.
     """
 
-    def __init__(self, sizes: Mapping[str, int], moved: Moved | None) -> None:
+    def __init__(self, sizes: Mapping[str, int], moved: OnBytes | None) -> None:
         self._sizes, self._moved = sizes, moved
         self._total = sum(sizes.values())
         self._there = self._most = 0
@@ -138,7 +137,7 @@ class _Count:
 def _rsync(
     remote: Remote,
     arguments: list[str],
-    tell: Tell,
+    tell: OnText,
     count: _Count,
     largest: int | None = None,
 ) -> None:

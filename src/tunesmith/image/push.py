@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import docker
 
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError
 from tunesmith.image import engine
 
@@ -15,7 +16,7 @@ def push(
     name: str,
     to: str,
     tags: Sequence[str],
-    tell: Callable[[str], None],
+    tell: OnText,
 ) -> Iterator[tuple[str, str]]:
     """Push image `name` to repository `to` under each tag; yield tag and registry digest.
 

@@ -15,7 +15,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ from typing import IO, Any
 import docker
 
 from tunesmith.core import disk, formats
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
@@ -62,8 +63,6 @@ _CLEAN = 'cd "$1" && rm -f -- *.tar.gz manifest.json config.json sums && rm -rf 
 
 _DIGEST = Text(r"sha256:[0-9a-f]{64}", 71, "the digest of an image or layer")
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Archive:
@@ -92,7 +91,7 @@ class Far:
         return max((_common(layers, theirs) for _, theirs in self.images), default=0)
 
 
-def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, tell: Tell) -> bool:
+def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, tell: OnText) -> bool:
     """Bring image `name` to a host's engine; return False when it was there already.
 
     `cache` is a folder here for the compressed layers, kept until the image has arrived, so
@@ -158,7 +157,7 @@ def pack(
     layers: tuple[str, ...],
     wanted: set[str],
     cache: Path,
-    tell: Tell,
+    tell: OnText,
 ) -> Archive:
     """Have a compressed file of each wanted layer in `cache`; return what the image is.
 
@@ -180,7 +179,7 @@ def pack(
 
 
 def _take_apart(
-    stream: IO[bytes], missing: set[str], cache: Path, config: Path, tell: Tell
+    stream: IO[bytes], missing: set[str], cache: Path, config: Path, tell: OnText
 ) -> None:
     raw = cache / "layer.part"
     with tarfile.open(fileobj=stream, mode="r|") as archive:
@@ -208,7 +207,9 @@ def _take_apart(
     raw.unlink(missing_ok=True)
 
 
-def _bring(archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: Tell) -> None:
+def _bring(
+    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText
+) -> None:
     files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
     size = sum(file.stat().st_size for file in files.values())
     disk.require(

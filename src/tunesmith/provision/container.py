@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
 from tunesmith.core import isolated
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import mirror_file
@@ -57,8 +58,6 @@ cd "$1" 2>/dev/null || mkdir -p "$1" && cd "$1" || exit 1
 mkdir -p "envs/container/bin" data models uploads runs services "$2" && chmod 0700 .
 """
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class _There:
@@ -79,7 +78,9 @@ class _There:
         return self.base.parent / "Hugging-Face"
 
 
-def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: str | None) -> None:
+def provision(
+    project: Project, name: str, tell: OnText, *, mirror: str, flavour: str | None
+) -> None:
     """Make the container and what belongs to it on the host; nothing where it is there.
 
     Raises UsageError when the host has no engine or not this clone's image, or when it is at
@@ -142,7 +143,7 @@ def provision(project: Project, name: str, tell: Tell, *, mirror: str, flavour: 
     tell(f"{name}: container {there.name} of {engine.tag_of(chosen)}, folder {there.base}")
 
 
-def reset(project: Project, name: str, tell: Tell) -> None:
+def reset(project: Project, name: str, tell: OnText) -> None:
     """Remove the container and what belongs to it; data, models, runs and HF_HOME stay."""
     remote = Remote(name, project.inventory)
     there = _look(remote)

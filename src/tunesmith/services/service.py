@@ -7,12 +7,13 @@ import re
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol, TypedDict, cast, runtime_checkable
 
 from tunesmith.core import formats
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
@@ -21,8 +22,6 @@ from tunesmith.hosts.answers import AnswerSource, parse_json
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.replies import Refusal
 from tunesmith.job.services.manager import PORTS, REFUSED
-
-Tell = Callable[[str], None]
 
 # Entries of a dataset_info.json by name, as LLaMA-Factory reads them.
 Registry = Mapping[str, JsonObject]
@@ -136,11 +135,11 @@ class ServiceAccess(Protocol):
         """Ask tunesmith.job.services.manager there. Raises what it refused with."""
         ...
 
-    def stage_data(self, tell: Tell) -> Registry:
+    def stage_data(self, tell: OnText) -> Registry:
         """Bring the data sets of this clone there; return entries to register there."""
         ...
 
-    def stage_packages(self, folder: Path, tell: Tell) -> PurePath:
+    def stage_packages(self, folder: Path, tell: OnText) -> PurePath:
         """Bring a folder of packages there; return where it is."""
         ...
 
@@ -224,7 +223,7 @@ def new_secret() -> str:
     return secrets.token_urlsafe(32)
 
 
-def start(access: ServiceAccess, kind: Kind, body: Body, tell: Tell) -> ServiceState:
+def start(access: ServiceAccess, kind: Kind, body: Body, tell: OnText) -> ServiceState:
     """Start a service, or take the living one; return its state once it answers there.
 
     Raises UsageError when the living one serves something else, TunesmithError with the end
@@ -274,7 +273,7 @@ def _stops(access: ServiceAccess, kind: Kind) -> str:
     return f"`inv {kind.name} --on {access.name} --stop`"
 
 
-def _patient(access: ServiceAccess, kind: Kind, tell: Tell) -> ServiceState:
+def _patient(access: ServiceAccess, kind: Kind, tell: OnText) -> ServiceState:
     """Ask how a service that starts is, some times if need be: it goes on without us."""
     for pause in (1.0, 2.0, 4.0, 8.0):
         try:

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from tunesmith.core import formats
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.remote import Remote, last_words
@@ -206,7 +206,7 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def reopen(tunnel: Tunnel, tell: Callable[[str], None]) -> None:
+def reopen(tunnel: Tunnel, tell: OnText) -> None:
     """Connect again, for as long as it takes, telling why when that changes.
 
     What changes is the kind of reason: ssh words one and the same differently from try to try,

@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core import disk, formats, isolated
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
@@ -79,7 +80,7 @@ def install(
     environment: Environment,
     project: Path,
     mirror: Mirror,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: OnText = lambda _: None,
 ) -> JsonObject | None:
     """Make the training environment from its hashed lock, with bytecode of what jobs import.
 

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +22,7 @@ from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
 from tunesmith.core import documents, formats, isolated
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError, printed_error
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
@@ -44,8 +45,6 @@ _NETWORK = ("HF_ENDPOINT", *_PROXIES, *map(str.lower, _PROXIES))
 _AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _START_SECONDS = 120.0
 
-Tell = Callable[[str], None]
-
 
 class ContainerTarget(FolderTarget):
     """Runs jobs in containers of the image, one a run, as the calling user.
@@ -56,7 +55,7 @@ class ContainerTarget(FolderTarget):
 
     name = "container"
 
-    def __init__(self, project: Project, tell: Tell, flavour: str | None = None) -> None:
+    def __init__(self, project: Project, tell: OnText, flavour: str | None = None) -> None:
         super().__init__(project, flavour)
         self._tell = tell
         self._client = engine.connect()

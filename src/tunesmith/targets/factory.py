@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import UsageError
 from tunesmith.hosts import inventory, transfer
 from tunesmith.plan.target import Target
@@ -11,10 +12,8 @@ from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
 from tunesmith.targets.local import LocalTarget
 
-Tell = Callable[[str], None]
 
-
-def _container(project: Project, tell: Tell) -> Target:
+def _container(project: Project, tell: OnText) -> Target:
     # Here: the image, which plans with this module, has no Docker SDK.
     from tunesmith.targets.container import ContainerTarget
 
@@ -22,7 +21,7 @@ def _container(project: Project, tell: Tell) -> Target:
 
 
 # What `--on` names besides the hosts of the inventory: no host can have such a name.
-TARGETS: Mapping[str, Callable[[Project, Tell], Target]] = {
+TARGETS: Mapping[str, Callable[[Project, OnText], Target]] = {
     "local": lambda project, _tell: LocalTarget(project),
     "container": _container,
 }
@@ -31,7 +30,7 @@ TARGETS: Mapping[str, Callable[[Project, Tell], Target]] = {
 def target_of(
     project: Project,
     name: str,
-    tell: Tell,
+    tell: OnText,
     bar: transfer.Bar = transfer.unseen,
 ) -> Target:
     """Return the target `--on` names; `tell` hears of uploads and downloads, `bar` shows long ones.

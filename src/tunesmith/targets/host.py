@@ -11,12 +11,13 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
@@ -61,8 +62,6 @@ _MOST_MANIFEST = 64 << 20
 # From a power-off to the end of SSH.
 _OFF_SECONDS = 60.0
 
-Tell = Callable[[str], None]
-
 
 class HostTarget:
     """Runs jobs on a host of the inventory. Raises UsageError when the name is not there."""
@@ -73,7 +72,7 @@ class HostTarget:
         self,
         project: Project,
         name: str,
-        tell: Tell = lambda _: None,
+        tell: OnText = lambda _: None,
         bar: transfer.Bar = transfer.unseen,
     ) -> None:
         self.name = name

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tunesmith.core import formats
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_file, sha256_of, write_json
 from tunesmith.core.swap import put_in_place, recover
@@ -46,7 +47,7 @@ class Host:
     name: str
     remote: Remote
     folder: str  # of the run, there
-    tell: Callable[[str], None]
+    tell: OnText
     bar: transfer.Bar
 
 

@@ -9,13 +9,14 @@ from pathlib import Path, PurePath
 
 from tunesmith.core import files as core_files
 from tunesmith.core import formats, isolated
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import transfer
 from tunesmith.hosts.layout import Layout
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 from tunesmith.services import service
-from tunesmith.services.service import Body, Folders, Registry, ServiceState, Tell, answer_of
+from tunesmith.services.service import Body, Folders, Registry, ServiceState, answer_of
 from tunesmith.stack.environment import Environment
 from tunesmith.stack.sources import app_digest
 
@@ -59,7 +60,7 @@ class HostServices:
         )
         return answer_of(self, verb, done)
 
-    def stage_data(self, tell: Tell) -> Registry:
+    def stage_data(self, tell: OnText) -> Registry:
         """Upload the files that the local dataset_info.json names; nothing is deleted there."""
         entries, files, missing = service.registered(self._project.root / "data")
         if missing:
@@ -70,7 +71,7 @@ class HostServices:
             transfer.upload(self._remote, files, str(self.folders.data), tell)
         return entries
 
-    def stage_packages(self, folder: Path, tell: Tell) -> PurePath:
+    def stage_packages(self, folder: Path, tell: OnText) -> PurePath:
         """Upload a folder of packages; one of this name that arrived whole is taken as it is."""
         there = self.folders.base / "services" / folder.name
         whole = there / ".whole"
@@ -128,11 +129,11 @@ class LocalServices:
             ) from None
         return answer_of(self, verb, done)
 
-    def stage_data(self, tell: Tell) -> Registry:
+    def stage_data(self, tell: OnText) -> Registry:
         """Nothing to bring: the Board looks into the clone's own data folder."""
         return {}
 
-    def stage_packages(self, folder: Path, tell: Tell) -> PurePath:
+    def stage_packages(self, folder: Path, tell: OnText) -> PurePath:
         """Nothing to bring: the folder is here."""
         return folder
 

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run.config import starting_adapters
@@ -27,7 +28,7 @@ from tunesmith.job.run.schema import (
     RunRequest,
     Values,
 )
-from tunesmith.job.run.seals import ENVIRONMENT, Tell, rewriting, sha256_of, unheard
+from tunesmith.job.run.seals import ENVIRONMENT, rewriting, sha256_of, unheard
 
 # The parts of run.json's `inputs`, and what they are inputs of.
 TRAIN, PREDICT = "train", "predict"
@@ -81,7 +82,7 @@ def remember_model(run_dir: Path, model: ModelRef | None) -> None:
     _remember(run_dir, {str(p): _stamp(p, record) for p, record in _model(model).items()})
 
 
-def check_data(run_dir: Path, request: RunRequest, of: str, tell: Tell = unheard) -> bool:
+def check_data(run_dir: Path, request: RunRequest, of: str, tell: OnBytes = unheard) -> bool:
     """Compare rows, entries, adapters and further files with the record of TRAIN or PREDICT.
 
     Returns False where there is no record: the run was made by an older version. Raises
@@ -106,7 +107,7 @@ def check_data(run_dir: Path, request: RunRequest, of: str, tell: Tell = unheard
 
 
 def check_adapters(
-    run_dir: Path, request: RunRequest, folders: Collection[str], tell: Tell = unheard
+    run_dir: Path, request: RunRequest, folders: Collection[str], tell: OnBytes = unheard
 ) -> None:
     """Compare those of the adapters that the training began from that lie in `folders`.
 
@@ -119,7 +120,7 @@ def check_adapters(
 
 
 def check_model(
-    run_dir: Path, request: RunRequest, tell: Tell = unheard, *, unseen: bool = True
+    run_dir: Path, request: RunRequest, tell: OnBytes = unheard, *, unseen: bool = True
 ) -> None:
     """Compare the base model with run.json's record of it. Raises UsageError for a change.
 
@@ -253,7 +254,7 @@ def _model(model: ModelRef | None) -> dict[Path, FileRecord]:
 def _compare(
     run_dir: Path,
     files: Mapping[Path, FileRecord] | Mapping[Path, InputRecord],
-    tell: Tell,
+    tell: OnBytes,
     mend: str | None = None,
 ) -> None:
     stamps = _stamps(run_dir)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.core import formats
+from tunesmith.core.callbacks import OnBytes, OnText
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, seals
@@ -19,7 +19,7 @@ from tunesmith.job.run.adapters import refuse_code
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.remedies import new_run
 from tunesmith.job.run.schema import RunRequest
-from tunesmith.job.run.seals import ANSWERS, REQUEST, Tell
+from tunesmith.job.run.seals import ANSWERS, REQUEST
 from tunesmith.job.system import disk
 
 # What reads the finished model, and as which one.
@@ -42,10 +42,8 @@ _ANY_MODEL = (*_TRAINING, "merge", "proof", "predict", BASE, ADAPTER, EXPORT)
 _OLDER = "made by an older version of tunesmith"
 _CUT_OFF = f"not sealed: {_OLDER}, or its phase was cut off"
 
-Say = Callable[[str], None]
 
-
-def check(run_dir: Path, use: str, say: Say, tell: Tell = seals.unheard) -> None:
+def check(run_dir: Path, use: str, say: OnText, tell: OnBytes = seals.unheard) -> None:
     """Compare all that a phase or verb reads. Raises UsageError for what was changed, OSError
     where a disk refuses (job/system/disk.py).
 
@@ -65,7 +63,7 @@ def _unreadable(run_dir: Path, error: OSError) -> UsageError:
     return UsageError(f"{place}: {error.strerror}, so it cannot be compared; mend that")
 
 
-def _check(run_dir: Path, use: str, say: Say, tell: Tell) -> None:
+def _check(run_dir: Path, use: str, say: OnText, tell: OnBytes) -> None:
     folder = RunFolder(run_dir)
     seals.check(run_dir, REQUEST, tell)
     if use == "fetch":

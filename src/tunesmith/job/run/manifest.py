@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, sha256_of, write_json
 from tunesmith.job.run.allowed import FOLDERS, MOST_FILES, RECORD, part_of_allowed, stays
@@ -62,7 +63,7 @@ class Item:
 def manifest(
     run: RunFolder,
     what: Iterable[str],
-    tell: Callable[[int, int], None],
+    tell: OnBytes,
     read_always: Collection[str] = (),
 ) -> Manifest:
     """Return the files of a run that a pull of the parts `what` brings, and what it leaves.
@@ -171,7 +172,7 @@ def _below(folder: Path) -> Iterator[Path]:
 def _records(
     run: RunFolder,
     items: list[Item],
-    tell: Callable[[int, int], None],
+    tell: OnBytes,
     read_always: Collection[str] = (),
 ) -> dict[str, ListedFile]:
     cache_file = run.path / _CACHE

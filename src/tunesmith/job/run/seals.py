@@ -17,12 +17,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.core import files as core_files
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run import manifest as run_manifest
@@ -53,7 +54,6 @@ _TELL_SECONDS = 1.0
 
 Record = Mapping[str, Any]
 # Hears the bytes read so far and how many there are.
-Tell = Callable[[int, int], None]
 
 
 def unheard(_done: int, _total: int) -> None:
@@ -134,7 +134,7 @@ def seal(
     phase: str,
     results: Iterable[str],
     known: Mapping[str, Record] | None = None,
-    tell: Tell = unheard,
+    tell: OnBytes = unheard,
 ) -> dict[str, dict[str, Any]]:
     """Seal all files of `results` (of FOLDERS, FILES or REQUEST, or one file below a folder).
 
@@ -176,7 +176,7 @@ def _drop(files: dict[str, dict[str, Any]], results: Collection[str]) -> None:
 def check(
     run_dir: Path,
     results: Iterable[str],
-    tell: Tell = unheard,
+    tell: OnBytes = unheard,
     *,
     adopt: bool = True,
 ) -> Check:
@@ -307,7 +307,7 @@ def _plain(path: Path) -> bool:
 
 
 def _records(
-    run_dir: Path, found: Mapping[str, Path], known: Mapping[str, Record], tell: Tell
+    run_dir: Path, found: Mapping[str, Path], known: Mapping[str, Record], tell: OnBytes
 ) -> dict[str, dict[str, Any]]:
     sizes = {name: path.stat().st_size for name, path in found.items()}
     total = sum(size for name, size in sizes.items() if name not in known)
@@ -322,7 +322,7 @@ def _records(
 class _Reading:
     """Hashes files and tells how far it is, within two seconds of the last word."""
 
-    def __init__(self, tell: Tell, total: int) -> None:
+    def __init__(self, tell: OnBytes, total: int) -> None:
         self._tell, self._total = tell, total
         self._done, self._told = 0, time.monotonic()
 
@@ -336,7 +336,7 @@ class _Reading:
             self._tell(self._done, self._total)
 
 
-def sha256_of(files: Mapping[str, Path], tell: Tell) -> Iterator[tuple[str, str]]:
+def sha256_of(files: Mapping[str, Path], tell: OnBytes) -> Iterator[tuple[str, str]]:
     """Yield (name, sha256) of each file, in order; `tell` hears how far the reading is."""
     reading = _Reading(tell, sum(path.stat().st_size for path in files.values()))
     for name, path in files.items():
@@ -344,7 +344,7 @@ def sha256_of(files: Mapping[str, Path], tell: Tell) -> Iterator[tuple[str, str]
 
 
 def _compare(
-    run_dir: Path, found: Mapping[str, Path], wanted: Mapping[str, Record], tell: Tell
+    run_dir: Path, found: Mapping[str, Path], wanted: Mapping[str, Record], tell: OnBytes
 ) -> None:
     for name, digest in sha256_of(dict(sorted(found.items())), tell):
         if digest != wanted[name]["sha256"]:
@@ -352,7 +352,7 @@ def _compare(
             raise _changed(run_dir, name, f"expected sha256 {expected}, found {digest}")
 
 
-def _adopt(run_dir: Path, results: Collection[str], tell: Tell) -> None:
+def _adopt(run_dir: Path, results: Collection[str], tell: OnBytes) -> None:
     """Seal what an older version made, after it was compared with what that recorded of it.
 
     Where the run folder cannot be written (mounted to be read) it stays unsealed.
