@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,8 +191,7 @@ def test_disk_memory_and_clock(small: Doctor) -> None:
         found = small.look()
         assert "clock" in found.critical()
         text = found.verdict("clock")["text"]
-        seconds = int(text.split()[0])
-        assert abs(seconds - 3600) < 60, text
+        assert re.match(r"(1 h 00 min|59 min \d\d s) ", text), text
         assert word in text
     replica.set_clock(0)
     replica.cut_ssh()
