@@ -19,6 +19,7 @@ from rich.text import Text
 
 from tunesmith.cli.command import as_typed
 from tunesmith.core import formats
+from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.printable import printable
 
 # In a pipe: the time between two lines about what is moved.
@@ -64,8 +65,11 @@ def write(text: str) -> None:
 
 
 @contextlib.contextmanager
-def moving(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield moved(done, total), of bytes: a bar on a terminal, in a pipe a line now and then."""
+def moving(what: str, shown: Callable[[float], str] = formats.size) -> Iterator[OnBytes]:
+    """Yield moved(done, total): a bar on a terminal, in a pipe a line now and then.
+
+    Both are bytes, unless `shown` writes another kind of number.
+    """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=30))
     progress = Progress(
         *columns,
@@ -83,7 +87,7 @@ def moving(what: str) -> Iterator[Callable[[int, int], None]]:
     def moved(done: int, total: int) -> None:
         nonlocal said_at
         progress.update(task, completed=done, total=total)
-        line = moved_line(progress.tasks[0])
+        line = moved_line(progress.tasks[0], shown)
         progress.update(task, line=line)
         if progress.disable and time.monotonic() - said_at >= _LINE_SECONDS:
             said_at = time.monotonic()
@@ -93,15 +97,15 @@ def moving(what: str) -> Iterator[Callable[[int, int], None]]:
         yield moved
 
 
-def moved_line(task: Task) -> str:
-    """Return the bytes done of all, the rate, and the time left, as far as they are known."""
+def moved_line(task: Task, shown: Callable[[float], str] = formats.size) -> str:
+    """Return what is done of all, the rate, and the time left, as far as they are known."""
     total = task.total or 0
     share = f" ({100 * task.completed / total:.0f} %)" if total else ""
-    parts = [f"{formats.size(task.completed)} of {formats.size(total)}{share}"]
+    parts = [f"{shown(task.completed)} of {shown(total)}{share}"]
     # The first moments say nothing of the rate.
     speed = task.speed if (task.elapsed or 0.0) >= _SETTLED_SECONDS else None
     if speed:
-        parts.append(f"{formats.size(speed)}/s")
+        parts.append(f"{shown(speed)}/s")
     if speed and task.completed < total:
         parts.append(f"ETA {formats.duration((total - task.completed) / speed)}")
     return "  ".join(parts)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from tunesmith.basemodel import files as model_files
-from tunesmith.cli.console import console, say
-from tunesmith.core import documents
+from tunesmith.cli.console import moving, say
+from tunesmith.core import documents, formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset import histogram, registry, replay_report
@@ -30,8 +26,6 @@ from tunesmith.plan.build import tables_here
 from tunesmith.plan.config import Config
 from tunesmith.plan.plan import absolute_paths
 from tunesmith.project import Project
-
-_SECONDS = 5.0  # in a pipe: the time between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ def check(project: Project, options: DataCheckOptions) -> None:
         _check_config(project, options)
         return
     tables = tables_here(project)
-    with _progress("rows") as progress:
+    with moving("reading") as progress:
         if options.file:
             path = project.find(options.file)
             reports: Sequence[DatasetReport] = (
@@ -104,7 +98,7 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     if not folder.startswith(("ONLINE", "REMOTE:")):
         place = project.find(folder)
         stage = str(config.get("stage", "sft"))
-        with _progress("rows") as progress:
+        with moving("reading") as progress:
             reports = registry.check_registered(
                 place, ",".join(names), stage, tables=tables, thorough=True, progress=progress
             )
@@ -116,7 +110,7 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     values = config_values(project, config, options.mirror)
     made = project.folder("data")
     listing = made / f"{config.stem}.rows.jsonl"
-    with _progress("rows encoded") as progress:
+    with moving("rows encoded", formats.count) as progress:
         request = {"config": values, "workers": os.cpu_count() or 1, "rows": str(listing)}
         replayed = run_job(
             *training_python(project), "tunesmith.job.data.replay", request, progress
@@ -211,27 +205,3 @@ def _raise_on_errors(reports: Sequence[DatasetReport]) -> None:
     faulty = [report.key or report.file for report in reports if report.errors]
     if faulty:
         raise UsageError(f"data with errors: {', '.join(faulty)}", hint="each error is named above")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Any]:
-    """Yield progress(done, total): a bar on a terminal, in a pipe a line from time to time."""
-    if not console.is_terminal:
-        shown_at = time.monotonic()
-
-        def tell(done: int, total: int) -> None:
-            nonlocal shown_at
-            if time.monotonic() - shown_at >= _SECONDS:
-                shown_at = time.monotonic()
-                say(f"{what}: {done / max(total, 1):.0%}")
-
-        yield tell
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-
-        def move(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield move
