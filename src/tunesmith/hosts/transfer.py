@@ -169,7 +169,8 @@ def _rsync(
             return
         if code == _NOT_FOUND or "rsync: command not found" in said:
             raise UsageError(
-                f"{remote.name} has no rsync; `inv provision --on {remote.name}` installs it"
+                f"{remote.name} has no rsync",
+                hint=f"`inv provision --on {remote.name}` installs it",
             )
         if largest is not None and (code == -signal.SIGXFSZ or "File too large" in said):
             raise TunesmithError(

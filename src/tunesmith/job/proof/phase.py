@@ -50,7 +50,9 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[s
     config = run_config.read_config(run_dir)
     merged = run_dir / MERGED
     if not merged.is_dir():
-        raise UsageError(f"{merged}: no merged model: `inv merge --run {run_dir.name}` makes it")
+        raise UsageError(
+            f"{merged}: no merged model", hint=f"`inv merge --run {run_dir.name}` makes it"
+        )
     base, output = Path(config["model_name_or_path"]), Path(config["output_dir"])
     adapters = run_config.tuned_adapters(config, output)
     facts = check_fits(base, Path(adapters[-1]))

@@ -16,7 +16,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         return RunFolder(run_dir).config()
     except FileNotFoundError:
         raise UsageError(
-            f"{run_dir}: not a run folder (no config.yaml): `inv runs` lists the runs"
+            f"{run_dir}: not a run folder (no config.yaml)", hint="`inv runs` lists the runs"
         ) from None
 
 

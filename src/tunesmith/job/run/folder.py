@@ -110,7 +110,8 @@ class RunFolder:
             request = read_record(self.request_file, RunRequest, self._rm)
         except FileNotFoundError:
             raise UsageError(
-                f"{self.path}: no run here (run.json is missing); `inv runs` lists the runs"
+                f"{self.path}: no run here (run.json is missing)",
+                hint="`inv runs` lists the runs",
             ) from None
         if request.run_id not in ("", self.run_id):
             why = f"it is run {ascii(request.run_id)[:90]}, in the folder of run {self.run_id}"
@@ -154,8 +155,8 @@ class RunFolder:
         """A host's own request and config are data, never something to work by."""
         if self.is_copy and not (self.path / HOST_FOLDER / self.request_file.name).is_file():
             raise UsageError(
-                f"run {self.run_id} is as its host wrote it, and is not used so; `inv runs` "
-                "makes it a run of this machine"
+                f"run {self.run_id} is as its host wrote it, and not used like this",
+                hint="`inv runs` makes it a run of this machine",
             )
 
     def status(self) -> RunStatus:

@@ -39,7 +39,7 @@ def find(runs: Path, run_id: str | None) -> RunFolder:
     recover(runs)
     found = folders(runs)
     if not found:
-        raise UsageError(f"no runs in {runs}; `inv train` makes one")
+        raise UsageError(f"no runs in {runs}", hint="`inv train` makes one")
     if wanted is None:
         wanted = RunId(max(found, key=_asked_at).name)
     if runs / wanted in found:

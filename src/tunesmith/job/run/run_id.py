@@ -28,7 +28,8 @@ class RunId(str):
             shown = repr(text) if len(repr(text)) <= 60 else f"{repr(text)[:60]}..."
             raise UsageError(
                 f"run id {shown}: expected 1 to {LONGEST} of A-Z a-z 0-9 . _ -, the first a "
-                "letter or digit; `inv runs` lists the runs"
+                "letter or digit",
+                hint="`inv runs` lists the runs",
             )
         return super().__new__(cls, text)
 

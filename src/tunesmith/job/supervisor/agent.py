@@ -365,7 +365,7 @@ def _stdin(kind: type[T]) -> T:
 
 
 def _exists(run_id: str) -> UsageError:
-    return UsageError(f"run {run_id} is there already; `inv runs` lists it")
+    return UsageError(f"run {run_id} is there already", hint="`inv runs` lists it")
 
 
 def _take_input(folder: Path, name: str, record: UploadedFile) -> FileRecord:
