@@ -48,8 +48,9 @@ def test_csv_is_registered_and_split(
     path = tmp_path / "rows.csv"
     lines = [f'"question {n}, please","answer {n * 7919}"' for n in range(20)]
     path.write_text("instruction,output\n" + "\n".join(lines) + "\n")
-    with pytest.raises(UsageError, match="inv stack"):
+    with pytest.raises(UsageError) as refused:
         register(tmp_path, "rows", path)
+    assert "inv stack.install" in refused.value.hint
     entry = register(tmp_path, "rows", path, tables=tables)
     assert entry.columns == {"prompt": "instruction", "response": "output"}
     made = split(tmp_path, "rows", 0.25, 1, tables=tables)
