@@ -30,8 +30,6 @@ from tunesmith.job.run.codec import encode
 from tunesmith.job.run.events import Event
 from tunesmith.job.run.folder import COPY_FILE, RunFolder
 from tunesmith.job.run.replies import (
-    CommandOrder,
-    CommandResult,
     Manifest,
     Removed,
     Resumed,
@@ -49,6 +47,7 @@ from tunesmith.plan.target import Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
 from tunesmith.services.service import ServiceAccess
 from tunesmith.stack.sources import app_digest
+from tunesmith.targets import power
 from tunesmith.targets import pull as targets_pull
 from tunesmith.targets.services import HostServices
 
@@ -59,8 +58,6 @@ _RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 5.0)
 _TALK_SECONDS = 600.0
 # Bytes of the list of a run's files: 10^5 of them have 15 MB.
 _MOST_MANIFEST = 64 << 20
-# From a power-off to the end of SSH.
-_OFF_SECONDS = 60.0
 
 
 class HostTarget:
@@ -322,50 +319,8 @@ class HostTarget:
         models.send(self._remote, self.layout, name, folder, self._tell, self._bar)
 
     def power_off(self, run_id: str) -> None:
-        """Power the host off after a run that has succeeded, and wait until it is off.
-
-        Raises UsageError when it must stay on (another run needs it, or this was done after
-        this run before); TunesmithError when it was told to and is still there.
-        """
-        command = self.poweroff_command()
-        if not self._answers():
-            raise TunesmithError(
-                f"{self.name} does not answer and was not told to power off",
-                hint=f"when it is back, `inv attach --on {self.name} --run {run_id}` does it",
-            )
-        done = CommandResult(0)
-        problem = "it still answers"
-        try:
-            done = agent.call(
-                self._remote,
-                "afterwards",
-                run_id,
-                reply=CommandResult,
-                stdin=encode(CommandOrder(command)),
-                timeout=90,
-            )
-        except UsageError:
-            raise
-        except TunesmithError as error:
-            # As a rule: the connection went with the host.
-            problem = error.line
-        if done.code != 0:
-            problem = done.why or f"`{shlex.join(command)}` ended with {done.code}"
-        deadline = time.monotonic() + (_OFF_SECONDS if done.code == 0 else 0)
-        while self._answers():
-            if time.monotonic() > deadline:
-                raise TunesmithError(
-                    f"{self.name} is not off, and costs money: {problem}",
-                    hint="power it off in the console",
-                )
-            time.sleep(1)
-
-    def _answers(self) -> bool:
-        try:
-            self._remote.run(":", timeout=10)
-        except TunesmithError:
-            return False
-        return True
+        """Power the host off after a run that has succeeded, as targets/power.py does."""
+        power.power_off(self._remote, run_id, self.poweroff_command())
 
     def rental(self) -> Rental:
         """Return what the host's platform says of one that is off."""
