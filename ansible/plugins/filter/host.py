@@ -15,11 +15,11 @@ from ansible.errors import AnsibleFilterError
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line
 from tunesmith.hosts.answers import (
-    PLACE,
-    Asked,
+    HOST_PATH,
+    AnswerSource,
+    HostPath,
     MalformedError,
     Number,
-    Place,
     Shape,
     Text,
     Words,
@@ -29,15 +29,15 @@ from tunesmith.hosts.answers import (
 _LONGEST = 4 << 20
 
 # Paths of the host's, which its tasks work on, and what else is more than a text for people.
-_OWN_PATH = Place(rf"|{PLACE.pattern}")
+_OWN_PATH = HostPath(rf"|{HOST_PATH.pattern}")
 _NAME = Text(r"[\w.+~-]*", 64, "a word")
 _SHAPES: dict[str, Shape] = {
     **dict.fromkeys(("absent", "base", "conda", "data_disk", "home", "locked", "login"), _OWN_PATH),
     **dict.fromkeys(("architecture", "glibc", "missing"), _NAME),
     "busy": Text(r"[0-9 ]*", 100_000, "process ids"),
-    "digest": Text(rf"[0-9a-f]{{64}} {PLACE.pattern}", 2000, "a sha256 and a path"),
+    "digest": Text(rf"[0-9a-f]{{64}} {HOST_PATH.pattern}", 2000, "a sha256 and a path"),
     "installed": Text(r"|[0-9a-f]{64}", 64, "a sha256"),
-    "toolkit": Text(rf"{PLACE.pattern} [0-9.]*", 1100, "a path and a version"),
+    "toolkit": Text(rf"{HOST_PATH.pattern} [0-9.]*", 1100, "a path and a version"),
 }
 _WORDS = Words(4000)
 _LISTS = ("absent", "digest", "gpu", "locked", "missing", "toolkit")
@@ -66,7 +66,7 @@ def _facts(printed: str) -> dict[str, Any]:
         raise TunesmithError(f"the host: its probe says {len(printed)} characters")
     lines = [line.partition("=") for line in printed.splitlines()]
     for key, _, value in lines:
-        asked = Asked("the host", f"its probe: {one_line(key, 40)}")
+        asked = AnswerSource("the host", f"its probe: {one_line(key, 40)}")
         shape = Number() if key in _NUMBERS and value.strip() else _SHAPES.get(key, _WORDS)
         shape.read(asked, value.strip())
     one = {key: value.strip() for key, _, value in lines}
@@ -91,13 +91,13 @@ def _number(text: str | None) -> int | None:
 def _marker(text: str) -> dict[str, str]:
     empty = dict.fromkeys(("flavour", "lock_sha256", "refused", "self_test"), "")
     try:
-        marker = parse_json(Asked("the host", "its probe: marker"), text)
+        marker = parse_json(AnswerSource("the host", "its probe: marker"), text)
     except MalformedError:
         return empty
     if not isinstance(marker, dict):
         return empty
     return empty | {
-        key: _WORDS.read(Asked("the host", f"its marker: {key}"), str(marker[key]))
+        key: _WORDS.read(AnswerSource("the host", f"its marker: {key}"), str(marker[key]))
         for key in empty
         if key in marker
     }
