@@ -26,19 +26,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-# Hosts and images that are made once a session, and take minutes.
-_SHARED = ("provisioned_host", "built")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: one process has all tests of a shared host, image or file."""
-    for item in items:
-        used = getattr(item, "fixturenames", ())
-        group = next((name for name in _SHARED if name in used), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
     """Take back what the code under test sets for its own process, as the image's door does."""
