@@ -123,7 +123,7 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
         offset = target.events("around", 0)[1]
         start_on_run(target, plan)
         *_, last = target.watch("around", offset)
-    assert last.status["phases"]["merge"] == "succeeded", last.status["message"]
+    assert last.status.phases["merge"] == "succeeded", last.status.message
     there = base(replica) / "runs" / "around" / "merged"
     wanted = {file.name: sha256_of(file) for file in there.iterdir()}
     del wanted["MANIFEST.json"]

@@ -216,8 +216,8 @@ def _refuse_busy(remote: Remote, found: Container) -> None:
     for run in agent.call(remote, "runs", reply=RunList).runs:
         if run.active:
             raise UsageError(
-                f"{remote.name}: run {run.run_id} works in the container that must be replaced; "
-                f"`inv stop --on {remote.name} --run {run.run_id}`, then this again"
+                f"{remote.name}: run {run.run_id} is using the container that must be replaced",
+                hint=f"`inv stop --on {remote.name} --run {run.run_id}`, then run this again",
             )
 
 
