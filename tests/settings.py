@@ -1,12 +1,11 @@
 """The settings of tests/data/settings.yml, each laid over the demo's config.
 
-Read by both sides: no import but yaml and the rules, Python 3.10.
+Read by both sides: no import but yaml, the rules and the stack, Python 3.10.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from tunesmith.plan.rules.check import find
 from tunesmith.plan.rules.fault import Fault, changed
+from tunesmith.stack.definition import load_stack
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCEPTS = "accepts"
@@ -24,9 +24,7 @@ BASE: Mapping[str, Any] = {
     "use_cpu": True,
 }
 SCHEMA = json.loads((ROOT / "configs/schema/llamafactory-0.9.3.schema.json").read_text("utf-8"))
-# What a package is called in a lock.
-_PINNED = re.compile(r"^([a-z0-9][a-z0-9_.-]*)==", re.MULTILINE)
-INSTALLED = frozenset(_PINNED.findall((ROOT / "configs/locks/cu128.txt").read_text("utf-8")))
+INSTALLED = load_stack(ROOT / "configs/stack.yml").flavour("cu128").packages
 
 
 @dataclass(frozen=True)
