@@ -247,8 +247,9 @@ def test_a_host_without_docker(vm: tuple[HostProject, Replica]) -> None:
         replica.sh("mv /root/docker /usr/bin/docker")
     (replica.disk / "docker.sock").chmod(0o600)
     try:
-        with made.entered(), pytest.raises(UsageError, match="sudo usermod -aG docker"):
+        with made.entered(), pytest.raises(UsageError, match="no access to Docker") as refused:
             ship.look(remote)
+        assert "sudo usermod -aG docker" in (refused.value.hint or "")
     finally:
         (replica.disk / "docker.sock").chmod(0o666)
 

@@ -597,14 +597,15 @@ def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
     assert identity_of(run / bundle.FOLDER / bundle.RECORD) == before
 
 
-@pytest.mark.parametrize("case", ["other rank", "no merge", "full", "quantized", "dora"])
+@pytest.mark.parametrize("case", ["several ranks", "no merge", "full", "quantized", "dora"])
 def test_nothing_is_made_and_nothing_said_where_a_merge_would_not_use_it(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, request = prepare(tmp_path)
     shutil.rmtree(run / bundle.FOLDER)
-    if case == "other rank":
-        monkeypatch.setenv("RANK", "1")
+    if case == "several ranks":
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
     elif case == "no merge":
         request = replace(request, merge=None)
     elif case == "full":

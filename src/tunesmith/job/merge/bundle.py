@@ -39,6 +39,7 @@ from tunesmith.job.run.allowed import part_of_allowed
 from tunesmith.job.run.codec import encode, named
 from tunesmith.job.run.folder import MERGED, RunFolder
 from tunesmith.job.run.foreign import config_of
+from tunesmith.job.run.process import rank_count
 from tunesmith.job.run.schema import RunRequest, Values
 from tunesmith.job.run.stored import DamagedError, read_record
 from tunesmith.job.system import resources
@@ -197,11 +198,13 @@ def after_training(run_dir: Path, request: RunRequest, emit: Callable[..., None]
     """Make the bundle in the process that trained; return the seconds, None if it was not made.
 
     LLaMA-Factory is loaded here already; a process of its own spends most of its time on that.
-    No training fails for it: a note says why a merge will have to make it. Only the process of
-    rank 0 does it, and only for a run that is to be merged, by blocks.
+    No training fails for it: a note says why a merge will have to make it. It is made for a run
+    that is to be merged by blocks, and where one process trained: to parse its arguments,
+    LLaMA-Factory opens a process group, and one of several would wait there for ranks that
+    have ended.
     """
     started = time.monotonic()
-    if request.merge is None or int(os.environ.get("RANK", "0")) != 0:
+    if request.merge is None or rank_count() > 1:
         return None
     try:
         try:

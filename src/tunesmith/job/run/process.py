@@ -84,6 +84,16 @@ def identify(pid: int | None = None) -> Identity:
     return Identity(pid, started, init_started or 0, socket.gethostname())
 
 
+def is_first_rank() -> bool:
+    """Return whether this process speaks for a training: the only one, or torchrun's rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def rank_count() -> int:
+    """Return how many processes torchrun started for this training; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def die_with_parent(supervisor: str | None) -> bool:
     """Ask for SIGTERM when the parent dies: checkpoint and stop, never train alone.
 

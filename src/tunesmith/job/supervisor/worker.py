@@ -27,7 +27,7 @@ from tunesmith.job.run.adjustments import refusal
 from tunesmith.job.run.failures import JobError, classify_text
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
-from tunesmith.job.run.process import SUPERVISOR_PID, die_with_parent
+from tunesmith.job.run.process import SUPERVISOR_PID, die_with_parent, is_first_rank
 from tunesmith.job.system import disk
 from tunesmith.job.system.resources import peak_memory
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     try:
         entry: Run = importlib.import_module(module).run
         # Naming the device loads torch, which these have no need of; a merge does it elsewhere.
-        if phase not in ("fetch", "merge") and int(os.environ.get("RANK", "0")) == 0:
+        if phase not in ("fetch", "merge") and is_first_rank():
             from tunesmith.job.system.versions import versions
 
             write_json(run.path / "versions.json", versions())

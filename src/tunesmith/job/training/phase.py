@@ -21,6 +21,7 @@ from tunesmith.job.run import checkpoints, seals
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
+from tunesmith.job.run.process import is_first_rank
 from tunesmith.job.run.schema import Limits, RunRequest
 from tunesmith.job.system import resources
 from tunesmith.job.training import dataset_cache
@@ -227,7 +228,7 @@ def _ended(
 
 def _sealed(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Seal the result, in the one process of several that has written it; return the seals."""
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not is_first_rank():
         return {}
     return seals.seal(folder.path, "train", ("output",))
 
