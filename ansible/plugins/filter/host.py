@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from ansible.errors import AnsibleFilterError
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line
 from tunesmith.hosts.answers import (
+    DIGEST,
     HOST_PATH,
+    WORD,
     AnswerSource,
     HostPath,
     MalformedError,
+    Named,
     Number,
     Shape,
     Text,
@@ -40,6 +43,7 @@ _SHAPES: dict[str, Shape] = {
     "toolkit": Text(rf"{HOST_PATH.pattern} [0-9.]*", 1100, "a path and a version"),
 }
 _WORDS = Words(4000)
+_EXTRAS = Named(WORD, DIGEST)
 _LISTS = ("absent", "digest", "gpu", "locked", "missing", "toolkit")
 _NUMBERS = ("epoch", "free_inodes", "free_kib", "inodes", "uid", "used_kib")
 _FLAGS = ("apt", "fresh", "miniforge", "registered", "sudo", "writable")
@@ -88,24 +92,37 @@ def _number(text: str | None) -> int | None:
     return int(text) if text else None
 
 
-def _marker(text: str) -> dict[str, str]:
-    empty = dict.fromkeys(("flavour", "lock_sha256", "refused", "self_test"), "")
+def _marker(text: str) -> dict[str, Any]:
+    texts = dict.fromkeys(("flavour", "lock_sha256", "refused", "self_test"), "")
+    empty = texts | {"extras": {}}
     try:
         marker = parse_json(AnswerSource("the host", "its probe: marker"), text)
     except MalformedError:
         return empty
     if not isinstance(marker, dict):
         return empty
-    return empty | {
+    said = {
         key: _WORDS.read(AnswerSource("the host", f"its marker: {key}"), str(marker[key]))
-        for key in empty
+        for key in texts
         if key in marker
     }
+    extras = _EXTRAS.read(AnswerSource("the host", "its marker: extras"), marker.get("extras", {}))
+    return empty | said | {"extras": extras}
 
 
 def file_sha256(path: str) -> str:
     """Return the digest of a file on the machine Ansible runs on."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def extra_locks(names: Sequence[str], folder: str) -> dict[str, str]:
+    """Return the digest of each extra's lock in a folder of this machine, by its name."""
+    return {name: file_sha256(f"{folder}/{name}.txt") for name in names}
+
+
+def lacking(locks: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `locks` that an environment has not, or not from the same lock."""
+    return {name: digest for name, digest in locks.items() if there.get(name) != digest}
 
 
 def as_archive(sources: Mapping[str, str]) -> str:
@@ -134,6 +151,8 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "as_archive": as_archive,
+            "extra_locks": extra_locks,
             "file_sha256": file_sha256,
             "host_facts": host_facts,
+            "lacking": lacking,
         }

@@ -11,10 +11,13 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.printable import one_line, printable
 from tunesmith.doctor.flavours import Gpu, capability_of
 from tunesmith.hosts.answers import (
+    DIGEST,
     HOST_PATH,
+    WORD,
     AnswerSource,
     HostPath,
     MalformedError,
+    Named,
     Number,
     OneOf,
     Shape,
@@ -28,6 +31,7 @@ _BEGIN = "tunesmith_probe=1"
 # allowed: the host could not tell.
 _NUMBER = Number(-(1 << 63), 1 << 63)
 _YES = OneOf(("yes", "no"))
+_EXTRAS = Named(WORD, DIGEST)
 _PATH = HostPath(rf"-?|{HOST_PATH.pattern}")
 _SHAPES: Mapping[str, Shape] = {
     **dict.fromkeys(("epoch", "uid", "cpu.count", "cpu.thousandths"), _NUMBER),
@@ -144,6 +148,7 @@ class Facts:
     environment_whole: bool | None
     environment_flavour: str | None
     environment_refused: bool
+    environment_extras: tuple[str, ...]
     nvidia_smi: str | None
     nvidia_smi_text: str
     kernel_module: str | None
@@ -232,6 +237,9 @@ def parse(text: str, host: str = "the host") -> Facts:
         environment_whole=environment[0] == "whole" if environment[2] else None,
         environment_flavour=str(marker.get("flavour") or "") or None,
         environment_refused=bool(marker.get("refused")),
+        environment_extras=tuple(
+            _EXTRAS.read(AnswerSource(host, "its marker"), marker.get("extras", {}))
+        ),
         nvidia_smi=said.one("nvidia_smi") or None,
         nvidia_smi_text=" ".join(filter(None, [said.one("nvidia_smi.text"), *strange])),
         kernel_module=said.one("kernel_module") or None,

@@ -353,7 +353,9 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         text = f"none: Miniforge {stack.conda.version} will be installed ({size})"
         yield Verdict("info", "conda", text)
     if facts.environment_whole:
-        yield Verdict("info", "environment", f"{facts.environment} is there, from an earlier run")
+        beside = f", with {', '.join(facts.environment_extras)}" if facts.environment_extras else ""
+        text = f"{facts.environment} is there, from an earlier run{beside}"
+        yield Verdict("info", "environment", text)
     elif facts.environment:
         text = f"{facts.environment} is half-made"
         yield Verdict("info", "environment", text, "`inv provision` replaces it")

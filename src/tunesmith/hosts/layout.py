@@ -15,6 +15,7 @@ from tunesmith.hosts.answers import (
     WORD,
     AnswerSource,
     HostPath,
+    Named,
     Number,
     OneOf,
     Record,
@@ -57,7 +58,7 @@ _FIELDS: Mapping[str, Shape] = {
     "sudo": OneOf(("", "sudo -n")),
     "HF_HOME": HOST_PATH,
 }
-_MADE = Record({"flavour": WORD, "lock_sha256": DIGEST})
+_MADE = Record({"flavour": WORD, "lock_sha256": DIGEST}, {"extras": Named(WORD, DIGEST)})
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Layout:
     """What a provisioned host has, and where.
 
     `base` is tunesmith's folder on the data disk, `environment` the conda environment,
-    `flavour` and `lock_sha256` what is installed there, `asked` what it was provisioned for
+    `flavour`, `lock_sha256` and `extras` what is installed there, `asked` what it was provisioned for
     (the parts of the state's fingerprint), `free_bytes` the room on the data disk, `mirror`
     the mirror profile for downloads there (a name, or a file there), `sudo` what an
     administrator's command begins with there.
@@ -76,6 +77,7 @@ class Layout:
     hf_home: PurePosixPath
     flavour: str
     lock_sha256: str
+    extras: tuple[str, ...]
     asked: Mapping[str, str]
     free_bytes: int
     mirror: str
@@ -171,6 +173,7 @@ def _layout(asked: AnswerSource, found: Mapping[str, Any]) -> Layout:
         hf_home=PurePosixPath(found["HF_HOME"]),
         flavour=str(made["flavour"]),
         lock_sha256=str(made["lock_sha256"]),
+        extras=tuple(made.get("extras", {})),
         asked=dict(part.split("=", 1) for part in parts if "=" in part),
         free_bytes=found["free"] * 1024,
         mirror=found.get("mirror") or "default",

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror
 from tunesmith.image import engine
 from tunesmith.project import Project
-from tunesmith.stack.definition import Flavour, driver_requirement
+from tunesmith.stack.definition import Extra, Flavour, driver_requirement
 from tunesmith.stack.sources import app_digest, image_digest
 
 # Clients before this one carry BuildKit's client themselves; from it on it is buildx's.
@@ -50,11 +50,13 @@ class ImagePlan:
     argv: tuple[str, ...]
     secrets: Mapping[str, str]
     room_bytes: int
+    extras: tuple[Extra, ...] = ()
 
     def render(self) -> str:
         """Return the plan as a person reads it."""
         lines = [f"image    {self.tag}", f"base     {self.base}"]
         lines += [f"lock     {self.flavour.lock} ({self.flavour.lock_sha256[:12]})"]
+        lines += [f"with     {extra.lock} ({extra.lock_sha256[:12]})" for extra in self.extras]
         lines += [f"disk     {formats.size(self.room_bytes)} while it is built"]
         lines += [f"command  docker {shlex.join(self.argv)}"]
         return "\n".join(lines)
@@ -67,11 +69,13 @@ def plan_build(
     base: str | None,
     *,
     toolkit: bool = False,
+    extras: Sequence[Extra] = (),
 ) -> ImagePlan:
     """Return what `image.build` will do. Pure but for reading the repository.
 
     `base` (BASE_IMAGE) replaces the stack's base image; without it the mirror's first
-    registry is asked for the stack's, by the same digest. Raises UsageError for an unknown
+    registry is asked for the stack's, by the same digest. It has the `extras` named and no other.
+    Raises UsageError for an unknown
     flavour or a mirror's certificate file that is not there.
     """
     stack = project.stack
@@ -87,6 +91,11 @@ def plan_build(
     }
     if toolkit:
         arguments["CUDA"] = chosen.cuda
+    if extras:
+        arguments["BODY"] = "extended"
+        arguments["EXTRAS"] = " ".join(extra.name for extra in extras)
+        sources = [name for extra in extras for name in extra.source_packages]
+        arguments["EXTRA_SOURCES"] = " ".join(sources)
     secrets = {"mirror": _mirror_settings(mirror)}
     if mirror.ca_bundle is not None:
         if not mirror.ca_bundle.is_file():
@@ -100,10 +109,11 @@ def plan_build(
         # BuildKit keeps these two out of the image's history by itself.
         argv += ["--build-arg", f"http_proxy={mirror.http_proxy}"]
         argv += ["--build-arg", f"https_proxy={mirror.http_proxy}"]
-    for key, value in labels(project, chosen, image).items():
+    for key, value in labels(project, chosen, image, extras).items():
         argv += ["--label", f"{key}={value}"]
-    room = int(chosen.size_bytes * _BUILD_ROOM)
-    return ImagePlan(tag, chosen, image, (*argv, str(project.root)), secrets, room)
+    room = int((chosen.size_bytes + sum(extra.size_bytes for extra in extras)) * _BUILD_ROOM)
+    whole = (*argv, str(project.root))
+    return ImagePlan(tag, chosen, image, whole, secrets, room, tuple(extras))
 
 
 def build(plan: ImagePlan) -> str:
@@ -179,7 +189,9 @@ def at_registry(base: str, registries: tuple[str, ...]) -> str:
     return f"{first.partition('://')[2]}/{base}"
 
 
-def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
+def labels(
+    project: Project, flavour: Flavour, base: str, extras: Sequence[Extra] = ()
+) -> dict[str, str]:
     """Return the image's labels: OCI's, and the digests of what it was made from.
 
     The time is the commit's, so that building again changes nothing.
@@ -196,6 +208,8 @@ def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
         engine.SOURCES: image_digest(project.root),
         engine.FLAVOUR: flavour.name,
     }
+    if extras:
+        found[engine.EXTRAS] = " ".join(f"{e.name}={e.lock_sha256}" for e in extras)
     if digest:
         found["org.opencontainers.image.base.digest"] = digest
     commit = _output("git", "-C", str(project.root), "log", "-1", "--format=%H %cI")

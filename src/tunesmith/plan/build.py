@@ -37,6 +37,7 @@ from tunesmith.plan.plan import (
 )
 from tunesmith.plan.staging import is_local, stage_inputs
 from tunesmith.plan.target import PowerControl, Target
+from tunesmith.plan.target_packages import TargetPackages
 from tunesmith.project import Project
 
 # General prompts every measured run is asked, so that forgetting is seen.
@@ -87,10 +88,16 @@ def fetch_model(
     )
 
 
-def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Config:
-    """Return a checked config; a known model's template must be the right one."""
-    installed = project.stack.flavour(None).packages
-    config = load_config(project.find(file), overrides, project.stack.schema, installed)
+def read_config(
+    project: Project, file: Path, overrides: Sequence[str], target: Target | None = None
+) -> Config:
+    """Return a checked config; a known model's template must be the right one.
+
+    It may ask for the packages of `target`'s training environment, by default this machine's.
+    """
+    there = TargetPackages(project, target)
+    schema = project.stack.schema
+    config = load_config(project.find(file), overrides, schema, there, there.remedy)
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -118,7 +125,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     check_then(options.then)
     limits = run_limits(max_hours=options.max_hours, price=options.price, max_cost=options.max_cost)
     run_id = None if options.run_id is None else RunId(options.run_id)
-    written = read_config(project, options.config, options.overrides)
+    written = read_config(project, options.config, options.overrides, target)
     _check_kind(written)
     preset = presets.preset_of(written, options.preset)
     config, changed = presets.apply(written, preset)
@@ -257,7 +264,7 @@ def plan_predict(
 
     A base model that is fetched here is put in later, as with `plan_training`.
     """
-    config = read_config(project, file, overrides)
+    config = read_config(project, file, overrides, target)
     phases: tuple[str, ...] = ("predict",)
     if run_id:
         run_id, request, trained = _trained(target, run_id)

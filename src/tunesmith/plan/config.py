@@ -23,6 +23,7 @@ from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
 from tunesmith.plan.rules import check as rules
+from tunesmith.plan.rules.packages import Remedy, no_remedy
 from tunesmith.plan.yaml_file import read_mapping
 
 # https://json-schema.org, as job/data/config_schema.py writes it.
@@ -73,11 +74,13 @@ def load_config(
     overrides: Sequence[str],
     schema_file: Path,
     installed: Collection[str] | None = None,
+    remedy: Remedy = no_remedy,
 ) -> Config:
     """Read `file`, apply `key=value` overrides, and check every key.
 
     With `installed`, the packages of the training environment, the values are checked too, alone
-    and together (plan/rules): as for a training or a prediction. Raises UsageError with all
+    and together (plan/rules): as for a training or a prediction; `remedy` says how a package gets
+    there. Raises UsageError with all
     faults: one line for the first, the others as detail.
     """
     values, text = read_mapping(file)
@@ -90,7 +93,7 @@ def load_config(
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UsageError(f"{file}: {faults[0]}{more}", faults[1:])
     values = {key: _joined(value, schema["properties"][key]) for key, value in values.items()}
-    if installed is not None and (wrong := rules.find(values, schema, installed)):
+    if installed is not None and (wrong := rules.find(values, schema, installed, remedy)):
         first, *others = wrong
         more = f" (and {len(others)} more)" if others else ""
         raise UsageError(

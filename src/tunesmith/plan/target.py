@@ -65,6 +65,14 @@ class Target(Protocol):
         """
         ...
 
+    def extras(self) -> Collection[str]:
+        """Return the names of the extras (configs/stack.yml) that its environment has."""
+        ...
+
+    def adding(self, extra: str) -> str:
+        """Return how its environment gets an extra, as a hint begins: "run `inv ...`"."""
+        ...
+
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""
         ...

@@ -26,7 +26,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import mirror_file
 from tunesmith.hosts import agent, replies
-from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, Number, parse_json
+from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, Named, Number, parse_json
 from tunesmith.hosts.layout import find_base
 from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.remote import Remote
@@ -259,7 +259,8 @@ def _files(
     name = project.stack.environment_name
     python = f"/opt/tunesmith/envs/{name}/bin/python"
     exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
-    marker = {"flavour": flavour, "lock_sha256": lock}
+    extras = Named(WORD, DIGEST).read(asked_of_image, engine.extras_of(labels))
+    marker = {"flavour": flavour, "lock_sha256": lock, "extras": extras}
     asked = {
         "app": short_digest(app_digest(project.root)),
         "flavour": flavour,

@@ -55,6 +55,9 @@ small_things() { # BASE
         [ -e "$python" ] || continue
         printf 'python:%s=%s (%s bytes)\n' "${python#"$1"/}" "$("$python" -V 2>&1 | head -n 1)" \
             "$(stat -L -c %s "$python")"
+        # What was added to the lock, as the finish marker says.
+        sed -n '/"extras": {/,/}/s/^ *"\([a-z0-9-]*\)": "\([0-9a-f]*\)".*/extra:\1=\2/p' \
+            "${environment}.tunesmith-environment.json" 2>/dev/null
         # The conda that made it, as its history says.
         conda=$(sed -n 's/^# cmd: \(\/[^ ]*\) .*/\1/p' "${environment}conda-meta/history" \
             2>/dev/null | head -n 1)

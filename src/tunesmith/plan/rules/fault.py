@@ -14,24 +14,29 @@ class Fault:
     """Why a config cannot work: `message` in one line, and a `change` with which it can.
 
     `change` maps keys to the values to write, REMOVE for a key to delete. It is empty where only
-    the user can know what was meant; `advice` says then what to look for.
+    the user can know what was meant; `advice` says then what to look for. `command` says how the
+    config works as it is, where it can.
     """
 
     key: str
     message: str
     change: Mapping[str, object] = field(default_factory=dict)
     advice: str = ""
+    command: str = ""
 
     @property
     def hint(self) -> str:
         """The change as a person reads it; the advice where there is none."""
         if not self.change:
             return self.advice
-        steps = [
+        steps = [f"{self.command}, or"] if self.command else []
+        changes = [
             f"remove `{key}`" if value is REMOVE else f"write `{key}: {written(value)}`"
             for key, value in self.change.items()
         ]
-        return " and ".join(steps) + (f" ({self.advice})" if self.advice else "")
+        return " ".join([*steps, " and ".join(changes)]) + (
+            f" ({self.advice})" if self.advice else ""
+        )
 
 
 def written(value: object) -> str:
