@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
+from tunesmith.plan import trackers as tracking
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.kind import VERBS, kind_of
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
@@ -162,7 +164,11 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         evaluate=schema.EvaluateOptions(**EVALUATION),
         merge=merge_keys(project, config),
         limits=limits,
-        env={**location.env, **_offline(reports)},
+        env={
+            **location.env,
+            **_offline(reports),
+            **tracking.variables(values, os.environ, Path.home(), here=target.name == "local"),
+        },
         then=tuple(word for word in THEN if word in options.then),
         preset=preset,
         fetch=spec,

@@ -59,8 +59,9 @@ class State:
 
     `drift` has a line for each difference and is empty when the host is in state.
     `distrusted` names what somebody changed there since and has to be made again, whatever
-    its finish marker says: `environment`, `app`. `extras` are those it has. `base` is the folder of ours, None when the
-    host was never provisioned. `error` is why the look failed. `seconds` is how long it took.
+    its finish marker says: `environment`, `app`. `extras` are those it has. `base` is the folder
+    of ours, None when the host was never provisioned. `error` is why the look failed. `seconds`
+    is how long it took.
     """
 
     name: str
