@@ -126,9 +126,8 @@ def install_environment(
     versions = environments.install(project.stack, environment, project.root, profile, say, extras)
     beside = "".join(f", {name}" for name in environment.extras)
     if versions is None:
-        say(
-            f"training environment: {environment.path} ({environment.flavour.name}{beside}, current)"
-        )
+        current = f"{environment.flavour.name}{beside}, current"
+        say(f"training environment: {environment.path} ({current})")
         return
     say(
         f"training environment: {environment.path} (Python {versions['python']}, LLaMA-Factory "

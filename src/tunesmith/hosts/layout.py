@@ -66,8 +66,8 @@ class Layout:
     """What a provisioned host has, and where.
 
     `base` is tunesmith's folder on the data disk, `environment` the conda environment,
-    `flavour`, `lock_sha256` and `extras` what is installed there, `asked` what it was provisioned for
-    (the parts of the state's fingerprint), `free_bytes` the room on the data disk, `mirror`
+    `flavour`, `lock_sha256` and `extras` what is installed there, `asked` what it was provisioned
+    for (the parts of the state's fingerprint), `free_bytes` the room on the data disk, `mirror`
     the mirror profile for downloads there (a name, or a file there), `sudo` what an
     administrator's command begins with there.
     """
