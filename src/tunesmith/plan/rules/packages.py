@@ -46,8 +46,9 @@ UNAVAILABLE = {
     "eetq": "PyPI has its sources alone, and its kernels want nvcc to be compiled",
     "flash-attn": "PyPI has its sources alone, which nvcc compiles; `auto` takes torch's own "
     "kernels, and LLaMA-Factory would silently go on with those",
-    "hqq": "it is in no lock of this stack; `bitsandbytes` quantises, too",
-    "mixture-of-depth": "it needs other classes of transformers than 4.52.4 has",
+    "hqq": "PyPI has its sources alone, and it is in no lock of this stack; `bitsandbytes` quantises, "
+    "too",
+    "mixture-of-depth": "it is in no lock of this stack, for nothing proves it with transformers 4.52.4",
     "swanlab": "0.7 needs rich < 14 and newer ones protobuf < 7; this stack has rich 15 and "
     "protobuf 7",
     "unsloth": "it replaces parts of torch, transformers and trl, and is not proven with those "
