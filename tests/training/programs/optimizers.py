@@ -47,4 +47,5 @@ def main(model: Path, data: Path, folder: Path, settings: dict[str, dict[str, ob
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), json.loads(sys.argv[4]))
+    model_folder, data_folder, output_folder = map(Path, sys.argv[1:4])
+    main(model_folder, data_folder, output_folder, json.loads(sys.argv[4]))
