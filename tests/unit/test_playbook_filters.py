@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 L40 = "550.54.14, 8.9, NVIDIA L40"
 NEW = "580.65.06, 8.9, NVIDIA L40"
-NONE = {"flavour": "", "lock_sha256": "", "refused": "", "self_test": ""}
+NONE = {"flavour": "", "lock_sha256": "", "refused": "", "self_test": ""} | {"extras": {}}
 
 
 def plugin(root: Path, name: str) -> ModuleType:

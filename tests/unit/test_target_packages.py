@@ -102,3 +102,9 @@ def test_an_extra_that_the_stack_does_not_know_is_passed_over(bare: Project) -> 
     there = TargetPackages(bare)
     assert "galore-torch" in there
     assert "badam" not in there
+
+
+def test_an_optimizer_of_torchao_is_no_optimizer_of_bitsandbytes(bare: Project) -> None:
+    mark(bare)
+    with pytest.raises(UsageError, match="`optim` needs torchao"):
+        read(bare, "finetuning_type=full", "optim=adamw_torch_8bit")

@@ -29,12 +29,12 @@ TRACKERS = {
 _NO_TRACKERS = ("none", "all")
 # optim: the package of an optimizer, by how its name begins or ends.
 _OPTIMIZERS = (
+    (re.compile(r"^adamw_torch_(4|8)bit"), "torchao"),
     (re.compile(r"8bit|_bnb|^lion_32bit|^paged_|^ademamix|^rmsprop_bnb"), "bitsandbytes"),
     (re.compile(r"^galore_"), "galore-torch"),
     (re.compile(r"^apollo_"), "apollo-torch"),
     (re.compile(r"^adamw_apex"), "apex"),
     (re.compile(r"^adamw_anyprecision"), "torchdistx"),
-    (re.compile(r"^adamw_torch_(4|8)bit"), "torchao"),
     (re.compile(r"^lomo|^adalomo"), "lomo-optim"),
     (re.compile(r"^grokadamw"), "grokadamw"),
     (re.compile(r"^schedule_free_"), "schedulefree"),
@@ -50,35 +50,6 @@ UNAVAILABLE = {
     "quantises, too",
     "mixture-of-depth": "its first step fails with transformers 4.52.4: the tokens it selects do "
     "not fit the position embeddings",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-}
-# Words of report_to that are no tracker.
-_NO_TRACKERS = ("none", "all")
-# optim: the package of an optimizer, by how its name begins or ends.
-_OPTIMIZERS = (
-    (re.compile(r"8bit|_bnb|^lion_32bit|^paged_|^ademamix|^rmsprop_bnb"), "bitsandbytes"),
-    (re.compile(r"^galore_"), "galore-torch"),
-    (re.compile(r"^apollo_"), "apollo-torch"),
-    (re.compile(r"^adamw_apex"), "apex"),
-    (re.compile(r"^adamw_anyprecision"), "torchdistx"),
-    (re.compile(r"^adamw_torch_(4|8)bit"), "torchao"),
-    (re.compile(r"^lomo|^adalomo"), "lomo-optim"),
-    (re.compile(r"^grokadamw"), "grokadamw"),
-    (re.compile(r"^schedule_free_"), "schedulefree"),
-)
-
-
-# Why a package that people ask for is in no lock of this stack.
-UNAVAILABLE = {
-    "eetq": "PyPI has its sources alone, and its kernels want nvcc to be compiled",
-    "flash-attn": "PyPI has its sources alone, which nvcc compiles; `auto` takes torch's own "
-    "kernels, and LLaMA-Factory would silently go on with those",
-    "hqq": "PyPI has its sources alone, and it is in no lock of this stack; `bitsandbytes` quantises, "
-    "too",
-    "mixture-of-depth": "its first step fails with transformers 4.52.4: the tokens it selects do not "
-    "fit the position embeddings",
     "swanlab": "0.7 needs rich < 14 and newer ones protobuf < 7; this stack has rich 15 and "
     "protobuf 7",
     "unsloth": "it replaces parts of torch, transformers and trl, and is not proven with those "
