@@ -159,7 +159,8 @@ class Continued(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure(Event):
-    """A worker failed, and with which class; `retry` overrules the class's own."""
+    """A worker failed, and with which class; `retry` overrules the class's own. `rank` is the one
+    of several processes that failed first."""
 
     NAME = "failure"
 
@@ -168,6 +169,7 @@ class Failure(Event):
     detail: Line | Annotated[tuple[Line, ...], Most(1000)] = ()
     phase: Word | None = optional()
     retry: bool | None = optional()
+    rank: int | None = optional()
 
     @property
     def lines(self) -> tuple[str, ...]:

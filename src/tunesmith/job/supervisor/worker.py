@@ -14,6 +14,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +25,14 @@ from tunesmith.core.files import write_json
 from tunesmith.job.patches import imports
 from tunesmith.job.run import streams
 from tunesmith.job.run.adjustments import refusal
+from tunesmith.job.run.exit_codes import FAILED, STOPPED
 from tunesmith.job.run.failures import JobError, classify_text
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.journal import Reporter
-from tunesmith.job.run.process import SUPERVISOR_PID, die_with_parent, is_first_rank
+from tunesmith.job.run.journal import Reporter, SilentReporter
+from tunesmith.job.run.process import SUPERVISOR_PID, die_with_parent, is_first_rank, rank_count
+from tunesmith.job.supervisor import ranks
 from tunesmith.job.system import disk
 from tunesmith.job.system.resources import peak_memory
-
-STOPPED = 20
-FAILED = 21
-
 
 Run = Callable[..., dict[str, Any]]
 
@@ -53,7 +52,7 @@ _ASK_THE_MODEL = ("before", "after", "predict")
 def main(argv: list[str]) -> int:
     """Run one phase and return its exit code."""
     run, phase = RunFolder(Path(argv[0])), argv[1]
-    report = Reporter(run)
+    report = Reporter(run) if is_first_rank() else SilentReporter(run)
     if not die_with_parent(os.environ.get(SUPERVISOR_PID)):
         return STOPPED
     # `stalled` is diagnosed from this: the supervisor asks, the stacks go to train.log.
@@ -98,6 +97,10 @@ def _report(run: RunFolder, report: Reporter, phase: str, error: BaseException) 
         message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]
         # A disk may take something again: the supervisor waits for it.
         retry = True if failure in (disk.FULL, disk.READ_ONLY) else None
+    if rank_count() > 1:
+        # One of them is the cause; the process that started them finds out which.
+        ranks.leave_word(ranks.RankFailure(failure, message, tuple(detail), retry, time.time()))
+        return FAILED
     passing = {} if retry is None else {"retry": retry}
     report("failure", phase=phase, failure=failure, message=message, detail=detail, **passing)
     return FAILED

@@ -21,7 +21,7 @@ from tunesmith.job.run import checkpoints, seals
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
-from tunesmith.job.run.process import is_first_rank
+from tunesmith.job.run.process import is_first_rank, rank_count
 from tunesmith.job.run.schema import Limits, RunRequest
 from tunesmith.job.system import resources
 from tunesmith.job.training import dataset_cache
@@ -42,16 +42,17 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     """
     folder = RunFolder(run_dir)
     config = arguments(folder)
-    processes = process_count()
-    if processes > 1 and "RANK" not in os.environ:
-        _exec_torchrun(run_dir, processes)
-    limits = request.limits or Limits()
     finished = _finished(config)
+    processes = process_count()
+    if finished is None and processes > 1 and "RANK" not in os.environ:
+        _exec_ranks(run_dir, processes)
+    limits = request.limits or Limits()
     if finished is not None:
         _take_result(finished, Path(config["output_dir"]))
         return _ended(folder, request, emit, Path(config["output_dir"]))
     keep = config.pop("save_total_limit", None)
     fit(config, request, emit)
+    _tell_ranks(config, emit)
 
     imports.trim()
     scores = bool(config.get("predict_with_generate"))
@@ -152,20 +153,37 @@ def process_count() -> int:
     return max(1, int(torch.cuda.device_count()))
 
 
-def _exec_torchrun(run_dir: Path, processes: int) -> None:
-    """Become torchrun: one worker a process, and the same pid for the supervisor."""
-    rank = isolated.argv(
-        sys.executable,
-        "tunesmith.job.supervisor.worker",
-        str(run_dir),
-        "train",
-        options=isolated.UNBUFFERED,
-    )
-    words = ("--standalone", "--nproc-per-node", str(processes), "--no-python", *rank)
+def _exec_ranks(run_dir: Path, processes: int) -> None:
+    """Become the process that starts the ranks: the same pid for the supervisor."""
+    words = (str(run_dir), str(processes))
     argv = isolated.argv(
-        sys.executable, "torch.distributed.run", *words, options=isolated.UNBUFFERED
+        sys.executable, "tunesmith.job.supervisor.ranks", *words, options=isolated.UNBUFFERED
     )
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
+
+
+def _tell_ranks(config: Arguments, emit: Callable[..., None]) -> None:
+    """Say how many rows a step has when several processes train, and let a CPU resume."""
+    count = rank_count()
+    if count == 1:
+        return
+    rows = int(config.get("per_device_train_batch_size") or 8)
+    steps = int(config.get("gradient_accumulation_steps") or 1)
+    emit(
+        "note",
+        phase="train",
+        text=f"{count} processes x {rows} rows x {steps} accumulated = "
+        f"{count * rows * steps} rows a step",
+    )
+    import torch
+
+    if not torch.cuda.is_available():
+        # transformers loads a rank's states to "cpu:0", a device that torch does not restore to.
+        torch.serialization.register_package(5, lambda _: None, _restored_to_cpu)
+
+
+def _restored_to_cpu(storage: object, location: str) -> object | None:
+    return storage if location.startswith("cpu:") else None
 
 
 @dataclass(frozen=True)
@@ -194,6 +212,9 @@ def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
     elif config.get("bf16") and torch.cuda.get_device_capability() < (8, 0):
         # bf16 is emulated there, and transformers refuses it.
         changes += [Change("bf16", False, True), Change("fp16", True, False)]
+    if rank_count() > 1 and config.get("average_tokens_across_devices") is None:
+        why = "every token counts the same on all processes, as it does on one"
+        changes.append(Change("average_tokens_across_devices", True, None, why))
     cpus = resources.cpu_count()
     if request.preset == "fast" and torch.cuda.is_available():
         if config.get("optim", "adamw_torch") == "adamw_torch":
