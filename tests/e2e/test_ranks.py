@@ -11,13 +11,19 @@ from pathlib import Path
 import pytest
 
 from jobs import Job
+from tunesmith.core.files import read_json, write_json
 from tunesmith.job.run.process import WORKER_OF, start_ticks
 from tunesmith.job.system.processes import Marked, marked
 
 pytestmark = pytest.mark.e2e
 
-TWO = {"env": {"NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}}
-CONFIG = {"max_steps": 40, "save_steps": 5, "lora_dropout": 0.0}
+CONFIG = {
+    "max_steps": 30,
+    "save_steps": 5,
+    "lora_dropout": 0.0,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+}
 
 
 def of(job: Job) -> list[Marked]:
@@ -30,13 +36,16 @@ def rank(job: Job, number: int) -> int:
 
 
 def two(job: Job, model: Path, data: Path, **config: object) -> Job:
+    """The run with `--gpus 2 --keep-batch`: the same config, shared by two processes."""
     limits = config.pop("limits", None)
-    rows = {"per_device_train_batch_size": 2, **CONFIG, **config}
-    return job.make(model, data, **TWO, limits=limits, **rows)  # type: ignore[arg-type]
+    job.make(model, data, env={"OMP_NUM_THREADS": "1"}, limits=limits, **{**CONFIG, **config})  # type: ignore[arg-type]
+    request = read_json(job.folder.request_file)
+    write_json(job.folder.request_file, request | {"gpus": {"count": 2}, "keep_batch": True})
+    return job
 
 
 def reached(job: Job, step: int) -> None:
-    job.wait(lambda: job.step() >= step or job.state() != "running", f"step {step}")
+    job.wait(lambda: job.step() >= step or job.state() != "running", f"step {step}", 400)
     assert job.state() == "running", f"{job.folder.status()}\n{job.log_tail()}"
 
 
@@ -53,7 +62,7 @@ def test_two_processes_are_one_whatever_happens(
     two(job, tiny_model, data, dataloader_num_workers=1).call("start")
     reached(job, 8)
     os.kill(rank(job, 1), signal.SIGKILL)
-    job.wait(lambda: len(job.events("phase_started")) == 2, "another attempt")
+    job.wait(lambda: len(job.events("phase_started")) == 2, "another attempt", 400)
     [failure] = job.events("failure")
     assert (failure["failure"], failure["rank"]) == ("killed", 1)
     assert failure["message"] == "rank 1 was ended by SIGKILL"
@@ -73,6 +82,9 @@ def test_two_processes_are_one_whatever_happens(
     assert len(job.events("summary")) == 1
     notes = [event["text"] for event in job.events("note")]
     assert "2 processes x 2 rows x 1 accumulated = 4 rows a step" in notes
+    changed = {event["what"]: event["to"] for event in job.events("changed")}
+    assert changed["gradient_accumulation_steps"] == 1
+    assert changed["average_tokens_across_devices"] is True
 
 
 def test_a_rank_that_hangs_shows_its_stack_and_is_replaced(
@@ -83,7 +95,7 @@ def test_a_rank_that_hangs_shows_its_stack_and_is_replaced(
     reached(job, 6)
     hung = rank(job, 1)
     os.kill(hung, signal.SIGSTOP)
-    job.wait(lambda: bool(job.events("restarting")), "a restart")
+    job.wait(lambda: bool(job.events("restarting")), "a restart", 400)
     assert job.events("restarting")[0]["failure"] == "stalled"
     log = job.folder.log_file.read_text(errors="replace")
     assert log.count("Current thread") >= 3, "the stacks of both, and of who watches them"

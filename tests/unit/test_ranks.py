@@ -55,6 +55,20 @@ def test_a_rank_that_was_killed_is_the_cause_whatever_survivors_say() -> None:
     assert word.failure == "host_oom"
 
 
+def test_what_the_others_say_when_they_are_ended_is_no_cause() -> None:
+    """torchrun's agent signals whole groups: loaders of data die, and their ranks say so."""
+    loader = RankFailure(
+        "host_oom",
+        "RuntimeError: DataLoader worker (pid 4694) is killed by signal: Terminated.",
+        (),
+        None,
+        9.0,
+    )
+    assert judged({1: -9}, {0: loader}) == (FAILED, 1, "killed")
+    assert judged({1: 21}, {0: loader, 1: OOM}) == (FAILED, 1, "gpu_oom")
+    assert judged({1: STOPPED}, {0: loader}, stopping=True) == (STOPPED, None, None)
+
+
 def test_where_only_survivors_speak_it_may_pass() -> None:
     assert judged({0: 21, 2: 21}, {0: LOST, 2: NCCL}) == (FAILED, 0, "killed")
 

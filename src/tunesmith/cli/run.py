@@ -34,6 +34,8 @@ from tunesmith.cli.options import (
         "evaluate": "measure before and after (default)",
         "attach": "follow the run (default); --no-attach returns at once",
         "preset": "fast: the same steps, computed with less waiting; none: as the config says",
+        "gpus": "how many GPUs, e.g. 2, or which, e.g. 0,3 (default: all)",
+        "keep-batch": "several GPUs share the rows of a step that the config gives to one",
         "queue": "wait while the host works on another run, instead of refusing",
         "then": "after success: merge, report, pull, poweroff; comma-separated",
         "price": "hourly price, e.g. 1.98/h; shows the running cost",
@@ -54,6 +56,8 @@ def train(
     evaluate: bool = True,
     attach: bool = True,
     preset: str = "",
+    gpus: str = "",
+    keep_batch: bool = False,
     queue: bool = False,
     then: str = "",
     price: str = "",
@@ -82,6 +86,8 @@ def train(
         max_hours=max_hours,
         max_cost=max_cost,
         preset=preset,
+        gpus=gpus,
+        keep_batch=keep_batch,
     )
     choices = training.Choices(dry=session.dry, attach=attach, from_laptop=from_laptop)
     training.train(session.root, on, options, choices)

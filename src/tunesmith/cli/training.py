@@ -14,6 +14,7 @@ from tunesmith.core.mirrors import known_mirrors
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.run.schema import Cause
 from tunesmith.plan import build, start
+from tunesmith.plan.gpus import gpus_of
 from tunesmith.plan.options import TrainOptions, number_of, words_of
 from tunesmith.plan.plan import Plan
 from tunesmith.plan.target import ModelReceiver, Resumable, Target
@@ -46,6 +47,8 @@ def options_of(
     max_hours: str = "",
     max_cost: str = "",
     preset: str = "",
+    gpus: str = "",
+    keep_batch: bool = False,
 ) -> TrainOptions:
     """Return the options of a training from the words of `train`, by the names of its options."""
     return TrainOptions(
@@ -62,6 +65,8 @@ def options_of(
         max_hours=number_of("max-hours", max_hours),
         max_cost=number_of("max-cost", max_cost),
         preset=preset or None,
+        gpus=gpus_of(gpus),
+        keep_batch=keep_batch,
     )
 
 

@@ -24,6 +24,7 @@ from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
+from tunesmith.plan.gpus import rows_of_a_step
 from tunesmith.plan.kind import VERBS, kind_of
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
 from tunesmith.plan.plan import (
@@ -136,6 +137,8 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
+    if options.gpus is not None:
+        notes.append(rows_of_a_step(values, options.gpus, keep_batch=options.keep_batch))
     needs: dict[str, int] = {}
     spec = target.fetch_spec(name, options.revision, options.mirror)
     if spec:
@@ -160,6 +163,8 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         preset=preset,
         fetch=spec,
         price=options.price,
+        gpus=options.gpus,
+        keep_batch=options.keep_batch,
     )
     if target.shared:
         request = replace(request, turn="wait" if options.queue else "refuse")

@@ -192,13 +192,22 @@ class RunInputs:
 
 
 @dataclass(frozen=True)
+class GpuChoice:
+    """The GPUs of a training: so many, the first there are, or those with these numbers."""
+
+    count: Annotated[int, Between(1, 1000)]
+    ids: tuple[Annotated[int, Between(0, 1000)], ...] = omitted(())
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """run.json: what was asked. Written before the start; the fetch phase adds where the model
     lies.
 
     `evaluate`, `merge` (LLaMA-Factory's export keys, and accept_mismatch), `limits`, `after`:
     how the phases go, and what follows a success. `turn`: whether a host at work is waited for.
-    `inputs`: what the training and a prediction read (job/run/inputs.py).
+    `inputs`: what the training and a prediction read (job/run/inputs.py). `keep_batch`: several
+    processes share the rows of a step that the config gives to one.
     """
 
     run_id: RunName = omitted("")
@@ -224,6 +233,8 @@ class RunRequest:
     fetch: FetchSpec | None = optional()
     price: Figure | Price | None = optional()
     turn: Literal["refuse", "wait"] | None = optional()
+    gpus: GpuChoice | None = optional()
+    keep_batch: bool = omitted(False)
     after: PostRunCommand | None = optional()
     predict: Values | None = optional()
     inputs: Mapping[Word, RunInputs] = omitted_mapping()

@@ -87,11 +87,12 @@ def verdict(
 ) -> tuple[int, int | None, RankFailure | None]:
     """Return the exit code of the whole, the rank that decided it, and its words.
 
-    `codes` are the exit codes that torchrun's agent saw first, by rank, a signal's negative; it
-    ends all others then. Without words the supervisor judges by code and log. A rank that is
-    asked to stop before it listens dies of that (`stopping`).
+    `codes` are the exit codes that torchrun's agent saw first, by rank, a signal's negative. It
+    ends all others then, whose words may be about that (a loader of data was terminated). Without
+    words the supervisor judges by code and log. A rank that is asked to stop before it listens
+    dies of that (`stopping`).
     """
-    rank = first_of(words)
+    rank = first_of({rank: word for rank, word in words.items() if rank in codes})
     if rank is not None and not words[rank].of_a_peer:
         return FAILED, rank, words[rank]
     if STOPPED in codes.values() or (stopping and -signal.SIGTERM in codes.values()):
@@ -101,6 +102,9 @@ def verdict(
             failure, message = classify_exit(code, "", oom_killed=oom_killed)
             message = message.replace("the worker", f"rank {killed}")
             return FAILED, killed, RankFailure(failure, message, (), None, time.time())
+    rank = first_of(words)
+    if rank is not None and not words[rank].of_a_peer:
+        return FAILED, rank, words[rank]
     if rank is not None:
         # Only survivors have spoken: who went silently is not known, and it may pass.
         kind = "killed" if words[rank].failure == "code" else words[rank].failure

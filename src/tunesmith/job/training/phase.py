@@ -19,6 +19,7 @@ from tunesmith.job.patches import imports
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.run import checkpoints, seals
 from tunesmith.job.run.codec import encode
+from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
 from tunesmith.job.run.process import is_first_rank, rank_count
@@ -146,11 +147,18 @@ def _take_result(checkpoint: Path, output: Path) -> None:
 
 def process_count() -> int:
     """Return how many processes train: one a GPU, or what NPROC_PER_NODE says."""
-    if "NPROC_PER_NODE" in os.environ:
-        return int(os.environ["NPROC_PER_NODE"])
     import torch
 
-    return max(1, int(torch.cuda.device_count()))
+    have = int(torch.cuda.device_count())
+    wanted = int(os.environ.get("NPROC_PER_NODE") or max(1, have))
+    # On a machine without GPUs the processes share its processors.
+    if wanted > have and (have or any(Path("/dev").glob("nvidia[0-9]*"))):
+        raise JobError(
+            "config",
+            f"{wanted} processes were asked for, a GPU each, and {have} of the GPUs that "
+            f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')} names are here",
+        )
+    return wanted
 
 
 def _exec_ranks(run_dir: Path, processes: int) -> None:
@@ -212,6 +220,8 @@ def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
     elif config.get("bf16") and torch.cuda.get_device_capability() < (8, 0):
         # bf16 is emulated there, and transformers refuses it.
         changes += [Change("bf16", False, True), Change("fp16", True, False)]
+    if rank_count() > 1 and request.keep_batch:
+        changes += _share_batch(config, rank_count())
     if rank_count() > 1 and config.get("average_tokens_across_devices") is None:
         why = "every token counts the same on all processes, as it does on one"
         changes.append(Change("average_tokens_across_devices", True, None, why))
@@ -234,6 +244,22 @@ def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
     if loaders and int(loaders) > cpus:
         changes.append(Change("dataloader_num_workers", cpus, loaders))
     return changes
+
+
+def _share_batch(config: Arguments, processes: int) -> list[Change]:
+    """Return the change that keeps the rows of a step on so many processes.
+
+    Raises JobError where the accumulated steps cannot be shared evenly.
+    """
+    steps = int(config.get("gradient_accumulation_steps") or 1)
+    if steps % processes:
+        raise JobError(
+            "config",
+            f"--keep-batch: gradient_accumulation_steps {steps} cannot be shared by {processes} "
+            f"processes; `gradient_accumulation_steps={processes}` can, or leave --keep-batch out",
+        )
+    why = f"{processes} processes share the rows of a step (--keep-batch)"
+    return [Change("gradient_accumulation_steps", steps // processes, steps, why)]
 
 
 def _ended(
