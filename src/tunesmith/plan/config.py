@@ -130,7 +130,7 @@ def find_faults(
 ) -> list[Fault]:
     """Return a fault for each key that LLaMA-Factory would refuse or misread."""
     known = schema["properties"]
-    faults = [_unknown(key, values, known) for key in values if key not in known]
+    faults = [_unknown(key, values, known, overridden) for key in values if key not in known]
     for key, value in values.items():
         if key in known and not fits(value, known[key]):
             faults.append(_misfit(key, value, known[key], overridden=key in overridden))
@@ -145,12 +145,16 @@ def find_faults(
     return faults
 
 
-def _unknown(key: str, values: documents.Config, known: Mapping[str, JsonSchema]) -> Fault:
-    message, remove = f"unknown key `{key}`", {key: REMOVE}
-    near = difflib.get_close_matches(str(key), [name for name in known if name not in values], n=1)
-    if near:
-        return Fault(key, message, {**remove, near[0]: values[key]}, meant=near[0])
-    return Fault(key, message, remove, "LLaMA-Factory has no such key")
+def _unknown(
+    key: str, values: documents.Config, known: Mapping[str, JsonSchema], overridden: frozenset[str]
+) -> Fault:
+    message, change = f"unknown key `{key}`", {key: REMOVE}
+    near = next(iter(difflib.get_close_matches(str(key), known, n=1)), None)
+    if near is None:
+        return Fault(key, message, change, "LLaMA-Factory has no such key")
+    if near not in values or key in overridden:
+        change[near] = values[key]
+    return Fault(key, message, change, meant=near)
 
 
 def _misfit(key: str, value: Any, rule: JsonSchema, *, overridden: bool) -> Fault:
