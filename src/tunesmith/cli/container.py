@@ -29,7 +29,7 @@ from tunesmith.cli.container_checks import (
     prepare,
     say_device,
 )
-from tunesmith.cli.invoke_patches import Step, listing
+from tunesmith.cli.invoke_patches import Step, write_page
 from tunesmith.core import formats
 
 _BINARY = "docker run ... IMAGE"
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = words[0] if words else "help"
     os.environ.setdefault(COMMAND, _BINARY)
     if verb in ("help", "--help", "-h"):
-        sys.stdout.write("\n".join([_HEAD, *listing(STEPS), _TAIL]) + "\n")
+        write_page(STEPS, _HEAD, _TAIL)
         return 0
     try:
         if verb in PASSED_ON:
