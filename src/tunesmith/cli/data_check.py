@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.cli.base_model import fetching
 from tunesmith.cli.console import moving, say
 from tunesmith.core import documents, formats
 from tunesmith.core.documents import JsonObject
@@ -168,7 +169,8 @@ def _show_cost(
 def config_values(project: Project, config: Config, mirror: str) -> dict[str, Any]:
     """Return a config's values with absolute paths and the base model's folder."""
     name = str(config.get("model_name_or_path"))
-    model = build.fetch_model(project, name, lambda _: None, mirror=mirror)
+    with fetching() as show:
+        model = build.fetch_model(project, name, show, mirror=mirror)
     values = {**config.values, "model_name_or_path": str(model.path)}
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)

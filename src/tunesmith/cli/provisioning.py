@@ -100,7 +100,8 @@ def _provision_containers(
     from tunesmith.provision import container
 
     for name in names:
-        container.provision(project, name, say, mirror=mirror, flavour=flavour)
+        with moving(f"{name}: making its container"):
+            container.provision(project, name, say, mirror=mirror, flavour=flavour)
 
 
 def containers_of(project: Project, names: Sequence[str]) -> tuple[str, ...]:
