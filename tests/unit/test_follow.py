@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunesmith.cli.follow import curve, event_text, follow, training_line
+from tunesmith.cli.follow import _View, curve, event_text, follow, training_line
 from tunesmith.core import progress
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.events import Event, Log, PhaseEnded, PhaseStarted, Progress
@@ -115,6 +115,22 @@ def test_a_phase_without_steps_tells_how_far_it_is(monkeypatch: pytest.MonkeyPat
         "before: 4 of 10 prompts (40 %)  ETA 18 s",
         "before: 8 of 10 prompts (80 %)  ETA 6.0 s",
     ]
+
+
+def test_a_phase_has_gone_on_since_it_began_not_since_one_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = RunStatus(state="running", phase="merge", updated=1060.0)
+    now = [5.0]
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with progress.Display(Console(file=out, width=200)) as display:
+        started = PhaseStarted(phase="merge", time=1000.0)
+        _View(display).update(RunUpdate(status, (started,), 0, "", 0))
+        now[0] += 10.0
+        display.look()
+    assert out.getvalue().splitlines()[1] == "merge: 1 min 10 s"
 
 
 @pytest.mark.parametrize(

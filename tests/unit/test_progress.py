@@ -82,8 +82,10 @@ def test_a_rate_forgets_what_was_there_and_falls_when_nothing_comes() -> None:
             pipe.at(second)
             row.moved(done, 1e9)
         assert row.line() == "962.0 MB of 1.0 GB (96 %)  2.0 MB/s  ETA 19 s"
+        pipe.at(38)
+        assert row.line().endswith("  1.4 MB/s  ETA 27 s")
         pipe.at(92)
-        assert "ETA 1 min 35 s" in row.line()
+        assert row.line() == "962.0 MB of 1.0 GB (96 %)  unchanged for 1 min 00 s"
 
 
 def test_a_total_that_is_not_known_and_a_unit_of_its_own() -> None:
@@ -96,6 +98,9 @@ def test_a_total_that_is_not_known_and_a_unit_of_its_own() -> None:
             pipe.at(second)
             row.moved(second, 12, "prompts")
         assert row.line() == "6 of 12 prompts (50 %)  ETA 6.0 s"
+        # Another measure has a rate of its own.
+        row.moved(20, 30, "answers")
+        assert row.line() == "20 of 30 answers (67 %)"
 
 
 def test_words_of_its_own_are_said_first_and_last_and_none_twice() -> None:

@@ -186,16 +186,17 @@ class _View:
                 self._end(event.phase)
             if text := event_text(event):
                 self.say(text)
-            self._event(event)
+            self._event(event, status)
         if status.phase == "train" and "train" not in self._ended:
             if self._phase != "train":
                 self._begin("train")
             self._step(status)
 
-    def _event(self, event: events.Event) -> None:
+    def _event(self, event: events.Event, status: RunStatus) -> None:
         match event:
             case events.PhaseStarted():
-                self._begin(event.phase)
+                # Both by the clock of the machine that works.
+                self._begin(event.phase, max(0.0, (status.updated or 0.0) - event.time))
             case events.Progress():
                 if event.phase and event.phase != self._phase:
                     # What a phase reads is compared before it starts.
@@ -208,12 +209,13 @@ class _View:
                     # By step: after a resume some are told twice.
                     self._losses[event.step] = event.loss
 
-    def _begin(self, phase: str) -> None:
+    def _begin(self, phase: str, ago: float = 0.0) -> None:
         self._end(self._phase)
         self._ended.discard(phase)
         self._step_shown = 0
         # The line of the phase has just been said.
-        self._phase, self._row = phase, self._display.row(phase, first=LINE_SECONDS)
+        self._phase = phase
+        self._row = self._display.row(phase, first=LINE_SECONDS, ago=ago)
 
     def _end(self, phase: str | None) -> None:
         if self._row:

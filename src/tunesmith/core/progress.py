@@ -62,11 +62,14 @@ class Row:
     it does has been going on.
     """
 
-    def __init__(self, display: Display, label: str, shown: Callable[[float], str], first: float):
+    def __init__(
+        self, display: Display, label: str, shown: Callable[[float], str], first: float, ago: float
+    ) -> None:
         self._display = display
         self._shown = shown
         self.resting = False
         self._begin(label, first)
+        self._began -= ago
 
     def _begin(self, label: str, first: float) -> None:
         now = self._display.clock()
@@ -75,7 +78,7 @@ class Row:
         self._measured, self._unit, self._words, self._drawn = False, "", "", ""
         self._said = ""
         self._rate = _Rate()
-        self._began, self._due = now, now + first
+        self._began, self._due, self._moved_at = now, now + first, now
 
     def doing(self, label: str, first: float = FIRST_SECONDS) -> None:
         """Begin something else; in a pipe it is told of after `first` seconds."""
@@ -93,9 +96,15 @@ class Row:
 
         With a unit the rate is left out: a quarter of a prompt a second says nothing.
         """
+        now = self._display.clock()
+        if (unit, total) != (self._unit, self.total):
+            # Another measure: what was before says nothing of how fast this one grows.
+            self._rate = _Rate()
+        if (done, unit, total) != (self.done, self._unit, self.total):
+            self._moved_at = now
         self._measured, self._unit = True, printable(unit)
         self.done, self.total = done, total
-        self._rate.take(done, self._display.clock())
+        self._rate.take(done, now)
         self._display.look()
 
     def at(self, words: str, done: float, total: float, drawn: str = "") -> None:
@@ -124,6 +133,9 @@ class Row:
             yield formats.share(self.done, self.total, formats.count, self._unit)
         else:
             yield formats.share(self.done, self.total, self._shown)
+        if (still := now - self._moved_at) >= LINE_SECONDS:
+            yield f"unchanged for {formats.duration(still)}"
+            return
         speed = self._rate.per_second(now)
         if speed and not self._unit:
             yield f"{self._shown(speed)}/s"
@@ -185,12 +197,13 @@ class Display:
         label: str,
         shown: Callable[[float], str] = formats.size,
         first: float = FIRST_SECONDS,
+        ago: float = 0.0,
     ) -> Row:
         """Return a new row, whose measure is written by `shown`.
 
-        In a pipe it is told of after `first` seconds.
+        In a pipe it is told of after `first` seconds. The work began so many seconds `ago`.
         """
-        row = Row(self, label, shown, first)
+        row = Row(self, label, shown, first, ago)
         with self._lock:
             self._rows.append(row)
             if self._live:
