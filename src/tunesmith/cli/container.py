@@ -87,7 +87,7 @@ def check(session: Session, config: str = "", overrides: list[str] | None = None
         plan = build.plan_training(project, factory.target_of(project, "local", say), chosen)
         check_shm(plan.config or {})
         for found in plan.request.data:
-            say(f"data         {found.key}: {found.rows} rows checked")
+            say(f"data         {found.key}: {formats.count(found.rows or 0)} rows checked")
         say(f"config       {chosen.config}: good")
     if fault:
         raise fault

@@ -121,7 +121,8 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     for report in reports:
         used = replayed["datasets"].get(report.key, {}).get("rows")
         if used is not None and report.rows is not None and used < report.rows:
-            say(f"{report.key}: {report.rows - used} rows are not used (max_samples, num_samples)")
+            left = formats.count(report.rows - used)
+            say(f"{report.key}: {left} rows are not used (max_samples, num_samples)")
     _show_overlap(replayed, entries, tables)
     if gpu is not None:
         _show_cost(replayed, values, gpu, price)
@@ -190,7 +191,9 @@ def training_python(project: Project) -> tuple[Path, dict[str, str]]:
 
 def _show_reports(reports: Sequence[DatasetReport]) -> None:
     for report in reports:
-        rows = "not looked at" if report.rows is None else f"{report.rows} rows, {report.kept} kept"
+        rows = "not looked at"
+        if report.rows is not None:
+            rows = f"{formats.count(report.rows)} rows, {formats.count(report.kept)} kept"
         name = f"{report.key}: {report.file}" if report.key else report.file
         say(f"{name}: {rows}, {report.error_count} errors")
         for line in report.lines():
