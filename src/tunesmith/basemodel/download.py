@@ -35,13 +35,6 @@ class Progress:
     done: int = 0
     total: int | None = None
 
-    def render(self) -> str:
-        """Return it as one line."""
-        if not self.total:
-            return self.text
-        share = f"{100 * self.done / self.total:.0f} %"
-        return f"{self.text}: {formats.size(self.done)} of {formats.size(self.total)} ({share})"
-
 
 OnProgress = Callable[[Progress], None]
 

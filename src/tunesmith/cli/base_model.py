@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 
 from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.download import OnProgress
 from tunesmith.basemodel.fetch import ModelFolder, Progress
 from tunesmith.basemodel.files import tensor_shapes
-from tunesmith.cli.console import say
+from tunesmith.cli.console import console, say
 from tunesmith.core import formats
+from tunesmith.core.progress import FIRST_SECONDS, LINE_SECONDS, Display
 from tunesmith.plan import build
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
@@ -18,9 +20,10 @@ from tunesmith.project import Project
 def fetch_base_model(
     project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
 ) -> ModelFolder:
-    model = build.fetch_model(
-        project, name, download_progress(), mirror=mirror, revision=revision, remote_code=code
-    )
+    with fetching() as show:
+        model = build.fetch_model(
+            project, name, show, mirror=mirror, revision=revision, remote_code=code
+        )
     say_base_model(model)
     return model
 
@@ -40,17 +43,22 @@ def say_base_model(model: ModelFolder) -> None:
     say(f"  {model.path}")
 
 
-def download_progress() -> Callable[[Progress], None]:
-    """Return a callback that tells about a download at most once a second."""
-    said_at = 0.0
+@contextlib.contextmanager
+def fetching() -> Iterator[OnProgress]:
+    """Yield a callback that shows what a fetch does: lines that stay, and how far it is."""
+    with Display(console) as display:
+        row = display.row("  base model", first=LINE_SECONDS)
 
-    def tell(progress: Progress) -> None:
-        nonlocal said_at
-        if progress.total is None or time.monotonic() - said_at >= 1:
-            said_at = time.monotonic()
-            say(f"  {progress.render()}")
+        def show(progress: Progress) -> None:
+            label = f"  {progress.text}"
+            if progress.total is None:
+                display.say(label)
+            if progress.what != "note" and label != row.label:
+                row.doing(label, LINE_SECONDS if progress.total is None else FIRST_SECONDS)
+            if progress.total:
+                row.moved(progress.done, progress.total)
 
-    return tell
+        yield show
 
 
 def sources(project: Project, name: str, mirror: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.cli.base_model import fetching
 from tunesmith.cli.console import moving, say
 from tunesmith.core import documents, formats
 from tunesmith.core.documents import JsonObject
@@ -120,7 +121,8 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     for report in reports:
         used = replayed["datasets"].get(report.key, {}).get("rows")
         if used is not None and report.rows is not None and used < report.rows:
-            say(f"{report.key}: {report.rows - used} rows are not used (max_samples, num_samples)")
+            left = formats.count(report.rows - used)
+            say(f"{report.key}: {left} rows are not used (max_samples, num_samples)")
     _show_overlap(replayed, entries, tables)
     if gpu is not None:
         _show_cost(replayed, values, gpu, price)
@@ -168,7 +170,8 @@ def _show_cost(
 def config_values(project: Project, config: Config, mirror: str) -> dict[str, Any]:
     """Return a config's values with absolute paths and the base model's folder."""
     name = str(config.get("model_name_or_path"))
-    model = build.fetch_model(project, name, lambda _: None, mirror=mirror)
+    with fetching() as show:
+        model = build.fetch_model(project, name, show, mirror=mirror)
     values = {**config.values, "model_name_or_path": str(model.path)}
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
@@ -188,7 +191,9 @@ def training_python(project: Project) -> tuple[Path, dict[str, str]]:
 
 def _show_reports(reports: Sequence[DatasetReport]) -> None:
     for report in reports:
-        rows = "not looked at" if report.rows is None else f"{report.rows} rows, {report.kept} kept"
+        rows = "not looked at"
+        if report.rows is not None:
+            rows = f"{formats.count(report.rows)} rows, {formats.count(report.kept)} kept"
         name = f"{report.key}: {report.file}" if report.key else report.file
         say(f"{name}: {rows}, {report.error_count} errors")
         for line in report.lines():

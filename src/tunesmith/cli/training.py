@@ -9,6 +9,7 @@ from tunesmith.cli.base_model import with_base_model
 from tunesmith.cli.console import say
 from tunesmith.cli.outcome import check_after, finish
 from tunesmith.cli.target import on_option, target_of, usable_run
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import known_mirrors
 from tunesmith.job.run.run_id import RunId
@@ -196,7 +197,7 @@ def _tell_data(project: Project, plan: Plan) -> None:
             say(f"data set: {found.key} from {found.file} (not checked)")
             continue
         file = build.shown(project, Path(found.file))
-        rows, warnings = found.rows, found.figures["warnings"]
+        rows, warnings = formats.count(found.rows), found.figures["warnings"]
         say(f"data set: {found.key} from {file} ({rows} rows checked, {warnings} warnings)")
 
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 import docker
 
 from tunesmith.core import disk, formats
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnBytes, OnText, unseen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
@@ -91,12 +91,20 @@ class Far:
         return max((_common(layers, theirs) for _, theirs in self.images), default=0)
 
 
-def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, tell: OnText) -> bool:
+def ship(
+    client: docker.DockerClient,
+    name: str,
+    remote: Remote,
+    cache: Path,
+    tell: OnText,
+    bar: Bar = unseen,
+) -> bool:
     """Bring image `name` to a host's engine; return False when it was there already.
 
     `cache` is a folder here for the compressed layers, kept until the image has arrived, so
-    that the same command goes on after any end of this one. Raises UsageError when the host
-    has no engine or no room, TunesmithError when something that arrived is not what was sent.
+    that the same command goes on after any end of this one; `bar` shows what takes long. Raises
+    UsageError when the host has no engine or no room, TunesmithError when something that arrived
+    is not what was sent.
     """
     image = engine.find_image(client, name)
     far = look(remote)
@@ -105,16 +113,16 @@ def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, te
         return False
     layers = tuple(image.attrs["RootFS"]["Layers"])
     there = far.shared(layers)
-    archive = pack(client, name, layers, set(layers[there:]), cache, tell)
+    archive = pack(client, name, layers, set(layers[there:]), cache, tell, bar)
     try:
-        _bring(archive, there, remote, far, cache, tell)
+        _bring(archive, there, remote, far, cache, tell, bar)
     except _NotLoaded:
         if not there:
             raise
         # An engine that keeps images otherwise wants all of them.
         tell("the engine there wants every layer")
-        archive = pack(client, name, layers, set(layers), cache, tell)
-        _bring(archive, 0, remote, far, cache, tell)
+        archive = pack(client, name, layers, set(layers), cache, tell, bar)
+        _bring(archive, 0, remote, far, cache, tell, bar)
     remote.run(_CLEAN, arguments=(far.folder,))
     shutil.rmtree(cache)
     tell(f"{remote.name} has {name} ({archive.image_id[7:19]})")
@@ -158,6 +166,7 @@ def pack(
     wanted: set[str],
     cache: Path,
     tell: OnText,
+    bar: Bar = unseen,
 ) -> Archive:
     """Have a compressed file of each wanted layer in `cache`; return what the image is.
 
@@ -169,8 +178,9 @@ def pack(
     missing = {layer for layer in wanted if not _file(cache, layer).is_file()}
     if missing or not config.is_file():
         tell(f"packing {len(missing)} of {len(layers)} layers of {name}")
-        with engine.explained(f"{name}: docker save"):
-            stream = io.BufferedReader(_Stream(image.save(named=name)), 1 << 20)
+        with engine.explained(f"{name}: docker save"), bar("packing") as moved:
+            pieces = _counted(image.save(named=name), int(image.attrs["Size"]), moved)
+            stream = io.BufferedReader(_Stream(pieces), 1 << 20)
             _take_apart(stream, missing, cache, config, tell)
     left = [layer for layer in wanted if not _file(cache, layer).is_file()]
     if left or not config.is_file():
@@ -208,7 +218,7 @@ def _take_apart(
 
 
 def _bring(
-    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText
+    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText, bar: Bar
 ) -> None:
     files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
     size = sum(file.stat().st_size for file in files.values())
@@ -229,8 +239,10 @@ def _bring(
         (cache / name).write_bytes(data)
     tell(f"sending {formats.size(size)} in {len(files)} layers ({there} are there)")
     everything = files | {name: cache / name for name in small}
-    transfer.upload(remote, everything, far.folder, tell)
-    done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
+    with bar("sending") as moved:
+        transfer.upload(remote, everything, far.folder, tell, moved)
+    with bar(f"{remote.name}: loading"):
+        done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
     said = done.stderr.strip().splitlines()[-3:]
     if done.returncode == 3:
         remote.run(_CLEAN, arguments=(far.folder,))
@@ -246,6 +258,15 @@ def _bring(
         raise TunesmithError(
             f"{remote.name}: {archive.tag} arrived as {found}, but is {archive.image_id} here"
         )
+
+
+def _counted(pieces: Iterable[bytes], total: int, moved: OnBytes) -> Iterator[bytes]:
+    """Yield pieces of bytes, which are about `total` together, and tell how far they are."""
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        moved(min(done, total), total)
 
 
 class _Stream(io.RawIOBase):

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnText, unseen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
@@ -70,7 +70,7 @@ class HostTarget:
         project: Project,
         name: str,
         tell: OnText = lambda _: None,
-        bar: transfer.Bar = transfer.unseen,
+        bar: Bar = unseen,
     ) -> None:
         self.name = name
         self._project = project
@@ -405,7 +405,8 @@ class HostTarget:
             files = {item.name: item.source for item in inputs}
             size = sum(path.stat().st_size for path in files.values())
             self._tell(f"uploading what changed of {len(files)} files ({formats.size(size)})")
-            transfer.upload(self._remote, files, str(folder), self._tell)
+            with self._bar("uploading") as moved:
+                transfer.upload(self._remote, files, str(folder), self._tell, moved)
             uploaded = {
                 name: UploadedFile(str(folder / name), path.stat().st_size, sha256_of(path))
                 for name, path in files.items()
