@@ -38,6 +38,7 @@ FAILED = 21
 Run = Callable[..., dict[str, Any]]
 
 _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "check": ("tunesmith.job.training.config_check", {}),
     "fetch": ("tunesmith.job.training.fetch", {}),
     "before": ("tunesmith.job.evaluation.phase", {"phase": "before"}),
     "train": ("tunesmith.job.training.phase", {}),
@@ -46,6 +47,8 @@ _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "proof": ("tunesmith.job.proof.phase", {}),
     "predict": ("tunesmith.job.evaluation.predict", {}),
 }
+# What begins with LLaMA-Factory's parser (job/training/config_check.py); train asks it itself.
+_ASKED_FIRST = ("before", "predict")
 # The proof is left out: it checks us, so it takes the libraries as they come.
 _ASK_THE_MODEL = ("before", "after", "predict")
 
@@ -62,8 +65,11 @@ def main(argv: list[str]) -> int:
     module, extra = _PHASES[phase]
     try:
         entry: Run = importlib.import_module(module).run
+        if phase in _ASKED_FIRST:
+            # Now: naming the device touches the GPU.
+            importlib.import_module(_PHASES["check"][0]).beside(run.path, run.request())
         # Naming the device loads torch, which these have no need of; a merge does it elsewhere.
-        if phase not in ("fetch", "merge") and is_first_rank():
+        if phase not in ("check", "fetch", "merge") and is_first_rank():
             from tunesmith.job.system.versions import versions
 
             write_json(run.path / "versions.json", versions())
