@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from tunesmith.core.errors import UsageError
 from tunesmith.dataset.training_job import run_job
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.schema import RunRequest
@@ -29,13 +30,14 @@ PARSERS: Mapping[Kind, Parser] = {
 def ask(
     project: Project,
     kind: Kind,
+    file: str,
     values: Mapping[str, Any],
     request: RunRequest | None = None,
 ) -> float | None:
     """Return how many seconds it took; None where there is no training environment to ask.
 
     `request` is that of a training: its config is fitted to this machine first. Raises UsageError
-    with the keys, LLaMA-Factory's sentence and what ends it.
+    with the file, the keys, LLaMA-Factory's sentence and what ends it.
     """
     environment = project.environment()
     if not environment.current():
@@ -47,13 +49,15 @@ def ask(
         "config": dict(values),
         "request": None if request is None else encode(request),
     }
-    found = run_job(environment.python, variables, _MODULE, asked, what="config")
-    assert not found
+    try:
+        run_job(environment.python, variables, _MODULE, asked, what="config")
+    except UsageError as error:
+        raise UsageError(f"{file}: {error.message}", error.detail, hint=error.hint) from None
     return time.monotonic() - began
 
 
 def ask_planned(project: Project, plan: Plan) -> float | None:
     """`ask` for a training or a prediction that was planned. Raises as it does."""
     if plan.config is not None:
-        return ask(project, "train", plan.config, plan.request)
-    return ask(project, "predict", plan.request.predict or {})
+        return ask(project, "train", plan.request.config_file, plan.config, plan.request)
+    return ask(project, "predict", plan.request.config_file, plan.request.predict or {})

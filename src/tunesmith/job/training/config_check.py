@@ -45,9 +45,15 @@ def run(run_dir: Path, request: RunRequest, _emit: Callable[..., None]) -> dict[
     asked = request.fetch
     if asked is not None and store.is_here(Path(asked.store), asked.name, asked.revision):
         return {"asked": False}
+    _import_parser_alone()
     with _as_one_of_several():
         parser.refuse(_of_run(run_dir, request))
     return {"asked": True}
+
+
+def _import_parser_alone() -> None:
+    with imports.parser_alone():
+        importlib.import_module(parser.MODULE)
 
 
 def beside(run_dir: Path, request: RunRequest) -> None:
@@ -57,7 +63,7 @@ def beside(run_dir: Path, request: RunRequest) -> None:
     is in the log: an error of the machine meets the phase itself in a moment.
     """
     imports.trim()
-    importlib.import_module("llamafactory.hparams")
+    importlib.import_module(parser.MODULE)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -126,7 +132,7 @@ def answer(asked: Mapping[str, Any]) -> JsonObject:
 
 def main(argv: Sequence[str]) -> int:
     """Answer the file REQUEST in the file RESULT."""
-    imports.trim()
+    _import_parser_alone()
     try:
         write_json(Path(argv[1]), answer(read_json(Path(argv[0]))))
     except TunesmithError as error:

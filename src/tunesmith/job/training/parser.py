@@ -10,6 +10,7 @@ from typing import Any
 from tunesmith.job.run import messages
 from tunesmith.job.run.failures import JobError, of_the_machine
 
+MODULE = "llamafactory.hparams"
 # By what a config is for: hparams/parser.py.
 PARSERS = {"train": "get_train_args", "infer": "get_infer_args", "eval": "get_eval_args"}
 # What no config can do without: never named as the key to remove.
@@ -60,7 +61,7 @@ def refusal(config: Mapping[str, Any], kind: str = "train") -> Refusal | None:
 
 def _asked(config: Mapping[str, Any], kind: str) -> Exception | None:
     """Return what the parser raises."""
-    parse = getattr(importlib.import_module("llamafactory.hparams"), PARSERS[kind])
+    parse = getattr(importlib.import_module(MODULE), PARSERS[kind])
     try:
         parse(dict(config))
     except Exception as error:  # noqa: BLE001 - whatever it raises is its answer

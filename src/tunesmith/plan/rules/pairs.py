@@ -14,7 +14,6 @@ from tunesmith.plan.rules.pair import Change, Pair, given
 from tunesmith.plan.rules.settings import Settings
 from tunesmith.plan.rules.trainer_pairs import TRAINER_PAIRS
 
-
 # RayArguments without use_ray, which is no key of a YAML.
 _RAY = (
     *("ray_run_name", "ray_num_workers", "ray_storage_path", "ray_storage_filesystem"),
