@@ -30,9 +30,10 @@ def check(project: Project, file: Path, overrides: Sequence[str]) -> None:
     say(f"config  {shown}: to {kind}; keys and values are right")
     for item in plan.request.data if plan else ():
         say(f"data    {_told(item)}")
-    seconds = (
-        parser.ask_planned(project, plan) if plan else parser.ask(project, kind, config.values)
-    )
+    if plan is not None:
+        seconds = parser.ask_planned(project, plan)
+    else:
+        seconds = parser.ask(project, kind, shown, config.values)
     say(f"parser  {verdict(project, seconds)}")
     say(f"verb    {remedy_of(config.values, shown)}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import yaml
+
 # In a change: the key is to be removed.
 REMOVE = object()
 
@@ -35,12 +37,18 @@ class Fault:
 
 
 def written(value: object) -> str:
-    """Return a value as YAML writes it."""
+    """Return a value as YAML writes it: what is read from it is the value again."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
-    return f"'{value}'" if value in ("no", "yes", "on", "off") else str(value)
+    if isinstance(value, float) and "e" in (text := repr(value)):
+        # YAML 1.1 wants a dot before the e.
+        mantissa, _, exponent = text.partition("e")
+        return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}e{exponent}"
+    if isinstance(value, str) and yaml.safe_load(value) != value:
+        return f"'{value}'"
+    return str(value)
 
 
 def changed(values: Mapping[str, object], change: Mapping[str, object]) -> dict[str, object]:
