@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from broken_configs import ROOT
+from settings import ACCEPTS, SETTINGS
 from tunesmith.job.run import messages
 from tunesmith.job.run.config_messages import CONFIG, REMEDIES
 from tunesmith.job.run.failures import classify_exit, classify_text
@@ -70,6 +71,23 @@ def test_faults_of_code_stay_such(text: str) -> None:
 )
 def test_what_the_libraries_say(text: str, failure: str) -> None:
     assert classify_text(text) == failure
+
+
+# What torch and Python say to a number that nothing had looked at: our rules refuse it before.
+_SAYS_NOTHING = (
+    "RuntimeError: Expected tensor for argument",
+    "ZeroDivisionError",
+    "RuntimeError: uniform_ expects",
+    "RuntimeError: element 0 of tensors",
+)
+
+
+def test_what_came_of_each_setting_of_the_table_is_no_fault_of_code() -> None:
+    outcomes = {row.outcome for row in SETTINGS if ":" in row.outcome.split(" ")[0]}
+    outcomes |= {f"ValueError: {row.parser}" for row in SETTINGS if row.parser != ACCEPTS}
+    assert len(outcomes) > 100
+    code = [text for text in sorted(outcomes) if classify_text(text) == "code"]
+    assert [text for text in code if not text.startswith(_SAYS_NOTHING)] == []
 
 
 def test_the_keys_are_those_of_configs() -> None:

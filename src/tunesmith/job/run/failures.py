@@ -130,7 +130,8 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
     ),
     (
         "config",
-        r"Some keys are not used by the HfArgumentParser|Please specify|^--\w+ requires "
+        r"Some keys are not used by the HfArgumentParser|Please specify|(?:^|: )`?--\w+"
+        r"|requires non-zero --|lr_scheduler_type \w+ requires|Seed must be between 0"
         r"|Target modules .* not found|must be an integer if bigger than 1"
         r"|warmup_(?:ratio|steps) must |At most one of fp16 and bf16"
         r"|Your setup doesn't support bf16/gpu|requires Ampere or a newer GPU"
@@ -138,8 +139,12 @@ _LIBRARIES: tuple[tuple[str, str], ...] = (
         r"|num_workers option should be non-negative|`r` should be a positive integer"
         r"|dropout probability has to be between|Invalid (?:learning rate|beta parameter|epsilon)"
         r"|Invalid weight_decay value|test_size=\S+ should be|EarlyStoppingCallback requires"
-        r"|No package metadata was found|You need to install `|is not supported, only azure_ml"
-        r"|Callback requires \w+ to be installed|Can't find 'adapter_config.json' at",
+        r"|Can't find 'adapter_config.json' at|is not supported, only azure_ml"
+        # A package that a key asks for.
+        r"|No package metadata was found|You need to (?:install|have) `|is not installed!"
+        r"|Callback requires \w+ to be installed|: Please install |transformers\S+ is required"
+        r"|No module named '(?:swanlab|wandb|mlflow|galore_torch|apollo_torch|badam|adam_mini"
+        r"|deepspeed|unsloth|hqq|eetq|aqlm|auto_gptq|awq|optimum|MoD|vllm|sglang)'",
     ),
 )
 
