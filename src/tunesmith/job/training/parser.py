@@ -49,7 +49,7 @@ def refusal(config: Mapping[str, Any], kind: str = "train") -> Refusal | None:
     if of_the_machine(text) or isinstance(error, MemoryError):
         raise error
     known = messages.find(text)
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
     if known is not None and known.remedy:
         return Refusal(f"{_named(known.keys)}: LLaMA-Factory says: {said}", known.remedy)
     blamed = _blamed(config, kind)
