@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,18 @@ from typing import Any
 
 import pytest
 
+import cli
 from jobs import Job
+from tunesmith.cli.base_model import with_base_model
+from tunesmith.cli.options import TRAIN_CONFIG
+from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.schema import FetchSpec
+from tunesmith.plan import build
+from tunesmith.plan.options import TrainOptions
+from tunesmith.project import Project
+from tunesmith.targets import factory
 
 pytestmark = pytest.mark.e2e
 
@@ -86,3 +95,23 @@ def test_a_measurement_does_not_begin(
     failure = refused(job, ("before", "train"))
     assert failure["phase"] == "before"
     assert failure["message"] == says
+
+
+def test_this_machine_asks_before_it_downloads(project: Project) -> None:
+    words = ("model_name_or_path=org/not-there", "template=smollm", "pure_bf16=true")
+    options = TrainOptions(config=Path(TRAIN_CONFIG), overrides=words)
+    plan = build.plan_training(project, factory.target_of(project, "local", print), options)
+    with pytest.raises(UsageError, match="`pure_bf16`: LLaMA-Factory says") as caught:
+        with_base_model(project, plan, "default")
+    assert caught.value.hint == "write `pure_bf16: false` and write `bf16: true`"
+
+
+def test_a_check_names_what_runs_a_config_and_what_is_wrong_with_it(root: Path) -> None:
+    done = cli.run(root, "check", TRAIN_CONFIG)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^parser  LLaMA-Factory 0.9.3 takes it \(.*\)$", done.stdout, re.MULTILINE)
+    assert f"verb    `inv train --config {TRAIN_CONFIG}` runs it" in done.stdout
+    done = cli.run(root, "check", "configs/merge/smollm2_135m_lora_sft.yaml", "vllm_config={bad")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: configs/merge/smollm2_135m_lora_sft.yaml: `vllm_config`")
+    assert "hint: remove `vllm_config`" in done.stderr

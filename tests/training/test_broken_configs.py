@@ -32,3 +32,12 @@ def test_the_parser_s_sentence_is_told_with_key_and_change(row: Broken, tmp_path
 @pytest.mark.parametrize("row", BROKEN, ids=str)
 def test_the_parser_takes_what_the_change_makes(row: Broken, tmp_path: Path) -> None:
     assert refusal(values(row.mended, tmp_path)) is None
+
+
+def test_a_kernel_that_is_not_there_is_refused_although_their_parser_takes_it(
+    tmp_path: Path,
+) -> None:
+    found = refusal(values("flash_attn: fa2\n" + BROKEN[0].mended, tmp_path))
+    assert found is not None
+    assert found.message.startswith("`flash_attn`: fa2 cannot be used here")
+    assert found.hint == "write `flash_attn: auto`"

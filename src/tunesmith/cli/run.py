@@ -92,7 +92,7 @@ def train(
     help={"config": CONFIG, "overrides": OVERRIDES},
 )
 def check(session: Session, config: str = TRAIN_CONFIG, overrides: list[str] | None = None) -> None:
-    """Check a config and its data, and ask LLaMA-Factory's own parser; run nothing."""
+    """Check a config and its data, with LLaMA-Factory's parser."""
     from tunesmith.cli import config_check
 
     config_check.check(session.project, Path(config), tuple(overrides or ()))
