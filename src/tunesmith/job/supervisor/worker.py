@@ -76,9 +76,8 @@ def main(argv: list[str]) -> int:
         if phase in _ASK_THE_MODEL:
             imports.trim()
         summary = functools.partial(entry, run.path, run.request(), report, **extra)()
-    except SystemExit as end:
-        return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - every end of a worker is reported
+        # SystemExit too: a library that leaves with 0 has not done the phase.
         return _report(run, report, phase, error)
     report("summary", phase=phase, **summary, peak_memory=peak_memory())
     return 0

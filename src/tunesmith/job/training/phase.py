@@ -19,6 +19,7 @@ from tunesmith.job.patches import imports
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.run import checkpoints, seals
 from tunesmith.job.run.codec import encode
+from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
 from tunesmith.job.run.process import is_first_rank
@@ -42,6 +43,9 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     """
     folder = RunFolder(run_dir)
     config = arguments(folder)
+    if not config.get("do_train"):
+        # LLaMA-Factory would end at once, and well.
+        raise JobError("config", "`do_train`: it is not true", hint="write `do_train: true`")
     processes = process_count()
     if processes > 1 and "RANK" not in os.environ:
         _exec_torchrun(run_dir, processes)
