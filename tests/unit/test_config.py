@@ -218,7 +218,8 @@ def test_values_that_cannot_work_are_refused_with_what_can(
         ({"do_train": True, "predict_with_generate": True}, "train"),
         ({"export_dir": "x", "adapter_name_or_path": "a"}, "merge"),
         ({"do_predict": True}, "predict"),
-        ({"task": "mmlu_test"}, "evaluate"),
+        ({"do_eval": True, "eval_dataset": "a"}, "evaluate loss"),
+        ({"task": "mmlu_test"}, "benchmark"),
         ({"model_name_or_path": "m", "template": "qwen"}, "chat"),
     ],
 )

@@ -12,9 +12,10 @@ from tunesmith.basemodel.files import tensor_shapes
 from tunesmith.cli.console import console, say
 from tunesmith.core import formats
 from tunesmith.core.progress import FIRST_SECONDS, LINE_SECONDS, Display
-from tunesmith.plan import build
+from tunesmith.plan import build, parser
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
+from tunesmith.targets.services import lacks_environment
 
 
 def fetch_base_model(
@@ -29,8 +30,15 @@ def fetch_base_model(
 
 
 def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | None = None) -> Plan:
-    """Return a plan with its base model, fetched to this machine if need be."""
+    """Return a plan with its base model, fetched to this machine if need be.
+
+    Before a download LLaMA-Factory's parser is asked about the config: it may refuse it.
+    """
     name = str(plan.request.needed_model().name)
+    if not model_store.is_here(project.models, name, revision):
+        asked = parser.ask_planned(project, plan)
+        if asked is None:
+            raise lacks_environment(project.environment())
     code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
     return plan.with_model(model, tensor_shapes(model.path))

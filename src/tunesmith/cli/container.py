@@ -68,8 +68,9 @@ shows a verb's options and an example."""
 )
 def check(session: Session, config: str = "", overrides: list[str] | None = None) -> None:
     """Show what this container has, and whether a config is good."""
+    from tunesmith.cli.config_check import verdict
     from tunesmith.cli.console import say
-    from tunesmith.plan import build
+    from tunesmith.plan import build, parser
     from tunesmith.plan.options import TrainOptions
     from tunesmith.targets import factory
 
@@ -88,6 +89,7 @@ def check(session: Session, config: str = "", overrides: list[str] | None = None
         check_shm(plan.config or {})
         for found in plan.request.data:
             say(f"data         {found.key}: {formats.count(found.rows or 0)} rows checked")
+        say(f"parser       {verdict(project, parser.ask_planned(project, plan))}")
         say(f"config       {chosen.config}: good")
     if fault:
         raise fault

@@ -147,6 +147,7 @@ def _command_text(event: events.CommandEnded) -> str:
 
 def _phase_text(event: events.PhaseStarted) -> str:
     names = {
+        "check": "checking the config",
         "fetch": "fetching the base model",
         "before": "measuring the base model",
         "train": "training",

@@ -94,6 +94,17 @@ def train(
 
 
 @command(
+    example="inv check --config configs/train/deepseek_r1_1_5b_lora_sft.yaml learning_rate=1e-4",
+    help={"config": CONFIG, "overrides": OVERRIDES},
+)
+def check(session: Session, config: str = TRAIN_CONFIG, overrides: list[str] | None = None) -> None:
+    """Check a config and its data, with LLaMA-Factory's parser."""
+    from tunesmith.cli import config_check
+
+    config_check.check(session.project, Path(config), tuple(overrides or ()))
+
+
+@command(
     example="inv resume --on gpu1 --run RUN_ID",
     help={
         "run": f"{RUN}; on a host: every run that a restart cut off",

@@ -25,7 +25,7 @@ from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.gpus import rows_of_a_step
-from tunesmith.plan.kind import VERBS, kind_of
+from tunesmith.plan.kind import Kind
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
 from tunesmith.plan.plan import (
     EVALUATION,
@@ -88,10 +88,13 @@ def fetch_model(
     )
 
 
-def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Config:
-    """Return a checked config; a known model's template must be the right one."""
+def read_config(
+    project: Project, file: Path, overrides: Sequence[str], wanted: Sequence[Kind] = ()
+) -> Config:
+    """Return a checked config of a `wanted` kind; a known model's template must be the right
+    one."""
     installed = project.stack.flavour(None).packages
-    config = load_config(project.find(file), overrides, project.stack.schema, installed)
+    config = load_config(project.find(file), overrides, project.stack.schema, installed, wanted)
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -119,8 +122,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     check_then(options.then)
     limits = run_limits(max_hours=options.max_hours, price=options.price, max_cost=options.max_cost)
     run_id = None if options.run_id is None else RunId(options.run_id)
-    written = read_config(project, options.config, options.overrides)
-    _check_kind(written)
+    written = read_config(project, options.config, options.overrides, ("train",))
     preset = presets.preset_of(written, options.preset)
     config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(options.prompts)) if options.prompts else ()
@@ -142,7 +144,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     needs: dict[str, int] = {}
     spec = target.fetch_spec(name, options.revision, options.mirror)
     if spec:
-        phases = ("fetch", *phases)
+        phases = ("check", "fetch", *phases)
         if known := project.base_models.get(name):
             both = "the base model, if it is not there, and the merged one"
             needs = {both: 2 * known.size_bytes, "reserve": 1_000_000_000}
@@ -183,17 +185,6 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         tuple(notes),
         staged,
     )
-
-
-def _check_kind(config: Config) -> None:
-    """Refuse a config that asks for something else than a training, with the verb that does it."""
-    kind = kind_of(config.values)
-    if kind != "train":
-        verb = f"`{VERBS[kind].format(file=config.file)}`, or " if kind in VERBS else ""
-        raise UsageError(
-            f"{config.file}: no `do_train: true`: it is a config to {kind}, and trains nothing",
-            hint=f"{verb}write `do_train: true` for a training",
-        )
 
 
 def tables_here(project: Project) -> Tables | None:
@@ -262,7 +253,7 @@ def plan_predict(
 
     A base model that is fetched here is put in later, as with `plan_training`.
     """
-    config = read_config(project, file, overrides)
+    config = read_config(project, file, overrides, ("predict", "evaluate loss"))
     phases: tuple[str, ...] = ("predict",)
     if run_id:
         run_id, request, trained = _trained(target, run_id)
@@ -284,7 +275,7 @@ def plan_predict(
                 schema.ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
             )
         spec = target.fetch_spec(name, None, mirror)
-        phases = ("fetch", *phases) if spec else phases
+        phases = ("check", "fetch", *phases) if spec else phases
         what = f"predicts {config.get('eval_dataset')}"
         request = replace(
             _request(project, config, location, what),

@@ -23,6 +23,7 @@ import yaml
 from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
+from tunesmith.plan.kind import Kind, refuse_kind
 from tunesmith.plan.rules import check as rules
 from tunesmith.plan.rules.fault import REMOVE, Fault, refusal
 from tunesmith.plan.yaml_file import read_mapping
@@ -82,12 +83,14 @@ def load_config(
     overrides: Sequence[str],
     schema_file: Path,
     installed: Collection[str] | None = None,
+    wanted: Sequence[Kind] = (),
 ) -> Config:
     """Read `file`, apply `key=value` overrides, and check every key.
 
-    With `installed`, the packages of the training environment, the values are checked too, alone
-    and together (plan/rules): as for a training or a prediction. Raises UsageError with all
-    faults of keys and types, or else of values: the first with its hint, the others as detail.
+    With `wanted`, a config for something else is refused. With `installed`, the packages of the
+    training environment, the values are checked too, alone and together (plan/rules): as for a
+    training or a prediction. Raises UsageError with all faults of keys and types, or else of
+    values: the first with its hint, the others as detail.
     """
     values, text = read_mapping(file)
     head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
@@ -96,6 +99,8 @@ def load_config(
     values |= parsed
     if faults := find_faults(values, schema, frozenset(parsed)):
         raise refusal(file, faults, parsed)
+    if wanted:
+        refuse_kind(file, values, wanted)
     values = {key: _joined(value, schema["properties"][key]) for key, value in values.items()}
     if installed is not None and (faults := rules.find(values, schema, installed)):
         raise refusal(file, faults, parsed)

@@ -187,7 +187,9 @@ def request_of(foreign: RunRequest, run_id: str) -> RunRequest:
             if item.key in CONFIG_KEYS and _plain(item.value) and _plain(item.was)
         ),
         # The base model comes otherwise here, and before the run.
-        phases=tuple(p for p in PHASES if p in (foreign.phases or ()) and p != "fetch"),
+        phases=tuple(
+            p for p in PHASES if p in (foreign.phases or ()) and p not in ("check", "fetch")
+        ),
         prompts=tuple(map(_cut, foreign.prompts[:_MOST])),
         guard=tuple(map(_cut, foreign.guard[:_MOST])),
         evaluate=foreign.evaluate,

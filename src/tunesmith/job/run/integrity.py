@@ -66,7 +66,7 @@ def _unreadable(run_dir: Path, error: OSError) -> UsageError:
 def _check(run_dir: Path, use: str, say: OnText, tell: OnBytes) -> None:
     folder = RunFolder(run_dir)
     seals.check(run_dir, REQUEST, tell)
-    if use == "fetch":
+    if use in ("check", "fetch"):
         return
     request = folder.request()
     config = run_config.read_config(run_dir) if folder.config_file.is_file() else {}

@@ -37,6 +37,7 @@ from tunesmith.job.system.resources import peak_memory
 Run = Callable[..., dict[str, Any]]
 
 _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "check": ("tunesmith.job.training.config_check", {}),
     "fetch": ("tunesmith.job.training.fetch", {}),
     "before": ("tunesmith.job.evaluation.phase", {"phase": "before"}),
     "train": ("tunesmith.job.training.phase", {}),
@@ -45,6 +46,8 @@ _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "proof": ("tunesmith.job.proof.phase", {}),
     "predict": ("tunesmith.job.evaluation.predict", {}),
 }
+# What begins with LLaMA-Factory's parser (job/training/config_check.py); train asks it itself.
+_ASKED_FIRST = ("before", "predict")
 # The proof is left out: it checks us, so it takes the libraries as they come.
 _ASK_THE_MODEL = ("before", "after", "predict")
 
@@ -61,17 +64,19 @@ def main(argv: list[str]) -> int:
     module, extra = _PHASES[phase]
     try:
         entry: Run = importlib.import_module(module).run
+        if phase in _ASKED_FIRST:
+            # Now: naming the device touches the GPU.
+            importlib.import_module(_PHASES["check"][0]).beside(run.path, run.request())
         # Naming the device loads torch, which these have no need of; a merge does it elsewhere.
-        if phase not in ("fetch", "merge") and is_first_rank():
+        if phase not in ("check", "fetch", "merge") and is_first_rank():
             from tunesmith.job.system.versions import versions
 
             write_json(run.path / "versions.json", versions())
         if phase in _ASK_THE_MODEL:
             imports.trim()
         summary = functools.partial(entry, run.path, run.request(), report, **extra)()
-    except SystemExit as end:
-        return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - every end of a worker is reported
+        # SystemExit too: a library that leaves with 0 has not done the phase.
         return _report(run, report, phase, error)
     report("summary", phase=phase, **summary, peak_memory=peak_memory())
     return 0

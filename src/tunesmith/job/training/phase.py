@@ -25,7 +25,7 @@ from tunesmith.job.run.journal import Reporter
 from tunesmith.job.run.process import is_first_rank, rank_count
 from tunesmith.job.run.schema import Limits, RunRequest
 from tunesmith.job.system import resources
-from tunesmith.job.training import dataset_cache
+from tunesmith.job.training import dataset_cache, parser
 
 # Below this many rows per process a fork costs more than it saves (measured: 1,000 rows
 # take 0.65 s in one process and 9.4 s in sixteen on two cores).
@@ -43,6 +43,9 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     """
     folder = RunFolder(run_dir)
     config = arguments(folder)
+    if not config.get("do_train"):
+        # LLaMA-Factory would end at once, and well.
+        raise JobError("config", "`do_train`: it is not true", hint="write `do_train: true`")
     finished = _finished(config)
     processes = process_count()
     if finished is None and processes > 1 and "RANK" not in os.environ:
@@ -59,6 +62,7 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     scores = bool(config.get("predict_with_generate"))
     with imports.only(str(config.get("stage", "sft")), scores=scores):
         from llamafactory.train.tuner import run_exp
+    parser.refuse(config)
 
     from tunesmith.job.training.callback import RunCallback
 
@@ -87,6 +91,11 @@ def fit(config: Arguments, request: RunRequest, emit: Callable[..., None]) -> No
         config["overwrite_cache"] = False
         why = "prepared rows are cached by their content; changed rows are prepared again"
         emit("changed", what="overwrite_cache", to=False, **{"from": True}, why=why)
+
+
+def fitted(config: Arguments, request: RunRequest) -> Arguments:
+    """Return a config as `fit` makes it, without its view of the rows; nothing is told."""
+    return config | {change.key: change.value for change in _fit_to_machine(config, request)}
 
 
 def arguments(folder: RunFolder) -> Arguments:

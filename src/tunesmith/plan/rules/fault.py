@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from tunesmith.core.errors import UsageError
 
 # In a change: the key is to be removed.
@@ -59,16 +61,18 @@ def _step(key: str, value: object, overridden: bool) -> str:
 
 
 def written(value: object) -> str:
-    """Return a value as YAML 1.1 writes it."""
+    """Return a value as YAML writes it: what is read from it is the value again."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
-    if isinstance(value, float):
-        # Without a dot before the e it would be read as text.
-        mantissa, e, exponent = str(value).partition("e")
-        return f"{mantissa}{'' if not e or '.' in mantissa else '.0'}{e}{exponent}"
-    return f"'{value}'" if value in ("no", "yes", "on", "off") else str(value)
+    if isinstance(value, float) and "e" in (text := repr(value)):
+        # YAML 1.1 wants a dot before the e.
+        mantissa, _, exponent = text.partition("e")
+        return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}e{exponent}"
+    if isinstance(value, str) and yaml.safe_load(value) != value:
+        return f"'{value}'"
+    return str(value)
 
 
 def changed(values: Mapping[str, object], change: Mapping[str, object]) -> dict[str, object]:

@@ -14,6 +14,12 @@ from tunesmith.plan.rules.pair import Change, Pair, given
 from tunesmith.plan.rules.settings import Settings
 from tunesmith.plan.rules.trainer_pairs import TRAINER_PAIRS
 
+# RayArguments without use_ray, which is no key of a YAML.
+_RAY = (
+    *("ray_run_name", "ray_num_workers", "ray_storage_path", "ray_storage_filesystem"),
+    *("resources_per_worker", "placement_strategy", "ray_init_kwargs"),
+)
+
 
 def _other_stage(settings: Settings) -> bool:
     return settings.stage != "sft"
@@ -209,6 +215,14 @@ _LLAMAFACTORY = (
             {key: 4},
         )
         for key in ("ref_model_quantization_bit", "reward_model_quantization_bit")
+    ),
+    # hparams/training_args.py, RayArguments: read only where USE_RAY is set, which no job here has.
+    Pair(
+        "ray_num_workers",
+        "RayArguments",
+        lambda s: s.on("ray_run_name") or s.number("ray_num_workers") > 1,
+        "Ray is not used here: the training runs on the GPUs of one machine, whatever `ray_*` say",
+        lambda s: given(s, *_RAY),
     ),
     # hparams/model_args.py
     Pair(
