@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from tunesmith.hosts.layout import find_base
+from tunesmith.hosts.probe.answer import Answer
+from tunesmith.hosts.probe.host import Places
+from tunesmith.hosts.probe.script import ProbeSettings, script
 from tunesmith.stack.definition import Flavour, Stack, load_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,8 +127,9 @@ def place(host: Any, stack: Stack) -> Place:
     """Our folder there. Fails when the host was never provisioned to the end."""
     if host.backend.get_connection_type() == "docker":
         return in_image(host, stack)
-    find = f"{find_base()}printf '%s' \"$base\""
-    base = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout.strip()
+    find = script([Places.SECTION], ProbeSettings())
+    told = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout
+    base = Answer(told, "the host", (Places,)).of(Places).provisioned
     assert base, "not provisioned, or not to the end: there is no state.json"
     disk = base.rpartition("/")[0]
     environment = f"{base}/envs/{stack.environment_name}"
