@@ -140,7 +140,16 @@ def fields() -> Iterator[tuple[str, str, Callable[[str], str], bool, bool]]:
     """Yield question, field, how the answer is made of a payload, whether it is JSON, a path."""
     yield "login", "Python", lambda p: lines_with(hostile.LOGIN, "python", f"3.12 {p}"), False, True
     yield "login", "version", lambda p: lines_with(hostile.LOGIN, "python", f"{p} /x"), False, False
-    paths = ("home", "nvidia_smi", "data_disk", "base", "provisioned", "hf_home", "mirror_file")
+    paths = (
+        "home",
+        "nvidia_smi",
+        "data_disk",
+        "base",
+        "provisioned",
+        "hf_home",
+        "hf_cache",
+        "mirror_file",
+    )
     for question, answer in (
         ("layout", hostile.LAYOUT),
         ("probe", hostile.PROBE),

@@ -147,6 +147,7 @@ CONTAINER = {
     "uid": "0",
     "gid": "0",
     "base": "/data/tunesmith",
+    "hf_cache": "/data/Hugging-Face",
     "environment": f"/data/tunesmith/envs/container\t{MADE}",
     "engine": "answers",
     "end": "0.10",

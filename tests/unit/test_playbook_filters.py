@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tunesmith.hosts.platforms import data_disks
+
 pytestmark = pytest.mark.unit
 
 L40 = "550.54.14, 8.9, NVIDIA L40"
@@ -108,6 +110,14 @@ def test_an_answer_that_is_cut_off_ends_the_play(root: Path) -> None:
 
     with pytest.raises(AnsibleFilterError, match="the host: its answer to the probe is truncated"):
         plugin(root, "host").host_facts("tunesmith_probe=2\nuid=0\n", "own", PROGRAMS)
+
+
+def test_without_disks_those_of_the_platforms_are_looked_for(root: Path) -> None:
+    text = plugin(root, "host").host_probe([], "", "own", PROGRAMS)
+    assert f"TUNESMITH_PROBE_DISKS='{' '.join(data_disks())}'\n" in text
+    for playbook in ("provision", "reset"):
+        (play,) = yaml.safe_load((root / f"ansible/playbooks/{playbook}.yml").read_text("utf-8"))
+        assert "preflight_data_disks" not in play["vars"]
 
 
 def test_a_disk_that_is_no_word_ends_the_play(root: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from tunesmith.core.errors import TunesmithError
+from tunesmith.core.names import ENVIRONMENT_MARKER
+from tunesmith.hosts.platforms import data_disks
 from tunesmith.hosts.probe.answer import Answer
 from tunesmith.hosts.probe.gpu import Cuda, Gpus
 from tunesmith.hosts.probe.host import Places, System, User
@@ -27,7 +29,7 @@ _C_HEADER = "stdlib.h"
 
 
 def host_probe(disks: Sequence[str], base: str, environment: str, programs: Sequence[str]) -> str:
-    """Return the script that looks at a host, for the data disks it may have.
+    """Return the script that looks at a host; without `disks` for those of the platforms.
 
     Raises AnsibleFilterError for a disk or a program that is no word.
     """
@@ -35,7 +37,7 @@ def host_probe(disks: Sequence[str], base: str, environment: str, programs: Sequ
         base=str(base),
         environment=str(environment),
         programs=tuple(map(str, programs)),
-        disks=tuple(map(str, disks)),
+        disks=tuple(map(str, disks)) or data_disks(),
     )
     try:
         return script([section.SECTION for section in _SECTIONS], settings)
@@ -87,11 +89,13 @@ def _facts(printed: str, environment: str, programs: Sequence[str]) -> dict[str,
         "fresh": installation.fresh,
         "glibc": system.glibc,
         "gpu": list(answer.of(Gpus).lines),
+        "hf_cache": places.hf_cache,
         "home": user.home,
         "inodes": (room.inodes if room else None) or 0,
         "installed": installation.installed,
         "locked": list(installation.locked),
         "login": user.login_file,
+        "marker": ENVIRONMENT_MARKER,
         "missing": [*missing, *([] if there.c_headers else [_C_HEADER])],
         "registered": installation.registered,
         "sudo": system.sudo == "yes",

@@ -25,6 +25,7 @@ from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import mirror_file
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.hosts import agent, replies
 from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, parse_json
 from tunesmith.hosts.probe.answer import Answer, Section
@@ -37,7 +38,6 @@ from tunesmith.image import engine, remote_engine, ship
 from tunesmith.image.engine import SHM_SIZE
 from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
-from tunesmith.stack.environment import MARKER
 from tunesmith.stack.sources import app_digest
 
 # What the container was made for, so that one that fits is kept.
@@ -53,21 +53,17 @@ mkdir -p "envs/container/bin" data models uploads runs services "$2" && chmod 07
 
 @dataclass(frozen=True)
 class _There:
-    """What a host says: tunesmith's folder, and the user whose jobs the container runs."""
+    """What a host says: tunesmith's folder, the hub's cache, and whose jobs the container runs."""
 
     host: str
     base: PurePosixPath
+    hf_home: PurePosixPath
     user: str
 
     @property
     def name(self) -> str:
         """The container's name: one a user and folder."""
         return f"tunesmith-{short_digest([str(self.base), self.user])[:8]}"
-
-    @property
-    def hf_home(self) -> PurePosixPath:
-        """The hub's cache, beside the folder as on every host."""
-        return self.base.parent / "Hugging-Face"
 
 
 def provision(
@@ -155,8 +151,8 @@ def reset(project: Project, name: str, tell: OnText) -> None:
 
 def _look(remote: Remote, *more: type[Section]) -> tuple[_There, Answer]:
     answer = ask(remote, User, Places, Environments, *more, timeout=120)
-    user, base = answer.of(User), answer.of(Places).base
-    if user.uid is None or user.gid is None or not base:
+    user, places = answer.of(User), answer.of(Places)
+    if user.uid is None or user.gid is None or not places.base or not places.hf_cache:
         raise TunesmithError(f"{remote.name}: it does not say where tunesmith's folder is")
     foreign = [
         environment.path
@@ -169,7 +165,8 @@ def _look(remote: Remote, *more: type[Section]) -> tuple[_There, Answer]:
             hint=f"remove it with `inv host.reset --on {remote.name}`, or keep using it with "
             f"`inv host.add {remote.name} ... --runner conda`",
         )
-    return _There(remote.name, PurePosixPath(base), f"{user.uid}:{user.gid}"), answer
+    base, hf_home = PurePosixPath(places.base), PurePosixPath(places.hf_cache)
+    return _There(remote.name, base, hf_home, f"{user.uid}:{user.gid}"), answer
 
 
 def _image(client: docker.DockerClient, project: Project, name: str, tag: str) -> Any:
@@ -267,7 +264,7 @@ def _files(
         "mirror.yml": ("0600", mirror_file(mirror, project.root / "configs/mirrors").read_text()),
         "env.sh": ("0644", exports),
         f"envs/{_ENVIRONMENT}/bin/python": ("0755", script),
-        f"envs/{_ENVIRONMENT}/{MARKER}": ("0644", json.dumps(marker) + "\n"),
+        f"envs/{_ENVIRONMENT}/{ENVIRONMENT_MARKER}": ("0644", json.dumps(marker) + "\n"),
         "state.json": ("0644", json.dumps({"fingerprint": fingerprint}) + "\n"),
     }
 

@@ -182,17 +182,19 @@ def _disk(line: str) -> Disk | None:
 class Places:
     """Tunesmith's folder. `provisioned` is it on a host that was provisioned to its end, else
     empty; `base` is that, or what was given, or what provisioning would make on `data_disk`.
-    `room` is the file system that holds it, or would; None where df does not say."""
+    `hf_cache` is where the Hugging Face cache belongs, beside it. `room` is the file system that
+    holds it, or would; None where df does not say."""
 
     provisioned: str
     data_disk: str
     base: str
+    hf_cache: str
     writable: bool
     room: Disk | None
 
     SECTION: ClassVar[str] = "places"
     SHAPES: ClassVar[Mapping[str, Shape]] = {
-        **dict.fromkeys(("provisioned", "data_disk", "base"), PATH),
+        **dict.fromkeys(("provisioned", "data_disk", "base", "hf_cache"), PATH),
         "writable": YES_NO,
         "room": WORDS,
     }
@@ -204,6 +206,7 @@ class Places:
             provisioned=answer.one("provisioned"),
             data_disk=answer.one("data_disk"),
             base=answer.one("base"),
+            hf_cache=answer.one("hf_cache"),
             writable=answer.one("writable") == "yes",
             room=_disk(answer.one("room")),
         )

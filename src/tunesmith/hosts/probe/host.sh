@@ -125,6 +125,7 @@ section_places() {
     say provisioned "$provisioned"
     say data_disk "$data_disk"
     say base "$base"
+    say hf_cache "$hf_cache"
     there=$base
     while [ ! -d "$there" ]; do
         there=${there%/*}

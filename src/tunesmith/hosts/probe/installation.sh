@@ -8,7 +8,7 @@
 section_environments() {
     for folder in "$base"/envs/*/; do
         [ -d "$folder" ] || continue
-        marker=$(cat "$folder.tunesmith-environment.json" 2>/dev/null)
+        marker=$(cat "$folder$TUNESMITH_PROBE_MARKER" 2>/dev/null)
         say environment "${folder%/}	$marker"
     done
 }
@@ -26,8 +26,7 @@ digest() { sha256sum | cut -d ' ' -f 1; }
 
 # What provisioning has to make, wait for, or leave alone.
 section_installation() {
-    for folder in "$base" "$base/cache" "$base/data" "$base/models" "$base/runs" \
-        "$data_disk/Hugging-Face"; do
+    for folder in "$base" "$base/cache" "$base/data" "$base/models" "$base/runs" "$hf_cache"; do
         [ -d "$folder" ] || say absent "$folder"
     done
     # A folder that was there before us may be open to others: it is made again, closed.
@@ -44,7 +43,7 @@ section_installation() {
             [ -e "$file" ] && say app "$(cat "$file")"
         done
     fi
-    if [ ! -s "$own/.tunesmith-environment.json" ] && [ -d "$base" ]; then
+    if [ ! -s "$own/$TUNESMITH_PROBE_MARKER" ] && [ -d "$base" ]; then
         say used_kib "$(du -ck "$base/cache" "$base/envs" 2>/dev/null | sed -n '$s/[^0-9].*//p')"
     fi
     if [ -d "$own" ]; then

@@ -3,6 +3,7 @@
 # a command of its own, as the agent does, is sent after this text alone.
 #
 #   TUNESMITH_PROBE_DISKS  words: where a data disk may be mounted, in the order of looking
+#   TUNESMITH_PROBE_MARKER the file that a finished environment has
 #   TUNESMITH_PROBE_BASE   the folder, where it is not to be found but given
 
 # Sets $provisioned: the folder of a host that was provisioned to its end, else empty. Start files
@@ -26,11 +27,11 @@ find_environment() {
     environment=
     for place in "$provisioned"/envs/*/; do
         # shellcheck disable=SC2034  # for who sends this
-        [ ! -f "$place.tunesmith-environment.json" ] || environment=${place%/}
+        [ ! -f "$place$TUNESMITH_PROBE_MARKER" ] || environment=${place%/}
     done
 }
 
-# Sets $data_disk and $base, tunesmith's folder: the one that was given, that is there, or that
+# Sets $data_disk, $hf_cache and $base, tunesmith's folder: the one that was given, that is there, or that
 # would be made. The data disk is the first writable candidate that is a file system of its own,
 # else the first writable one, else the home folder.
 find_places() {
@@ -39,8 +40,16 @@ find_places() {
     if [ -n "$base" ]; then
         data_disk=${base%/*}
         data_disk=${data_disk:-/}
-        return
+    else
+        find_data_disk
+        base=${data_disk%/}/tunesmith
     fi
+    # Beside the folder, so that other programs may share it.
+    # shellcheck disable=SC2034  # for the sections
+    hf_cache=${data_disk%/}/Hugging-Face
+}
+
+find_data_disk() {
     data_disk=
     plain=
     for place in ${TUNESMITH_PROBE_DISKS:-}; do
@@ -50,5 +59,4 @@ find_places() {
         grep -q "^[^ ]* $place " "${root:-}/proc/mounts" && data_disk=$folder && break
     done
     data_disk=${data_disk:-${plain:-$HOME}}
-    base=${data_disk%/}/tunesmith
 }

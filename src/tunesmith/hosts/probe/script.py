@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.core.errors import UsageError
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.hosts.platforms import data_disks
 
 _FOLDER = Path(__file__).parent
@@ -38,7 +39,7 @@ class ProbeSettings:
     """
 
     base: str = ""
-    environment: str = "llama-factory"
+    environment: str = ""
     programs: tuple[str, ...] = ()
     urls: tuple[tuple[str, str], ...] = ()
     proxy: str = ""
@@ -59,7 +60,7 @@ def script(sections: Iterable[str], settings: ProbeSettings) -> str:
 
 def with_places(script: str) -> str:
     """Return a script that may call find_provisioned and find_environment (places.sh)."""
-    head = {"DISKS": _words("disk", data_disks())}
+    head = {"DISKS": _words("disk", data_disks()), "MARKER": ENVIRONMENT_MARKER}
     return _joined(head, ("places",)) + script
 
 
@@ -73,6 +74,7 @@ def _head(settings: ProbeSettings) -> dict[str, str]:
     return {
         "DISKS": _words("disk", settings.disks),
         "BASE": settings.base,
+        "MARKER": ENVIRONMENT_MARKER,
         "ENVIRONMENT": settings.environment,
         "PROGRAMS": _words("program", settings.programs),
         # Not split by the shell's patterns: mirrors.sh switches these off.
