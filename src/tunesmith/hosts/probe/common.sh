@@ -27,8 +27,11 @@ say() {
     printf '%s=%s\n' "$key" "$value"
 }
 
-# lines KEY: one line of that key for each line of stdin.
-lines() { sed -e 's/%/%25/g' -e "s/$cr/%0D/g" -e "s/^/$1=/"; }
+# lines KEY: one line of that key for each line of stdin that is not empty; the last one may lack
+# its line feed.
+lines() {
+    { cat && echo; } | sed -e '/^$/d' -e 's/%/%25/g' -e "s/$cr/%0D/g" -e "s/^/$1=/"
+}
 
 have() { command -v "$1" >/dev/null 2>&1; }
 

@@ -34,7 +34,7 @@ section_gpu() {
     esac
     case $code in
     0) printf '%s\n' "$answer" | lines gpu ;;
-    137) say nvidia_smi.text "$answer${answer:+ }no answer within 20 s" ;;
+    137) say nvidia_smi.text 'no answer within 20 s' ;;
     *) say nvidia_smi.text "${answer:-exit code $code}" ;;
     esac
 }
@@ -55,7 +55,8 @@ section_cuda() {
             2>/dev/null)
         [ -n "$version" ] || version=$(tr -d '\n' 2>/dev/null </usr/local/cuda/version.json |
             sed -n 's/.*"cuda" *: *{[^}]*"version" *: *"\([0-9.]*\)".*/\1/p')
-        say cuda "${version:--} $(readlink -f /usr/local/cuda)"
+        folder=$(readlink -f /usr/local/cuda)
+        say cuda "${version:--} ${folder:-/usr/local/cuda}"
     fi
     nvcc=$(command -v nvcc || command -v /usr/local/cuda/bin/nvcc) &&
         version=$(nvcc_version "$nvcc") && say nvcc "${version:--} $nvcc"
