@@ -51,7 +51,7 @@ class ProvisionOptions:
     `mirror` is a profile's name or a file, `flavour` None lets the host decide, `toolkit`
     adds nvcc. `token` is the Hugging Face token to leave there. `check` changes nothing and
     tells what would be; `diff` shows the lines of files that change. `distrusted` names, by
-    host, what has to be made again whatever its finish marker says (host_state.State).
+    host, what has to be made again whatever its finish marker says (drift.State).
     """
 
     mirror: str = "default"
