@@ -22,10 +22,10 @@ from support import lacking
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
 from tunesmith.core.mirrors import load_mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.core.swap import exchange
 from tunesmith.project import Project
 from tunesmith.stack import environment as stack_environment
-from tunesmith.stack.environment import MARKER
 from tunesmith.stack.environment_users import users_of
 
 pytestmark = pytest.mark.contract
@@ -76,7 +76,7 @@ def names(folder: Path) -> list[str]:
 
 
 def marker(folder: Path) -> dict[str, Any]:
-    return dict(read_json(folder / "envs" / "tiny" / MARKER))
+    return dict(read_json(folder / "envs" / "tiny" / ENVIRONMENT_MARKER))
 
 
 def test_an_environment_works_where_it_was_moved_to(tiny: Path, root: Path) -> None:

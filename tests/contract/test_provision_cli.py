@@ -1,4 +1,4 @@
-"""`inv provision` from the question to the summary: real Ansible, real drift.sh.
+"""`inv provision` from the question to the summary: real Ansible, the real probe.
 
 ssh is a stand-in that runs what it is given here, in a home of the host's own: the real one
 needs a server, which tests/host has.
@@ -63,8 +63,8 @@ PLAY = """\
       ansible.builtin.copy: {{content: "export A=1\\n", dest: "{{{{ base }}}}/env.sh"}}
     - name: Record
       ansible.builtin.command:
-        argv: [/bin/sh, -s, --, --record, "{{{{ base }}}}", "{{{{ state_fingerprint }}}}"]
-        stdin: "{{{{ lookup('ansible.builtin.file', drift_script) }}}}"
+        argv: [/bin/sh, -s, --, "{{{{ base }}}}", "{{{{ state_fingerprint }}}}"]
+        stdin: "{{{{ lookup('ansible.builtin.file', record_script) }}}}"
       environment: {{HOME: "{{{{ home }}}}"}}
       register: recorded
       changed_when: recorded.stdout == 'recorded'

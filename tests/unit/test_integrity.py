@@ -16,6 +16,7 @@ from tests.unit import finished_run
 from tests.unit.finished_run import files_of, flip, write
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, sha256_of, write_json
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.job.evaluation import chat
 from tunesmith.job.export import export
 from tunesmith.job.merge import bundle, offline
@@ -26,7 +27,6 @@ from tunesmith.job.services import api, board
 from tunesmith.job.supervisor import agent, supervisor
 from tunesmith.report.compare import compare
 from tunesmith.report.record import read_record
-from tunesmith.stack.environment import MARKER
 from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
@@ -339,15 +339,15 @@ def test_another_key_of_the_registry_changes_nothing(top: Path) -> None:
 def test_an_environment_of_another_lock_is_refused(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert inputs.ENVIRONMENT_MARKER == MARKER
     run = top / "runs" / "run"
     monkeypatch.setattr(inputs.sys, "prefix", str(tmp_path))
     integrity.check(run, "before", silent)
     assert not (run / seals.ENVIRONMENT).exists()
-    write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "a" * 64, "versions": {}})
+    made = {"flavour": "cu128", "lock_sha256": "a" * 64}
+    write_json(tmp_path / ENVIRONMENT_MARKER, made | {"versions": {}})
     integrity.check(run, "before", silent)
     integrity.check(run, "train", silent)
-    write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "b" * 64})
+    write_json(tmp_path / ENVIRONMENT_MARKER, made | {"lock_sha256": "b" * 64})
     with pytest.raises(UsageError, match=r"stack: .* is now of lock cu128 with sha256 bbb"):
         integrity.check(run, "train", silent)
     integrity.check(run, "merge", silent)

@@ -28,7 +28,10 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
 from tunesmith.hosts import transfer
-from tunesmith.hosts.answers import HOST_PATH, AnswerSource, Number, Text
+from tunesmith.hosts.probe.answer import Answer
+from tunesmith.hosts.probe.ask import ask
+from tunesmith.hosts.probe.host import Disks, User
+from tunesmith.hosts.probe.software import Engine
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine
 
@@ -39,18 +42,6 @@ _LEVEL = 1
 _SMALL = 1 << 20
 _FOLDER = ".cache/tunesmith/image"
 
-# What the host's engine has: an id a line, then the layers of each image on one line.
-_LOOK = f"""
-command -v docker >/dev/null || {{ echo no-docker; exit; }}
-docker version --format '{{{{.Server.Version}}}}' >/dev/null 2>"$HOME/.tunesmith-docker" || {{
-    cat "$HOME/.tunesmith-docker"; rm -f "$HOME/.tunesmith-docker"; exit 0; }}
-rm -f "$HOME/.tunesmith-docker"
-echo answers
-echo "$HOME/{_FOLDER}"
-df -Pk "$HOME" | sed -n '2s/^[^ ]* *[0-9]* *[0-9]* *\\([0-9]*\\) .*/\\1/p'
-form='{{{{.Id}}}} {{{{range .RootFS.Layers}}}}{{{{.}}}} {{{{end}}}}'
-docker image ls -q --no-trunc | sort -u | xargs -r docker image inspect --format "$form"
-"""
 # $1 folder, $2 tag: what arrived is compared with sums, then loaded; prints the image's id.
 _LOAD = """
 cd "$1" || exit 1
@@ -60,8 +51,6 @@ tar -cf - manifest.json config.json $(sed 's/^[0-9a-f]*  //' sums | grep '\\.tar
 docker image inspect --format '{{.Id}}' "$2"
 """
 _CLEAN = 'cd "$1" && rm -f -- *.tar.gz manifest.json config.json sums && rm -rf .rsync-partial'
-
-_DIGEST = Text(r"sha256:[0-9a-f]{64}", 71, "the digest of an image or layer")
 
 
 @dataclass(frozen=True)
@@ -135,28 +124,32 @@ class _NotLoaded(TunesmithError):
 
 def look(remote: Remote) -> Far:
     """Ask a host for its engine. Raises UsageError when it has none that answers."""
-    lines = remote.run(_LOOK, timeout=120).stdout.splitlines()
-    first = one_line(lines[0]) if lines else ""
-    if first != "answers":
-        if "permission denied" in first.lower():
-            raise UsageError(
-                f"{remote.name}: this user has no access to Docker there",
-                hint=f"run `ssh {remote.name} sudo usermod -aG docker '$USER'`, then this again",
-            )
-        if first == "no-docker":
-            raise UsageError(
-                f"{remote.name}: there is no Docker",
-                hint="a rented container has none and needs none: "
-                f"`inv provision --on {remote.name}`",
-            )
-        raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
-    asked = AnswerSource(remote.name, "what its Docker engine has")
-    if len(lines) < 3:
-        raise asked.refused("a folder, its room and images", " ".join(lines))
-    folder, free = HOST_PATH.read(asked, lines[1]), Number(0, 1 << 50).read(asked, lines[2])
-    images = [[_DIGEST.read(asked, word) for word in line.split()] for line in lines[3:]]
-    found = tuple((words[0], tuple(words[1:])) for words in images if words)
-    return Far(folder, free * 1024, found)
+    answer = ask(remote, User, Disks, Engine, timeout=120)
+    engine = answered(answer)
+    home = answer.of(User).home
+    disk = answer.of(Disks).disk(home)
+    if not home or disk is None:
+        raise TunesmithError(f"{remote.name}: the room in {home or 'the home folder'} is unknown")
+    return Far(f"{home}/{_FOLDER}", disk.free, engine.images)
+
+
+def answered(answer: Answer) -> Engine:
+    """Return a host's engine. Raises UsageError when it has none that answers."""
+    engine, name = answer.of(Engine), answer.host
+    if engine.state == "answers":
+        return engine
+    if engine.state == "absent":
+        raise UsageError(
+            f"{name}: there is no Docker",
+            hint=f"a rented container has none and needs none: `inv provision --on {name}`",
+        )
+    if "permission denied" in engine.fault.lower():
+        raise UsageError(
+            f"{name}: this user has no access to Docker there",
+            hint=f"run `ssh {name} sudo usermod -aG docker '$USER'`, then this again",
+        )
+    said = one_line(engine.fault) or "no word"
+    raise UsageError(f"{name}: its Docker engine does not answer: {said}")
 
 
 def pack(

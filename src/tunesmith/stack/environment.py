@@ -23,13 +23,12 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
 from tunesmith.core.mirrors import Mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.core.swap import exchange
 from tunesmith.job.system.resources import cpu_count, memory_limit
 from tunesmith.stack import bytecode
 from tunesmith.stack.definition import DIGEST_PREFIX, Flavour, Stack
 from tunesmith.stack.environment_users import users_of
-
-MARKER = ".tunesmith-environment.json"
 
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
@@ -70,7 +69,7 @@ class Environment:
     def current(self) -> bool:
         """Whether it was finished, and from the lock as it is now."""
         try:
-            marker = read_json(self.path / MARKER)
+            marker = read_json(self.path / ENVIRONMENT_MARKER)
         except (FileNotFoundError, ValueError):
             return False
         return bool(marker.get("lock_sha256") == self.flavour.lock_sha256 and self.python.exists())
@@ -177,7 +176,7 @@ def _build(
         )
     flavour = environment.flavour
     write_json(
-        environment.path / MARKER,
+        environment.path / ENVIRONMENT_MARKER,
         {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
     )
     return versions

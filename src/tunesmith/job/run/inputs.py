@@ -18,6 +18,7 @@ from pathlib import Path
 from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.job.run.config import starting_adapters
 from tunesmith.job.run.remedies import new_run
 from tunesmith.job.run.schema import (
@@ -33,7 +34,6 @@ from tunesmith.job.run.seals import ENVIRONMENT, rewriting, sha256_of, unheard
 # The parts of run.json's `inputs`, and what they are inputs of.
 TRAIN, PREDICT = "train", "predict"
 STAMPS = ".stamps.json"
-ENVIRONMENT_MARKER = ".tunesmith-environment.json"
 _REGISTRY = "dataset_info.json"
 _MEDIA = ("images", "videos", "audios")
 # Rows lie beside media where media_dir is not given.
