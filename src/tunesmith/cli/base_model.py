@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.fetch import ModelFolder, Progress
 from tunesmith.basemodel.files import tensor_shapes
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.cli.console import say
 from tunesmith.core import formats
 from tunesmith.plan import build
@@ -16,27 +17,51 @@ from tunesmith.project import Project
 
 
 def fetch_base_model(
-    project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
+    project: Project,
+    name: str,
+    mirror: str,
+    revision: str | None,
+    *,
+    code: bool = False,
+    kind: Kind = "model",
+    what: str = "base model",
 ) -> ModelFolder:
+    """Return a model or an adapter, fetched to this machine if need be; `what` it is called."""
     model = build.fetch_model(
-        project, name, download_progress(), mirror=mirror, revision=revision, remote_code=code
+        project,
+        name,
+        download_progress(),
+        mirror=mirror,
+        revision=revision,
+        remote_code=code,
+        kind=kind,
     )
-    say_base_model(model)
+    say_base_model(model, what)
     return model
 
 
 def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | None = None) -> Plan:
-    """Return a plan with its base model, fetched to this machine if need be."""
+    """Return a plan with its base model and what else it names on hubs, fetched if need be.
+
+    Raises UsageError for an adapter of another base model.
+    """
     name = str(plan.request.needed_model().name)
     code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
-    return plan.with_model(model, tensor_shapes(model.path))
+    for item in plan.downloads:
+        other = fetch_base_model(
+            project, item.name, mirror, None, code=code, kind=item.kind, what=item.key
+        )
+        plan = plan.with_download(item, other)
+    plan = plan.with_model(model, tensor_shapes(model.path))
+    build.check_adapters_fit(plan)
+    return plan
 
 
-def say_base_model(model: ModelFolder) -> None:
+def say_base_model(model: ModelFolder, what: str = "base model") -> None:
     size = formats.size(sum(record.size for record in model.files.values()))
     how = "fetched and verified" if model.fetched else "verified before, unchanged"
-    say(f"base model: {model.name} from {model.source} ({size}, {how})")
+    say(f"{what}: {model.name} from {model.source} ({size}, {how})")
     say(f"  {model.path}")
 
 
