@@ -24,6 +24,7 @@ from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.services import api, board
 from tunesmith.job.supervisor import agent, supervisor
+from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.report.compare import compare
 from tunesmith.report.record import read_record
 from tunesmith.stack.environment import MARKER
@@ -413,11 +414,7 @@ def test_a_new_prediction_records_its_rows_anew(top: Path, monkeypatch: pytest.M
     asked = replace(asked, inputs={inputs.TRAIN: asked.inputs[inputs.TRAIN]})
     target = LocalTarget.__new__(LocalTarget)
     monkeypatch.setattr(target, "_folder", lambda _: run)
-
-    class Plan:
-        run_id, request = "run", asked
-
-    target.renew(Plan)  # type: ignore[arg-type]
+    target.renew(Plan(RunLocation(run.path, Path("python"), {}), (), asked))
     integrity.check(run.path, "predict", silent)
     with pytest.raises(UsageError, match="changed since run run was made"):
         integrity.check(run.path, "train", silent)

@@ -7,6 +7,7 @@ train/trainer_utils.py (create_ref_model, create_reward_model), model/loader.py 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +194,8 @@ def _comma_free(config: Config, named: Named) -> Named:
     if named.path is not None and "," in str(named.path) and named.key in SEVERAL:
         raise UsageError(
             f"{config.file}: `{named.key}` is {named.path}: LLaMA-Factory splits it at the comma",
-            hint=f"rename the folder: `mv '{named.path}' '{str(named.path).replace(',', '_')}'`",
+            hint=f"in a folder without one: `ln -s {shlex.quote(str(named.path))} adapter`, then write "
+            f"`{named.key}: ./adapter`",
         )
     return named
 

@@ -111,11 +111,11 @@ class FolderTarget:
         folder = self._folder(run_id)
         lock = acquire(folder)
         try:
-            checked = _checked(plan)
-            request = inputs.recorded(plan.request, None, checked)
+            # Not its `data`: that is what the training has read.
+            request = inputs.recorded(plan.request, None, plan.known)
             with seals.rewriting(folder.path, "renew", folder.request_file.name):
                 write_json(folder.request_file, encode(request))
-            inputs.remember(folder.path, request, inputs.lacking(plan.request, None), checked)
+            inputs.remember(folder.path, request, inputs.lacking(plan.request, None), plan.known)
         finally:
             lock.release()
 

@@ -342,13 +342,15 @@ class RunStatus:
 class ListedRun(RunStatus):
     """A run in a list of runs: its status, and what its request says it is.
 
-    `on` is the target that has it; a target names itself.
+    `on` is the target that has it; a target names itself. `origins`: the models and adapters it
+    came from, as its config named them.
     """
 
     created: Line = ""
     title: Line = ""
     path: FileName = ""
     on: Line = omitted("")
+    origins: Annotated[tuple[FileName, ...], Most(100)] = omitted(())
 
 
 @dataclass(frozen=True)
