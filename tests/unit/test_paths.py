@@ -21,6 +21,7 @@ from tunesmith.basemodel.store import ModelFolder
 from tunesmith.cli.container_runs import identity
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import sha256_of, write_json
+from tunesmith.job.merge.adapter import check_start
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import foreign, inputs, seals
 from tunesmith.job.run.codec import encode
@@ -342,6 +343,37 @@ def test_a_run_of_another_template_is_refused_and_taken_when_insisted(project: P
         settled(project, model_name_or_path="run:sft")
     assert "`template: llama3`" in str(c.value.hint)
     settled(project, model_name_or_path="run:sft", template="llama3")
+
+
+def test_a_merged_model_that_needs_code_is_not_loaded(project: Project) -> None:
+    """A pulled run is a host's data: of its merged model, too."""
+    run = merged(a_run(project, "sft"))
+    own = {"model_type": "someones", "architectures": ["X"], "auto_map": {"AutoModel": "x.Y"}}
+    put(run.path / "merged", {"config.json": json.dumps(own).encode()})
+    with pytest.raises(UsageError, match="asks for code of its author"):
+        settled(project, stage="dpo", ref_model="run:sft")
+
+
+def test_an_adapter_is_held_against_its_base_where_that_can_be_compared(project: Project) -> None:
+    base, own = a_model(Path("base")), an_adapter(Path("own"))
+    check_start(base, [own])
+    other = put(
+        Path("other"),
+        {
+            **adapter_files(),
+            "adapter_model.safetensors": safetensors(
+                {
+                    "base_model.model.a.lora_A.weight": (4, 128),
+                    "base_model.model.a.lora_B.weight": (64, 4),
+                }
+            ),
+        },
+    )
+    with pytest.raises(UsageError, match="does not fit base model"):
+        check_start(base, [own, other])
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    check_start(base, [other])
 
 
 def test_a_pulled_run_that_lacks_its_result_names_the_pull(project: Project) -> None:

@@ -11,7 +11,7 @@ from tunesmith.basemodel.files import tensor_shapes
 from tunesmith.basemodel.kinds import Kind
 from tunesmith.cli.console import say
 from tunesmith.core import formats
-from tunesmith.plan import build
+from tunesmith.plan import build, models
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
 
@@ -54,7 +54,7 @@ def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | N
         )
         plan = plan.with_download(item, other)
     plan = plan.with_model(model, tensor_shapes(model.path))
-    build.check_adapters_fit(plan)
+    models.check_fit(plan.config or plan.request.predict or {})
     return plan
 
 

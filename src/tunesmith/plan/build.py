@@ -20,7 +20,6 @@ from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
-from tunesmith.job.merge.adapter import check_fits
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
@@ -154,7 +153,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     if "merge" in options.then:
         phases = (*phases, "merge", "proof")
     request = replace(
-        _request(project, config, location, _about(config, named), name),
+        _request(project, config, location, models.about(config, named), name),
         data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
         owned=(*managed, *resolved),
         origins=tuple(item.origin for item in named if item.told),
@@ -346,16 +345,6 @@ def plan_predict(
     )
 
 
-def check_adapters_fit(plan: Plan) -> None:
-    """Raise UsageError where an adapter that a plan starts from is of another base model.
-
-    Base model and adapters are on this machine.
-    """
-    values = plan.config or plan.request.predict or {}
-    for folder in run_config.starting_adapters(values):
-        check_fits(Path(str(values[models.BASE])), Path(folder))
-
-
 def merge_keys(project: Project, config: Config) -> documents.Config:
     """Return how to merge: the merge config of the same stem, over the defaults.
 
@@ -375,12 +364,6 @@ def new_run_id(stem: str) -> str:
     when = time.strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.") or "run"
     return RunId(f"{when}-{name}"[:LONGEST])
-
-
-def _about(config: Config, named: Sequence[models.Named]) -> str:
-    """Return what a training is of: its data, and the adapters that it starts from."""
-    start = [item.written for item in named if item.key == "adapter_name_or_path"]
-    return f"on {config.get('dataset')}" + (f" from {', '.join(start)}" if start else "")
 
 
 def _request(

@@ -18,6 +18,7 @@ from tunesmith.basemodel.kinds import Kind
 from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
+from tunesmith.job.merge.adapter import check_start
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run.config import SEVERAL
 from tunesmith.job.run.schema import Download, FileRecord, ManagedKey, Origin
@@ -132,6 +133,21 @@ def known(named: Sequence[Named]) -> dict[Path, FileRecord]:
     }
 
 
+def about(config: Config, named: Sequence[Named]) -> str:
+    """Return what a training is of: its data, and the adapters that it starts from."""
+    start = [item.written for item in named if item.key == "adapter_name_or_path"]
+    return f"on {config.get('dataset')}" + (f" from {', '.join(start)}" if start else "")
+
+
+def check_fit(values: documents.Config) -> None:
+    """Raise UsageError where an adapter that a config starts from is of another base model.
+
+    Base model and adapters are on this machine.
+    """
+    if adapters := run_config.starting_adapters(values):
+        check_start(Path(str(values[BASE])), map(Path, adapters))
+
+
 def _wanted(values: documents.Config) -> Iterator[tuple[str, list[tuple[str, Kind]]]]:
     """Yield each key that is read, with its names and what each must be."""
     stage = str(values.get("stage") or "sft")
@@ -170,6 +186,8 @@ def _named(
         except UsageError as error:
             said = f"{config.file}: `{key}` is {text}: {error.message}"
             raise UsageError(said, error.detail, hint=error.hint) from None
+        if result.path is not None:
+            _check_code(config, key, text, result.path, kind)
         return _comma_free(config, Named(key, place, text, kind, result.path, result))
     if not text:
         raise _refused(config, key, repr(str(config.get(key))), "an empty name in it", kind)
@@ -194,8 +212,8 @@ def _comma_free(config: Config, named: Named) -> Named:
     if named.path is not None and "," in str(named.path) and named.key in SEVERAL:
         raise UsageError(
             f"{config.file}: `{named.key}` is {named.path}: LLaMA-Factory splits it at the comma",
-            hint=f"in a folder without one: `ln -s {shlex.quote(str(named.path))} adapter`, then write "
-            f"`{named.key}: ./adapter`",
+            hint=f"in a folder without one: `ln -s {shlex.quote(str(named.path))} adapter`, then "
+            f"write `{named.key}: ./adapter`",
         )
     return named
 
@@ -225,6 +243,10 @@ def _check(config: Config, key: str, text: str, path: Path, kind: Kind) -> None:
         )
     if problems := kinds.verify(kind, path):
         raise _refused(config, key, text, str(problems[0]), kind)
+    _check_code(config, key, text, path, kind)
+
+
+def _check_code(config: Config, key: str, text: str, path: Path, kind: Kind) -> None:
     trusted = kind in kinds.ADAPTERS or config.overrides.get("trust_remote_code")
     if not trusted and (fault := model_files.foreign_code(path)):
         raise _refused(config, key, text, fault, kind)

@@ -107,11 +107,10 @@ class FolderTarget:
 
     def renew(self, plan: Plan) -> None:
         """Give a run the plan's request. Raises UsageError while somebody works on it."""
-        run_id = plan.run_id
-        folder = self._folder(run_id)
+        folder = self._folder(plan.run_id)
+        # Hashed before: nothing of request.data, which is what the training has read.
         lock = acquire(folder)
         try:
-            # Not its `data`: that is what the training has read.
             request = inputs.recorded(plan.request, None, plan.known)
             with seals.rewriting(folder.path, "renew", folder.request_file.name):
                 write_json(folder.request_file, encode(request))

@@ -252,8 +252,9 @@ def _media(config: Values, data: Path, entries: Values) -> Iterator[Path]:
 def _adapter(config: Values, folder: Path) -> Iterator[Path]:
     """Yield the files of an adapter, without checkpoints and model card; none of the run's own
     output, whose files have seals."""
-    own = str(config.get("output_dir") or "")
-    if folder.is_dir() and folder.resolve() != Path(own).with_name("output").resolve():
+    place = config.get("output_dir")
+    own = Path(str(place)).with_name("output").resolve() if place else None
+    if folder.is_dir() and folder.resolve() != own:
         yield from (p for p in sorted(folder.iterdir()) if p.is_file() and p.name != "README.md")
 
 

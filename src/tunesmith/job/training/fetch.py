@@ -24,7 +24,7 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
 from tunesmith.core.mirrors import load_mirror
-from tunesmith.job.merge.adapter import check_fits
+from tunesmith.job.merge.adapter import check_start
 from tunesmith.job.run import inputs, seals
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.config import starting_adapters
@@ -187,11 +187,12 @@ def _write_both(
 
 def _check_adapters(config: Values) -> None:
     """Raise JobError where an adapter to start from is of another base model."""
-    for folder in starting_adapters(config):
-        try:
-            check_fits(Path(str(config["model_name_or_path"])), Path(folder))
-        except UsageError as error:
-            raise JobError("model", error.line, error.detail) from None
+    if not (adapters := starting_adapters(config)):
+        return
+    try:
+        check_start(Path(str(config["model_name_or_path"])), map(Path, adapters))
+    except UsageError as error:
+        raise JobError("model", error.line, error.detail) from None
 
 
 def _unread(request: RunRequest, others: Others) -> list[Path]:
