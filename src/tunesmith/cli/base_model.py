@@ -8,7 +8,6 @@ from collections.abc import Callable
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.fetch import ModelFolder, Progress
 from tunesmith.basemodel.files import tensor_shapes
-from tunesmith.basemodel.kinds import Kind
 from tunesmith.cli.console import say
 from tunesmith.core import formats
 from tunesmith.plan import build, models
@@ -17,26 +16,12 @@ from tunesmith.project import Project
 
 
 def fetch_base_model(
-    project: Project,
-    name: str,
-    mirror: str,
-    revision: str | None,
-    *,
-    code: bool = False,
-    kind: Kind = "model",
-    what: str = "base model",
+    project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
 ) -> ModelFolder:
-    """Return a model or an adapter, fetched to this machine if need be; `what` it is called."""
     model = build.fetch_model(
-        project,
-        name,
-        download_progress(),
-        mirror=mirror,
-        revision=revision,
-        remote_code=code,
-        kind=kind,
+        project, name, download_progress(), mirror=mirror, revision=revision, remote_code=code
     )
-    say_base_model(model, what)
+    say_base_model(model)
     return model
 
 
@@ -49,9 +34,11 @@ def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | N
     code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
     for item in plan.downloads:
-        other = fetch_base_model(
-            project, item.name, mirror, None, code=code, kind=item.kind, what=item.key
+        tell = download_progress()
+        other = build.fetch_model(
+            project, item.name, tell, mirror=mirror, remote_code=code, kind=item.kind
         )
+        say_base_model(other, item.key)
         plan = plan.with_download(item, other)
     plan = plan.with_model(model, tensor_shapes(model.path))
     models.check_fit(plan.config or plan.request.predict or {})

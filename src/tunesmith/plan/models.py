@@ -253,11 +253,10 @@ def _check_code(config: Config, key: str, text: str, path: Path, kind: Kind) -> 
 
 
 def _refused(config: Config, key: str, text: str, why: str, kind: Kind) -> UsageError:
-    noun = kinds.NOUNS[kind]
-    hub = "" if key == BASE else "a hub's name (owner/name), "
     return UsageError(
         f"{config.file}: `{key}` is {text}: {why}",
-        hint=f"name {noun}: a folder, {hub}or run:RUN_ID (`inv runs` lists them)",
+        hint=f"name {kinds.NOUNS[kind]}: a folder, a hub's name (owner/name), or run:RUN_ID "
+        "(`inv runs` lists them)",
     )
 
 
