@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from event_rows import event_rows
 from tests.unit import finished_run
@@ -25,6 +26,7 @@ from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.services import api, board
 from tunesmith.job.supervisor import agent, supervisor
+from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.report.compare import compare
 from tunesmith.report.record import read_record
 from tunesmith.targets.local import LocalTarget
@@ -413,11 +415,7 @@ def test_a_new_prediction_records_its_rows_anew(top: Path, monkeypatch: pytest.M
     asked = replace(asked, inputs={inputs.TRAIN: asked.inputs[inputs.TRAIN]})
     target = LocalTarget.__new__(LocalTarget)
     monkeypatch.setattr(target, "_folder", lambda _: run)
-
-    class Plan:
-        run_id, request = "run", asked
-
-    target.renew(Plan)  # type: ignore[arg-type]
+    target.renew(Plan(RunLocation(run.path, Path("python"), {}), (), asked))
     integrity.check(run.path, "predict", silent)
     with pytest.raises(UsageError, match="changed since run run was made"):
         integrity.check(run.path, "train", silent)
@@ -433,3 +431,15 @@ def test_an_adapter_that_names_code_is_not_loaded(top: Path, use: str, key: str)
     seals.seal(run, "train", ("output",))
     told = refused(lambda: integrity.check(run, use, silent), file)
     assert f"{key} is set, which names code" in told
+
+
+@pytest.mark.parametrize("key", ["ref_model_adapters", "reward_model_adapters", "reward_model"])
+def test_no_other_adapter_that_names_code_is_loaded(top: Path, key: str) -> None:
+    run = top / "runs" / "run"
+    file = top / "other" / "adapter_config.json"
+    write(file, json.dumps({"peft_type": "LORA", "auto_mapping": {"x": 1}}))
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {key: str(file.parent)}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    seals.seal(run, "create", seals.REQUEST)
+    told = refused(lambda: integrity.check(run, "train", silent), file)
+    assert "auto_mapping is set, which names code" in told

@@ -12,7 +12,7 @@ from tunesmith.basemodel.files import tensor_shapes
 from tunesmith.cli.console import console, say
 from tunesmith.core import formats
 from tunesmith.core.progress import FIRST_SECONDS, LINE_SECONDS, Display
-from tunesmith.plan import build, parser
+from tunesmith.plan import build, models, parser
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.services import lacks_environment
@@ -30,9 +30,10 @@ def fetch_base_model(
 
 
 def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | None = None) -> Plan:
-    """Return a plan with its base model, fetched to this machine if need be.
+    """Return a plan with its base model and what else it names on hubs, fetched if need be.
 
-    Before a download LLaMA-Factory's parser is asked about the config: it may refuse it.
+    Before a download LLaMA-Factory's parser is asked about the config: it may refuse it. Raises
+    UsageError for an adapter of another base model too.
     """
     name = str(plan.request.needed_model().name)
     if not model_store.is_here(project.models, name, revision):
@@ -41,13 +42,22 @@ def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | N
             raise lacks_environment(project.environment())
     code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
-    return plan.with_model(model, tensor_shapes(model.path))
+    for item in plan.downloads:
+        with fetching() as show:
+            other = build.fetch_model(
+                project, item.name, show, mirror=mirror, remote_code=code, kind=item.kind
+            )
+        say_base_model(other, item.key)
+        plan = plan.with_download(item, other)
+    plan = plan.with_model(model, tensor_shapes(model.path))
+    models.check_fit(plan.config or plan.request.predict or {})
+    return plan
 
 
-def say_base_model(model: ModelFolder) -> None:
+def say_base_model(model: ModelFolder, what: str = "base model") -> None:
     size = formats.size(sum(record.size for record in model.files.values()))
     how = "fetched and verified" if model.fetched else "verified before, unchanged"
-    say(f"base model: {model.name} from {model.source} ({size}, {how})")
+    say(f"{what}: {model.name} from {model.source} ({size}, {how})")
     say(f"  {model.path}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.basemodel.kinds import Kind as ModelKind
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset.prompts import load_prompts
@@ -19,10 +20,11 @@ from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
+from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import presets
+from tunesmith.plan import models, paths, presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.gpus import rows_of_a_step
 from tunesmith.plan.kind import Kind
@@ -63,6 +65,7 @@ def fetch_model(
     from_path: Path | None = None,
     allow_pickle: bool = False,
     remote_code: bool = False,
+    kind: ModelKind = "model",
 ) -> ModelFolder:
     """Return the verified folder of a base model, fetched if it is not there.
 
@@ -84,6 +87,7 @@ def fetch_model(
         from_path=from_path,
         allow_pickle=allow_pickle,
         remote_code=remote_code,
+        kind=kind,
         progress=progress,
     )
 
@@ -127,15 +131,17 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(options.prompts)) if options.prompts else ()
     location = target.location(run_id or new_run_id(config.stem))
-    name = str(config.get("model_name_or_path"))
     values, managed = apply_managed_keys(config, location)
     managed += [
         schema.ManagedKey(key, config.get(key), was, why) for key, (was, why) in changed.items()
     ]
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
+    paths.check(config.file, values)
+    named, resolved = models.settle(project, target, config, values)
     reports = check_data(values, tables_here(project))
-    staged = stage_inputs(target, location.run.name, values, reports)
+    staged = stage_inputs(target, location.run.name, values, reports, named)
+    name = str(values.get("model_name_or_path"))
     phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
@@ -143,6 +149,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         notes.append(rows_of_a_step(values, options.gpus, keep_batch=options.keep_batch))
     needs: dict[str, int] = {}
     spec = target.fetch_spec(name, options.revision, options.mirror)
+    downloads = tuple(item.download for item in named if item.download)
     if spec:
         phases = ("check", "fetch", *phases)
         if known := project.base_models.get(name):
@@ -151,9 +158,11 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     if "merge" in options.then:
         phases = (*phases, "merge", "proof")
     request = replace(
-        _request(project, config, location, f"on {config.get('dataset')}"),
+        _request(project, config, location, models.about(config, named), name),
         data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
-        owned=tuple(managed),
+        owned=(*managed, *resolved),
+        origins=tuple(item.origin for item in named if item.told),
+        downloads=downloads if spec else (),
         phases=tuple(phases),
         prompts=tuple(schema.PromptItem(**asdict(prompt)) for prompt in prompts),
         guard=tuple(schema.PromptItem(**asdict(prompt)) for prompt in guard),
@@ -180,10 +189,13 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         phases,
         request,
         values,
-        tuple(managed),
+        (*managed, *resolved),
         needs,
         tuple(notes),
-        staged,
+        staged.inputs,
+        staged.links,
+        () if spec else downloads,
+        models.known(named),
     )
 
 
@@ -254,46 +266,79 @@ def plan_predict(
     A base model that is fetched here is put in later, as with `plan_training`.
     """
     config = read_config(project, file, overrides, ("predict", "evaluate loss"))
-    phases: tuple[str, ...] = ("predict",)
+    # What a run's config names is its own, and lies on the target.
+    own: set[str] = set()
     if run_id:
         run_id, request, trained = _trained(target, run_id)
         location = target.location(run_id)
         base = str(needed_key(target, run_id, trained, "model_name_or_path"))
         values, managed = apply_managed_keys(config, location, "predict")
         managed = set_model_path(values, managed, base)
+        own.add(models.BASE)
         if "adapter_name_or_path" not in config.overrides:
-            was, adapter = values.get("adapter_name_or_path"), str(location.run / "output")
+            own.add("adapter_name_or_path")
+            tuned = run_config.tuned_adapters(trained, Path(location.run / "output"))
+            was, adapter = values.get("adapter_name_or_path"), ",".join(tuned)
             managed.append(schema.ManagedKey("adapter_name_or_path", adapter, was, "the run's own"))
             values["adapter_name_or_path"] = adapter
     else:
         location = target.location(new_run_id(f"{config.stem}-predict"))
-        name = str(config.get("model_name_or_path"))
         values, managed = apply_managed_keys(config, location, "predict")
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
             managed.append(
                 schema.ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
             )
-        spec = target.fetch_spec(name, None, mirror)
-        phases = ("check", "fetch", *phases) if spec else phases
         what = f"predicts {config.get('eval_dataset')}"
         request = replace(
             _request(project, config, location, what),
-            phases=tuple(phases),
             limits=schema.Limits(),
             env={**location.env, "HF_HUB_OFFLINE": "1"},
-            fetch=spec,
             turn="refuse" if target.shared else None,
         )
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
+    paths.check(config.file, values)
+    named, resolved = models.settle(project, target, config, values, own)
     reports = check_data(values, tables_here(project))
     # Of its own: a run's other inputs are what its training has read.
-    staged = stage_inputs(target, location.run.name, values, reports, below="predict/")
+    staged = stage_inputs(target, location.run.name, values, reports, named, below="predict/")
     # The record of an earlier prediction's is not of these.
     recorded = {k: v for k, v in request.inputs.items() if k != inputs.PREDICT}
-    request = replace(request, predict=values, inputs=recorded)
-    return Plan(location, phases, request, None, tuple(managed), inputs=staged)
+    downloads = tuple(item.download for item in named if item.download)
+    phases: tuple[str, ...] = ("predict",)
+    spec = None
+    if run_id is None:
+        name = str(values.get(models.BASE))
+        spec = target.fetch_spec(name, None, mirror)
+        phases = ("check", "fetch", *phases) if spec else phases
+        model = schema.ModelRef(name)
+        request = replace(request, model=model, phases=phases, fetch=spec)
+    elif downloads:
+        raise UsageError(
+            f"{config.file}: `{downloads[0].key}` is {downloads[0].name}, a hub's name, which is "
+            f"not fetched for run {run_id}",
+            hint="name a folder or run:RUN_ID, or leave --run out",
+        )
+    origins = tuple(item.origin for item in named if item.told)
+    request = replace(
+        request,
+        predict=values,
+        inputs=recorded,
+        downloads=downloads if spec else (),
+        origins=origins if run_id is None else request.origins,
+    )
+    return Plan(
+        location,
+        phases,
+        request,
+        None,
+        (*managed, *resolved),
+        inputs=staged.inputs,
+        links=staged.links,
+        downloads=() if spec else downloads,
+        known=models.known(named),
+    )
 
 
 def merge_keys(project: Project, config: Config) -> documents.Config:
@@ -318,9 +363,12 @@ def new_run_id(stem: str) -> str:
 
 
 def _request(
-    project: Project, config: Config, location: RunLocation, what: str
+    project: Project, config: Config, location: RunLocation, what: str, path: str | None = None
 ) -> schema.RunRequest:
-    """Return what run.json says of any new run; `what` ends its title."""
+    """Return what run.json says of any new run; `what` ends its title.
+
+    `path` is the base model's, where the config names a folder or a run's result.
+    """
     name = str(config.get("model_name_or_path"))
     return schema.RunRequest(
         run_id=location.run.name,
@@ -328,7 +376,7 @@ def _request(
         config_file=shown(project, config.file),
         stem=config.stem,
         title=f"{name} {what}",
-        model=schema.ModelRef(name),
+        model=schema.ModelRef(path or name),
         overrides=dict(config.overrides),
     )
 

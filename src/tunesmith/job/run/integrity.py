@@ -93,7 +93,7 @@ def _check(run_dir: Path, use: str, say: OnText, tell: OnBytes) -> None:
         seals.check_files(run_dir, ("merged/MANIFEST.json",))
     if use in _ANY_MODEL:
         loaded = request.predict or {} if use == "predict" else config
-        for name in run_config.starting_adapters(loaded):
+        for name in (*run_config.starting_adapters(loaded), *run_config.other_adapters(loaded)):
             refuse_code(Path(name))
     if "output" in results:
         refuse_code(run_manifest.output_of(folder))
