@@ -47,6 +47,7 @@ def of(*results: str) -> set[str]:
 
 # phase or verb -> every file it reads, by its path below the folder that holds all of them.
 READS = {
+    "check": REQUEST,
     "fetch": REQUEST,
     "before": REQUEST | DATA | MODEL | START | OTHER,
     "train": REQUEST | DATA | MODEL | START | OTHER,
