@@ -38,7 +38,7 @@ LOOKS = {
     r"\$HOME/miniconda3\"": "common.sh",
     r"/proc/mounts": ("host.sh", "places.sh"),
     r"/tunesmith/state\.json": "places.sh",
-    r"--query-(?:gpu|compute-apps)=": ("findings.sh", "gpu.sh"),
+    r"--query-(?:gpu|compute-apps)=\w": ("findings.sh", "gpu.sh"),
     r"/nvidia-smi\b": "gpu.sh",
     r"docker version": "software.sh",
     r"getconf GNU_LIBC": "host.sh",
