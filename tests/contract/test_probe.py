@@ -42,7 +42,7 @@ LOOKS = {
     r"/nvidia-smi\b": "gpu.sh",
     r"docker version": "software.sh",
     r"getconf GNU_LIBC": "host.sh",
-    r"bin/conda\b": ("common.sh", "software.sh"),
+    r"CONDA_EXE": "common.sh",
     r"sudo -n true": "host.sh",
 }
 
