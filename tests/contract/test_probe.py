@@ -38,11 +38,11 @@ LOOKS = {
     r"\$HOME/miniconda3\"": "common.sh",
     r"/proc/mounts": ("host.sh", "places.sh"),
     r"/tunesmith/state\.json": "places.sh",
-    r"--query-(?:gpu|compute-apps)=": ("findings.sh", "gpu.sh"),
+    r"--query-(?:gpu|compute-apps)=\w": ("findings.sh", "gpu.sh"),
     r"/nvidia-smi\b": "gpu.sh",
     r"docker version": "software.sh",
     r"getconf GNU_LIBC": "host.sh",
-    r"bin/conda\b": ("common.sh", "software.sh"),
+    r"CONDA_EXE": "common.sh",
     r"sudo -n true": "host.sh",
 }
 

@@ -22,7 +22,6 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import AnswerSource, MalformedError, parse_json
 from tunesmith.hosts.layout import not_provisioned
-from tunesmith.hosts.probe.script import with_places
 from tunesmith.hosts.remote import (
     MOST_OUTPUT,
     SSH_FAILED,
@@ -61,6 +60,9 @@ _FINAL: tuple[ssh_errors.Kind, ...] = ("wrong_key", "changed", "unpinned", "move
 
 def script() -> str:
     """Return the shell script that finds the agent and runs it; its arguments are the agent's."""
+    # Here, as in layout.py: what runs on this machine has no need of it.
+    from tunesmith.hosts.probe.script import with_places
+
     return with_places(_SCRIPT)
 
 

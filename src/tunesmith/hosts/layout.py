@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.hosts.probe.ask import ask
-from tunesmith.hosts.probe.host import Places, User
-from tunesmith.hosts.probe.installed import Environments, Provisioned
 from tunesmith.hosts.remote import Remote
 
 
@@ -76,6 +73,11 @@ def look(remote: Remote) -> Layout:
     Raises UsageError for a host that was not provisioned to the end, TunesmithError for one
     that answers what no such host does.
     """
+    # Here: a training on this machine looks at no host, and starts in a third of a second.
+    from tunesmith.hosts.probe.ask import ask
+    from tunesmith.hosts.probe.host import Places, User
+    from tunesmith.hosts.probe.installed import Environments, Provisioned
+
     answer = ask(remote, User, Places, Environments, Provisioned)
     places, environments = answer.of(Places), answer.of(Environments).whole
     if not places.provisioned or not environments:
