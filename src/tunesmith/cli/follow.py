@@ -187,7 +187,8 @@ class _View:
             if text := event_text(event):
                 self.say(text)
             self._event(event, status)
-        if status.phase == "train" and "train" not in self._ended:
+        # Until all events are here, the status is ahead of them.
+        if status.phase == "train" and "train" not in self._ended and not update.more:
             if self._phase != "train":
                 self._begin("train")
             self._step(status)
