@@ -219,11 +219,12 @@ class _View:
         self._row = self._display.row(phase, first=LINE_SECONDS, ago=ago)
 
     def _end(self, phase: str | None) -> None:
-        if self._row:
-            self._row.end()
         if phase:
             self._ended.add(phase)
-        self._row = self._phase = self._log = None
+        if phase == self._phase:
+            if self._row:
+                self._row.end()
+            self._row = self._phase = self._log = None
 
     def _step(self, status: RunStatus) -> None:
         """Show a step of the training, in words of its own."""
