@@ -230,7 +230,7 @@ def test_lines_in_a_pipe() -> None:
     with Display(Console(file=out, width=100), lambda: now[0]) as display:
         steps = cli_provision._Steps(display)
         steps.step(Step("gpu1", "conda: Create [x]", "started", 0.0, "1"))
-        for now[0] in (1.9, 2.0, 11.9, 12.1):
+        for now[0] in (1.4, 2.0, 11.9, 12.1):
             display.look()
         steps.step(Step("gpu1", "conda: Create [x]", "changed", 75.0, "1"))
         steps.step(Step("gpu1", "conda: Look", "started", 0.0, "2"))

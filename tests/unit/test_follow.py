@@ -93,6 +93,22 @@ def test_a_client_that_comes_in_the_middle_sees_where_the_training_is() -> None:
     ]
 
 
+def test_a_status_that_is_ahead_of_its_events_waits_for_them() -> None:
+    out = io.StringIO()
+    with progress.Display(Console(file=out, width=200)) as display:
+        view = _View(display)
+        ended = PhaseEnded(phase="before", state="succeeded", seconds=20.0)
+        first, last = PhaseStarted(phase="before"), PhaseStarted(phase="train")
+        view.update(RunUpdate(STATUS, (first,), 0, "", 0, more=True))
+        view.update(RunUpdate(STATUS, (ended, last), 0, "", 0))
+    assert [line.partition("  ")[0] for line in out.getvalue().splitlines()] == [
+        "measuring the base model",
+        "before: succeeded after 20 s",
+        "training",
+        "step 3/9",
+    ]
+
+
 def test_a_phase_without_steps_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     before = RunStatus(state="running", phase="before")
     now = [0.0]

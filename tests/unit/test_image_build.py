@@ -10,7 +10,7 @@ import pytest
 
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror, load_mirror
-from tunesmith.image import build, engine, measure
+from tunesmith.image import build, engine, measure, push
 from tunesmith.image.measure import Measured, Package
 from tunesmith.maintain import render
 from tunesmith.project import Project
@@ -222,3 +222,13 @@ def test_a_build_tells_its_steps_and_keeps_what_it_said(tmp_path: Path) -> None:
     assert error.message == f"t:1: the build failed with exit code 5; all it said is in {log}"
     assert error.detail[-1] == "#8 [image 4/9] COPY src /opt"
     assert error.hint
+
+
+def test_how_much_of_a_layer_is_pushed_is_read_off_the_engines_lines() -> None:
+    pushing = {"status": "Pushing", "progressDetail": {"current": 512, "total": 2048}, "id": "a"}
+    assert push._done(pushing) == (512, 2048)
+    # tar's own headers are sent, too.
+    over = pushing | {"progressDetail": {"current": 2560, "total": 2048}}
+    assert push._done(over) == (2048, 2048)
+    for other in ({"status": "Pushed", "progressDetail": {}, "id": "a"}, {"aux": {"Digest": "x"}}):
+        assert push._done(other) is None

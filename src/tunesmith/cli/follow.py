@@ -188,7 +188,8 @@ class _View:
             if text := event_text(event):
                 self.say(text)
             self._event(event, status)
-        if status.phase == "train" and "train" not in self._ended:
+        # Until all events are here, the status is ahead of them.
+        if status.phase == "train" and "train" not in self._ended and not update.more:
             if self._phase != "train":
                 self._begin("train")
             self._step(status)
@@ -219,11 +220,12 @@ class _View:
         self._row = self._display.row(phase, first=LINE_SECONDS, ago=ago)
 
     def _end(self, phase: str | None) -> None:
-        if self._row:
-            self._row.end()
         if phase:
             self._ended.add(phase)
-        self._row = self._phase = self._log = None
+        if phase == self._phase:
+            if self._row:
+                self._row.end()
+            self._row = self._phase = self._log = None
 
     def _step(self, status: RunStatus) -> None:
         """Show a step of the training, in words of its own."""

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-FIRST_SECONDS = 2.0
+# With a look now and then: a first sign within two seconds.
+FIRST_SECONDS = 1.5
 LINE_SECONDS = 10.0
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.25
 _BAR_WIDTH = 30
 # A rate is that of so many seconds: what is only compared after a cut soon counts no more.
 _RATE_SECONDS = 15.0
 _SAMPLE_SECONDS = 0.25
+_SETTLED_SECONDS = 2.0
 _SILENT_SECONDS = 5.0
 
 
@@ -47,7 +49,7 @@ class _Rate:
 
     def per_second(self, now: float) -> float | None:
         """Return the rate; None in the first moments, which say nothing of it."""
-        if not self._samples or now - self._samples[0][0] < FIRST_SECONDS:
+        if not self._samples or now - self._samples[0][0] < _SETTLED_SECONDS:
             return None
         (began, first), (last, done) = self._samples[0], self._samples[-1]
         # Between two words of the work nothing has slowed down; after a while without one it has.
@@ -97,7 +99,7 @@ class Row:
         With a unit the rate is left out: a quarter of a prompt a second says nothing.
         """
         now = self._display.clock()
-        if (unit, total) != (self._unit, self.total):
+        if unit != self._unit or done < self.done:
             # Another measure: what was before says nothing of how fast this one grows.
             self._rate = _Rate()
         if (done, unit, total) != (self.done, self._unit, self.total):
