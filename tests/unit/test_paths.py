@@ -595,11 +595,9 @@ def test_a_result_that_changed_is_not_uploaded(project: Project) -> None:
     run = a_run(project, "sft")
     _, named = settled(project, Host(), adapter_name_or_path="run:sft")
     file = run.output / "adapter_config.json"
-    taken = {"x": delivery.UploadedFile("/u/x", 1, sha256_of(file))}
-    delivery.refuse_changed({"x": file}, models.known(named), taken)
-    taken = {"x": delivery.UploadedFile("/u/x", 1, "0" * 64)}
+    models.refuse_changed(models.known(named), {file: FileRecord(1, sha256_of(file))})
     with pytest.raises(UsageError, match="changed since it was sealed"):
-        delivery.refuse_changed({"x": file}, models.known(named), taken)
+        models.refuse_changed(models.known(named), {file: FileRecord(1, "0" * 64)})
 
 
 def test_of_a_hosts_origins_only_names_are_taken() -> None:

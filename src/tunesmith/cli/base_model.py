@@ -28,11 +28,13 @@ def fetch_base_model(
 def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | None = None) -> Plan:
     """Return a plan with its base model and what else it names on hubs, fetched if need be.
 
-    Raises UsageError for an adapter of another base model.
+    Raises UsageError for an adapter of another base model, and for a run's result that is not the
+    one that was sealed.
     """
     name = str(plan.request.needed_model().name)
     code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
+    models.refuse_changed(plan.known, {model.path / n: r for n, r in model.files.items()})
     for item in plan.downloads:
         tell = download_progress()
         other = build.fetch_model(

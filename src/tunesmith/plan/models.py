@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import kinds
-from tunesmith.basemodel.kinds import Kind
+from tunesmith.basemodel.kinds import Hashed, Kind
 from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
@@ -131,6 +131,21 @@ def known(named: Sequence[Named]) -> dict[Path, FileRecord]:
         if item.result and item.result.path
         for name, record in item.result.files.items()
     }
+
+
+def refuse_changed(known: Mapping[Path, FileRecord], found: Mapping[Path, Hashed]) -> None:
+    """Raise UsageError for a file of another run that is not the one its seal is of.
+
+    `found` are files that were just read.
+    """
+    for path, record in found.items():
+        sealed = known.get(path)
+        if sealed is not None and sealed.sha256 != record.sha256:
+            raise UsageError(
+                f"{path}: changed since it was sealed: expected sha256 {sealed.sha256}, found "
+                f"{record.sha256}",
+                hint="put it back as it was, or make it anew with `inv merge` or `inv train`",
+            )
 
 
 def about(config: Config, named: Sequence[Named]) -> str:
