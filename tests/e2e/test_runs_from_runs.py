@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import cli
+from tests.unit.finished_run import flip
 from tunesmith.basemodel import kinds
 from tunesmith.job.run import inputs
 from tunesmith.job.run.folder import RunFolder
@@ -155,16 +156,19 @@ def test_dpo_on_a_merged_run_with_it_as_the_reference(shell: Shell, first: RunFo
 
 
 def test_a_result_that_changed_is_not_trained_from(shell: Shell, first: RunFolder) -> None:
-    file = first.output / "adapter_model.safetensors"
-    good = file.read_bytes()
+    files = (first.output / "adapter_model.safetensors", first.path / "merged/model.safetensors")
+    words = ("train", "--config", str(shell.config), "--no-evaluate")
+    for file in files:
+        flip(file)
     try:
-        file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        done = shell.inv(
-            *("train", "--config", str(shell.config), "--run", "late", "--no-evaluate"),
-            "adapter_name_or_path=run:sft",
-        )
+        adapter = shell.inv(*words, "--run", "late", "adapter_name_or_path=run:sft")
+        model = shell.inv(*words, "--run", "never", "model_name_or_path=run:sft")
     finally:
-        file.write_bytes(good)
-    assert done.returncode == 1, done.stdout
-    assert f"{file}: changed since run late was made" in done.stdout + done.stderr
-    assert "loss" not in done.stdout
+        for file in files:
+            flip(file)
+    assert adapter.returncode == 1, adapter.stdout
+    assert f"{files[0]}: changed since run late was made" in adapter.stdout + adapter.stderr
+    assert "step 1/" not in adapter.stdout
+    assert model.returncode == 2, model.stdout
+    assert f"{files[1]}: changed since it was sealed" in model.stderr
+    assert not (shell.home / "runs" / "never").exists()

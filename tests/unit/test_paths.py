@@ -212,8 +212,13 @@ def kept(project: Project) -> Path:
         ({"adapter_name_or_path": "ia3"}, "peft_type is 'IA3'", "name an adapter"),
         (
             {"adapter_name_or_path": ".", "adapter_folder": "adapter"},
-            "config.json",
-            "name an adapter",
+            "`adapter_folder` is adapter",
+            "`adapter_name_or_path: ./adapter`",
+        ),
+        (
+            {"adapter_name_or_path": "org/x", "adapter_folder": "inner"},
+            "`adapter_folder` is inner",
+            "name a copy of the folder inner",
         ),
         (
             {"adapter_name_or_path": "adapter", "adapter_folder": "x"},
@@ -339,10 +344,14 @@ def test_a_run_without_such_a_result_is_refused(
 
 def test_a_run_of_another_template_is_refused_and_taken_when_insisted(project: Project) -> None:
     merged(a_run(project, "sft", template="llama3"))
-    with pytest.raises(UsageError, match="`template` is smollm, but run sft was trained with") as c:
-        settled(project, model_name_or_path="run:sft")
-    assert "`template: llama3`" in str(c.value.hint)
-    settled(project, model_name_or_path="run:sft", template="llama3")
+    for key in ("model_name_or_path", "adapter_name_or_path"):
+        with pytest.raises(UsageError, match="`template` is smollm, but run sft was") as caught:
+            settled(project, **{key: "run:sft"})
+        assert "`template: llama3`" in str(caught.value.hint)
+        settled(project, **{key: "run:sft", "template": "llama3"})
+    given = {"adapter_name_or_path": "run:sft", "model_name_or_path": "org/base"}
+    insisted = Config(FILE, {**given, "template": "smollm"}, {"template": "smollm"})
+    models.settle(project, Here(), insisted, dict(insisted.values))
 
 
 def test_a_merged_model_that_needs_code_is_not_loaded(project: Project) -> None:
@@ -446,6 +455,8 @@ def test_models_and_files_go_to_a_host(project: Project) -> None:
 def test_a_folder_that_only_a_host_has_stays_its_base_model(project: Project) -> None:
     values, named = settled(project, Host(), model_name_or_path="/srv/models/only there")
     assert (values["model_name_or_path"], named) == ("/srv/models/only there", ())
+    with pytest.raises(UsageError, match="no such folder"):
+        settled(project, Host(), model_name_or_path="./only there")
 
 
 @pytest.mark.parametrize(
@@ -595,11 +606,9 @@ def test_a_result_that_changed_is_not_uploaded(project: Project) -> None:
     run = a_run(project, "sft")
     _, named = settled(project, Host(), adapter_name_or_path="run:sft")
     file = run.output / "adapter_config.json"
-    taken = {"x": delivery.UploadedFile("/u/x", 1, sha256_of(file))}
-    delivery.refuse_changed({"x": file}, models.known(named), taken)
-    taken = {"x": delivery.UploadedFile("/u/x", 1, "0" * 64)}
+    models.refuse_changed(models.known(named), {file: FileRecord(1, sha256_of(file))})
     with pytest.raises(UsageError, match="changed since it was sealed"):
-        delivery.refuse_changed({"x": file}, models.known(named), taken)
+        models.refuse_changed(models.known(named), {file: FileRecord(1, "0" * 64)})
 
 
 def test_of_a_hosts_origins_only_names_are_taken() -> None:

@@ -34,9 +34,13 @@ NOUNS: Mapping[Kind, str] = {
 REWARDS: tuple[Kind, ...] = ("reward_model", "reward_adapter")
 
 
-class _Hashed(Protocol):
+class Hashed(Protocol):
+    """A record of a file that has its sha256."""
+
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """64 hex digits."""
+        ...
 
 
 def choose(kind: Kind, names: Iterable[str], allow_pickle: bool = False) -> tuple[str, ...]:
@@ -92,7 +96,7 @@ def _adapter(folder: Path) -> tuple[Problem, ...]:
     return ()
 
 
-def digest(files: Mapping[str, _Hashed]) -> str:
+def digest(files: Mapping[str, Hashed]) -> str:
     """Return one sha256 of a folder: over the names and sha256 of its files."""
     listed = json.dumps(sorted((name, record.sha256) for name, record in files.items()))
     return hashlib.sha256(listed.encode()).hexdigest()

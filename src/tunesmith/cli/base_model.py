@@ -33,7 +33,8 @@ def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | N
     """Return a plan with its base model and what else it names on hubs, fetched if need be.
 
     Before a download LLaMA-Factory's parser is asked about the config: it may refuse it. Raises
-    UsageError for an adapter of another base model too.
+    UsageError for an adapter of another base model too, and for a run's result that is not the
+    one that was sealed.
     """
     name = str(plan.request.needed_model().name)
     if not model_store.is_here(project.models, name, revision):
@@ -42,6 +43,7 @@ def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | N
             raise lacks_environment(project.environment())
     code = bool(plan.request.overrides.get("trust_remote_code"))
     model = fetch_base_model(project, name, mirror, revision, code=code)
+    models.refuse_changed(plan.known, {model.path / n: r for n, r in model.files.items()})
     for item in plan.downloads:
         with fetching() as show:
             other = build.fetch_model(

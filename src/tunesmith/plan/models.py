@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import kinds
-from tunesmith.basemodel.kinds import Kind
+from tunesmith.basemodel.kinds import Hashed, Kind
 from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
@@ -99,9 +99,10 @@ def settle(
 
     Returns what the model keys name, and the keys that a run's result was put into. What lies on
     the target already keeps its name here (plan/staging.py replaces it). Keys that are `passed`
-    over hold the target's own paths. Raises UsageError for a
-    name that is nothing, or that is of another kind than its key asks for.
+    over hold the target's own paths. Raises UsageError for a name that is nothing, or that is of
+    another kind than its key asks for.
     """
+    _refuse_subfolder(project, config, values)
     found: list[Named] = []
     managed: list[ManagedKey] = []
     for key, kinds_of_key in _wanted(values):
@@ -118,7 +119,6 @@ def settle(
                 why = f"the {named.kind.replace('_', ' ')} of run {named.result.run_id}"
                 value = str(named.path or f"{named.result.run_id}/{named.result.folder}")
                 managed.append(ManagedKey(key, value, text, why))
-    _refuse_subfolder(config, values)
     _check_bases(config, values, found)
     return tuple(found), managed
 
@@ -131,6 +131,21 @@ def known(named: Sequence[Named]) -> dict[Path, FileRecord]:
         if item.result and item.result.path
         for name, record in item.result.files.items()
     }
+
+
+def refuse_changed(known: Mapping[Path, FileRecord], found: Mapping[Path, Hashed]) -> None:
+    """Raise UsageError for a file of another run that is not the one its seal is of.
+
+    `found` are files that were just read.
+    """
+    for path, record in found.items():
+        sealed = known.get(path)
+        if sealed is not None and sealed.sha256 != record.sha256:
+            raise UsageError(
+                f"{path}: changed since it was sealed: expected sha256 {sealed.sha256}, found "
+                f"{record.sha256}",
+                hint="put it back as it was, or make it anew with `inv merge` or `inv train`",
+            )
 
 
 def about(config: Config, named: Sequence[Named]) -> str:
@@ -202,7 +217,7 @@ def _named(
         if _HUB_NAME.fullmatch(text):
             return Named(key, place, text, kind)
         raise _refused(config, key, text, "neither a folder here nor a hub's name", kind)
-    if key == BASE and target.shared and not path.exists() and path.is_absolute():
+    if key == BASE and target.shared and not path.exists() and text.startswith("/"):
         return None  # a folder of the target's own, which its fetch phase proves
     _check(config, key, text, path, kind)
     return _comma_free(config, Named(key, place, text, kind, path))
@@ -260,16 +275,19 @@ def _refused(config: Config, key: str, text: str, why: str, kind: Kind) -> Usage
     )
 
 
-def _refuse_subfolder(config: Config, values: documents.Config) -> None:
+def _refuse_subfolder(project: Project, config: Config, values: documents.Config) -> None:
     """Refuse adapter_folder, which LLaMA-Factory would apply to the run's own result too."""
     inner = values.get("adapter_folder")
     names = run_config.names_in(config.get("adapter_name_or_path"))
     if inner and names:
         whole = ",".join(f"{name}/{inner}" for name in names)
+        here = all(project.find(name).is_dir() for name in names)
         raise UsageError(
             f"{config.file}: `adapter_folder` is {inner}: it would be looked for in the run's own "
             "result too",
-            hint=f"remove it and write `adapter_name_or_path: {whole}`",
+            hint=f"remove it and write `adapter_name_or_path: {whole}`"
+            if here
+            else f"remove it and name a copy of the folder {inner} as `adapter_name_or_path`",
         )
 
 
@@ -281,16 +299,17 @@ def _check_bases(config: Config, values: documents.Config, found: list[Named]) -
         result = item.result
         if result is None:
             continue
-        if item.key == BASE:
-            own = str(config.get("template"))
-            if result.template not in (None, own) and "template" not in config.overrides:
-                raise UsageError(
-                    f"{config.file}: `template` is {own}, but run {result.run_id} was trained "
-                    f"with {result.template}",
-                    hint=f"write `template: {result.template}`, or insist with `template={own}` "
-                    "on the command line",
-                )
-        elif item.key in ("adapter_name_or_path", "reward_model") and item.kind in kinds.ADAPTERS:
+        own = config.get("template")
+        goes_on = item.key in (BASE, "adapter_name_or_path")
+        insisted = not own or "template" in config.overrides
+        if goes_on and not insisted and result.template not in (None, own):
+            raise UsageError(
+                f"{config.file}: `template` is {own}, but run {result.run_id} was trained "
+                f"with {result.template}",
+                hint=f"write `template: {result.template}`, or insist with `template={own}` "
+                "on the command line",
+            )
+        if item.key in ("adapter_name_or_path", "reward_model") and item.kind in kinds.ADAPTERS:
             base = result.base.name
             if base not in (None, name) and result.base.path != name and not named_by_run:
                 raise UsageError(

@@ -211,6 +211,9 @@ def apply_managed_keys(
     elif values.get("output_dir"):
         below = str(location.run / str(values["output_dir"]))
         manage("output_dir", below, "below the run's folder")
+    if values.get("logging_dir"):
+        below = str(location.run / str(values["logging_dir"]))
+        manage("logging_dir", below, "below the run's folder")
     for key in ("overwrite_output_dir", "resume_from_checkpoint"):
         if values.pop(key, None) is not None:
             why = "decided at each start: continue from the newest sealed checkpoint"

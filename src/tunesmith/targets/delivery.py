@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from tunesmith.basemodel import kinds
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.replies import Manifest, UploadedFile
 from tunesmith.job.run.run_id import RunId
-from tunesmith.job.run.schema import FileRecord, RunRequest
+from tunesmith.job.run.schema import RunRequest
 from tunesmith.plan.plan import Link
 
 
@@ -49,17 +49,3 @@ def with_digest(request: RunRequest, link: Link, files: Mapping[str, UploadedFil
         for origin in request.origins
     )
     return replace(request, origins=origins)
-
-
-def refuse_changed(
-    files: Mapping[str, Path], known: Mapping[Path, FileRecord], found: Mapping[str, UploadedFile]
-) -> None:
-    """Raise UsageError for a file of another run that is not the one its seal is of."""
-    for name, path in files.items():
-        sealed = known.get(path)
-        if sealed is not None and sealed.sha256 != found[name].sha256:
-            raise UsageError(
-                f"{path}: changed since it was sealed: expected sha256 {sealed.sha256}, found "
-                f"{found[name].sha256}",
-                hint="put it back as it was, or make it anew with `inv train` or `inv merge`",
-            )

@@ -42,6 +42,7 @@ from tunesmith.job.run.replies import (
 )
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest, RunStatus
+from tunesmith.plan.models import refuse_changed
 from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.plan.target import Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
@@ -414,7 +415,7 @@ class HostTarget:
                 name: UploadedFile(str(folder / name), path.stat().st_size, sha256_of(path))
                 for name, path in files.items()
             }
-            delivery.refuse_changed(files, plan.known, uploaded)
+            refuse_changed(plan.known, {path: uploaded[name] for name, path in files.items()})
         request = order.request
         for link in plan.links:
             part = MERGED if link.folder == MERGED else "adapter"
