@@ -98,9 +98,17 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     if not folder.startswith(("ONLINE", "REMOTE:")):
         place = project.find(folder)
         stage = str(config.get("stage", "sft"))
+        found = {**config.values, "media_dir": project.find(str(config.get("media_dir") or folder))}
+        media = build.media_place(found, place)
         with moving("reading") as progress:
             reports = registry.check_registered(
-                place, ",".join(names), stage, tables=tables, thorough=True, progress=progress
+                place,
+                ",".join(names),
+                stage,
+                tables=tables,
+                thorough=True,
+                media=media,
+                progress=progress,
             )
         local = [e for e in registry.resolve(place, ",".join(names)) if not e.remote]
         entries = [(entry, entry.path(place)) for entry in local]

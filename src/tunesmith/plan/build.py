@@ -14,6 +14,8 @@ from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.fetch import ModelFolder
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
+from tunesmith.core.files import short_digest
+from tunesmith.dataset.media import MediaPlace
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
@@ -22,7 +24,7 @@ from tunesmith.dataset.tables import tables_of
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import presets
+from tunesmith.plan import presets, rows
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.kind import VERBS, kind_of
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
@@ -132,6 +134,8 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
+    made = rows.planned(values, reports)
+    told = rows.lines(made, values)
     staged = stage_inputs(target, location.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
@@ -147,7 +151,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         phases = (*phases, "merge", "proof")
     request = replace(
         _request(project, config, location, f"on {config.get('dataset')}"),
-        data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
+        data=rows.recorded([decode(schema.DataFile, report.to_json()) for report in reports], made),
         owned=tuple(managed),
         phases=tuple(phases),
         prompts=tuple(schema.PromptItem(**asdict(prompt)) for prompt in prompts),
@@ -177,6 +181,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         needs,
         tuple(notes),
         staged,
+        told,
     )
 
 
@@ -207,10 +212,22 @@ def check_data(values: documents.Config, tables: Tables | None = None) -> list[D
     if not names or folder.startswith(("ONLINE", "REMOTE:")):
         return []
     stage = str(values.get("stage", "sft"))
-    reports = list(check_registered(Path(folder), ",".join(names), stage, tables=tables))
+    place = media_place(values, Path(folder))
+    reports = list(
+        check_registered(Path(folder), ",".join(names), stage, tables=tables, media=place)
+    )
     for report in reports:
         report.raise_if_bad()
     return reports
+
+
+def media_place(values: documents.Config, dataset_dir: Path) -> MediaPlace:
+    """Return where a config's pictures, films and sounds lie, and for which template."""
+    template = values.get("template")
+    return MediaPlace(
+        Path(str(values.get("media_dir") or dataset_dir)),
+        None if template is None else str(template),
+    )
 
 
 def plan_merge(
@@ -263,7 +280,7 @@ def plan_predict(
         run_id, request, trained = _trained(target, run_id)
         location = target.location(run_id)
         base = str(needed_key(target, run_id, trained, "model_name_or_path"))
-        values, managed = apply_managed_keys(config, location, "predict")
+        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
         managed = set_model_path(values, managed, base)
         if "adapter_name_or_path" not in config.overrides:
             was, adapter = values.get("adapter_name_or_path"), str(location.run / "output")
@@ -272,7 +289,7 @@ def plan_predict(
     else:
         location = target.location(new_run_id(f"{config.stem}-predict"))
         name = str(config.get("model_name_or_path"))
-        values, managed = apply_managed_keys(config, location, "predict")
+        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
             managed.append(
@@ -298,6 +315,17 @@ def plan_predict(
     recorded = {k: v for k, v in request.inputs.items() if k != inputs.PREDICT}
     request = replace(request, predict=values, inputs=recorded)
     return Plan(location, phases, request, None, tuple(managed), inputs=staged)
+
+
+def _prediction_folder(config: Config) -> str:
+    """Return the folder of a prediction's results below its run: one for each data set.
+
+    A name that a pull would not take (job/run/allowed.py) is written otherwise.
+    """
+    named = str(config.get("eval_dataset") or config.get("dataset") or "rows")
+    plain = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", named).lstrip(".+=-")[:80]
+    name = plain if plain == named else f"{plain}-{short_digest(named)}".lstrip("-")
+    return f"predict/{name}"
 
 
 def merge_keys(project: Project, config: Config) -> documents.Config:

@@ -54,7 +54,10 @@ class RunLocation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done for one job. `config` is None where no training happens."""
+    """What will be done for one job. `config` is None where no training happens.
+
+    `rows` says what a pass takes of the data sets, and how many steps follow.
+    """
 
     location: RunLocation
     phases: tuple[str, ...]
@@ -64,6 +67,7 @@ class Plan:
     needs: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
+    rows: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -116,6 +120,7 @@ class Plan:
         if self.inputs:
             lines.append("uploaded where they have changed")
             lines += [f"  {item.source} -> inputs/{item.name}" for item in self.inputs]
+        lines += [f"data     {line}" for line in self.rows]
         lines += [f"note     {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -36,12 +36,25 @@ def stage_inputs(
             continue
         if key == "dataset_dir":
             files = [Path(report.file) for report in reports if is_local(report)]
+            _names_that_move(reports)
+            if not values.get("media_dir"):
+                files += [Path(file) for report in reports for file in report.media]
             found += _below(Path(path), [Path(path) / REGISTRY, *files], name)
         elif Path(path).is_dir():
             found += _below(Path(path), sorted(Path(path).rglob("*")), name)
         elif Path(path).is_file():
             found.append(Input(f"{name}/{Path(path).name}", Path(path)))
     return tuple(found)
+
+
+def _names_that_move(reports: Sequence[DatasetReport]) -> None:
+    """Raise UsageError for a picture named by its whole path: on a host it lies elsewhere."""
+    for report in reports:
+        if report.absolute_media:
+            raise UsageError(
+                f"{report.file}: rows name {report.absolute_media}, a path of this machine",
+                hint="write names relative to `media_dir`, or to `dataset_dir` where there is none",
+            )
 
 
 def is_local(report: DatasetReport) -> bool:
