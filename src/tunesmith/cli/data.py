@@ -5,7 +5,6 @@ from __future__ import annotations
 from tunesmith.cli.command import Session, command
 from tunesmith.cli.options import CONFIG, DATASET_DIR, MIRROR, OVERRIDES, TRAIN_CONFIG
 
-
 # What a data set that is none of questions and answers can be trained with.
 _STAGES = {"pt": "pt", "rm": "rm or dpo", "kto": "kto"}
 

@@ -14,6 +14,7 @@ from tunesmith.dataset.duplicates import Duplicates
 from tunesmith.dataset.entry import FORMATTINGS, Entry
 from tunesmith.dataset.garbled import Garbled
 from tunesmith.dataset.media import Media, MediaPlace
+from tunesmith.dataset.preferences import Preferences
 from tunesmith.dataset.reading import TYPES, Piece, Reader, Tables
 from tunesmith.dataset.report import DatasetReport, Finding, Findings, spread
 from tunesmith.dataset.sharegpt import SharegptRules
@@ -66,6 +67,9 @@ class _Check:
         self._path, self._entry, self._stage = path, entry, stage
         self._again = f"inv data.register --file {shlex.quote(str(path))} "
         self._again += f"--key {entry.key or path.stem} --replace"
+        self._convert = None
+        if path.suffix == ".csv":
+            self._convert = f"`inv data.convert {shlex.quote(str(path))}`"
         self._count = 0
         self._stops = False
         self._no_objects = Findings()
@@ -75,6 +79,7 @@ class _Check:
         self._shapes, self._kinds, self._dates = Shapes(), Kinds(), Dates(entry)
         self._duplicates = Duplicates()
         self._garbled = Garbled(entry)
+        self._preferences = Preferences(entry, stage)
         self._media = Media(entry, media or MediaPlace(path.parent))
         self._looks: Looks | None = None
         if thorough:
@@ -84,7 +89,7 @@ class _Check:
             self._looks = Looks(entry)
         self._rules: AlpacaRules | SharegptRules | None = None
         if entry.formatting == "alpaca":
-            self._rules = AlpacaRules(entry, stage)
+            self._rules = AlpacaRules(entry, stage, self._convert)
         elif entry.formatting == "sharegpt":
             self._rules = SharegptRules(entry, stage, self._again)
 
@@ -107,6 +112,7 @@ class _Check:
             if fault.row is not None and fault.field and len(self._blamed) < 100_000:
                 self._blamed.add((fault.file, fault.row, fault.field))
         self._by_kind.extend(self._kinds.add(piece, self._blamed))
+        self._by_row.extend(self._preferences.add(piece))
         self._by_row.extend(self._media.add(piece))
         self._by_row.extend(self._garbled.add(piece))
         self._dates.add(piece)
@@ -128,7 +134,7 @@ class _Check:
             rows = [*of_columns, *self._by_row.held, *self._by_kind.held]
             parts += sorted(rows, key=lambda f: (self._files.get(f.file, 0), f.row or 0))
             again = self._duplicates.findings()
-            parts += [*again.held, *self._garbled.findings()]
+            parts += [*again.held, *self._garbled.findings(), *self._preferences.findings()]
             beyond += [self._by_row, self._by_kind, again]
             if self._looks is not None:
                 seen = self._looks.findings(self._duplicates.again)
@@ -148,7 +154,9 @@ class _Check:
             response_characters=spread(rules.answer_lengths),
             kept=0 if stops else rules.kept,
             hidden_errors=sum(part.hidden("error") for part in beyond),
-            hidden_warnings=sum(part.hidden("warning") for part in beyond) + self._garbled.hidden,
+            hidden_warnings=sum(part.hidden("warning") for part in beyond)
+            + self._garbled.hidden
+            + self._preferences.hidden,
             media=tuple(self._media.files),
             absolute_media=self._media.absolute,
             looks=looks,
@@ -162,7 +170,7 @@ class _Check:
         entry = self._entry
         used = {column for role in entry.used_roles() if (column := entry.column(role))}
         absent = frozenset(used - set(self._shapes.first()))
-        findings = check_columns(self._shapes, entry, self._stage, self._again)
+        findings = check_columns(self._shapes, entry, self._stage, self._again, self._convert)
         self._by_row.drop(absent)
         keys: list[Finding] = []
         if isinstance(rules, SharegptRules):

@@ -48,8 +48,10 @@ _TEMPLATE = re.compile(
 )
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e"
 _NO_ANSWER = frozenset(
-    ("nan", "NaN", "NAN", "null", "NULL", "None", "none", "N/A", "n/a", "NA", "<NA>", "undefined")
-    + ("[object Object]", "TODO", "TBD", "...", "\u2026", "-", "--")
+    (
+        *("nan", "NaN", "NAN", "null", "NULL", "None", "none", "N/A", "n/a", "NA", "<NA>"),
+        *("undefined", "[object Object]", "TODO", "TBD", "...", "\u2026", "-", "--"),
+    )
 )
 _PLACEHOLDER = re.compile("<(?:image|video|audio)>")
 

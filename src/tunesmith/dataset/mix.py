@@ -49,7 +49,8 @@ class TrainingPass:
     """The rows of one pass and the optimiser steps of the whole training.
 
     `sequences` is None where packing makes them of rows, and `steps` with it, or in stage ppo,
-    which counts its own, unless `max_steps` says how many; `streamed`: the rows that so many steps read of a stream.
+    which counts its own, unless `max_steps` says how many; `streamed`: the rows that so many
+    steps read of a stream.
     """
 
     shares: tuple[Share, ...]

@@ -104,8 +104,8 @@ class DatasetReport:
     and cutoff_len). It is 0 when LLaMA-Factory would stop with an error. For a file
     with errors it is a lower bound: some readers behind LLaMA-Factory are lenient
     about broken JSON, this check is not. `hidden_errors` and `hidden_warnings` count
-    those beyond the findings held. `looks` holds what the thorough check saw, `media` the files that
-    rows name and that are there, `absolute_media` one that is named by its whole path.
+    those beyond the findings held. `looks` holds what the thorough check saw, `media` the
+    files that rows name and that are there, `absolute_media` one named by its whole path.
     """
 
     key: str | None
