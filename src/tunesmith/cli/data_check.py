@@ -14,14 +14,14 @@ from tunesmith.cli.console import moving, say
 from tunesmith.core import documents, formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
-from tunesmith.dataset import histogram, registry, replay_report
-from tunesmith.dataset.cost import Gpu, estimate, load_gpu, model_of, price_of
+from tunesmith.dataset import histogram, mix, registry, replay_report
+from tunesmith.dataset.cost import Gpu, estimate, load_gpu, model_of, price_of, steps_of
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.overlap import overlap
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.training_job import run_job
-from tunesmith.plan import build
+from tunesmith.plan import build, rows
 from tunesmith.plan.build import tables_here
 from tunesmith.plan.config import Config
 from tunesmith.plan.plan import absolute_paths
@@ -115,6 +115,8 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
         _show_reports(reports)
         if any(report.rows is not None and not report.kept for report in reports):
             _raise_on_errors(reports)
+        # A mixture at which LLaMA-Factory stops ends here.
+        rows.planned({**config.values, "dataset_dir": str(place)}, reports)
     values = config_values(project, config, options.mirror)
     made = project.folder("data")
     listing = made / f"{config.stem}.rows.jsonl"
@@ -124,6 +126,8 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
             *training_python(project), "tunesmith.job.data.replay", request, progress
         )
     for line in replay_report.lines(replayed):
+        say(line)
+    for line in mix.warmup_warnings(steps_of(replayed), values):
         say(line)
     for report in reports:
         used = replayed["datasets"].get(report.key, {}).get("rows")

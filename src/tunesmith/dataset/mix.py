@@ -58,7 +58,6 @@ class TrainingPass:
     held_out: int
     sequences: int | None
     steps: int | None
-    warmup: int
     streamed: int | None = None
 
 
@@ -98,10 +97,7 @@ def training_pass(config: Config, sources: Sequence[Source], processes: int = 1)
             float(config.get("num_train_epochs") or 3.0),
             drop_last=bool(config.get("dataloader_drop_last")),
         )
-    warmup = _number(config, "warmup_steps", 0)
-    if warmup <= 0:
-        warmup = math.ceil((steps or 0) * float(config.get("warmup_ratio") or 0))
-    return TrainingPass(shares, rows, held_out, sequences, steps, warmup, streamed)
+    return TrainingPass(shares, rows, held_out, sequences, steps, streamed)
 
 
 def steps_of(
@@ -276,11 +272,21 @@ def warnings(made: TrainingPass, config: Config) -> Iterator[str]:
             f"warning: max_steps reads {made.streamed} of {made.rows} rows of the stream"
             + _behind(made, config)
         )
-    if made.steps and made.warmup >= made.steps:
-        most = max(made.steps // 10, 0)
+    if made.steps is not None:
+        yield from warmup_warnings(made.steps, config)
+
+
+def warmup_warnings(steps: int, config: Config) -> Iterator[str]:
+    """Yield that the learning rate never gets where it should, if it does not."""
+    warmup = _number(config, "warmup_steps", 0)
+    if warmup <= 0:
+        warmup = math.ceil(steps * float(config.get("warmup_ratio") or 0))
+    if warmup >= steps:
+        change = "warmup_steps" if config.get("warmup_steps") else "warmup_ratio"
+        write = steps // 10 if change == "warmup_steps" else 0
         yield (
-            f"warning: warmup takes {made.warmup} of {made.steps} steps: the learning rate never "
-            f"gets where it should; write `warmup_steps: {most}`"
+            f"warning: the warmup takes {warmup} of {steps} steps: the learning rate never gets "
+            f"where it should; write `{change}: {write}`"
         )
 
 
