@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,7 +24,7 @@ from tunesmith.dataset.tables import tables_of
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import presets, rows
+from tunesmith.plan import hub_data, presets, rows
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.kind import VERBS, kind_of
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
@@ -37,7 +37,7 @@ from tunesmith.plan.plan import (
     set_model_path,
     train_phases,
 )
-from tunesmith.plan.staging import is_local, stage_inputs
+from tunesmith.plan.staging import stage_inputs
 from tunesmith.plan.target import PowerControl, Target
 from tunesmith.project import Project
 
@@ -91,8 +91,7 @@ def fetch_model(
 
 def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Config:
     """Return a checked config; a known model's template must be the right one."""
-    installed = project.stack.flavour(None).packages
-    config = load_config(project.find(file), overrides, project.stack.schema, installed)
+    config = load_config(project.find(file), overrides, project.stack.schema, installed(project))
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -134,6 +133,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
+    network = _network(project, target, values, options.mirror)
     made = rows.planned(values, reports)
     told = rows.lines(made, values)
     staged = stage_inputs(target, location.run.name, values, reports)
@@ -159,7 +159,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         evaluate=schema.EvaluateOptions(**EVALUATION),
         merge=merge_keys(project, config),
         limits=limits,
-        env={**location.env, **_offline(reports)},
+        env={**location.env, **network},
         then=tuple(word for word in THEN if word in options.then),
         preset=preset,
         fetch=spec,
@@ -209,7 +209,7 @@ def check_data(values: documents.Config, tables: Tables | None = None) -> list[D
     faulty file. Without `tables`, CSV and Parquet are passed over."""
     names = [values[key] for key in ("dataset", "eval_dataset") if values.get(key)]
     folder = str(values.get("dataset_dir", "data"))
-    if not names or folder.startswith(("ONLINE", "REMOTE:")):
+    if not names:
         return []
     stage = str(values.get("stage", "sft"))
     place = media_place(values, Path(folder))
@@ -309,6 +309,9 @@ def plan_predict(
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
     reports = check_data(values, tables_here(project))
+    network = _network(project, target, values, mirror)
+    if network["HF_HUB_OFFLINE"] == "0":
+        request = replace(request, env={**(request.env or {}), **network})
     # Of its own: a run's other inputs are what its training has read.
     staged = stage_inputs(target, location.run.name, values, reports, below="predict/")
     # The record of an earlier prediction's is not of these.
@@ -370,10 +373,25 @@ def shown(project: Project, path: Path) -> str:
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 
 
-def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
-    """The base model is here and verified: nothing may be fetched behind our back, unless a
-    data set lives on a hub."""
-    return {"HF_HUB_OFFLINE": "1"} if all(map(is_local, reports)) else {}
+def _network(
+    project: Project, target: Target, values: documents.Config, mirror: str | None
+) -> dict[str, str]:
+    """Return the variables of a job that reads a config's data sets.
+
+    The base model is there and verified: nothing may be fetched behind our back, unless a data
+    set lives on a hub. A host has its own way to the hubs. Raises UsageError for a data set that
+    cannot be fetched.
+    """
+    entries = hub_data.remote_entries(values)
+    hub_data.check(entries, installed(project), target.name if target.shared else "")
+    if entries and target.shared:
+        return {"HF_HUB_OFFLINE": "0"}
+    return hub_data.environment(entries, project.mirror(mirror or "default"))
+
+
+def installed(project: Project) -> Collection[str]:
+    """Return the packages of the training environment."""
+    return project.stack.flavour(None).packages
 
 
 def needed_key(target: Target, run_id: str, config: documents.Config, key: str) -> Any:
