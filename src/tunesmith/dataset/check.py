@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,13 +108,12 @@ class _Check:
         if self._rules is None:
             return
         self._shapes.add(piece)
-        for fault in self._rules.add(piece):
+        for fault in itertools.chain(self._rules.add(piece), self._media.add(piece)):
             self._by_row.add(fault)
             if fault.row is not None and fault.field and len(self._blamed) < 100_000:
                 self._blamed.add((fault.file, fault.row, fault.field))
         self._by_kind.extend(self._kinds.add(piece, self._blamed))
         self._by_row.extend(self._preferences.add(piece))
-        self._by_row.extend(self._media.add(piece))
         self._by_row.extend(self._garbled.add(piece))
         self._dates.add(piece)
         self._duplicates.add(piece)

@@ -25,26 +25,26 @@ _SHORT = 20  # characters that the longest word of nothing has, and some
 _TOGETHER = 500
 _TOLD = 10  # rows of one kind that are told one by one
 
+# Texts, which `re` compiles and keeps when they are first needed: most checks need none.
 # UTF-8 read as Latin-1 or Windows-1252 (with what is left of a quote, a dash and a Chinese
 # character), and as GBK, once and twice.
-_MOJIBAKE = re.compile(
+_MOJIBAKE = (
     "[\u00c3\u00c2][\u0080-\u00bf\u0152-\u0178\u2013-\u2122]"
     "|\u00e2\u20ac[\u0080-\u00bf\u02dc\u0153\u201c-\u2122]"
     "|[\u00e4-\u00e9][\u00a0-\u00bf\u0192\u02c6\u02dc\u2013-\u2122\u0152-\u0178]"
     "[\u0080-\u00bf\u0192\u02c6\u02dc\u2013-\u2122\u0152-\u0178]"
     "|\u951f\u65a4\u62f7|\u70eb\u70eb\u70eb|\u9366\u3002|\u9428\u52ec|\u6d93\u20ac|\u93c4\u4f77"
 )
-_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,4});")
+_ENTITY = r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,4});"
 # As an escape that was written twice: a line break is meant. Not in paths, regexes and LaTeX.
-_BREAK = re.compile(r"(?<![\\\w:])\\[nr](?:\\[nrt])*(?=[A-Z\W]|$)|[.!?:;,\u3002\uff01\uff1f]\\n")
-_SHEET = re.compile(r"#(?:REF!|N/A|VALUE!|NAME\?|DIV/0!|NUM!|NULL!)")
-_TEMPLATE = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|begin_of_text|user|assistant|system"
+_BREAK = r"(?<!\\)(?:\\n){2}|(?<!\\)\\n(?=[A-Z][a-z])|[.!?;,\u3002\uff01\uff1f]\\n"
+_SHEET = r"#(?:REF!|N/A|VALUE!|NAME\?|DIV/0!|NUM!|NULL!)"
+_TEMPLATE = (
+    r"(?m)<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|begin_of_text|user|assistant|system"
     r"|end|eom_id|endofprompt)\|>"
     "|<\uff5c(?:User|Assistant|begin\u2581of\u2581sentence|end\u2581of\u2581sentence)\uff5c>"
     r"|\[/?INST\]|<</?SYS>>|</?start_of_turn>|<end_of_turn>"
-    r"|^### (?:Instruction|Response|Human|Assistant):",
-    re.MULTILINE,
+    r"|^### (?:Instruction|Response|Human|Assistant):"
 )
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e"
 _NO_ANSWER = frozenset(
@@ -53,7 +53,7 @@ _NO_ANSWER = frozenset(
         *("undefined", "[object Object]", "TODO", "TBD", "...", "\u2026", "-", "--"),
     )
 )
-_PLACEHOLDER = re.compile("<(?:image|video|audio)>")
+_PLACEHOLDER = "<(?:image|video|audio)>"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Kind:
     name: str
     first: str
     signs: tuple[str, ...]
-    pattern: re.Pattern[str]
+    pattern: str
     message: str
     fix: str
     many: str
@@ -80,7 +80,7 @@ class _Kind:
             return False
         if not any(sign in whole for sign in self.first):
             return False
-        return any(sign in whole for sign in self.signs) and bool(self.pattern.search(whole))
+        return any(sign in whole for sign in self.signs) and bool(re.search(self.pattern, whole))
 
 
 _KINDS = (
@@ -88,7 +88,7 @@ _KINDS = (
         "replaced",
         "\ufffd",
         ("",),
-        re.compile("\ufffd+"),
+        "\ufffd+",
         "U+FFFD ({shown}) stands for characters that were lost",
         "make the file again from its source, read in the encoding it has",
         "hold U+FFFD, a lost character",
@@ -170,7 +170,7 @@ class Garbled:
         unseen = any(sign in whole for whole in wholes[1:] for sign in _INVISIBLE)
         marked = [whole for whole in wholes if "<" in whole]
         thought = any("<think>" in whole for whole in marked)
-        media = not self._media and any(_PLACEHOLDER.search(whole) for whole in marked)
+        media = not self._media and any(re.search(_PLACEHOLDER, whole) for whole in marked)
         if wanted or nothing or unseen or thought or media:
             for row in rows:
                 yield from self._row(row, file, wanted, media)
@@ -187,7 +187,7 @@ class Garbled:
         told: set[str] = set()
         for field, text, _ in said:
             for kind in wanted:
-                if kind.name not in told and (match := kind.pattern.search(text)):
+                if kind.name not in told and (match := re.search(kind.pattern, text)):
                     told.add(kind.name)
                     shown = repr(match.group().strip()[:20])
                     yield from found(kind.name, field, kind.message.format(shown=shown), kind.fix)
@@ -207,7 +207,7 @@ class Garbled:
                     "out when the model is asked",
                     "keep it in the last answer only",
                 )
-        if media and any(_PLACEHOLDER.search(text) for _, text, _ in said):
+        if media and any(re.search(_PLACEHOLDER, text) for _, text, _ in said):
             yield from found(
                 "media",
                 "",

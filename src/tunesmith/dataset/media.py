@@ -132,9 +132,11 @@ class Media:
                 )
                 break
         for item in named:
-            for name in item if role == "videos" and isinstance(item, list) else (item,):
+            # A film may be a list of its pictures.
+            frames = role == "videos" and isinstance(item, list)
+            for name in item if frames else (item,):
                 # A picture inside the row (Parquet) is {"bytes", "path"}.
-                if isinstance(name, dict) and role == "images":
+                if isinstance(name, dict) and (frames or role == "images"):
                     continue
                 if not isinstance(name, str):
                     yield (
@@ -143,7 +145,7 @@ class Media:
                         'write ["name", ...]',
                     )
                     return
-                if fault := self._file(role, name):
+                if fault := self._file("images" if frames else role, name):
                     yield fault
 
     def _counted(self, value: JsonObject, placeholder: str) -> Iterator[tuple[int, str]]:
