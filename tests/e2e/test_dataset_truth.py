@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 
 from tunesmith.dataset.check import check_file
+from tunesmith.dataset.convert import convert, write
 from tunesmith.dataset.media import MediaPlace
-from tunesmith.dataset.registry import load_registry
+from tunesmith.dataset.registry import check_unregistered, load_registry
 from tunesmith.dataset.report import DatasetReport
 
 pytestmark = pytest.mark.e2e
@@ -240,3 +242,19 @@ def test_what_stops_the_preparation_is_an_error(truth: Truth) -> None:
         and not any("begins as no picture" in f.message for f in truth.reports[key].warnings)
     }
     assert silent == {}
+
+
+def test_what_is_said_of_a_table_mends_it(truth: Truth) -> None:
+    followed = []
+    for key, report in truth.reports.items():
+        advice = {f.fix for f in report.errors if "`inv data.convert " in f.fix}
+        if not advice:
+            continue
+        (command,) = {fix.split("`inv ")[1].split("`")[0] for fix in advice}
+        verb, path = shlex.split(command)
+        made = write(Path(path), convert(Path(path)))
+        wrong = check_unregistered(made).errors
+        # What is no answer in the table is none after it.
+        assert {f.message for f in wrong} <= {'"output" is empty'}, (key, verb, wrong)
+        followed.append(key)
+    assert len(followed) >= 10

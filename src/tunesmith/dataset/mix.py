@@ -247,7 +247,9 @@ def _held_out(config: Config, rows: int) -> int:
 def lines(made: TrainingPass, config: Config) -> Iterator[str]:
     """Yield the rows of a pass, set by set, and the steps; then what is most likely not meant."""
     parts = ", ".join(
-        f"{share.key} {share.taken}" + (f" of {share.rows}" if share.taken != share.rows else "")
+        f"{share.key} {share.taken}"
+        + (f" of {share.rows}" if share.taken < share.rows else "")
+        + (f" ({share.seen} different)" if share.seen < share.taken else "")
         for share in made.shares
     )
     many = len(made.shares) > 1
