@@ -82,7 +82,7 @@ def begin(rows: Any, config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]
     report = CutReport.of(config, told)
     state = SimpleNamespace(is_world_process_zero=True)
     loader = SimpleNamespace(dataset=rows)
-    report.on_train_begin(None, state, None, train_dataloader=loader)  # type: ignore[arg-type]
+    report.on_train_begin(None, state, None, train_dataloader=loader)
     return told.notes, report.record()
 
 
@@ -119,6 +119,6 @@ def test_a_prediction_tells_of_its_prompts(prepared: dict[str, Any]) -> None:
     state, loader = SimpleNamespace(is_world_process_zero=True), SimpleNamespace(dataset=halves)
     arguments = SimpleNamespace(predict_with_generate=True)
     for _ in range(3):
-        report.on_prediction_step(arguments, state, None, eval_dataloader=loader)  # type: ignore[arg-type]
+        report.on_prediction_step(arguments, state, None, eval_dataloader=loader)
     (note,) = told.notes
     assert note.startswith("2 of 4 prompts or expected answers fill cutoff_len")

@@ -117,7 +117,8 @@ class CutReport(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         if found.full:
-            self._report("note", text=self._cut(found, "rows"))
+            text = f"{self._cut(found, 'rows')} (`inv data.check --config` tells each row)"
+            self._report("note", text=text)
         if found.untrained:
             text = f"{found.untrained} of {found.rows} rows have no token to train on"
             self._report("note", text=text)
@@ -133,10 +134,11 @@ class CutReport(TrainerCallback):  # type: ignore[misc]
         found = count(getattr(loader, "dataset", None), self._cutoff_len, generates=True)
         self._found = found
         if found is not None and found.full and state.is_world_process_zero:
-            self._report("note", text=self._cut(found, "prompts or expected answers"))
+            text = f"{self._cut(found, 'prompts or expected answers')}; raise cutoff_len"
+            self._report("note", text=text)
 
     def _cut(self, found: Cuts, what: str) -> str:
         return (
             f"{found.full} of {found.rows} {what} fill cutoff_len {self._cutoff_len}: what is "
-            "longer was cut (`inv data.check --config` tells each row)"
+            "longer was cut"
         )
