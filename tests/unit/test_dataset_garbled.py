@@ -127,3 +127,12 @@ def test_templates_in_texts_to_read_are_left_alone(tmp_path: Path) -> None:
     rows = [{"text": "<|im_start|>user\nhi<|im_end|>"}, {"text": "Tom &amp; Jerry"}]
     ((number, message),) = warnings(tmp_path, rows, Entry("d", columns={"prompt": "text"}))
     assert (number, "&amp;" in message) == (2, True)
+
+
+def test_a_weight_is_told_where_it_would_have_mattered(tmp_path: Path) -> None:
+    rows = [talk("q", f"answer {n}") for n in range(3)]
+    for number, said in enumerate(rows):
+        said["conversations"][1] |= {"weight": int(number != 1)}
+    ((number, message),) = warnings(tmp_path, rows, TALKS)
+    assert number == 2
+    assert '"weight" of message 2 is not read' in message
