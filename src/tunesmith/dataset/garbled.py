@@ -195,7 +195,8 @@ class Garbled:
         for place, (field, text) in enumerate(answers):
             if text.strip() in _NO_ANSWER:
                 message = f"the answer is {text.strip()!r}"
-                yield from found("nothing", field, message, "write the answer or delete the row")
+                fix = "right where it was meant; else write the answer or delete the row"
+                yield from found("nothing", field, message, fix)
             elif text.strip() and not text.strip(_INVISIBLE + " \t\r\n"):
                 message = "the answer has characters of no width only"
                 yield from found("unseen", field, message, "write the answer or delete the row")

@@ -29,6 +29,7 @@ from typing import Any
 from tunesmith.core.documents import AlignedRow, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
+from tunesmith.job.data import passes
 from tunesmith.job.data.rows import IGNORED, DataPipeline, Table
 
 EXAMPLES = 50  # rows of one kind that are listed one by one
@@ -338,27 +339,6 @@ def _slice(table: Table, start: int) -> list[AlignedRow]:
     return list(rows)
 
 
-def _merged(
-    pipeline: DataPipeline, parts: Mapping[str, Part], names: Sequence[str]
-) -> list[tuple[str, int]]:
-    """Return (data set, number of the row) of each row of a pass, as LLaMA-Factory mixes them."""
-    from datasets import Dataset
-    from llamafactory.data.data_utils import merge_dataset
-
-    # One that is named twice is loaded once (data/loader.py keeps a dict).
-    names = list(dict.fromkeys(names))
-    tables = [
-        Dataset.from_dict(
-            {"set": [place] * parts[name].rows, "row": range(1, parts[name].rows + 1)}
-        )
-        for place, name in enumerate(names)
-    ]
-    merged = merge_dataset(tables, pipeline.data_args, seed=pipeline.training_args.seed)
-    return [
-        (names[place], row) for place, row in zip(merged["set"][:], merged["row"][:], strict=True)
-    ]
-
-
 def _steps(pipeline: DataPipeline, parts: Mapping[str, Part], names: Sequence[str]) -> Steps:
     from datasets import Dataset
     from llamafactory.data.data_utils import split_dataset
@@ -369,10 +349,10 @@ def _steps(pipeline: DataPipeline, parts: Mapping[str, Part], names: Sequence[st
         for name in dict.fromkeys(names)
         for row, length in zip(parts[name].kept, parts[name].lengths, strict=True)
     }
-    merged = _merged(pipeline, parts, names)
+    merged = passes.merged(pipeline, {name: parts[name].rows for name in names}, names)
     rows = [row for row in merged if row in of_row]
     if data_args.packing:
-        lengths = _packs(pipeline, merged, of_row)
+        lengths = passes.packs(pipeline, merged, of_row)
     else:
         lengths = [of_row[row] for row in rows]
     validation: list[tuple[str, int]] = []
@@ -414,27 +394,6 @@ def padded(lengths: Sequence[int], batch: int, seed: int) -> int:
     random.Random(seed).shuffle(order)  # noqa: S311 (no secret)
     groups = (order[start : start + batch] for start in range(0, len(order), batch))
     return sum(math.ceil(max(group) / 8) * 8 * len(group) for group in groups)
-
-
-def _packs(
-    pipeline: DataPipeline,
-    merged: Sequence[tuple[str, int]],
-    of_row: Mapping[tuple[str, int], int],
-) -> list[int]:
-    """Return the sequences that packing makes of the rows of a pass.
-
-    Those of a batch, as Dataset.map hands it over with the rows that are dropped, are packed
-    together (data/processor/supervised.py); texts are joined and cut into blocks, and what is left
-    of a batch is lost (pretrain.py).
-    """
-    from llamafactory.data.processor.processor_utils import greedy_knapsack
-
-    block, made = pipeline.data_args.cutoff_len, 0
-    size = pipeline.data_args.preprocessing_batch_size
-    for start in range(0, len(merged), size):
-        some = [of_row[row] for row in merged[start : start + size] if row in of_row]
-        made += sum(some) // block if pipeline.stage == "pt" else len(greedy_knapsack(some, block))
-    return [block if pipeline.stage == "pt" else block + 1] * made
 
 
 def main(request: Path, result: Path) -> int:
