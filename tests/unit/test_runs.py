@@ -9,8 +9,10 @@ import pytest
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
+from tunesmith.job.run.allowed import part_of_allowed
 from tunesmith.job.run.schema import Limits
 from tunesmith.plan import build, start
+from tunesmith.plan.config import Config
 from tunesmith.plan.options import THEN, check_then, run_limits
 from tunesmith.plan.staging import Staged, stage_inputs
 from tunesmith.project import Project
@@ -175,3 +177,15 @@ def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_p
     (tmp_path / "merge" / name).write_text(text.replace("export_size: 5", "export_size: 1"))
     assert build.merge_keys(project, config) == ours | {"export_size": 1}
     assert ours["export_size"] != 1
+
+
+def test_each_data_set_has_a_folder_for_its_prediction() -> None:
+    names = ("rows", "other", "a,b", "a b", "数据", "../x", "x" * 200)
+    folders = [
+        build._prediction_folder(Config(Path("x.yaml"), {"eval_dataset": name}, {}))
+        for name in names
+    ]
+    assert folders[:2] == ["predict/rows", "predict/other"]
+    assert len(set(folders)) == len(names)
+    # A pull brings them, whatever a data set is called.
+    assert {part_of_allowed(f"{folder}/predict_results.json") for folder in folders} == {"predict"}

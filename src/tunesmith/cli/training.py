@@ -199,6 +199,8 @@ def _tell_data(project: Project, plan: Plan) -> None:
         file = build.shown(project, Path(found.file))
         rows, warnings = formats.count(found.rows), found.figures["warnings"]
         say(f"data set: {found.key} from {file} ({rows} rows checked, {warnings} warnings)")
+    for line in plan.rows:
+        say(line)
 
 
 def _tell_decisions(options: TrainOptions, plan: Plan) -> None:

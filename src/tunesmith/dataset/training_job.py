@@ -37,7 +37,7 @@ def run_job(
         log = Path(scratch) / "log"
         write_json(asked, dict(request))
         argv = isolated.argv(python, module, str(asked), str(result))
-        variables = {**os.environ, **environment, "HF_HUB_OFFLINE": "1"}
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
         with (
             log.open("wb") as complaints,
             subprocess.Popen(

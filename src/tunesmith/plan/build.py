@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +15,8 @@ from tunesmith.basemodel.fetch import ModelFolder
 from tunesmith.basemodel.kinds import Kind as ModelKind
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
+from tunesmith.core.files import short_digest
+from tunesmith.dataset.media import MediaPlace
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
@@ -24,7 +26,7 @@ from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import models, paths, presets
+from tunesmith.plan import hub_data, models, paths, presets, rows
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.gpus import rows_of_a_step
 from tunesmith.plan.kind import Kind
@@ -38,7 +40,7 @@ from tunesmith.plan.plan import (
     set_model_path,
     train_phases,
 )
-from tunesmith.plan.staging import is_local, stage_inputs
+from tunesmith.plan.staging import stage_inputs
 from tunesmith.plan.target import PowerControl, Target
 from tunesmith.project import Project
 
@@ -97,8 +99,8 @@ def read_config(
 ) -> Config:
     """Return a checked config of a `wanted` kind; a known model's template must be the right
     one."""
-    installed = project.stack.flavour(None).packages
-    config = load_config(project.find(file), overrides, project.stack.schema, installed, wanted)
+    packages = installed(project)
+    config = load_config(project.find(file), overrides, project.stack.schema, packages, wanted)
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -140,6 +142,9 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     paths.check(config.file, values)
     named, resolved = models.settle(project, target, config, values)
     reports = check_data(values, tables_here(project))
+    network = _network(project, target, values, options.mirror)
+    made = rows.planned(values, reports)
+    told = rows.lines(made, values)
     staged = stage_inputs(target, location.run.name, values, reports, named)
     name = str(values.get("model_name_or_path"))
     phases = train_phases(config, prompts, evaluate=options.evaluate)
@@ -159,7 +164,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         phases = (*phases, "merge", "proof")
     request = replace(
         _request(project, config, location, models.about(config, named), name),
-        data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
+        data=rows.recorded([decode(schema.DataFile, report.to_json()) for report in reports], made),
         owned=(*managed, *resolved),
         origins=tuple(item.origin for item in named if item.told),
         downloads=downloads if spec else (),
@@ -169,7 +174,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         evaluate=schema.EvaluateOptions(**EVALUATION),
         merge=merge_keys(project, config),
         limits=limits,
-        env={**location.env, **_offline(reports)},
+        env={**location.env, **network},
         then=tuple(word for word in THEN if word in options.then),
         preset=preset,
         fetch=spec,
@@ -196,6 +201,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         staged.links,
         () if spec else downloads,
         models.known(named),
+        told,
     )
 
 
@@ -212,13 +218,25 @@ def check_data(values: documents.Config, tables: Tables | None = None) -> list[D
     faulty file. Without `tables`, CSV and Parquet are passed over."""
     names = [values[key] for key in ("dataset", "eval_dataset") if values.get(key)]
     folder = str(values.get("dataset_dir", "data"))
-    if not names or folder.startswith(("ONLINE", "REMOTE:")):
+    if not names:
         return []
     stage = str(values.get("stage", "sft"))
-    reports = list(check_registered(Path(folder), ",".join(names), stage, tables=tables))
+    place = media_place(values, Path(folder))
+    reports = list(
+        check_registered(Path(folder), ",".join(names), stage, tables=tables, media=place)
+    )
     for report in reports:
         report.raise_if_bad()
     return reports
+
+
+def media_place(values: documents.Config, dataset_dir: Path) -> MediaPlace:
+    """Return where a config's pictures, films and sounds lie, and for which template."""
+    template = values.get("template")
+    return MediaPlace(
+        Path(str(values.get("media_dir") or dataset_dir)),
+        None if template is None else str(template),
+    )
 
 
 def plan_merge(
@@ -272,7 +290,7 @@ def plan_predict(
         run_id, request, trained = _trained(target, run_id)
         location = target.location(run_id)
         base = str(needed_key(target, run_id, trained, "model_name_or_path"))
-        values, managed = apply_managed_keys(config, location, "predict")
+        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
         managed = set_model_path(values, managed, base)
         own.add(models.BASE)
         if "adapter_name_or_path" not in config.overrides:
@@ -283,7 +301,7 @@ def plan_predict(
             values["adapter_name_or_path"] = adapter
     else:
         location = target.location(new_run_id(f"{config.stem}-predict"))
-        values, managed = apply_managed_keys(config, location, "predict")
+        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
             managed.append(
@@ -301,6 +319,9 @@ def plan_predict(
     paths.check(config.file, values)
     named, resolved = models.settle(project, target, config, values, own)
     reports = check_data(values, tables_here(project))
+    network = _network(project, target, values, mirror)
+    if network["HF_HUB_OFFLINE"] == "0":
+        request = replace(request, env={**(request.env or {}), **network})
     # Of its own: a run's other inputs are what its training has read.
     staged = stage_inputs(target, location.run.name, values, reports, named, below="predict/")
     # The record of an earlier prediction's is not of these.
@@ -339,6 +360,17 @@ def plan_predict(
         downloads=() if spec else downloads,
         known=models.known(named),
     )
+
+
+def _prediction_folder(config: Config) -> str:
+    """Return the folder of a prediction's results below its run: one for each data set.
+
+    A name that a pull would not take (job/run/allowed.py) is written otherwise.
+    """
+    named = str(config.get("eval_dataset") or config.get("dataset") or "rows")
+    plain = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", named).lstrip(".+=-")[:80]
+    name = plain if plain == named else f"{plain}-{short_digest(named)}".lstrip("-")
+    return f"predict/{name}"
 
 
 def merge_keys(project: Project, config: Config) -> documents.Config:
@@ -386,10 +418,25 @@ def shown(project: Project, path: Path) -> str:
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 
 
-def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
-    """The base model is here and verified: nothing may be fetched behind our back, unless a
-    data set lives on a hub."""
-    return {"HF_HUB_OFFLINE": "1"} if all(map(is_local, reports)) else {}
+def _network(
+    project: Project, target: Target, values: documents.Config, mirror: str | None
+) -> dict[str, str]:
+    """Return the variables of a job that reads a config's data sets.
+
+    The base model is there and verified: nothing may be fetched behind our back, unless a data
+    set lives on a hub. A host has its own way to the hubs. Raises UsageError for a data set that
+    cannot be fetched.
+    """
+    entries = hub_data.remote_entries(values)
+    hub_data.check(entries, installed(project), target.name if target.shared else "")
+    if entries and target.shared:
+        return {"HF_HUB_OFFLINE": "0"}
+    return hub_data.environment(entries, project.mirror(mirror or "default"))
+
+
+def installed(project: Project) -> Collection[str]:
+    """Return the packages of the training environment."""
+    return project.stack.flavour(None).packages
 
 
 def needed_key(target: Target, run_id: str, config: documents.Config, key: str) -> Any:

@@ -87,6 +87,7 @@ class Plan:
 
     `downloads` are models beside the base model that are fetched to this machine first. `known`
     are records of files here that other runs have sealed.
+    `rows` says what a pass takes of the data sets, and how many steps follow.
     """
 
     location: RunLocation
@@ -100,6 +101,7 @@ class Plan:
     links: tuple[Link, ...] = ()
     downloads: tuple[Download, ...] = ()
     known: Mapping[Path, FileRecord] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -171,6 +173,7 @@ class Plan:
         if self.inputs:
             lines.append("uploaded where they have changed")
             lines += [f"  {item.source} -> inputs/{item.name}" for item in self.inputs]
+        lines += [f"data     {line}" for line in self.rows]
         lines += [f"note     {note}" for note in self.notes]
         return "\n".join(lines)
 

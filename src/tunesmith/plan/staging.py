@@ -77,6 +77,9 @@ def _of_path(
         return []
     if key == "dataset_dir":
         files = [Path(report.file) for report in reports if is_local(report)]
+        _names_that_move(reports)
+        if not values.get("media_dir"):
+            files += [Path(file) for report in reports for file in report.media]
         return _below(path, [path / REGISTRY, *files], name)
     if path.is_dir() and key != "cache_dir":
         return _below(path, sorted(path.rglob("*")), name)
@@ -87,6 +90,16 @@ def _of_model(item: Named, folder: Path, name: str) -> Iterator[Input]:
     """Yield the files of a model or adapter that are loaded: no code, no pickles."""
     for file in kinds.choose(item.kind, (path.name for path in folder.iterdir())):
         yield Input(f"{name}/{file}", folder / file)
+
+
+def _names_that_move(reports: Sequence[DatasetReport]) -> None:
+    """Raise UsageError for a picture named by its whole path: on a host it lies elsewhere."""
+    for report in reports:
+        if report.absolute_media:
+            raise UsageError(
+                f"{report.file}: rows name {report.absolute_media}, a path of this machine",
+                hint="write names relative to `media_dir`, or to `dataset_dir` where there is none",
+            )
 
 
 def is_local(report: DatasetReport) -> bool:

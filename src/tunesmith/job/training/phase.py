@@ -64,6 +64,7 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
         from llamafactory.train.tuner import run_exp
     parser.refuse(config)
 
+    from tunesmith.job.data.cuts import CutReport
     from tunesmith.job.training.callback import RunCallback
 
     if request.preset == "fast":
@@ -74,8 +75,9 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     callback = RunCallback(emit, keep=keep, disk_wait=limits.disk_wait_seconds)
     install(KEEP_EPOCH_WHEN_SKIPPING)
     dataset_cache.hasten(config)
-    run_exp(config, callbacks=[callback])
-    return _ended(folder, request, emit, Path(config["output_dir"]))
+    cuts = CutReport.of(config, emit)
+    run_exp(config, callbacks=[callback, cuts])
+    return {**_ended(folder, request, emit, Path(config["output_dir"])), **cuts.record()}
 
 
 def fit(config: Arguments, request: RunRequest, emit: Callable[..., None]) -> None:

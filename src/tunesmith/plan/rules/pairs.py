@@ -32,7 +32,10 @@ def _probabilities(settings: Settings, key: str) -> bool:
 
 def _equal_shares(settings: Settings) -> Change:
     number = len(settings.names("dataset")) or 1
-    return {"interleave_probs": ",".join([f"{1 / number:.3g}"] * number)}
+    share = round(1 / number, 3)
+    # The last takes the rest: datasets refuses shares that do not add up to 1.
+    last = round(1 - share * (number - 1), 3)
+    return {"interleave_probs": ",".join(f"{x:g}" for x in (*[share] * (number - 1), last))}
 
 
 def _memory_optimizers(settings: Settings) -> list[str]:
