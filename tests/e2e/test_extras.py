@@ -14,26 +14,24 @@ import pytest
 from jobs import Job
 from support import THOROUGH
 from tests.training_side import overlay
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.project import Project
 from tunesmith.stack import environment as environments
-from tunesmith.stack.environment import MARKER, Environment
+from tunesmith.stack.environment import Environment
 
 pytestmark = pytest.mark.e2e
 
 PROGRAM = Path(__file__).parents[1] / "training" / "programs" / "optimizers.py"
+GALORE: dict[str, object] = {"use_galore": True, "galore_target": "all", "galore_rank": 8}
 # By extra, what makes a config need it.
-OPTIMIZERS: dict[str, dict[str, object]] = {
-    "galore": {"use_galore": True, "galore_target": "all", "galore_rank": 8},
+RARE: dict[str, dict[str, object]] = {
     "apollo": {"use_apollo": True, "apollo_target": "all", "apollo_rank": 8},
     "badam": {"use_badam": True, "badam_mode": "layer", "badam_switch_interval": 2},
     "adam-mini": {"use_adam_mini": True},
-}
-RARE: dict[str, dict[str, object]] = {
     "lomo": {"optim": "lomo"},
     "grokadamw": {"optim": "grokadamw"},
     "schedulefree": {"optim": "schedule_free_adamw"},
 }
-TRACKERS = ["tensorboard", "wandb"]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +43,12 @@ def extended(
     overlay(training_python, root, folder)
     there = project.environment()
     # It has what is asked for and nothing else, whatever the clone's own has.
-    made = json.loads((there.path / MARKER).read_text(encoding="utf-8")) | {"extras": {}}
-    (folder / MARKER).write_text(json.dumps(made))
+    made = json.loads((there.path / ENVIRONMENT_MARKER).read_text(encoding="utf-8")) | {
+        "extras": {}
+    }
+    (folder / ENVIRONMENT_MARKER).write_text(json.dumps(made))
     environment = Environment(folder, there.flavour)
-    names = list(project.stack.extras) if THOROUGH else [*OPTIMIZERS, *TRACKERS]
+    names = list(project.stack.extras) if THOROUGH else ["galore", "tensorboard"]
     extras = [project.stack.find_extra(name) for name in names]
     mirror = project.mirror("default")
     assert environments.install(project.stack, environment, root, mirror, print, extras)
@@ -56,33 +56,35 @@ def extended(
     return environment
 
 
-def test_optimizers_of_extras_train(
+def test_an_optimizer_and_a_tracker_work_in_a_run(
     extended: Environment, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
-    settings = {**OPTIMIZERS, **(RARE if THOROUGH else {})}
-    argv = [extended.python, "-I", PROGRAM, tiny_model, data, tmp_path, json.dumps(settings)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(settings, True)
-
-
-def test_trackers_write_into_the_run(
-    extended: Environment, tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
+    trackers = ["tensorboard", *(["wandb"] if THOROUGH else [])]
     job = Job(extended.python, tmp_path / "runs" / "tracked")
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    job.make(tiny_model, data, env=offline, max_steps=3, report_to=TRACKERS)
+    own = {"finetuning_type": "full", "max_steps": 2, "report_to": trackers, **GALORE}
+    job.make(tiny_model, data, env=offline, **own)
     job.call("start")
     job.wait_for_end("succeeded")
+    assert "Using GaLore optimizer" in job.folder.log_file.read_text(encoding="utf-8")
+    assert list(job.losses()) == [1, 2]
     curves = list(job.folder.output.glob("runs/*/events.out.tfevents.*"))
     assert [file.stat().st_size > 0 for file in curves] == [True]
     # W&B's records were in the worker's current folder.
-    (kept,) = job.folder.path.glob("left-*/wandb/offline-run-*/run-*.wandb")
-    assert kept.stat().st_size > 0
+    kept = job.folder.path.glob("left-*/wandb/offline-run-*/run-*.wandb")
+    assert [file.stat().st_size > 0 for file in kept] == [True] * ("wandb" in trackers)
 
 
-# It is built from its sources, which takes half a minute.
+# DeepSpeed is built from its sources, which takes half a minute.
 if THOROUGH:
+
+    def test_rare_optimizers_train(
+        extended: Environment, tiny_model: Path, data: Path, tmp_path: Path
+    ) -> None:
+        argv = [extended.python, "-I", PROGRAM, tiny_model, data, tmp_path, json.dumps(RARE)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(RARE, True)
 
     def test_deepspeed_is_taken_by_their_parser(
         extended: Environment, tiny_model: Path, data: Path, tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,30 +10,24 @@ import pytest
 
 from standins.bare_target import BareTarget
 from tunesmith.core.errors import UsageError
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.plan.build import read_config
 from tunesmith.plan.rules.packages import UNAVAILABLE
 from tunesmith.plan.target_packages import TargetPackages
 from tunesmith.project import Project
-from tunesmith.stack.environment import MARKER
 
 GALORE = ("finetuning_type=full", "use_galore=true")
-
-
-@pytest.fixture
-def bare(project: Project, tmp_path: Path) -> Project:
-    """The clone with an environment of its own that has no extras."""
-    return dataclasses.replace(project, home=tmp_path)
 
 
 def mark(project: Project, *extras: str) -> None:
     environment = project.environment()
     environment.path.mkdir(parents=True, exist_ok=True)
     found = {name: project.stack.find_extra(name).lock_sha256 for name in extras}
-    (environment.path / MARKER).write_text(json.dumps({"extras": found}))
+    (environment.path / ENVIRONMENT_MARKER).write_text(json.dumps({"extras": found}))
 
 
 def read(project: Project, *overrides: str, target: BareTarget | None = None) -> None:
-    read_config(project, Path("configs/train/smollm2_135m_lora_sft.yaml"), overrides, target)
+    read_config(project, Path("configs/train/smollm2_135m_lora_sft.yaml"), overrides, target=target)
 
 
 def test_the_hint_brings_what_is_missing(bare: Project) -> None:
@@ -42,7 +35,7 @@ def test_the_hint_brings_what_is_missing(bare: Project) -> None:
     with pytest.raises(UsageError, match="needs galore-torch") as refused:
         read(bare, *GALORE)
     hint = str(refused.value.hint)
-    assert hint == "run `inv stack.install --with galore`, or remove `use_galore`"
+    assert hint == "run `inv stack.install --with galore`, or leave out `use_galore=...`"
     named = re.search(r"--with ([\w-]+)", hint)
     assert named
     mark(bare, "wandb", named[1])
@@ -97,7 +90,7 @@ def test_what_cannot_be_had_is_refused_with_the_reason(
 
 def test_an_extra_that_the_stack_does_not_know_is_passed_over(bare: Project) -> None:
     mark(bare, "galore")
-    marker = bare.environment().path / MARKER
+    marker = bare.environment().path / ENVIRONMENT_MARKER
     marker.write_text(json.dumps({"extras": {"gone": "0" * 64, "galore": "0" * 64}}))
     there = TargetPackages(bare)
     assert "galore-torch" in there

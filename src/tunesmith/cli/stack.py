@@ -46,7 +46,7 @@ def show(session: Session) -> None:
 @command("stack.lock", example="inv stack.lock --mirror cn", help={"mirror": MIRROR})
 def lock(session: Session, mirror: str = "default") -> None:
     """Resolve stack.yml into locks with hashes."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import moving, say
     from tunesmith.stack import locking
 
     project = session.project
@@ -57,7 +57,9 @@ def lock(session: Session, mirror: str = "default") -> None:
         for extra in project.stack.extras.values():
             say(f"would resolve {extra.lock}")
         return
-    for path in locking.lock(project.stack, project.root, profile):
+    with moving("resolving"):
+        locks = locking.lock(project.stack, project.root, profile)
+    for path in locks:
         say(f"{path}")
 
 
@@ -115,7 +117,7 @@ def install_environment(
     project: Project, flavour: str | None, mirror: str, extras: Sequence[Extra] = ()
 ) -> None:
     """Install the training environment of a flavour, with extras; what is there stays."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import say, telling
     from tunesmith.core import formats
     from tunesmith.stack import environment as environments
 
@@ -123,7 +125,10 @@ def install_environment(
     began = time.monotonic()
     profile = project.mirror(mirror)
     project.folder()
-    versions = environments.install(project.stack, environment, project.root, profile, say, extras)
+    with telling() as tell:
+        versions = environments.install(
+            project.stack, environment, project.root, profile, tell, extras
+        )
     beside = "".join(f", {name}" for name in environment.extras)
     if versions is None:
         current = f"{environment.flavour.name}{beside}, current"

@@ -22,13 +22,12 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, held, read_json, write_json
 from tunesmith.core.mirrors import Mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.core.swap import exchange
 from tunesmith.job.system.resources import cpu_count, memory_limit
 from tunesmith.stack import bytecode, uv
 from tunesmith.stack.definition import Extra, Flavour, Stack
 from tunesmith.stack.environment_users import users_of
-
-MARKER = ".tunesmith-environment.json"
 
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
@@ -68,7 +67,7 @@ class Environment:
     def extras(self) -> Mapping[str, str]:
         """The extras that it has: name -> sha256 of the lock each was installed from."""
         try:
-            found = read_json(self.path / MARKER).get("extras", {})
+            found = read_json(self.path / ENVIRONMENT_MARKER).get("extras", {})
         except (FileNotFoundError, ValueError):
             return {}
         return {str(name): str(digest) for name, digest in dict(found).items()}
@@ -76,7 +75,7 @@ class Environment:
     def current(self) -> bool:
         """Whether it was finished, and from the lock as it is now."""
         try:
-            marker = read_json(self.path / MARKER)
+            marker = read_json(self.path / ENVIRONMENT_MARKER)
         except (FileNotFoundError, ValueError):
             return False
         return bool(marker.get("lock_sha256") == self.flavour.lock_sha256 and self.python.exists())
@@ -97,8 +96,8 @@ def install(
 
     Returns its versions, or None when it was already current, perhaps by another installation
     that was waited for (`tell` hears of it). It is built beside and takes its place whole, so
-    that one that is not finished never counts; what killed installations left is deleted. uv
-    shows its own progress. Raises UsageError when the disk is too small, no Python fits, or
+    that one that is not finished never counts; what killed installations left is deleted.
+    Raises UsageError when the disk is too small, no Python fits, or
     somebody works with the environment that would be replaced; TunesmithError when uv fails.
     """
     wanted = _with_own(stack, environment, extras)
@@ -183,9 +182,11 @@ def _add(
     tell(f"training environment: adding {_names(extras)} ({formats.size(needed)}) ...")
     _install_extras(stack, environment, extras, mirror, lock)
     make_bytecode(environment, stack)
-    marker = read_json(environment.path / MARKER)
+    marker = read_json(environment.path / ENVIRONMENT_MARKER)
     added = {extra.name: extra.lock_sha256 for extra in extras}
-    write_json(environment.path / MARKER, marker | {"extras": {**environment.extras, **added}})
+    write_json(
+        environment.path / ENVIRONMENT_MARKER, marker | {"extras": {**environment.extras, **added}}
+    )
     versions: JsonObject = marker["versions"]
     return versions
 
@@ -272,7 +273,7 @@ def _build(
     made = {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions}
     if extras:
         made["extras"] = {extra.name: extra.lock_sha256 for extra in extras}
-    write_json(environment.path / MARKER, made)
+    write_json(environment.path / ENVIRONMENT_MARKER, made)
     return versions
 
 

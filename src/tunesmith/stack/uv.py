@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.core.mirrors import Mirror
 
+# What of uv's words an error shows.
+_LINES = 20
+
 
 def run(
     arguments: Sequence[str], mirror: Mirror | None = None, *, inherited: int | None = None
 ) -> None:
-    """Run uv and let it speak for itself, with each index of the mirror until one works.
+    """Run uv with each index of the mirror until one works.
 
     It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
-    when it fails with all of them.
+    with its words when it fails with all of them.
     """
     from uv import find_uv_bin  # not in the image, which reads environments and makes none
 
@@ -29,21 +31,25 @@ def run(
     environment["DS_BUILD_OPS"] = "0"
     own_index = environment.get("UV_DEFAULT_INDEX")
     indexes = (own_index,) if own_index or mirror is None else mirror.pypi_indexes
-    # A list of 145 packages says nothing in a log; on a terminal uv shows bars.
-    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    said: list[str] = []
     for index in indexes:
         if index:
             environment["UV_DEFAULT_INDEX"] = index
         done = subprocess.run(
-            [find_uv_bin(), *quiet, *arguments],
+            # Who called shows how long it takes; a list of 145 packages says nothing more.
+            [find_uv_bin(), "--quiet", *arguments],
             env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
             check=False,
             pass_fds=() if inherited is None else (inherited,),
         )
         if done.returncode == 0:
             return
+        said += done.stderr.splitlines()[-_LINES:]
     raise TunesmithError(
-        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}; its message is "
-        "above",
+        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}",
+        said,
         hint="if an index is slow or blocked, use `--mirror cn`",
     )

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +19,26 @@ import yaml
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.catalogue import load_models
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
 from tunesmith.core.mirrors import load_mirror
+from tunesmith.job.merge.adapter import check_start
 from tunesmith.job.run import inputs, seals
 from tunesmith.job.run.codec import encode
+from tunesmith.job.run.config import starting_adapters
+from tunesmith.job.run.downloads import named_config, with_origin
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.schema import FetchSpec, FileRecord, ModelRef, RunRequest
+from tunesmith.job.run.schema import (
+    Download,
+    FetchSpec,
+    FileRecord,
+    ModelRef,
+    RunRequest,
+    Values,
+)
 
 # Kinds of hub.NoSourceError that may be gone in a minute.
 _PASSING = {"unreachable", "cut", "busy", "broken"}
@@ -35,7 +46,8 @@ _EVENT_SECONDS = 1.0
 
 
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonObject:
-    """Fetch and prove the base model; write into run.json and the config where it lies.
+    """Fetch and prove the base model and further ones; write into run.json and config where they
+    lie.
 
     Raises JobError of class `model` naming each source and why it failed; `disk_full` when
     it did not fit.
@@ -46,8 +58,12 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonOb
     if "HF_HOME" not in os.environ:
         raise UsageError(f"run {run_dir.name}: HF_HOME is not set; base models go there")
     code = _trusts_code(RunFolder(run_dir), request)
-    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit, remote_code=code)
-    _write(RunFolder(run_dir), request, model)
+    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit, code)
+    others = [
+        (item, _fetch(_order(asked, item), Path(os.environ["HF_HOME"]), emit, code, item.kind))
+        for item in request.downloads
+    ]
+    _write(RunFolder(run_dir), request, model, others)
     return {"path": str(model.path), "source": model.source, "fetched": model.fetched}
 
 
@@ -59,8 +75,17 @@ def _trusts_code(run: RunFolder, request: RunRequest) -> bool:
     return bool((config or {}).get("trust_remote_code"))
 
 
+def _order(asked: FetchSpec, item: Download) -> FetchSpec:
+    """Return how another model comes: the way of the base model, at its hub's newest revision."""
+    return replace(asked, name=item.name, revision=None)
+
+
 def _fetch(
-    asked: FetchSpec, hf_home: Path, emit: Callable[..., None], *, remote_code: bool
+    asked: FetchSpec,
+    hf_home: Path,
+    emit: Callable[..., None],
+    remote_code: bool,
+    kind: Kind = "model",
 ) -> model_fetch.ModelFolder:
     if asked.programs:
         # Where a host keeps uv, which proves wheels.
@@ -77,6 +102,7 @@ def _fetch(
             convert=functools.partial(model_fetch.convert_with, Path(sys.executable)),
             allow_pickle=asked.allow_pickle,
             remote_code=remote_code,
+            kind=kind,
             progress=_Teller(emit),
         )
     except model_fetch.NoSourceError as error:
@@ -114,7 +140,12 @@ class _Teller:
         self._emit("progress", phase="fetch", done=done, total=total, unit=unit)
 
 
-def _write(run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder) -> None:
+Others = Sequence[tuple[Download, model_fetch.ModelFolder]]
+
+
+def _write(
+    run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder, others: Others
+) -> None:
     record = ModelRef(
         name=request.model.name if request.model and request.model.name else model.name,
         path=str(model.path),
@@ -124,21 +155,51 @@ def _write(run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder) 
     )
     named = [f.name for f in (run.request_file, run.config_file) if f.exists()]
     with seals.rewriting(run.path, "fetch", *named):
-        _write_both(run, request, record)
+        changed = _write_both(run, request, record, others)
     inputs.remember_model(run.path, record)
+    inputs.remember(run.path, changed, changed.inputs, _unread(changed, others))
 
 
-def _write_both(run: RunFolder, request: RunRequest, record: ModelRef) -> None:
+def _write_both(
+    run: RunFolder, request: RunRequest, record: ModelRef, others: Others
+) -> RunRequest:
+    changed = replace(request, model=record)
     if run.config_file.exists():
         config = run.config()
         config["model_name_or_path"] = record.path
+        for item, model in others:
+            config = named_config(request, config, item, model.path)
+        _check_adapters(config)
         body = yaml.safe_dump(config, allow_unicode=True, sort_keys=True)
         write_text(run.config_file, body)
-    changed = replace(request, model=record)
     if request.predict is not None:
         predict = {**request.predict, "model_name_or_path": record.path}
+        for item, model in others:
+            predict = named_config(request, predict, item, model.path)
+        if inputs.TRAIN not in request.inputs:
+            _check_adapters(predict)
         changed = replace(changed, predict=predict)
+    for item, model in others:
+        changed = inputs.with_files(with_origin(changed, item, model), item, model)
     _replace_request(run.request_file, changed)
+    return changed
+
+
+def _check_adapters(config: Values) -> None:
+    """Raise JobError where an adapter to start from is of another base model."""
+    if not (adapters := starting_adapters(config)):
+        return
+    try:
+        check_start(Path(str(config["model_name_or_path"])), map(Path, adapters))
+    except UsageError as error:
+        raise JobError("model", error.line, error.detail) from None
+
+
+def _unread(request: RunRequest, others: Others) -> list[Path]:
+    """Return the inputs that were not read here just now."""
+    read = {model.path / name for _, model in others for name in model.files}
+    names = {name for part in request.inputs.values() for name in part.files}
+    return [path for path in map(Path, names) if path not in read]
 
 
 def _replace_request(file: Path, request: RunRequest) -> None:

@@ -50,8 +50,8 @@ UNAVAILABLE = {
     "quantises, too",
     "mixture-of-depth": "its first step fails with transformers 4.52.4: the tokens it selects do "
     "not fit the position embeddings",
-    "swanlab": "0.7 needs rich < 14 and newer ones protobuf < 7; this stack has rich 15 and "
-    "protobuf 7",
+    "swanlab": "of the versions tried, 0.6.8, 0.6.12 and 0.7 need rich < 14, 0.8 and newer ones "
+    "protobuf < 7; this stack has rich 15 and protobuf 7",
     "unsloth": "it replaces parts of torch, transformers and trl, and is not proven with those "
     "of this stack",
 }
