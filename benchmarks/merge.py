@@ -61,7 +61,7 @@ INNER = (
     "pool.fitting())'"
 )
 # What the end of a training does, in a process that has loaded what a training loads.
-KIT = """
+BUNDLE = """
 import json, resource, sys, time
 from pathlib import Path
 from tunesmith.job.merge import bundle
@@ -75,8 +75,8 @@ import tunesmith.job.training.callback
 run = RunFolder(Path(sys.argv[1]))
 made = []
 def make():
-    tell = lambda *_, **told: sys.exit(str(told))
-    made.append(bundle.after_training(run.path, run.request(), tell))
+    fail = lambda *_, **fields: sys.exit(str(fields))
+    made.append(bundle.after_training(run.path, run.request(), fail))
 before = time.process_time()
 grown = resources.growth_during(make)
 cpu = time.process_time() - before
@@ -99,8 +99,8 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
     results = _demo(work / "135m", python, shapes, say)
     bench = _Bench(work / "1.5b", python)
     bench.make(SMALL)
-    say("A is llamafactory-cli export, W our weights, P our phase, N the same without kit, C cp")
-    say(f"  the kit: {bench.kit['wall']:.2f} s wall, {bench.kit['bytes'] / 1e6:.0f} MB more")
+    say("A llamafactory-cli export, W our weights, P our phase, N our phase without a bundle, C cp")
+    say(f"  bundle: {bench.bundle['wall']:.2f} s wall, {bench.bundle['bytes'] / 1e6:.0f} MB more")
     sides = {"A": bench.export, "W": bench.weights, "P": bench.phase}
     sides |= {"N": bench.phase_alone, "C": bench.copy}
     found = interleave(sides, "AWPNCAWPNCAWPNC", say)
@@ -163,7 +163,7 @@ class _Bench:
         self.adapter_bytes = 0
         self._log = work / "log"
         self._hashes: set[str] = set()
-        self.kit: dict[str, float] = {}
+        self.bundle: dict[str, float] = {}
         self.numbers = 0
 
     def make(self, shape: Shape, **merge: Any) -> None:
@@ -207,9 +207,9 @@ class _Bench:
         }
         (self.run / "run.json").write_text(json.dumps(request))
         self.numbers = parameter_count(self.base)
-        told = self.work / "kit.json"
-        self._do([self.python, "-c", KIT, self.run, told])
-        self.kit = json.loads(told.read_text())
+        report = self.work / "bundle.json"
+        self._do([self.python, "-c", BUNDLE, self.run, report])
+        self.bundle = json.loads(report.read_text())
 
     def _do(self, argv: Sequence[str | Path]) -> Measured:
         return measure(argv, self._log, env=plain_env())
@@ -241,8 +241,8 @@ class _Bench:
         return self._timed(self.phase_argv, self.run / "merged")
 
     def phase_alone(self, _turn: int) -> Measured:
-        """Ours, where the training made no kit: LLaMA-Factory is started beside the merge."""
-        aside = self.work / "around"
+        """Ours, where the training made no bundle: LLaMA-Factory is started beside the merge."""
+        aside = self.work / "aside"
         (self.run / bundle.FOLDER).rename(aside)
         try:
             return self._timed(self.phase_argv, self.run / "merged")
@@ -391,7 +391,7 @@ def _phase(
     """Compare the whole phase, as a run has it after its training."""
     hashing, alone, held = bench.hashing(), middle(found["N"]), bench.held()
     say(f"  hashing: {hashing.wall:.2f} s wall, {hashing.cpu:.2f} s cpu; all {held / 1e6:.0f} MB")
-    spent = bench.kit
+    spent = bench.bundle
     what = (
         "the whole phase after a training, 1.5B shape (what the training spent for it: "
         f"{spent['wall']:.1f} s)"

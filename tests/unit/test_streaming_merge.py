@@ -491,7 +491,7 @@ def prepare(tmp_path: Path) -> tuple[Path, RunRequest]:
     places = {"Modelfile": folder, **dict.fromkeys(("config.json", "tokenizer.json"), base)}
     places["tokenizer_config.json"] = base
     known = {
-        name: {"in": "around" if place == folder else "base", "sha256": sha256_of(place / name)}
+        name: {"in": "bundle" if place == folder else "base", "sha256": sha256_of(place / name)}
         for name, place in places.items()
     }
     record = {
@@ -500,7 +500,7 @@ def prepare(tmp_path: Path) -> tuple[Path, RunRequest]:
         "prompts": PROMPTS,
         "files": known,
     }
-    (folder / bundle.RECORD).write_text(json.dumps(record))
+    (folder / bundle.MANIFEST).write_text(json.dumps(record))
     return run, decode(RunRequest, request)
 
 
@@ -511,7 +511,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_kit_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
+def test_a_bundle_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
     told: list[str] = []
     summary = merge_phase.run(run, request, lambda event, **_: told.append(event))
@@ -531,7 +531,7 @@ def test_a_kit_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("change", ["none", "template", "dtype", "base"])
-def test_a_kit_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> None:
+def test_a_bundle_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> None:
     run, request = prepare(tmp_path)
     if change == "template":
         text = (run / "config.yaml").read_text()
@@ -549,7 +549,7 @@ def test_a_kit_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> Non
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_kit_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
     (run / bundle.FOLDER / "Modelfile").write_text("FROM else")
     with pytest.raises(TunesmithError, match="Modelfile: not the file"):
@@ -588,13 +588,13 @@ def after_training(run: Path, request: RunRequest) -> tuple[float | None, list[s
     return seconds, notes
 
 
-def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
+def test_a_bundle_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
-    before = identity_of(run / bundle.FOLDER / bundle.RECORD)
+    before = identity_of(run / bundle.FOLDER / bundle.MANIFEST)
     seconds, notes = after_training(run, request)
     assert seconds is not None
     assert notes == []
-    assert identity_of(run / bundle.FOLDER / bundle.RECORD) == before
+    assert identity_of(run / bundle.FOLDER / bundle.MANIFEST) == before
 
 
 @pytest.mark.parametrize("case", ["several ranks", "no merge", "full", "quantized", "dora"])
@@ -643,13 +643,13 @@ def test_where_the_training_process_must_not_make_it_a_note_says_why(
     elif case == "memory":
         monkeypatch.setattr(resources, "memory_available", lambda: 499_000_000)
     else:
-        (run / ".around.part").mkdir()
+        (run / ".bundle.part").mkdir()
     seconds, notes = after_training(run, request)
     assert seconds is None
     assert [note.endswith(why) for note in notes] == [True], notes
     assert not (run / bundle.FOLDER).exists()
     # What a training that died has left is gone: the next one may try.
-    assert not (run / ".around.part").exists()
+    assert not (run / ".bundle.part").exists()
 
 
 def test_a_file_that_cannot_be_read_costs_no_training(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Merge a pulled run without a training environment.
 
 `python -m tunesmith.job.merge.offline RUN` needs Python and NumPy, a few blocks of memory, and
-RUN/around (job/merge/bundle.py). Sums are NumPy's and may end in another last bit than PyTorch's;
+RUN/bundle (job/merge/bundle.py). Sums are NumPy's and may end in another last bit than PyTorch's;
 how often depends on the processor. In bfloat16 some ten thousand of 1.5 billion numbers are rounded
 to the other neighbour, in float32 a few in a hundred differ in their last places. MANIFEST.json
 says so (`arithmetic`: numpy).

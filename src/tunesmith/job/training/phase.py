@@ -223,7 +223,7 @@ def _ended(
 
     sealed = _sealed(folder)
     seconds = bundle.after_training(folder.path, request, emit)
-    return {**_result(output, sealed), "kit_seconds": seconds}
+    return {**_result(output, sealed), "bundle_seconds": seconds}
 
 
 def _sealed(folder: RunFolder) -> dict[str, dict[str, Any]]:
