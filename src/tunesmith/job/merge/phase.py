@@ -236,7 +236,7 @@ def _judged(task: _Task, prompts: ParityRecord) -> ParityRecord:
     if not prompts["passed"] and not accepted:
         faults = parity.faults_of(prompts)
         raise TunesmithError(
-            f"the merged model would not be asked as it was trained: {faults[0]}; "
+            f"the merged model would get a different prompt than in training: {faults[0]}; "
             f"{parity.advice(task.merge.config, prompts)}, or export it all the same: "
             f"`inv merge --run {task.run_dir.name} --accept-mismatch`",
             faults[1:],
