@@ -1,10 +1,10 @@
-"""What long work calls on its way, so that somebody may show it. Standard library only."""
+"""Progress callbacks of long operations. Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# One line for a person.
+# One line of text for the user.
 OnText = Callable[[str], None]
-# Bytes done, and bytes in all (0: not known).
+# Bytes done, and bytes in total (0: unknown).
 OnBytes = Callable[[int, int], None]

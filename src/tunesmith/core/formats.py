@@ -1,4 +1,4 @@
-"""How durations, sizes and counts are written for people: one way everywhere.
+"""Durations, sizes and counts for people, in the same format everywhere.
 
 Used by both halves: standard library only, Python 3.10.
 """
@@ -13,10 +13,10 @@ def duration(seconds: float) -> str:
     """
     if seconds < 9.95:
         return f"{max(seconds, 0.0):.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, rest = divmod(total, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(round(seconds / 60), 60)
