@@ -52,7 +52,7 @@ from pathlib import Path
 from tunesmith.job.merge import matmul, pool, streaming
 from tunesmith.job.merge.adapter import check_fits
 base, adapter, out = map(Path, sys.argv[1:])
-shards = streaming.guessed(base, "BF16", float(999))
+shards = streaming.predicted_files(base, "BF16", float(999))
 out.mkdir()
 streaming.merge(base, check_fits(base, adapter), shards, out, matmul.best(), pool.fitting())
 """

@@ -482,7 +482,7 @@ def test_a_bundle_writes_files_of_a_model_only(tmp_path: Path, key: str, name: s
     record[key] = {name: {"in": "bundle", "sha256": SHA}}
     write_json(tmp_path / "bundle/bundle.json", record)
     asked: Any = SimpleNamespace(config={}, keys={}, adapters=["x"], base=tmp_path)
-    with pytest.raises(UsageError, match=f"{key} names a file"):
+    with pytest.raises(UsageError, match=f"{key} lists a file"):
         bundle.find(tmp_path, tmp_path / "part", RunRequest(), asked)
 
 

@@ -103,7 +103,7 @@ class BundleManifest:
         for key, names in (("shards", record.shards), ("files", record.files)):
             for name in names:
                 if "/" in name or not part_of_allowed(f"{MERGED}/{name}"):
-                    raise DamagedError(file, f"{key} names a file {ascii(name)[:90]}", remedy)
+                    raise DamagedError(file, f"{key} lists a file {ascii(name)[:90]}", remedy)
         prompts = cast("ParityRecord", record.prompts)
         return cls(record.key, skeleton.shards_of(record.shards), prompts, record.files)
 
@@ -133,8 +133,8 @@ class MergeBundle:
             source = self.sources[file.source] / name
             if not source.is_file() or sha256_of(source) != file.sha256:
                 raise TunesmithError(
-                    f"{source}: not the file {MANIFEST} names: delete {self.folder}, and pull or "
-                    "merge again"
+                    f"{source}: not the file listed in {MANIFEST}: delete {self.folder}, and pull "
+                    "or merge again"
                 )
             shutil.copyfile(source, self.part / name)
         return self.manifest.prompts.copy()
@@ -234,9 +234,9 @@ def _why_not_here(run_dir: Path, merge: MergeInputs) -> str | None:
     changed = [key for key in _CHANGE_LOADING if merge.config.get(key)]
     if changed or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
-    have = resources.memory_available()
-    if have < _MEMORY:
-        return f"{formats.size(have)} of memory are free, {formats.size(_MEMORY)} needed"
+    free = resources.memory_available()
+    if free < _MEMORY:
+        return f"{formats.size(free)} of memory are free, {formats.size(_MEMORY)} needed"
     return None
 
 
