@@ -112,14 +112,14 @@ def _of(item: Mapping[str, Any] | None) -> str | None:
     return f"{item['met']} / {item['of']}" if item else None
 
 
-def parity_ways(record: Record) -> list[tuple[str, str]]:
-    """Each way to the merged model with its first difference, empty where it agrees."""
-    found: dict[str, str] = {}
+def parity_renderers(record: Record) -> list[tuple[str, str]]:
+    """Each prompt renderer with its first difference, empty if it agrees."""
+    differences: dict[str, str] = {}
     for item in record.parity.get("differences", []):
-        said = f"{item['probe']}: {item['found']!r} / {item['expected']!r} (id {item['at']})"
-        found.setdefault(str(item["way"]), said)
+        text = f"{item['probe']}: {item['found']!r} / {item['expected']!r} (id {item['at']})"
+        differences.setdefault(str(item["renderer"]), text)
     names = ("chat", "inv_chat", "api", "chat_template", "modelfile")
-    return [(name, found.get(name, "")) for name in names]
+    return [(name, differences.get(name, "")) for name in names]
 
 
 def answer(row: Row | None) -> Answer | None:

@@ -148,13 +148,13 @@ def translator(language: str) -> Translator:
     return lambda phrase: words.get(phrase, phrase)
 
 
-# Where the key is no phrase: names of ways in parity.json.
+# Keys that are not phrases: names of prompt renderers in parity.json.
 _ENGLISH = {
-    "way chat": "LLaMA-Factory's chat",
-    "way inv_chat": "inv chat",
-    "way api": "LLaMA-Factory's API",
-    "way chat_template": "chat template (transformers, vLLM)",
-    "way modelfile": "Modelfile (Ollama)",
+    "renderer chat": "LLaMA-Factory's chat",
+    "renderer inv_chat": "inv chat",
+    "renderer api": "LLaMA-Factory's API",
+    "renderer chat_template": "chat template (transformers, vLLM)",
+    "renderer modelfile": "Modelfile (Ollama)",
 }
 
 
@@ -200,11 +200,11 @@ _CHINESE: dict[str, str] = {
     "First difference": "首个差异",
     "agrees": "一致",
     "differs": "不一致",
-    "way chat": "LLaMA-Factory 对话",
-    "way inv_chat": "inv chat",
-    "way api": "LLaMA-Factory API",
-    "way chat_template": "对话模板（transformers、vLLM）",
-    "way modelfile": "Modelfile（Ollama）",
+    "renderer chat": "LLaMA-Factory 对话",
+    "renderer inv_chat": "inv chat",
+    "renderer api": "LLaMA-Factory API",
+    "renderer chat_template": "对话模板（transformers、vLLM）",
+    "renderer modelfile": "Modelfile（Ollama）",
     "end of answers": "回答的结束",
     "Accepted by the user at the merge.": "用户在合并时已接受此差异。",
     "Corrected in the export": "导出时已更正",
