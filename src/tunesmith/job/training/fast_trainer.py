@@ -161,8 +161,8 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Run forward and backward of one micro-batch, replaying it if it was captured.
 
-        `inputs` are [lines, length] if packed, else [rows, length], int64. Returns the micro-batch's
-        share of the step's loss in nat per trained token, a scalar.
+        `inputs` are [lines, length] if packed, else [rows, length], int64. Returns the
+        micro-batch's share of the step's loss in nat per trained token, a scalar.
         """
         if self._count:
             self.state.num_input_tokens_seen += inputs["input_ids"].numel()
