@@ -361,7 +361,7 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         check=False,
     )
     assert "no merged model\n" in done.stdout, done.stderr
-    assert f"hint: `inv merge --run {RUN_ID}` makes it" in done.stdout
+    assert f"hint: `inv merge --run {RUN_ID}` creates it" in done.stdout
     assert not list(passing.iterdir())
     assert [file.name for file in outside.folder.iterdir()] == ["api.json"]
     assert outside.record_file.read_bytes() == before

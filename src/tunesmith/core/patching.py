@@ -125,10 +125,10 @@ def check_version(target: str, versions: str) -> None:
     from packaging.requirements import Requirement
 
     requirement = Requirement(versions)
-    installed = importlib.metadata.version(requirement.name)
-    if not requirement.specifier.contains(installed, prereleases=True):
+    version = importlib.metadata.version(requirement.name)
+    if not requirement.specifier.contains(version, prereleases=True):
         raise PatchError(
-            f"{target}: this patch is for {versions}, and {requirement.name} {installed} is "
+            f"{target}: this patch is for {versions}, and {requirement.name} {version} is "
             "installed; check whether it is still correct, then change its versions"
         )
 

@@ -1,4 +1,4 @@
-"""Push an image to a registry under the tags that were measured from it."""
+"""Push an image to a registry under its measured tags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def push(
 ) -> Iterator[tuple[str, str]]:
     """Push image `name` to repository `to` under each tag; yield tag and registry digest.
 
-    Who may push is `docker login`'s matter. Raises TunesmithError with the registry's word.
+    Authentication is left to `docker login`. Raises TunesmithError with the registry's message.
     """
     image = engine.find_image(client, name)
     for tag in tags:
@@ -30,15 +30,15 @@ def push(
         with engine.explained(f"{to}:{tag}"):
             for line in client.api.push(to, tag=tag, stream=True, decode=True):
                 if "error" in line:
-                    said = str(line["error"])
-                    raise TunesmithError(f"{to}:{tag}: {said}", hint=_hint(to, said))
+                    error = str(line["error"])
+                    raise TunesmithError(f"{to}:{tag}: {error}", hint=_hint(to, error))
                 digest = str(line.get("aux", {}).get("Digest", digest))
         if not digest:
             raise TunesmithError(f"{to}:{tag}: the registry named no digest")
         yield tag, digest
 
 
-def _hint(to: str, said: str) -> str:
-    if "denied" in said or "unauthorized" in said or "no basic auth" in said:
+def _hint(to: str, error: str) -> str:
+    if "denied" in error or "unauthorized" in error or "no basic auth" in error:
         return f"log in with `docker login {to.partition('/')[0]}`"
     return ""

@@ -1,10 +1,9 @@
-"""Bring an image into a host's Docker over SSH, where no registry can be reached.
+"""Send an image to a host's Docker over SSH, for hosts that reach no registry.
 
-A docker archive is taken apart into one compressed file a layer, named by the digest of
-what is in it. Layers that an image of the host has already stay here; the others go by
-rsync, which takes up a cut connection where it ended; over there the archive is put
-together again and loaded. The engine checks each layer's digest, and the id of the image,
-which is the digest of the list of them, is compared at the end.
+A docker archive is split into one compressed file per layer, named by the digest of its content.
+Layers that an image of the host already has are skipped; rsync sends the others and resumes after
+an interruption; on the host the archive is reassembled and loaded. The engine checks each layer's
+digest, and finally the image's id, the digest of its list of layers, is compared.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from tunesmith.hosts.answers import HOST_PATH, AnswerSource, Number, Text
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine
 
-# On fast lines the processor would be the limit, on slow ones the line is: level 1 is a
-# third of the time of level 6 and costs 3 % in size on these layers.
+# On fast connections the CPU would be the limit: level 1 takes a third of the time of level 6 and
+# costs 3 % in size on these layers.
 _LEVEL = 1
-# Larger than any list of layers or image config, smaller than a layer worth a file.
+# Bytes: larger than any list of layers or image config, smaller than any relevant layer.
 _SMALL = 1 << 20
 _FOLDER = ".cache/tunesmith/image"
 
-# What the host's engine has: an id a line, then the layers of each image on one line.
+# Queries the host's engine: prints one line per image, with its id and layers.
 _LOOK = f"""
 command -v docker >/dev/null || {{ echo no-docker; exit; }}
 docker version --format '{{{{.Server.Version}}}}' >/dev/null 2>"$HOME/.tunesmith-docker" || {{
@@ -51,7 +50,7 @@ df -Pk "$HOME" | sed -n '2s/^[^ ]* *[0-9]* *[0-9]* *\\([0-9]*\\) .*/\\1/p'
 form='{{{{.Id}}}} {{{{range .RootFS.Layers}}}}{{{{.}}}} {{{{end}}}}'
 docker image ls -q --no-trunc | sort -u | xargs -r docker image inspect --format "$form"
 """
-# $1 folder, $2 tag: what arrived is compared with sums, then loaded; prints the image's id.
+# $1 folder, $2 tag: compares the received files with sums, loads them, prints the image's id.
 _LOAD = """
 cd "$1" || exit 1
 sha256sum --quiet --check sums >&2 || exit 3
@@ -66,7 +65,7 @@ _DIGEST = Text(r"sha256:[0-9a-f]{64}", 71, "the digest of an image or layer")
 
 @dataclass(frozen=True)
 class Archive:
-    """An image as a docker archive would hold it: config, and its layers' digests in order."""
+    """An image as in a docker archive: config, and its layers' digests in order."""
 
     image_id: str
     tag: str
@@ -76,7 +75,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Far:
-    """A host's engine: where things may be put, how much room is there, what it has."""
+    """A host's engine: a folder for files, free bytes, and its images."""
 
     folder: str
     free_bytes: int
@@ -87,16 +86,16 @@ class Far:
         return any(found == image_id for found, _ in self.images)
 
     def shared(self, layers: Sequence[str]) -> int:
-        """Return how many of the first layers an image there has, too."""
+        """Return how many of the first layers an image there already has."""
         return max((_common(layers, theirs) for _, theirs in self.images), default=0)
 
 
 def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, tell: OnText) -> bool:
-    """Bring image `name` to a host's engine; return False when it was there already.
+    """Send image `name` to a host's engine; return False if it already has it.
 
-    `cache` is a folder here for the compressed layers, kept until the image has arrived, so
-    that the same command goes on after any end of this one. Raises UsageError when the host
-    has no engine or no room, TunesmithError when something that arrived is not what was sent.
+    `cache` is a local folder for the compressed layers, kept until the image is loaded, so that the
+    same command resumes after any interruption. Raises UsageError if the host has no engine or too
+    little space, TunesmithError if received files differ from those sent.
     """
     image = engine.find_image(client, name)
     far = look(remote)
@@ -104,14 +103,14 @@ def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, te
         tell(f"{remote.name} has {name} ({str(image.id)[7:19]}) already")
         return False
     layers = tuple(image.attrs["RootFS"]["Layers"])
-    there = far.shared(layers)
-    archive = pack(client, name, layers, set(layers[there:]), cache, tell)
+    shared = far.shared(layers)
+    archive = pack(client, name, layers, set(layers[shared:]), cache, tell)
     try:
-        _bring(archive, there, remote, far, cache, tell)
+        _bring(archive, shared, remote, far, cache, tell)
     except _NotLoaded:
-        if not there:
+        if not shared:
             raise
-        # An engine that keeps images otherwise wants all of them.
+        # An engine with another image store needs all of them.
         tell("the engine there wants every layer")
         archive = pack(client, name, layers, set(layers), cache, tell)
         _bring(archive, 0, remote, far, cache, tell)
@@ -122,11 +121,11 @@ def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, te
 
 
 class _NotLoaded(TunesmithError):
-    """The engine over there refused the archive."""
+    """The host's engine refused the archive."""
 
 
 def look(remote: Remote) -> Far:
-    """Ask a host for its engine. Raises UsageError when it has none that answers."""
+    """Query a host's engine. Raises UsageError if none answers."""
     lines = remote.run(_LOOK, timeout=120).stdout.splitlines()
     first = one_line(lines[0]) if lines else ""
     if first != "answers":
@@ -142,11 +141,11 @@ def look(remote: Remote) -> Far:
                 f"`inv provision --on {remote.name}`",
             )
         raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
-    asked = AnswerSource(remote.name, "what its Docker engine has")
+    source = AnswerSource(remote.name, "what its Docker engine has")
     if len(lines) < 3:
-        raise asked.refused("a folder, its room and images", " ".join(lines))
-    folder, free = HOST_PATH.read(asked, lines[1]), Number(0, 1 << 50).read(asked, lines[2])
-    images = [[_DIGEST.read(asked, word) for word in line.split()] for line in lines[3:]]
+        raise source.refused("a folder, its room and images", " ".join(lines))
+    folder, free = HOST_PATH.read(source, lines[1]), Number(0, 1 << 50).read(source, lines[2])
+    images = [[_DIGEST.read(source, word) for word in line.split()] for line in lines[3:]]
     found = tuple((words[0], tuple(words[1:])) for words in images if words)
     return Far(folder, free * 1024, found)
 
@@ -159,9 +158,9 @@ def pack(
     cache: Path,
     tell: OnText,
 ) -> Archive:
-    """Have a compressed file of each wanted layer in `cache`; return what the image is.
+    """Create a compressed file of each wanted layer in `cache`; return the image's archive.
 
-    A layer that is there from an earlier try is not made again.
+    Layers from an earlier attempt are reused.
     """
     image = engine.find_image(client, name)
     cache.mkdir(parents=True, exist_ok=True)
@@ -172,9 +171,9 @@ def pack(
         with engine.explained(f"{name}: docker save"):
             stream = io.BufferedReader(_Stream(image.save(named=name)), 1 << 20)
             _take_apart(stream, missing, cache, config, tell)
-    left = [layer for layer in wanted if not _file(cache, layer).is_file()]
-    if left or not config.is_file():
-        raise TunesmithError(f"{name}: docker save did not hold {len(left)} of its layers")
+    lacking = [layer for layer in wanted if not _file(cache, layer).is_file()]
+    if lacking or not config.is_file():
+        raise TunesmithError(f"{name}: docker save did not hold {len(lacking)} of its layers")
     return Archive(str(image.id), name, config.read_bytes(), layers)
 
 
@@ -196,7 +195,7 @@ def _take_apart(
                 if f"sha256:{digest}" in missing:
                     _compress(io.BytesIO(data), _file(cache, f"sha256:{digest}"))
                 continue
-            # Its digest is known at its end only, and most layers may not be wanted.
+            # The digest is known only at the end, and most layers may not be wanted.
             digest = f"sha256:{_copy(content, raw)}"
             if digest in missing:
                 target = _file(cache, digest)
@@ -208,9 +207,9 @@ def _take_apart(
 
 
 def _bring(
-    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText
+    archive: Archive, shared: int, remote: Remote, far: Far, cache: Path, tell: OnText
 ) -> None:
-    files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
+    files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[shared:]}
     size = sum(file.stat().st_size for file in files.values())
     disk.require(
         remote.name,
@@ -227,20 +226,20 @@ def _bring(
     small["sums"] = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
     for name, data in small.items():
         (cache / name).write_bytes(data)
-    tell(f"sending {formats.size(size)} in {len(files)} layers ({there} are there)")
+    tell(f"sending {formats.size(size)} in {len(files)} layers ({shared} are there)")
     everything = files | {name: cache / name for name in small}
     transfer.upload(remote, everything, far.folder, tell)
     done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
-    said = done.stderr.strip().splitlines()[-3:]
+    errors = done.stderr.strip().splitlines()[-3:]
     if done.returncode == 3:
         remote.run(_CLEAN, arguments=(far.folder,))
         raise TunesmithError(
             f"{remote.name}: what arrived differs from what was sent, and was removed",
-            said,
+            errors,
             hint="run this again",
         )
     if done.returncode != 0:
-        raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", said)
+        raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", errors)
     found = one_line(done.stdout, 80)
     if found != archive.image_id:
         raise TunesmithError(
@@ -249,7 +248,7 @@ def _bring(
 
 
 class _Stream(io.RawIOBase):
-    """The SDK's pieces of bytes as a file to read."""
+    """The SDK's byte chunks as a readable file."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
@@ -281,7 +280,7 @@ def _copy(source: IO[bytes], target: Path) -> str:
 
 
 def _compress(source: IO[bytes], target: Path) -> None:
-    """Write gzip whose bytes depend on the content alone, so that a half-sent one goes on."""
+    """Write gzip whose bytes depend only on the content, so that a partial upload can resume."""
     with (
         replacing(target) as part,
         part.open("wb") as raw,

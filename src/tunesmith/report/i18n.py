@@ -1,4 +1,4 @@
-"""The words of the report, in English and Chinese.
+"""The texts of the report, in English and Chinese.
 
 English is the key of the page's short phrases, as in gettext: a phrase that has no
 Chinese yet shows in English. Advice is keyed by its code in both languages.
@@ -129,7 +129,7 @@ _ADVICE = {
 
 
 def checked_language(language: str) -> str:
-    """Return `language`, or raise UsageError where the report does not speak it."""
+    """Return `language`, or raise UsageError if the report does not support it."""
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)
         raise UsageError(f"report language {language!r} is unknown", hint=f"use one of: {known}")
@@ -137,7 +137,7 @@ def checked_language(language: str) -> str:
 
 
 def advice_text(code: str, figures: Mapping[str, float | int | str], language: str) -> str:
-    """Return the sentence of an advice with its figures filled in."""
+    """Return the sentence of an advice with its values filled in."""
     english, chinese = _ADVICE[code]
     return (chinese if language == "zh" else english).format(**figures)
 

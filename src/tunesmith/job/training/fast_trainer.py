@@ -258,8 +258,8 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         lengths = [int(n) for n in real.sum(dim=1)]
         order = [row for line in bin_pack(lengths, self._line()[0]) for row in line]
         # Both [tokens, vocabulary], in the order of the lines.
-        padded = torch.cat([expected[row, : lengths[row]] for row in order])
-        error = float((logits[packed["segment_ids"] > 0] - padded).norm() / padded.norm())
+        reference = torch.cat([expected[row, : lengths[row]] for row in order])
+        error = float((logits[packed["segment_ids"] > 0] - reference).norm() / reference.norm())
         if not error <= TOLERANCE[self._dtype()]:
             self._fall_back_to_padding(f"the first rows' logits would differ by {error:.1%}")
 

@@ -160,9 +160,9 @@ def _exec_torchrun(run_dir: Path, processes: int) -> None:
         "train",
         options=isolated.UNBUFFERED,
     )
-    arguments = ("--standalone", "--nproc-per-node", str(processes), "--no-python", *rank)
+    flags = ("--standalone", "--nproc-per-node", str(processes), "--no-python", *rank)
     argv = isolated.argv(
-        sys.executable, "torch.distributed.run", *arguments, options=isolated.UNBUFFERED
+        sys.executable, "torch.distributed.run", *flags, options=isolated.UNBUFFERED
     )
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
 
