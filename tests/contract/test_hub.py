@@ -130,7 +130,7 @@ def test_a_server_that_ignores_ranges_is_survived(hub: Hub, place: Place) -> Non
 @pytest.mark.parametrize(
     ("stall", "ended_by"),
     # The client's own patience is half of ours, but a second at least.
-    [(2.0, ""), (0.9, "no byte has come")],
+    [(2.0, ""), (0.9, "no data received")],
     ids=["by the client", "by the watch"],
 )
 def test_a_stalled_download_is_ended_and_continued(

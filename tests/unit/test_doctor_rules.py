@@ -178,7 +178,7 @@ def test_what_is_installed_stays_without_a_gpu_and_after_a_failed_self_test(
 def test_the_extras_of_an_environment_are_named(project: Project) -> None:
     marker = '{"extras": {"galore": "' + "0" * 64 + '"}}'
     there = ("end=1.38\n", f"environment={ENVIRONMENT}\t{marker}\nend=1.38\n")
-    verdicts = verdicts_of(project, facts_of("vm", there))
+    verdicts = verdicts_of(project, facts_of("autodl", there))
     assert find(verdicts, "environment").text.endswith("from an earlier run, with galore")
 
 

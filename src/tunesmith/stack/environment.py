@@ -1,7 +1,7 @@
 """Environments: installs the locks of configs/stack.yml with uv.
 
-uv is a pinned dependency of the control environment, so nothing has to be installed by
-hand, and both environments are made by the same version of it.
+uv is a pinned dependency of the control environment, so nothing has to be installed manually, and
+both environments are built by the same version.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from tunesmith.stack.environment_users import users_of
 
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
-# What a process takes that compiles: some modules of sympy are large.
+# Memory of a compiling process, in bytes: some modules of sympy are large.
 _PROCESS_BYTES = 400_000_000
 
-# The verb that ends a process of a module.
+# The verb that stops a process of a module.
 _SERVICES = {
     "tunesmith.job.services.board": "webui",
     "tunesmith.job.services.api": "api",
     "tunesmith.job.services.tensorboard": "tensorboard",
 }
 
-# What a training environment cannot do without; a Python built without one of them fails
-# late and strangely.
+# Modules that a training environment needs; a Python built without one of them fails late and in
+# confusing ways.
 _PROBE = "import bz2, ctypes, lzma, sqlite3, ssl, sys; print('%d.%d' % sys.version_info[:2])"
 
 
@@ -73,7 +73,7 @@ class Environment:
         return {str(name): str(digest) for name, digest in dict(found).items()}
 
     def current(self) -> bool:
-        """Whether it was finished, and from the lock as it is now."""
+        """Whether it is complete and was built from the current lock."""
         try:
             marker = read_json(self.path / ENVIRONMENT_MARKER)
         except (FileNotFoundError, ValueError):
@@ -89,7 +89,7 @@ def install(
     tell: OnText = lambda _: None,
     extras: Sequence[Extra] = (),
 ) -> JsonObject | None:
-    """Make the training environment from its hashed lock, with bytecode of what jobs import.
+    """Build the training environment from its hashed lock, with the bytecode that jobs need.
 
     It gets `extras` besides those it has. One that is current is not made again for them: they
     add packages and change none.
@@ -126,15 +126,15 @@ def install(
         )
         what = " with ".join(filter(None, (environment.flavour.name, _names(wanted))))
         tell(f"training environment: installing {what} ({formats.size(needed)}) ...")
-        place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
-        built = Environment(Path(place), environment.flavour)
+        folder = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
+        built = Environment(Path(folder), environment.flavour)
         try:
             versions = _build(stack, built, project, mirror, lock, wanted)
-            # Again: that took a while. A process that starts from here on loads the new one.
+            # Again, since that took a while. Later processes load the new environment.
             refuse_while_used(environment)
             _take_place(built.path, environment.path)
         finally:
-            # What was replaced, or what did not become one.
+            # The replaced environment, or an unfinished one.
             shutil.rmtree(built.path, ignore_errors=True)
         return versions
 
@@ -207,11 +207,11 @@ def _install(
     mirror: Mirror,
     lock: int,
 ) -> None:
-    """Install what locks say; `lock` is held by uv, too."""
+    """Install locks; uv holds `lock`, too."""
     uv.run(
         [
             *("pip", "install", "--python", str(environment.python)),
-            # The lock says everything: no package has to be asked what it depends on.
+            # The lock is complete, so dependencies need not be resolved.
             *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
             *(f"--no-binary={name}" for name in sources),
             *("--build-constraints", str(stack.build_constraints)),
@@ -223,7 +223,7 @@ def _install(
 
 
 def refuse_while_used(environment: Environment) -> None:
-    """Raise UsageError naming the run, or the process, that works with an environment."""
+    """Raise UsageError with the run or process that uses an environment."""
     users = users_of(environment.path) if environment.path.exists() else ()
     if runs := sorted({user.run for user in users if user.run}):
         raise UsageError(
@@ -251,16 +251,16 @@ def _build(
     lock: int,
     extras: Sequence[Extra],
 ) -> JsonObject:
-    """Make an environment that works wherever it is moved to; `lock` is held by uv, too."""
+    """Build a relocatable environment; uv holds `lock`, too."""
     interpreter = find_python(stack.python) or stack.python
-    # Relocatable: its programs look for their Python beside themselves.
+    # Relocatable: its programs find Python in their own folder.
     uv.run(
         ["venv", "--relocatable", "--python", interpreter, str(environment.path)], inherited=lock
     )
     flavour = environment.flavour
     _install(stack, environment, [flavour.lock], stack.source_packages, mirror, lock)
     _install_extras(stack, environment, extras, mirror, lock)
-    # tunesmith itself, as on a host: the job half is the one in this folder.
+    # tunesmith itself, as on a host: the job half in this clone.
     (environment.packages / "tunesmith.pth").write_text(f"{project / 'src'}\n", encoding="utf-8")
     make_bytecode(environment, stack)
     versions = probe(environment)
@@ -278,7 +278,7 @@ def _build(
 
 
 def _beside(environment: Environment) -> str:
-    """Return how the names of folders begin in which this environment is built."""
+    """Return the name prefix of the folders in which this environment is built."""
     return f".{environment.path.name}.building-"
 
 
@@ -287,11 +287,11 @@ def _leftovers(environment: Environment) -> list[Path]:
 
 
 def _take_place(built: Path, path: Path) -> None:
-    """Put a finished environment under its name; what was there lies under the other then."""
+    """Exchange a finished environment with the one at its final path."""
     if not path.exists():
         built.rename(path)
     elif not exchange(built, path):
-        # Two steps: one that is killed between them leaves none, and the next makes it again.
+        # Two steps: after a kill between them there is none, and the next installation rebuilds it.
         aside = built.with_name(f"{built.name}.replaced")
         path.rename(aside)
         built.rename(path)
@@ -300,9 +300,9 @@ def _take_place(built: Path, path: Path) -> None:
 
 
 def make_bytecode(environment: Environment, stack: Stack) -> None:
-    """Make what stack.yml does not leave out. Raises TunesmithError where it cannot be written."""
+    """Compile what stack.yml does not exclude. Raises TunesmithError if it cannot be written."""
     processes = min(cpu_count(), max(1, memory_limit() // _PROCESS_BYTES))
-    # -I and -S: nothing of the environment or of ours is loaded, it is only read.
+    # -I and -S: no code of the environment or of ours is loaded, files are only read.
     argv = [str(environment.python), "-I", "-S", str(Path(bytecode.__file__))]
     argv += [str(environment.packages), str(processes), *stack.uncompiled]
     fault = "its bytecode could not be compiled"
@@ -320,7 +320,7 @@ def probe(environment: Environment) -> JsonObject:
 
 
 def _output(environment: Environment, argv: list[str], fault: str, hint: str) -> str:
-    """Return what a command of the environment prints; TunesmithError with `fault` if it fails."""
+    """Return the output of a command of the environment; raise TunesmithError if it fails."""
     done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         detail = done.stderr.strip().splitlines()[-8:]
@@ -329,10 +329,10 @@ def _output(environment: Environment, argv: list[str], fault: str, hint: str) ->
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of `version` that works, or None (uv then fetches one).
+    """Return a working interpreter of `version`, or None (uv then downloads one).
 
-    Looks at TUNESMITH_PYTHON, PATH, pyenv's versions and conda's environments, in this
-    order. A pyenv shim on PATH may stand for no version at all, so each is tried.
+    Searches TUNESMITH_PYTHON, PATH, pyenv's versions and conda's environments, in this order. A
+    pyenv shim on PATH may have no version behind it, so each candidate is run.
     """
     named = os.environ.get("TUNESMITH_PYTHON")
     candidates = [named] if named else _candidates(version)

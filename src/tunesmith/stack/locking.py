@@ -93,7 +93,7 @@ def _compile(
     mirror: Mirror,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        # A fresh file: uv would keep the pins of one that is there.
+        # A new file: uv would keep the pins of an existing one.
         output, inputs = Path(scratch) / "lock.txt", Path(scratch) / "requirements.in"
         inputs.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         options = ["--generate-hashes", "--no-annotate", "--no-header", "-o", str(output)]

@@ -21,10 +21,10 @@ def run(
     It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
     with its words when it fails with all of them.
     """
-    from uv import find_uv_bin  # not in the image, which reads environments and makes none
+    from uv import find_uv_bin  # not in the image, which never builds environments
 
     environment = dict(os.environ)
-    # Ours alone decides: an active environment or a project's own settings must not.
+    # Only our options apply, not those of an active environment or a project.
     environment.pop("VIRTUAL_ENV", None)
     environment["UV_NO_CONFIG"] = "1"
     # DeepSpeed's kernels are compiled when a run asks for one, not for every run beforehand.
