@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs one part of a hashed lock: sh install_lock.sh ENVIRONMENT PYTHON PART [SOURCE...]
 #
+# LOCK in the environment names another file than /lock/lock.txt.
+#
 # PART is nvidia, torch or all; what is there already is not installed again, so the parts
 # become layers. /lock holds lock.txt, build-constraints.txt; /uv/bin/uv installs. SOURCE
 # packages are built. /run/secrets/mirror (PYPI_INDEXES) and /run/secrets/ca are optional.
@@ -27,12 +29,14 @@ PYPI_INDEXES=''
 [ ! -e /run/secrets/ca ] || export SSL_CERT_FILE=/run/secrets/ca
 export UV_NO_CONFIG=1 UV_NO_PROGRESS=1 UV_PYTHON_DOWNLOADS=never
 export UV_CACHE_DIR="${environment%/*}/.uv-cache" TMPDIR="${environment%/*}/.tmp"
+# DeepSpeed's kernels are compiled when a run asks for one, not for every run beforehand.
+export DS_BUILD_OPS=0
 umask 022
 
 # An entry of the lock: its line and the hashes that are continued below it.
 awk -v names="$names" '
     /^[A-Za-z0-9]/ { take = $0 ~ names }
-    take' /lock/lock.txt >/tmp/part.txt
+    take' "${LOCK:-/lock/lock.txt}" >/tmp/part.txt
 
 install() {
     set -- "$@" --compile-bytecode --no-deps --require-hashes --only-binary :all:

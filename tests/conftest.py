@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def root() -> Path:
 def project() -> Project:
     """The project of this clone."""
     return Project.at(ROOT)
+
+
+@pytest.fixture
+def bare(project: Project, tmp_path: Path) -> Project:
+    """The project with a home of its own: no environment there, and so no extras."""
+    return replace(project, home=tmp_path / "home")
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,9 @@ def test_the_training_half_imports_what_is_locked(project: Project) -> None:
     assert {"torch", "llamafactory"} <= modules.keys()
     for flavour in project.stack.flavours:
         # The curves' page comes from a lock of its own, which is fetched when it is asked for.
-        locks = [project.root / f"configs/locks/{name}.txt" for name in (flavour, "tensorboard")]
+        locks = [
+            project.root / f"configs/locks/{name}.txt" for name in (flavour, "extras/tensorboard")
+        ]
         versions = {name for lock in locks for name in locked(lock)}
         for module, file in modules.items():
             name = canonicalize_name({"yaml": "pyyaml"}.get(module, module))

@@ -47,11 +47,16 @@ def tiny(tmp_path: Path, project: Project, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def install(
-    folder: Path, root: Path, build: int = 1, tell: Callable[[str], None] = lambda _: None
+    folder: Path,
+    root: Path,
+    build: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
+    extras: str = "",
 ) -> dict[str, Any] | None:
     stack, environment, _ = tiny_environment.environment(folder, Project.at(root).stack, build)
     mirror = load_mirror("default", root / "configs" / "mirrors")
-    return stack_environment.install(stack, environment, root, mirror, tell)
+    added = stack.extras_named(extras)
+    return stack_environment.install(stack, environment, root, mirror, tell, added)
 
 
 def install_and_tell(folder: Path, root: Path, build: int, said: Any) -> None:
@@ -204,3 +209,47 @@ def test_two_folders_change_places(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "old").exists()
     with pytest.raises(FileNotFoundError):
         exchange(tmp_path / "new", tmp_path / "missing")
+
+
+def test_extras_are_added_in_place_and_kept(tiny: Path, root: Path) -> None:
+    assert install(tiny, root) is not None
+    place = (tiny / "envs" / "tiny").stat().st_ino
+    said: list[str] = []
+    assert install(tiny, root, tell=said.append, extras="galore") is not None
+    assert said == ["training environment: adding galore (200.0 kB) ..."]
+    assert install(tiny, root, extras="badam,galore") is not None
+    assert (tiny / "envs" / "tiny").stat().st_ino == place, "nothing is made again for them"
+    assert list(marker(tiny)["extras"]) == ["galore", "badam"]
+    assert install(tiny, root) is None
+    assert install(tiny, root, extras="badam") is None
+    # Another lock: the environment is made again, with what it had.
+    assert install(tiny, root, build=2) is not None
+    assert list(marker(tiny)["extras"]) == ["galore", "badam"]
+    packages = next((tiny / "envs" / "tiny" / "lib").glob("python3*")) / "site-packages"
+    assert (packages / "galore").is_dir()
+    assert (packages / "badam").is_dir()
+
+
+def test_an_extra_whose_lock_has_changed_is_installed_again(tiny: Path, root: Path) -> None:
+    assert install(tiny, root, extras="galore") is not None
+    before = marker(tiny)["extras"]["galore"]
+    lock = tiny / "galore.txt"
+    lock.write_text(f"# changed\n{lock.read_text()}")
+    python = tiny / "envs" / "tiny" / "bin" / "python"
+    with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as user:
+        wait_for(lambda: users_of(tiny / "envs" / "tiny"))
+        with pytest.raises(UsageError, match=f"process {user.pid} is using it"):
+            install(tiny, root)
+        user.communicate(b"\n")
+    assert install(tiny, root) is not None
+    assert marker(tiny)["extras"]["galore"] != before
+
+
+def test_a_new_extra_comes_while_a_run_works(tiny: Path, root: Path) -> None:
+    assert install(tiny, root) is not None
+    python = tiny / "envs" / "tiny" / "bin" / "python"
+    with subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE) as user:
+        wait_for(lambda: users_of(tiny / "envs" / "tiny"))
+        assert install(tiny, root, extras="galore") is not None
+        user.communicate(b"\n")
+    assert list(marker(tiny)["extras"]) == ["galore"]

@@ -94,7 +94,8 @@ def elsewhere(tmp_path: Path) -> Path:
     environment = base / "envs/own"
     environment.mkdir(parents=True)
     (base / "envs/half made").mkdir()
-    marker = {"flavour": "cu128", "lock_sha256": "ab" * 32}
+    extras = {"galore": "cd" * 32}
+    marker = {"flavour": "cu128", "lock_sha256": "ab" * 32, "extras": extras}
     (environment / ".tunesmith-environment.json").write_text(json.dumps(marker, indent=2))
     state = {"format": 1, "fingerprint": "app=1,flavour=auto", "found": ["disk=100% /", "x=y"]}
     (base / "state.json").write_text(json.dumps(state, indent=2))
@@ -123,6 +124,7 @@ def test_every_shell_answers_for_every_section(
         (f"{elsewhere}/envs/half made", ""),
         (f"{elsewhere}/envs/own", "cu128"),
     ]
+    assert [dict(e.extras) for e in answer.of(Environments).whole] == [{"galore": "cd" * 32}]
     assert answer.of(Provisioned).asked == {"app": "1", "flavour": "auto"}
     assert answer.of(Provisioned).hf_home == "/d/Hugging-Face"
     recorded = json.loads(answer.of(Findings).recorded)

@@ -250,6 +250,12 @@ def rent(root: Path, folder: Path, python310: str, wheels: Path, index_url: str)
         files = {"torch.py": torch, "bitsandbytes/functional.py": ""}
         pin = wheel(wheels, "torch", pins["torch"], files)
         (configs / "locks" / f"{flavour}.txt").write_text(line + pin)
+    (configs / "locks" / "extras").mkdir()
+    for name in ("galore", "badam"):
+        pin = wheel(wheels, name, "1.0", {f"{name}.py": ""})
+        # One that both need stands in both.
+        both = wheel(wheels, "shared", "1.0", {"shared.py": ""})
+        (configs / "locks" / "extras" / f"{name}.txt").write_text(pin + both)
     for file in ("stack.yml", "locks/control.txt", "locks/build-constraints.txt"):
         (configs / file).write_bytes((root / "configs" / file).read_bytes())
     mirror = {

@@ -371,3 +371,32 @@ def test_reset_leaves_what_is_the_users(host: Rented) -> None:
     assert not (host.home / ".condarc").exists()
     again = host.play("reset")
     assert (again.failed, again.changed) == (0, 0), again.text
+
+
+def test_extras_are_added_and_kept(rent: Rent) -> None:
+    host = rent("extras")
+    packages = host.environment / "lib/python3.10/site-packages"
+    assert good(host, with_extras={"gpu1": ["galore"]}) > 0
+    assert list(host.marker["extras"]) == ["galore"]
+    assert (packages / "galore.py").is_file()
+    # Nothing asked for: what is there stays.
+    assert good(host) == 0
+    assert good(host, with_extras={"gpu1": ["galore", "badam"]}) > 0
+    assert (packages / "badam.py").is_file()
+    assert sorted(host.marker["extras"]) == ["badam", "galore"]
+    assert good(host, with_extras={"gpu1": ["badam"]}) == 0
+    # An environment that is made again gets them again.
+    lock = host.folder / "configs/locks/cu128.txt"
+    lock.write_text(f"# another\n{lock.read_text()}")
+    assert good(host) > 0
+    assert sorted(host.marker["extras"]) == ["badam", "galore"]
+    assert (packages / "badam.py").is_file()
+
+
+def test_extras_that_the_disk_cannot_hold_are_refused_first(rent: Rent) -> None:
+    host = rent("full")
+    assert good(host) > 0
+    failed = host.play("provision", with_extras={"gpu1": ["galore"]}, preflight_added_bytes=10**16)
+    assert failed.failed == 1
+    assert "the extras need" in failed.text
+    assert "extras" not in host.marker or host.marker["extras"] == {}

@@ -7,7 +7,7 @@ docs/how-to/add-a-target.md is before it can do more than run jobs. It has one r
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tunesmith.core import documents
@@ -34,6 +34,14 @@ class BareTarget:
     def remote_path(self, run_id: str, name: str, path: Path) -> str:
         """Return the path below the run's inputs."""
         return f"/bare/runs/{run_id}/inputs/{name}"
+
+    def extras(self) -> Collection[str]:
+        """Return none."""
+        return ()
+
+    def adding(self, extra: str) -> str:
+        """Return that nobody knows."""
+        return f"install {extra} there"
 
     def room(self) -> tuple[str, int]:
         """Return room for everything."""

@@ -121,7 +121,7 @@ PROBE = {
     "bashrc_seconds": "0.12",
     "end": "1.00",
 }
-MADE = json.dumps({"flavour": "cu128", "lock_sha256": DIGEST})
+MADE = json.dumps({"flavour": "cu128", "lock_sha256": DIGEST, "extras": {"galore": DIGEST}})
 LAYOUT = {
     "tunesmith_probe": "2",
     "uid": "0",

@@ -11,7 +11,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from tunesmith.stack.definition import Stack
+from tunesmith.stack.definition import Extra, Stack
 from tunesmith.stack.environment import Environment
 
 VERSION = "0.0.1"
@@ -41,14 +41,25 @@ def environment(folder: Path, stack: Stack, build: int = 1) -> tuple[Stack, Envi
     lock = folder / "tiny.txt"
     lock.write_text("".join(lines), encoding="utf-8")
     flavour = dataclasses.replace(stack.flavour(), name="tiny", lock=lock, size_bytes=1_000_000)
+    extras = {name: _extra(folder, index, stack.extras[name]) for name in ("galore", "badam")}
     small = dataclasses.replace(
         stack,
         llamafactory=VERSION,
         source_packages=(),
         default_flavour="tiny",
         flavours={"tiny": flavour},
+        extras=extras,
     )
     return small, Environment(folder / "envs" / "tiny", flavour), index.as_uri()
+
+
+def _extra(folder: Path, index: Path, extra: Extra) -> Extra:
+    """Return an extra of one module; what a test wrote into its lock stays."""
+    lock = folder / f"{extra.name}.txt"
+    digest = _wheel(index / extra.name, extra.name, "")
+    if not lock.exists():
+        lock.write_text(f"{extra.name}=={VERSION} --hash=sha256:{digest}\n", encoding="utf-8")
+    return dataclasses.replace(extra, lock=lock)
 
 
 def _wheel(folder: Path, name: str, module: str) -> str:

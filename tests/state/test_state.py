@@ -64,14 +64,17 @@ def test_llamafactory(place: Place, stack: Stack) -> None:
     assert stack.llamafactory in re.findall(r"\d+(?:\.\d+)+", out)
 
 
-def test_packages(place: Place, flavour: Flavour) -> None:
-    """The packages are those of the lock, each in its version."""
+def test_packages(place: Place, stack: Stack, flavour: Flavour) -> None:
+    """The packages are those of the locks, each in its version."""
     code = (
         "import importlib.metadata as m, json; "
         "print(json.dumps([[d.metadata['Name'], d.version] for d in m.distributions()]))"
     )
     found = {normal(name): version for name, version in json.loads(place.python(code))}
-    wanted = {normal(n): v for n, v in PIN.findall(flavour.lock.read_text(encoding="utf-8"))}
+    marker = json.loads(place.script('cat "$1/.tunesmith-environment.json"', place.environment))
+    locks = [flavour.lock, *(stack.find_extra(name).lock for name in marker.get("extras", ()))]
+    pins = [pin for lock in locks for pin in PIN.findall(lock.read_text(encoding="utf-8"))]
+    wanted = {normal(name): version for name, version in pins}
     others = {n: found.get(n) for n, version in wanted.items() if found.get(n) != version}
     assert not others, f"not of the lock: {others}"
     assert set(found) - set(wanted) <= CONDAS_OWN

@@ -31,10 +31,10 @@ def test_the_table_has_what_was_promised() -> None:
 
 
 @pytest.mark.parametrize("row", STATIC, ids=str)
-def test_our_rules_refuse_it_at_once(project: Project, tmp_path: Path, row: Broken) -> None:
+def test_our_rules_refuse_it_at_once(bare: Project, tmp_path: Path, row: Broken) -> None:
     began = time.process_time()
     with pytest.raises(UsageError) as caught:
-        read(project, tmp_path, row.text)
+        read(bare, tmp_path, row.text)
     assert time.process_time() - began < 1
     assert row.says in caught.value.message
     assert "typed.yaml" in caught.value.message
@@ -45,11 +45,11 @@ def test_our_rules_refuse_it_at_once(project: Project, tmp_path: Path, row: Brok
 
 @pytest.mark.parametrize("row", PARSER, ids=str)
 def test_our_rules_leave_to_the_parser_what_they_cannot_know(
-    project: Project, tmp_path: Path, row: Broken
+    bare: Project, tmp_path: Path, row: Broken
 ) -> None:
-    read(project, tmp_path, row.text)
+    read(bare, tmp_path, row.text)
 
 
 @pytest.mark.parametrize("row", BROKEN, ids=str)
-def test_the_change_ends_it(project: Project, tmp_path: Path, row: Broken) -> None:
-    read(project, tmp_path, row.mended)
+def test_the_change_ends_it(bare: Project, tmp_path: Path, row: Broken) -> None:
+    read(bare, tmp_path, row.mended)

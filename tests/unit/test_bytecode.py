@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tunesmith.core.errors import TunesmithError
 from tunesmith.project import Project
@@ -70,10 +72,23 @@ def test_bytecode_that_cannot_be_written_is_an_error(site: Path) -> None:
     assert re.search(r"Error: .*a/__pycache__/", done.stderr.splitlines()[-1])
 
 
+def files_of(packages: Path, names: set[str]) -> set[str]:
+    """Return the files that the packages of these names installed."""
+    infos = [info for info in packages.glob("*.dist-info") if name_of(info) in names]
+    records = [(info / "RECORD").read_text(encoding="utf-8") for info in infos]
+    return {row[0] for record in records for row in csv.reader(record.splitlines())}
+
+
+def name_of(info: Path) -> str:
+    return canonicalize_name(info.name.partition("-")[0])
+
+
 def test_half_of_the_environment_is_left_out(project: Project, training_python: Path) -> None:
     """The patterns of stack.yml fit what is installed: each leaves out or takes back something."""
     packages = project.environment().packages
-    modules = [str(path.relative_to(packages)) for path in bytecode.wanted(packages, [])]
+    found = [str(path.relative_to(packages)) for path in bytecode.wanted(packages, [])]
+    beside = files_of(packages, {p for e in project.stack.extras.values() for p in e.packages})
+    modules = [module for module in found if module not in beside]
     rules = [bytecode.rule(pattern) for pattern in project.stack.uncompiled]
     for number, pattern in enumerate(project.stack.uncompiled):
         earlier, here = rules[:number], rules[: number + 1]

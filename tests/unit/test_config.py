@@ -202,12 +202,12 @@ def test_lists_are_read_as_names_with_commas(project: Project, tmp_path: Path) -
     ],
 )
 def test_values_that_cannot_work_are_refused_with_what_can(
-    project: Project, tmp_path: Path, line: str, message: str, hint: str
+    bare: Project, tmp_path: Path, line: str, message: str, hint: str
 ) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(f"{GOOD}\n{line}\n")
     with pytest.raises(UsageError) as caught:
-        build.read_config(project, file, ())
+        build.read_config(bare, file, ())
     assert message in caught.value.message
     assert hint in caught.value.hint
 

@@ -175,6 +175,13 @@ def test_what_is_installed_stays_without_a_gpu_and_after_a_failed_self_test(
     assert decide(facts_of("autodl", broken), project.stack).flavour == "cu128"
 
 
+def test_the_extras_of_an_environment_are_named(project: Project) -> None:
+    marker = '{"extras": {"galore": "' + "0" * 64 + '"}}'
+    there = ("end=1.38\n", f"environment={ENVIRONMENT}\t{marker}\nend=1.38\n")
+    verdicts = verdicts_of(project, facts_of("autodl", there))
+    assert find(verdicts, "environment").text.endswith("from an earlier run, with galore")
+
+
 def test_a_quick_login_is_no_verdict(project: Project) -> None:
     quick = facts_of("vm", ("bashrc_seconds=4.00", "bashrc_seconds=2.00"))
     assert "login" not in [v.what for v in verdicts_of(project, quick)]

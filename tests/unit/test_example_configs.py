@@ -38,16 +38,16 @@ def test_all_of_them_are_here() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_each_is_taken_by_its_verb_or_refused_at_once(
-    project: Project, tmp_path: Path, example: Example
+    bare: Project, tmp_path: Path, example: Example
 ) -> None:
     file = write(example, tmp_path)
     assert kind_of(example.values) == example.kind
     began = time.process_time()
     if example.verdict != "refused":
-        build.read_config(project, file, (), VERBS[example.kind])
+        build.read_config(bare, file, (), VERBS[example.kind])
     else:
         with pytest.raises(UsageError) as caught:
-            build.read_config(project, file, (), VERBS["train"])
+            build.read_config(bare, file, (), VERBS["train"])
         assert example.says in caught.value.message
         assert example.hint in caught.value.hint
         assert caught.value.hint
@@ -55,13 +55,11 @@ def test_each_is_taken_by_its_verb_or_refused_at_once(
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_another_verb_names_the_right_one(
-    project: Project, tmp_path: Path, example: Example
-) -> None:
+def test_another_verb_names_the_right_one(bare: Project, tmp_path: Path, example: Example) -> None:
     """The file is never run as something that it is not: a training is no prediction either."""
     file = write(example, tmp_path)
     other = VERBS["train" if example.kind == "predict" else "predict"]
     with pytest.raises(UsageError) as caught:
-        build.read_config(project, file, (), other)
+        build.read_config(bare, file, (), other)
     assert f"a config to {example.kind}, not to {other[0]}" in caught.value.message
     assert remedy_of(example.values, file) in caught.value.hint

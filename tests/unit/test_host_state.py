@@ -21,6 +21,7 @@ from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core.mirrors import load_mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.hosts.probe.answer import Answer, TruncatedError
 from tunesmith.hosts.probe.script import ProbeSettings, script
 from tunesmith.project import Project
@@ -160,6 +161,27 @@ def test_recording_again_says_same_and_writes_nothing(host: FakeHost) -> None:
     assert stat.S_IMODE(after.st_mode) == 0o600
     assert host.record({**WANTED, "app": "a2"}) == "recorded"
     assert [path.name for path in host.base.glob(".state*")] == []
+
+
+@every_shell
+def test_extras_are_those_of_the_finish_marker(host: FakeHost) -> None:
+    def probed(extras: dict[str, str]) -> Answer:
+        # As Ansible writes it, and as an environment without a failed self-test has it.
+        rest = {"flavour": "cu128", "lock_sha256": "0" * 64, "refused": "", "self_test": ""}
+        marker = host.base / "envs/llama-factory" / ENVIRONMENT_MARKER
+        marker.write_text(json.dumps({"extras": extras, **rest}, indent=2), encoding="utf-8")
+        host.record()
+        return Answer(host.probe(), "gpu1", SECTIONS)
+
+    lock = {"galore": "a" * 64}
+    assert state_of(probed({}), WANTED, lock) == State("gpu1", str(host.base), ())
+    answer = probed(lock)
+    there = state_of(answer, WANTED, lock, ["galore"])
+    assert there == State("gpu1", str(host.base), (), extras=("galore",))
+    lacks = state_of(answer, WANTED, lock, ["badam"])
+    assert lacks.drift == ("extra badam: asked for, and not there",)
+    other = state_of(answer, WANTED, {"galore": "b" * 64})
+    assert other.drift == ("extra galore: its lock has changed",)
 
 
 def test_checking_changes_nothing(host: FakeHost) -> None:

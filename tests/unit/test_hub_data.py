@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from standins.bare_target import BareTarget
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import Mirror
 from tunesmith.dataset.entry import Entry
 from tunesmith.plan import hub_data
 from tunesmith.plan.build import check_data
+from tunesmith.plan.target_packages import TargetPackages
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -39,7 +41,6 @@ def mirror(root: Path, tmp_path: Path) -> Mirror:
         ),
         ({"cloud_file_name": "s3://b/x.json"}, "no s3fs", "inv data.register"),
         ({"om_hub_url": "o/s"}, "no openmind", "inv data.register"),
-        ({"ms_hub_url": "o/s"}, "modelscope needs addict", "`inv stack.install --with modelscope`"),
     ],
 )
 def test_what_the_environment_cannot_fetch_is_refused(
@@ -56,9 +57,30 @@ def test_what_it_can_fetch_is_taken() -> None:
     hub_data.check([entry(ms_hub_url="o/s")], ("modelscope", "addict"))
     # LLaMA-Factory takes the first of the two, unless USE_MODELSCOPE_HUB says otherwise.
     hub_data.check([entry(hf_hub_url="o/s", ms_hub_url="o/s")], ())
+
+
+def test_the_hint_brings_what_modelscope_lacks(bare: Project) -> None:
+    class Elsewhere(BareTarget):
+        """A target without extras."""
+
+        def adding(self, extra: str) -> str:
+            return f"run `inv provision --on far --with {extra}`"
+
+    class Provisioned(Elsewhere):
+        """The same, after the hint."""
+
+        def extras(self) -> tuple[str, ...]:
+            return ("modelscope",)
+
+    there = TargetPackages(bare, Elsewhere())
+    with pytest.raises(UsageError, match="modelscope needs addict") as refused:
+        hub_data.check([entry(ms_hub_url="o/s")], there, there.remedy)
+    assert refused.value.hint == "run `inv provision --on far --with modelscope`"
+    hub_data.check([entry(ms_hub_url="o/s")], TargetPackages(bare, Provisioned()))
+    here = TargetPackages(bare)
     with pytest.raises(UsageError) as refused:
-        hub_data.check([entry(ms_hub_url="o/s")], (), "gpu1")
-    assert refused.value.hint == "`inv provision --on gpu1 --with modelscope`"
+        hub_data.check([entry(ms_hub_url="o/s")], here, here.remedy)
+    assert refused.value.hint == "run `inv stack.install --with modelscope`"
 
 
 def test_the_endpoint_that_answers_is_taken(mirror: Mirror) -> None:

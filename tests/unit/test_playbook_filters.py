@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 L40 = "550.54.14, 8.9, NVIDIA L40"
 NEW = "580.65.06, 8.9, NVIDIA L40"
 PROGRAMS = ("flock", "gcc")
-NONE = {"flavour": "", "lock_sha256": "", "refused": "", "self_test": ""}
+NONE = {"flavour": "", "lock_sha256": "", "refused": "", "self_test": "", "extras": {}}
 
 
 def plugin(root: Path, name: str) -> ModuleType:
@@ -78,6 +78,7 @@ def test_values_may_have_what_separates_them(root: Path) -> None:
         ('environment=/e\t{"flavour": ' + "[" * 5000 + "]" * 5000 + "}", "environment.marker"),
         ('environment=/e\t{"flavour": ' + "9" * 5000 + "}", "environment.marker"),
         ('environment=/e\t{"flavour": "{{ x }}"}', "environment.marker.flavour"),
+        ('environment=/e\t{"extras": {"galore": "{{ x }}"}}', "environment.marker.extras.galore"),
     ],
 )
 def test_a_value_that_no_host_has_ends_the_play(root: Path, line: str, key: str) -> None:
@@ -98,7 +99,8 @@ def test_a_marker_that_is_damaged_counts_as_none(root: Path, text: str) -> None:
 
 
 def test_a_marker_is_read(root: Path) -> None:
-    marker = NONE | {"flavour": "cu126", "lock_sha256": "ab" * 32}
+    extras = {"galore": "cd" * 32}
+    marker = NONE | {"flavour": "cu126", "lock_sha256": "ab" * 32, "extras": extras}
     text = json.dumps(marker | {"python": "3.10"})
     own, other = (f"environment=/d/tunesmith/envs/{name}\t{text}" for name in ("own", "other"))
     assert facts_of(root, "base=/d/tunesmith", own)["environment"] == marker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,15 @@ def test_drift_is_seen(tmp_path: Path, text: str, project: Project) -> None:
     assert [line.endswith("makes it") for line in drift(moved)] == [True, True]
     for name, flavour in moved.flavours.items():
         (locks / f"{name}.txt").write_text(DIGEST_PREFIX + stack.inputs_digest(flavour) + "\n")
+    (locks / "extras").mkdir()
+    assert [line.endswith("makes it") for line in drift(moved)] == [True] * len(moved.extras)
+    for extra in moved.extras.values():
+        extra.lock.write_text(DIGEST_PREFIX + moved.extra_digest(extra) + "\n")
     assert drift(moved) == ()
+    (tmp_path / "stack.yml").write_text(text.replace("badam==1.4", "badam==1.3"))
+    assert [line.split()[0] for line in drift(load_stack(tmp_path / "stack.yml"))] == [
+        str(locks / "extras" / "badam.txt")
+    ]
     (tmp_path / "stack.yml").write_text(text.replace("peft==0.15.2", "peft==0.15.1"))
     assert len(drift(load_stack(tmp_path / "stack.yml"))) == 2
 
@@ -75,3 +84,25 @@ def test_drift_is_seen(tmp_path: Path, text: str, project: Project) -> None:
 def test_an_unknown_flavour_lists_the_known(project: Project) -> None:
     with pytest.raises(UsageError, match="known are cu128, cu126"):
         project.stack.flavour("cu124")
+
+
+def test_an_unknown_extra_is_told_with_the_one_that_was_meant(project: Project) -> None:
+    stack = project.stack
+    assert [extra.name for extra in stack.extras_named("galore, wandb,galore")] == [
+        "galore",
+        "wandb",
+    ]
+    with pytest.raises(UsageError, match="extra 'gallore' is not in") as refused:
+        stack.extras_named("wandb,gallore")
+    assert refused.value.hint == "did you mean `--with galore`?"
+
+
+def test_an_extra_adds_to_every_lock_and_changes_none(project: Project) -> None:
+    stack, pinned = project.stack, {}
+    for extra in stack.extras.values():
+        assert set(extra.provides) <= extra.packages
+        for flavour in stack.flavours.values():
+            assert not extra.packages & flavour.packages, extra.name
+        for name, version in re.findall(r"(?m)^([\w.-]+)==([^ ]+)", extra.lock.read_text("utf-8")):
+            assert pinned.setdefault(name, version) == version, f"{extra.name}: {name}"
+        assert "--hash=sha256:" in extra.lock.read_text("utf-8")

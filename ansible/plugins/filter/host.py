@@ -78,6 +78,7 @@ def _facts(printed: str, environment: str, programs: Sequence[str]) -> dict[str,
         "digest": dict(installation.digests),
         "environment": {
             "flavour": own.flavour,
+            "extras": dict(own.extras),
             "lock_sha256": own.lock_sha256,
             "refused": own.refused,
             "self_test": own.self_test,
@@ -111,6 +112,16 @@ def file_sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def extra_locks(names: Sequence[str], folder: str) -> dict[str, str]:
+    """Return the digest of each extra's lock in a folder of this machine, by its name."""
+    return {name: file_sha256(f"{folder}/{name}.txt") for name in names}
+
+
+def lacking(locks: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `locks` that an environment has not, or not from the same lock."""
+    return {name: digest for name, digest in locks.items() if there.get(name) != digest}
+
+
 def as_archive(sources: Mapping[str, str]) -> str:
     """Return base64 of a tar.gz: by its name there, a file or a folder of this machine.
 
@@ -137,7 +148,9 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "as_archive": as_archive,
+            "extra_locks": extra_locks,
             "file_sha256": file_sha256,
             "host_facts": host_facts,
             "host_probe": host_probe,
+            "lacking": lacking,
         }

@@ -26,6 +26,7 @@ from tunesmith.plan import build, hub_data, rows
 from tunesmith.plan.build import tables_here
 from tunesmith.plan.config import Config
 from tunesmith.plan.plan import absolute_paths
+from tunesmith.plan.target_packages import TargetPackages
 from tunesmith.project import Project
 
 
@@ -205,7 +206,8 @@ def training_python(
     found = {**values, "dataset_dir": str(values.get("dataset_dir") or "data")}
     absolute_paths(found, project.find)
     remote = hub_data.remote_entries(found)
-    hub_data.check(remote, build.installed(project))
+    there = TargetPackages(project)
+    hub_data.check(remote, there, there.remedy)
     network = hub_data.environment(remote, project.mirror(mirror))
     return environment.python, {
         **project.stack.variables,

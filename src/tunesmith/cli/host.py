@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tunesmith.cli.command import Session, command
-from tunesmith.cli.options import HOST, HOSTS, MIRROR
+from tunesmith.cli.options import HOST, HOSTS, MIRROR, WITH
 
 _FINGERPRINT = "host key the console shows (SHA256:...); any other is refused"
 
@@ -18,6 +18,7 @@ _FINGERPRINT = "host key the console shows (SHA256:...); any other is refused"
         "on": HOSTS,
         "mirror": MIRROR,
         "flavour": "cu128 or cu126 (default: the one that GPU and driver need)",
+        "with": WITH,
         "toolkit": "also install nvcc of the flavour's CUDA",
         "token": "read a Hugging Face token from stdin",
         "check": "change nothing; report what would change",
@@ -30,6 +31,7 @@ def provision(
     on: str,
     mirror: str = "default",
     flavour: str = "",
+    with_: str = "",
     toolkit: bool = False,
     token: bool = False,
     check: bool = False,
@@ -44,6 +46,7 @@ def provision(
         on,
         mirror=mirror,
         flavour=flavour or None,
+        extras=with_,
         toolkit=toolkit,
         token=token,
         check=check,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.command import Session, command
-from tunesmith.cli.options import FLAVOUR, MIRROR
+from tunesmith.cli.options import FLAVOUR, MIRROR, WITH
 
 if TYPE_CHECKING:
     from tunesmith.project import Project
@@ -24,6 +24,7 @@ _ROWS = 20  # the largest packages that `image.sizes` shows
         "mirror": MIRROR,
         "base": "base image with Python 3.10 (default: $BASE_IMAGE, else the stack's)",
         "toolkit": "include nvcc of the flavour's CUDA",
+        "with": WITH,
     },
 )
 def build(
@@ -32,6 +33,7 @@ def build(
     mirror: str = "default",
     base: str = "",
     toolkit: bool = False,
+    with_: str = "",
 ) -> None:
     """Build the image of a flavour."""
     from tunesmith.cli.console import console, say
@@ -43,7 +45,10 @@ def build(
     project = session.project
     profile = project.mirror(mirror)
     start = base or os.environ.get("BASE_IMAGE")
-    plan = building.plan_build(project, flavour or None, profile, start, toolkit=toolkit)
+    extras = project.stack.extras_named(with_)
+    plan = building.plan_build(
+        project, flavour or None, profile, start, toolkit=toolkit, extras=extras
+    )
     if session.dry:
         say(plan.render())
         return

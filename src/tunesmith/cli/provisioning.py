@@ -35,6 +35,7 @@ def provision(
     *,
     mirror: str = "default",
     flavour: str | None = None,
+    extras: str = "",
     toolkit: bool = False,
     token: bool = False,
     check: bool = False,
@@ -44,12 +45,20 @@ def provision(
 ) -> None:
     """Bring hosts (comma-separated) to the stack; `full` runs the playbook in any case.
 
+    `extras` are names of extras to add to those a host has, separated by commas.
     With `token`, a Hugging Face token is read from stdin. Raises TunesmithError when a host
     failed; the others were done.
     """
     project = Project.at(root)
     names = host_names(on)
+    added = tuple(extra.name for extra in project.stack.extras_named(extras))
     if boxed := containers_of(project, names):
+        if added:
+            raise UsageError(
+                f"{boxed[0]} runs jobs in a container of the image, which stays as it was built",
+                hint=f"`inv image.build --with {','.join(added)}`, then `inv image.ship --on "
+                f"{boxed[0]}` and `inv provision --on {boxed[0]}`",
+            )
         if toolkit or token or check or diff:
             raise UsageError(
                 f"{boxed[0]} runs jobs in a container",
@@ -66,12 +75,14 @@ def provision(
     wanted = wanted_of(project, profile, flavour=flavour, toolkit=toolkit)
     if dry:
         say(f"would bring {', '.join(names)} to {fingerprint(wanted)}")
+        if added:
+            say(f"would add {', '.join(added)}")
         say("playbook: ansible/playbooks/provision.yml, for hosts that are not in state")
         return
     secret = _read_token() if token else None
     began = time.monotonic()
     with moving(f"looking at {', '.join(names)}"):
-        states = check_states(project, names, wanted)
+        states = check_states(project, names, wanted, added)
     playbook_anyway = full or check or token
     for state in states:
         _tell_state(state, playbook_anyway)
@@ -86,12 +97,17 @@ def provision(
             check=check,
             diff=diff,
             distrusted={state.name: state.distrusted for state in states if state.distrusted},
+            extras={s.name: own for s in states if (own := _both(s.extras, added))},
         )
         with Display(console) as display:
             done = run_playbook(project, todo, asked, _Steps(display).step)
     if todo or len(states) > 1:
         _table(states, done, time.monotonic() - began, check=check)
     _raise_failed(states, done)
+
+
+def _both(there: Sequence[str], added: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*there, *added)))
 
 
 def _provision_containers(

@@ -6,10 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.command import Session, command
-from tunesmith.cli.options import FLAVOUR, MIRROR
+from tunesmith.cli.options import FLAVOUR, MIRROR, WITH
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunesmith.project import Project
+    from tunesmith.stack.definition import Extra
 
 
 @command("stack.show", example="inv stack.show")
@@ -29,6 +32,11 @@ def show(session: Session) -> None:
         say(f"{flavour.name}{default}: CUDA {flavour.cuda}, {' '.join(flavour.requirements)}")
         say(f"  driver >= {flavour.minimum_driver}, compute capability {capabilities}")
         say(f"  lock {flavour.lock_sha256[:12]}, {formats.size(flavour.size_bytes)}, {state}")
+        if own := ", ".join(installed.extras):
+            say(f"  with {own}")
+    for extra in stack.extras.values():
+        size = formats.size(extra.size_bytes)
+        say(f"--with {extra.name}: {' '.join(extra.requirements)}, {size}")
     for line in stack.requirements:
         say(f"  {line}")
     for key, value in sorted(stack.variables.items()):
@@ -39,16 +47,18 @@ def show(session: Session) -> None:
 def lock(session: Session, mirror: str = "default") -> None:
     """Resolve stack.yml into locks with hashes."""
     from tunesmith.cli.console import moving, say
-    from tunesmith.stack import environment
+    from tunesmith.stack import locking
 
     project = session.project
     profile = project.mirror(mirror)
     if session.dry:
         for flavour in project.stack.flavours.values():
             say(f"would resolve {flavour.lock} from {len(project.stack.inputs(flavour))} lines")
+        for extra in project.stack.extras.values():
+            say(f"would resolve {extra.lock}")
         return
     with moving("resolving"):
-        locks = environment.lock(project.stack, project.root, profile)
+        locks = locking.lock(project.stack, project.root, profile)
     for path in locks:
         say(f"{path}")
 
@@ -86,23 +96,27 @@ def check(session: Session) -> None:
 
 @command(
     "stack.install",
-    example="inv stack.install --flavour cu126",
-    help={"flavour": FLAVOUR, "mirror": MIRROR},
+    example="inv stack.install --with galore,tensorboard",
+    help={"flavour": FLAVOUR, "with": WITH, "mirror": MIRROR},
 )
-def install(session: Session, flavour: str = "", mirror: str = "default") -> None:
+def install(session: Session, flavour: str = "", with_: str = "", mirror: str = "default") -> None:
     """Install the training environment on this machine."""
     from tunesmith.cli.console import say
 
     project = session.project
+    extras = project.stack.extras_named(with_)
     if session.dry:
         environment = project.environment(flavour or None)
-        say(f"would install {environment.flavour.lock} in {environment.path}")
+        for lock in (environment.flavour.lock, *(extra.lock for extra in extras)):
+            say(f"would install {lock} in {environment.path}")
         return
-    install_environment(project, flavour or None, mirror)
+    install_environment(project, flavour or None, mirror, extras)
 
 
-def install_environment(project: Project, flavour: str | None, mirror: str) -> None:
-    """Install the training environment of a flavour; one that is current stays."""
+def install_environment(
+    project: Project, flavour: str | None, mirror: str, extras: Sequence[Extra] = ()
+) -> None:
+    """Install the training environment of a flavour, with extras; what is there stays."""
     from tunesmith.cli.console import say, telling
     from tunesmith.core import formats
     from tunesmith.stack import environment as environments
@@ -112,12 +126,16 @@ def install_environment(project: Project, flavour: str | None, mirror: str) -> N
     profile = project.mirror(mirror)
     project.folder()
     with telling() as tell:
-        versions = environments.install(project.stack, environment, project.root, profile, tell)
+        versions = environments.install(
+            project.stack, environment, project.root, profile, tell, extras
+        )
+    beside = "".join(f", {name}" for name in environment.extras)
     if versions is None:
-        say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
+        current = f"{environment.flavour.name}{beside}, current"
+        say(f"training environment: {environment.path} ({current})")
         return
     say(
         f"training environment: {environment.path} (Python {versions['python']}, LLaMA-Factory "
-        f"{versions['llamafactory']}, torch {versions['torch']}) in "
+        f"{versions['llamafactory']}, torch {versions['torch']}{beside}) in "
         f"{formats.duration(time.monotonic() - began)}"
     )

@@ -368,7 +368,9 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         text = f"none: Miniforge {stack.conda.version} will be installed ({size})"
         yield Verdict("info", "conda", text)
     if facts.environment and facts.environment.whole:
-        text = f"{facts.environment.path} is there, from an earlier run"
+        extras = ", ".join(facts.environment.extras)
+        beside = f", with {extras}" if extras else ""
+        text = f"{facts.environment.path} is there, from an earlier run{beside}"
         yield Verdict("info", "environment", text)
     elif facts.environment:
         text = f"{facts.environment.path} is half-made"

@@ -15,8 +15,8 @@ class Layout:
     """What a provisioned host has, and where.
 
     `base` is tunesmith's folder on the data disk, `environment` the conda environment,
-    `flavour` and `lock_sha256` what is installed there, `asked` what it was provisioned for
-    (the parts of the state's fingerprint), `free_bytes` the room on the data disk, `mirror`
+    `flavour`, `lock_sha256` and `extras` what is installed there, `asked` what it was provisioned
+    for (the parts of the state's fingerprint), `free_bytes` the room on the data disk, `mirror`
     the mirror profile for downloads there (a name, or a file there), `sudo` what an
     administrator's command begins with there.
     """
@@ -26,6 +26,7 @@ class Layout:
     hf_home: PurePosixPath
     flavour: str
     lock_sha256: str
+    extras: tuple[str, ...]
     asked: Mapping[str, str]
     free_bytes: int
     mirror: str
@@ -95,6 +96,7 @@ def look(remote: Remote) -> Layout:
         hf_home=PurePosixPath(provisioned.hf_home),
         flavour=environment.flavour,
         lock_sha256=environment.lock_sha256,
+        extras=tuple(environment.extras),
         asked=provisioned.asked,
         free_bytes=places.room.free,
         mirror=provisioned.mirror_file or "default",

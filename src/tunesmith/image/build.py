@@ -26,7 +26,7 @@ from tunesmith.core.mirrors import Mirror
 from tunesmith.core.printable import one_line
 from tunesmith.image import engine
 from tunesmith.project import Project
-from tunesmith.stack.definition import Flavour, driver_requirement
+from tunesmith.stack.definition import Extra, Flavour, driver_requirement
 from tunesmith.stack.sources import app_digest, image_digest
 
 # Clients before this version have a built-in BuildKit client; later ones need buildx.
@@ -57,11 +57,13 @@ class ImagePlan:
     argv: tuple[str, ...]
     secrets: Mapping[str, str]
     room_bytes: int
+    extras: tuple[Extra, ...] = ()
 
     def render(self) -> str:
         """Return the plan as text."""
         lines = [f"image    {self.tag}", f"base     {self.base}"]
         lines += [f"lock     {self.flavour.lock} ({self.flavour.lock_sha256[:12]})"]
+        lines += [f"with     {extra.lock} ({extra.lock_sha256[:12]})" for extra in self.extras]
         lines += [f"disk     {formats.size(self.room_bytes)} while it is built"]
         lines += [f"command  docker {shlex.join(self.argv)}"]
         return "\n".join(lines)
@@ -74,12 +76,13 @@ def plan_build(
     base: str | None,
     *,
     toolkit: bool = False,
+    extras: Sequence[Extra] = (),
 ) -> ImagePlan:
     """Return the plan of `image.build`. Pure except for reading the repository.
 
     `base` (BASE_IMAGE) replaces the stack's base image; without it the stack's is pulled from the
-    mirror's first registry, by the same digest. Raises UsageError for an unknown flavour or a
-    missing certificate file of a mirror.
+    mirror's first registry, by the same digest. The image has the `extras` named and no other.
+    Raises UsageError for an unknown flavour or a missing certificate file of a mirror.
     """
     stack = project.stack
     chosen = stack.flavour(flavour)
@@ -94,6 +97,11 @@ def plan_build(
     }
     if toolkit:
         arguments["CUDA"] = chosen.cuda
+    if extras:
+        arguments["BODY"] = "extended"
+        arguments["EXTRAS"] = " ".join(extra.name for extra in extras)
+        sources = [name for extra in extras for name in extra.source_packages]
+        arguments["EXTRA_SOURCES"] = " ".join(sources)
     secrets = {"mirror": _mirror_settings(mirror)}
     if mirror.ca_bundle is not None:
         if not mirror.ca_bundle.is_file():
@@ -107,10 +115,11 @@ def plan_build(
         # BuildKit keeps these two out of the image's history by itself.
         argv += ["--build-arg", f"http_proxy={mirror.http_proxy}"]
         argv += ["--build-arg", f"https_proxy={mirror.http_proxy}"]
-    for key, value in labels(project, chosen, image).items():
+    for key, value in labels(project, chosen, image, extras).items():
         argv += ["--label", f"{key}={value}"]
-    room = int(chosen.size_bytes * _BUILD_ROOM)
-    return ImagePlan(tag, chosen, image, (*argv, str(project.root)), secrets, room)
+    room = int((chosen.size_bytes + sum(extra.size_bytes for extra in extras)) * _BUILD_ROOM)
+    whole = (*argv, str(project.root))
+    return ImagePlan(tag, chosen, image, whole, secrets, room, tuple(extras))
 
 
 def build(plan: ImagePlan, log: Path, step: OnText) -> str:
@@ -222,7 +231,9 @@ def at_registry(base: str, registries: tuple[str, ...]) -> str:
     return f"{first.partition('://')[2]}/{base}"
 
 
-def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
+def labels(
+    project: Project, flavour: Flavour, base: str, extras: Sequence[Extra] = ()
+) -> dict[str, str]:
     """Return the image's labels: OCI's, and the digests of its inputs.
 
     The time is that of the commit, so that a rebuild changes nothing.
@@ -239,6 +250,8 @@ def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
         engine.SOURCES: image_digest(project.root),
         engine.FLAVOUR: flavour.name,
     }
+    if extras:
+        found[engine.EXTRAS] = " ".join(f"{e.name}={e.lock_sha256}" for e in extras)
     if digest:
         found["org.opencontainers.image.base.digest"] = digest
     commit = _output("git", "-C", str(project.root), "log", "-1", "--format=%H %cI")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import docker
 from docker.context import ContextAPI
@@ -22,6 +22,8 @@ REPOSITORY = "tunesmith"
 # Labels of our images: what it is, and the digests of its inputs.
 TITLE = "org.opencontainers.image.title"
 STACK, LOCK, APP = "tunesmith.stack.sha256", "tunesmith.lock.sha256", "tunesmith.app.sha256"
+# Extras that an image was built with, as words NAME=SHA256_OF_ITS_LOCK.
+EXTRAS = "tunesmith.extras"
 # APP covers the code that works on runs, SOURCES all our code (stack/sources.py).
 SOURCES = "tunesmith.sources.sha256"
 FLAVOUR = "tunesmith.flavour"
@@ -175,3 +177,9 @@ def version_of(text: str) -> int:
     """Return the major version in the output of `docker --version`, 0 if there is none."""
     found = re.search(r"version (\d+)\.", text)
     return int(found[1]) if found else 0
+
+
+def extras_of(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the extras that an image with these labels has: name -> sha256 of the lock."""
+    words = [word.partition("=") for word in labels.get(EXTRAS, "").split()]
+    return {name: digest for name, _, digest in words}

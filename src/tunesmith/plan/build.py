@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import hub_data, models, paths, presets, rows
+from tunesmith.plan import trackers as tracking
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.gpus import rows_of_a_step
 from tunesmith.plan.kind import Kind
@@ -42,6 +44,7 @@ from tunesmith.plan.plan import (
 )
 from tunesmith.plan.staging import stage_inputs
 from tunesmith.plan.target import PowerControl, Target
+from tunesmith.plan.target_packages import TargetPackages
 from tunesmith.project import Project
 
 # General prompts every measured run is asked, so that forgetting is seen.
@@ -95,12 +98,20 @@ def fetch_model(
 
 
 def read_config(
-    project: Project, file: Path, overrides: Sequence[str], wanted: Sequence[Kind] = ()
+    project: Project,
+    file: Path,
+    overrides: Sequence[str],
+    wanted: Sequence[Kind] = (),
+    target: Target | None = None,
 ) -> Config:
     """Return a checked config of a `wanted` kind; a known model's template must be the right
-    one."""
-    packages = installed(project)
-    config = load_config(project.find(file), overrides, project.stack.schema, packages, wanted)
+    one.
+
+    It may ask for the packages of `target`'s training environment, by default this machine's.
+    """
+    there = TargetPackages(project, target)
+    schema = project.stack.schema
+    config = load_config(project.find(file), overrides, schema, there, wanted, there.remedy)
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -128,7 +139,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     check_then(options.then)
     limits = run_limits(max_hours=options.max_hours, price=options.price, max_cost=options.max_cost)
     run_id = None if options.run_id is None else RunId(options.run_id)
-    written = read_config(project, options.config, options.overrides, ("train",))
+    written = read_config(project, options.config, options.overrides, ("train",), target)
     preset = presets.preset_of(written, options.preset)
     config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(options.prompts)) if options.prompts else ()
@@ -174,7 +185,11 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         evaluate=schema.EvaluateOptions(**EVALUATION),
         merge=merge_keys(project, config),
         limits=limits,
-        env={**location.env, **network},
+        env={
+            **location.env,
+            **network,
+            **tracking.variables(values, os.environ, Path.home(), here=target.name == "local"),
+        },
         then=tuple(word for word in THEN if word in options.then),
         preset=preset,
         fetch=spec,
@@ -283,7 +298,7 @@ def plan_predict(
 
     A base model that is fetched here is put in later, as with `plan_training`.
     """
-    config = read_config(project, file, overrides, ("predict", "evaluate loss"))
+    config = read_config(project, file, overrides, ("predict", "evaluate loss"), target)
     # What a run's config names is its own, and lies on the target.
     own: set[str] = set()
     if run_id:
@@ -428,15 +443,11 @@ def _network(
     cannot be fetched.
     """
     entries = hub_data.remote_entries(values)
-    hub_data.check(entries, installed(project), target.name if target.shared else "")
+    there = TargetPackages(project, target)
+    hub_data.check(entries, there, there.remedy)
     if entries and target.shared:
         return {"HF_HUB_OFFLINE": "0"}
     return hub_data.environment(entries, project.mirror(mirror or "default"))
-
-
-def installed(project: Project) -> Collection[str]:
-    """Return the packages of the training environment."""
-    return project.stack.flavour(None).packages
 
 
 def needed_key(target: Target, run_id: str, config: documents.Config, key: str) -> Any:

@@ -26,6 +26,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.plan.kind import Kind, refuse_kind
 from tunesmith.plan.rules import check as rules
 from tunesmith.plan.rules.fault import REMOVE, Fault, refusal
+from tunesmith.plan.rules.packages import Remedy, no_remedy
 from tunesmith.plan.yaml_file import read_mapping
 
 # https://json-schema.org, as job/data/config_schema.py writes it.
@@ -84,13 +85,14 @@ def load_config(
     schema_file: Path,
     installed: Collection[str] | None = None,
     wanted: Sequence[Kind] = (),
+    remedy: Remedy = no_remedy,
 ) -> Config:
     """Read `file`, apply `key=value` overrides, and check every key.
 
     With `wanted`, a config for something else is refused. With `installed`, the packages of the
     training environment, the values are checked too, alone and together (plan/rules): as for a
-    training or a prediction. Raises UsageError with all faults of keys and types, or else of
-    values: the first with its hint, the others as detail.
+    training or a prediction; `remedy` says how a package gets there. Raises UsageError with all
+    faults of keys and types, or else of values: the first with its hint, the others as detail.
     """
     values, text = read_mapping(file)
     head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
@@ -102,7 +104,7 @@ def load_config(
     if wanted:
         refuse_kind(file, values, wanted)
     values = {key: _joined(value, schema["properties"][key]) for key, value in values.items()}
-    if installed is not None and (faults := rules.find(values, schema, installed)):
+    if installed is not None and (faults := rules.find(values, schema, installed, remedy)):
         raise refusal(file, faults, parsed)
     return Config(file, values, parsed, tuple(head))
 

@@ -15,6 +15,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import Mirror
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.registry import resolve
+from tunesmith.plan.rules.packages import Remedy, no_remedy
 
 _PATIENCE = 5.0  # seconds until an endpoint that does not answer is none
 _MODELSCOPE = "https://www.modelscope.cn"
@@ -32,10 +33,10 @@ def remote_entries(values: documents.Config) -> tuple[Entry, ...]:
     return tuple(entry for entry in entries if entry.remote)
 
 
-def check(entries: Sequence[Entry], installed: Collection[str], on: str = "") -> None:
+def check(entries: Sequence[Entry], installed: Collection[str], remedy: Remedy = no_remedy) -> None:
     """Raise UsageError for a data set that the training environment cannot fetch.
 
-    `installed` are its packages; `on` names the host it is on.
+    `installed` are its packages, `remedy` says how it gets one more.
     """
     for entry in entries:
         hub, what = _source(entry), f"data set {entry.key} is {entry.remote}"
@@ -50,10 +51,9 @@ def check(entries: Sequence[Entry], installed: Collection[str], on: str = "") ->
         if hub == "om_hub_url":
             raise UsageError(f"{what}: the training environment has no openmind", hint=_SAVED)
         if hub == "ms_hub_url" and _NEEDED not in installed:
-            install = f"inv provision --on {on}" if on else "inv stack.install"
             raise UsageError(
                 f"{what}: modelscope needs {_NEEDED} for it, which the training environment lacks",
-                hint=f"`{install} --with modelscope`",
+                hint=remedy(_NEEDED),
             )
 
 

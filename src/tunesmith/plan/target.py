@@ -6,7 +6,7 @@ A capability is a Protocol of its own: a target that has its methods has it. Who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -63,6 +63,14 @@ class Target(Protocol):
         `name` is where it would lie below RUN/inputs; its last part is the key. Raises
         UsageError for a path that cannot be had there.
         """
+        ...
+
+    def extras(self) -> Collection[str]:
+        """Return the names of the extras (configs/stack.yml) that its environment has."""
+        ...
+
+    def adding(self, extra: str) -> str:
+        """Return how its environment gets an extra, as a hint begins: "run `inv ...`"."""
         ...
 
     def room(self) -> tuple[str, int]:

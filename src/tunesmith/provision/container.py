@@ -27,7 +27,7 @@ from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import mirror_file
 from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.hosts import agent, replies
-from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, parse_json
+from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, Named, parse_json
 from tunesmith.hosts.probe.answer import Answer, Section
 from tunesmith.hosts.probe.ask import ask
 from tunesmith.hosts.probe.host import Places, User
@@ -247,7 +247,8 @@ def _files(
     name = project.stack.environment_name
     python = f"/opt/tunesmith/envs/{name}/bin/python"
     exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
-    marker = {"flavour": flavour, "lock_sha256": lock}
+    extras = Named(WORD, DIGEST).read(asked_of_image, engine.extras_of(labels))
+    marker = {"flavour": flavour, "lock_sha256": lock, "extras": extras}
     asked = {
         "app": short_digest(app_digest(project.root)),
         "flavour": flavour,

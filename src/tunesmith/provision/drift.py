@@ -62,14 +62,16 @@ class State:
 
     `drift` has a line for each difference and is empty when the host is in state.
     `distrusted` names what somebody changed there since and has to be made again, whatever
-    its finish marker says: `environment`, `app`. `base` is the folder of ours, None when the
-    host was never provisioned. `error` is why the look failed. `seconds` is how long it took.
+    its finish marker says: `environment`, `app`. `extras` are those it has. `base` is the folder
+    of ours, None when the host was never provisioned. `error` is why the look failed. `seconds`
+    is how long it took.
     """
 
     name: str
     base: str | None
     drift: tuple[str, ...]
     distrusted: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
     seconds: float = 0.0
     error: TunesmithError | None = None
 
@@ -141,15 +143,17 @@ def roles_digest(root: Path) -> str:
 
 
 def check_states(
-    project: Project, names: Sequence[str], wanted: Mapping[str, str]
+    project: Project, names: Sequence[str], wanted: Mapping[str, str], asked: Sequence[str] = ()
 ) -> tuple[State, ...]:
     """Look at several hosts at once; the states come in the order of `names`.
 
+    `asked` are extras that each of them must have, besides those it has.
     Raises UsageError, before any host is asked, for a name that is not in the inventory.
     """
     remotes = [Remote(name, project.inventory) for name in names]
+    locks = {extra.name: extra.lock_sha256 for extra in project.stack.extras.values()}
     with ThreadPoolExecutor(max_workers=min(32, len(remotes) or 1)) as pool:
-        return tuple(pool.map(lambda remote: _look(remote, wanted), remotes))
+        return tuple(pool.map(lambda remote: _look(remote, wanted, locks, asked), remotes))
 
 
 def check_reach(project: Project, names: Sequence[str]) -> tuple[State, ...]:
@@ -178,11 +182,13 @@ def record_script() -> str:
     return with_findings(text)
 
 
-def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
+def _look(
+    remote: Remote, wanted: Mapping[str, str], locks: Mapping[str, str], asked: Sequence[str]
+) -> State:
     began = time.monotonic()
     try:
         answer = ask(remote, *SECTIONS, timeout=120)
-        state = state_of(answer, wanted)
+        state = state_of(answer, wanted, locks, asked)
     except TruncatedError as error:
         # What is there is not known: the playbook finds out.
         said = one_line(" ".join(error.detail)[-200:])
@@ -192,8 +198,15 @@ def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
     return replace(state, seconds=time.monotonic() - began)
 
 
-def state_of(answer: Answer, wanted: Mapping[str, str]) -> State:
+def state_of(
+    answer: Answer,
+    wanted: Mapping[str, str],
+    locks: Mapping[str, str] | None = None,
+    extras: Sequence[str] = (),
+) -> State:
     """Return the state of a host from its answer for `SECTIONS`.
+
+    `locks` has the sha256 of each known extra's lock, `extras` are those it must have.
 
     Raises TunesmithError for what no such host says.
     """
@@ -210,10 +223,24 @@ def state_of(answer: Answer, wanted: Mapping[str, str]) -> State:
     added = {key for key in now if key.startswith("tree:envs/") and key not in was}
     changed = [key for key in sorted({*was, *now} - added) if was.get(key) != now.get(key)]
     found = [_told(key, was.get(key), now.get(key)) for key in changed]
+    found += _extras_drift(now, locks or {}, extras)
+    own = sorted(key.partition(":")[2] for key in {*was, *now} if key.startswith("extra:"))
     distrusted = [
         what for what, keys in _MADE_ANEW.items() if any(key.startswith(keys) for key in changed)
     ]
-    return State(name, base, (*_asked_drift(asked, wanted), *found), tuple(distrusted))
+    drift = (*_asked_drift(asked, wanted), *found)
+    return State(name, base, drift, tuple(distrusted), tuple(own))
+
+
+def _extras_drift(
+    now: Mapping[str, str], locks: Mapping[str, str], asked: Sequence[str]
+) -> list[str]:
+    there = {key.removeprefix("extra:"): key for key in now if key.startswith("extra:")}
+    lines = [f"extra {name}: asked for, and not there" for name in asked if name not in there]
+    for name, key in there.items():
+        if name in locks and now[key] != locks[name]:
+            lines.append(f"extra {name}: its lock has changed")
+    return lines
 
 
 def _recorded(asked: AnswerSource, text: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -274,6 +301,7 @@ def _told(key: str, was: str | None, now: str | None) -> str:
     name = {
         "conda": "conda",
         "disk": "data disk: mount point",
+        "extra": f"extra {what}",
         "gpu": "GPU",
         "python": what,
         "tool": what,

@@ -51,7 +51,8 @@ class ProvisionOptions:
     `mirror` is a profile's name or a file, `flavour` None lets the host decide, `toolkit`
     adds nvcc. `token` is the Hugging Face token to leave there. `check` changes nothing and
     tells what would be; `diff` shows the lines of files that change. `distrusted` names, by
-    host, what has to be made again whatever its finish marker says (drift.State).
+    host, what has to be made again whatever its finish marker says (drift.State), `extras` what
+    it gets besides the lock.
     """
 
     mirror: str = "default"
@@ -61,6 +62,7 @@ class ProvisionOptions:
     check: bool = False
     diff: bool = False
     distrusted: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    extras: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ def provision(
         "state_fingerprint": fingerprint(wanted),
         "distrusted": {name: list(what) for name, what in asked.distrusted.items()},
     }
+    if asked.extras:
+        variables["with_extras"] = {name: list(what) for name, what in asked.extras.items()}
     if asked.flavour:
         variables["cuda_flavour"] = asked.flavour
 

@@ -21,7 +21,7 @@ from tunesmith.project import Project
 
 def lock_of(project: Project) -> Path:
     """Return the hashed lock."""
-    return project.root / "configs" / "locks" / "tensorboard.txt"
+    return project.stack.find_extra("tensorboard").lock
 
 
 def folder_name(project: Project) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -55,6 +56,36 @@ class Flavour:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """Packages that an environment has when they were asked for.
+
+    `lock` adds to every flavour's lock and changes nothing there. `source_packages` are those of
+    it without a wheel, `size_bytes` is what it takes on disk.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    size_bytes: int
+    source_packages: tuple[str, ...]
+    lock: Path
+
+    @property
+    def lock_sha256(self) -> str:
+        """Digest of the lock file: the identity of what is installed."""
+        return sha256_of(self.lock)
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """The packages that it is there for, as PyPI normalises their names."""
+        return tuple(line.partition("==")[0] for line in self.requirements)
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """Names of all packages that the lock holds."""
+        return frozenset(_PINNED.findall(self.lock.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
 class CondaInstaller:
     """The Miniforge installer for hosts without conda (Linux x86-64)."""
 
@@ -82,6 +113,7 @@ class Stack:
     host_inodes: int
     default_flavour: str
     flavours: Mapping[str, Flavour]
+    extras: Mapping[str, Extra]
     platform: str
     source_packages: tuple[str, ...]
     uncompiled: tuple[str, ...]
@@ -106,6 +138,24 @@ class Stack:
             raise UsageError(f"flavour {name!r} is not in {self.path}; known are {names}")
         return self.flavours[name]
 
+    def find_extra(self, name: str) -> Extra:
+        """Return an extra. Raises UsageError if unknown."""
+        if name not in self.extras:
+            known = ", ".join(self.extras)
+            near = difflib.get_close_matches(name, self.extras, n=1)
+            raise UsageError(
+                f"extra {name!r} is not in {self.path}",
+                hint=f"did you mean `--with {near[0]}`?" if near else f"known are {known}",
+            )
+        return self.extras[name]
+
+    def extras_named(self, names: str) -> tuple[Extra, ...]:
+        """Return the extras of a list with commas, each once. Raises UsageError if unknown."""
+        return tuple(
+            self.find_extra(name)
+            for name in dict.fromkeys(filter(None, re.split(r"[,\s]+", names)))
+        )
+
     @property
     def host_free_bytes(self) -> int:
         """Bytes that must be free on a host's data disk, for any flavour."""
@@ -114,6 +164,12 @@ class Stack:
     def inputs(self, flavour: Flavour) -> tuple[str, ...]:
         """Return the requirement lines that a lock is resolved from."""
         return (*self.requirements, *flavour.requirements)
+
+    def extra_digest(self, extra: Extra) -> str:
+        """Return the sha256 of everything that decides what an extra's lock holds."""
+        beside = sorted(flavour.lock_sha256 for flavour in self.flavours.values())
+        material = [self.python, self.platform, sorted(extra.requirements), beside]
+        return hashlib.sha256(json.dumps(material).encode()).hexdigest()
 
     def inputs_digest(self, flavour: Flavour) -> str:
         """Return the sha256 of all inputs of a lock."""
@@ -146,6 +202,16 @@ def load_stack(path: Path) -> Stack:
             )
             for name, value in raw["flavours"].items()
         }
+        extras = {
+            name: Extra(
+                name=name,
+                requirements=tuple(value["requirements"]),
+                size_bytes=int(value["size_bytes"]),
+                source_packages=tuple(value.get("source_packages", ())),
+                lock=path.parent / "locks" / "extras" / f"{name}.txt",
+            )
+            for name, value in raw["extras"].items()
+        }
         stack = Stack(
             path=path,
             control_python=raw["control"]["python"],
@@ -163,6 +229,7 @@ def load_stack(path: Path) -> Stack:
             host_inodes=int(raw["host_room"]["inodes"]),
             default_flavour=raw["default_flavour"],
             flavours=flavours,
+            extras=extras,
             platform=raw["platform"],
             source_packages=tuple(raw["source_packages"]),
             uncompiled=tuple(raw["uncompiled"]),
@@ -217,16 +284,22 @@ def check_pair(stack: Stack) -> None:
 
 def drift(stack: Stack) -> tuple[str, ...]:
     """Return one line for every lock that was not resolved from the current stack."""
-    lines = []
-    for flavour in stack.flavours.values():
-        if not flavour.lock.is_file():
-            lines.append(f"{flavour.lock} is missing; `inv stack.lock` makes it")
-            continue
-        with flavour.lock.open(encoding="utf-8") as lock:
-            first = lock.readline().strip()
-        if first != DIGEST_PREFIX + stack.inputs_digest(flavour):
-            lines.append(f"{flavour.lock} is not of this stack.yml; `inv stack.lock` renews it")
-    return tuple(lines)
+    lines = [
+        _behind(flavour.lock, stack.inputs_digest(flavour)) for flavour in stack.flavours.values()
+    ]
+    if all(flavour.lock.is_file() for flavour in stack.flavours.values()):
+        lines += [_behind(extra.lock, stack.extra_digest(extra)) for extra in stack.extras.values()]
+    return tuple(filter(None, lines))
+
+
+def _behind(lock: Path, digest: str) -> str:
+    """Return a line for a lock with other inputs; "" for one that is current."""
+    if not lock.is_file():
+        return f"{lock} is missing; `inv stack.lock` makes it"
+    with lock.open(encoding="utf-8") as stream:
+        first = stream.readline().strip()
+    current = first == DIGEST_PREFIX + digest
+    return "" if current else f"{lock} is not of this stack.yml; `inv stack.lock` renews it"
 
 
 def _by_digest(image: JsonObject, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Locks and environments: resolves configs/stack.yml with uv and installs the result.
+"""Environments: installs the locks of configs/stack.yml with uv.
 
 uv is a pinned dependency of the control environment, so nothing has to be installed manually, and
 both environments are built by the same version.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,21 +20,19 @@ from tunesmith.core import disk, formats, isolated
 from tunesmith.core.callbacks import OnText
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
+from tunesmith.core.files import fsync_folder, held, read_json, write_json
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.core.swap import exchange
 from tunesmith.job.system.resources import cpu_count, memory_limit
-from tunesmith.stack import bytecode
-from tunesmith.stack.definition import DIGEST_PREFIX, Flavour, Stack
+from tunesmith.stack import bytecode, uv
+from tunesmith.stack.definition import Extra, Flavour, Stack
 from tunesmith.stack.environment_users import users_of
 
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
 # Memory of a compiling process, in bytes: some modules of sympy are large.
 _PROCESS_BYTES = 400_000_000
-# What of uv's words an error shows.
-_UV_LINES = 20
 
 # The verb that stops a process of a module.
 _SERVICES = {
@@ -66,6 +63,15 @@ class Environment:
         """Its site-packages."""
         return next((self.path / "lib").glob("python3.*")) / "site-packages"
 
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """The extras that it has: name -> sha256 of the lock each was installed from."""
+        try:
+            found = read_json(self.path / ENVIRONMENT_MARKER).get("extras", {})
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {str(name): str(digest) for name, digest in dict(found).items()}
+
     def current(self) -> bool:
         """Whether it is complete and was built from the current lock."""
         try:
@@ -81,8 +87,12 @@ def install(
     project: Path,
     mirror: Mirror,
     tell: OnText = lambda _: None,
+    extras: Sequence[Extra] = (),
 ) -> JsonObject | None:
     """Build the training environment from its hashed lock, with the bytecode that jobs need.
+
+    It gets `extras` besides those it has. One that is current is not made again for them: they
+    add packages and change none.
 
     Returns its versions, or None when it was already current, perhaps by another installation
     that was waited for (`tell` hears of it). It is built beside and takes its place whole, so
@@ -90,7 +100,9 @@ def install(
     Raises UsageError when the disk is too small, no Python fits, or
     somebody works with the environment that would be replaced; TunesmithError when uv fails.
     """
-    if environment.current() and not _leftovers(environment):
+    wanted = _with_own(stack, environment, extras)
+    missing = _lacking(environment, wanted)
+    if environment.current() and not missing and not _leftovers(environment):
         return None
     environment.path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -100,21 +112,24 @@ def install(
     with held(environment.path.with_name(f".{environment.path.name}.lock"), waiting) as lock:
         for leftover in _leftovers(environment):
             shutil.rmtree(leftover)
+        # Again: another installation may have been waited for.
+        wanted = _with_own(stack, environment, extras)
         if environment.current():
-            return None
+            return _add(stack, environment, _lacking(environment, wanted), mirror, lock, tell)
         refuse_while_used(environment)
+        needed = environment.flavour.size_bytes + sum(extra.size_bytes for extra in wanted)
         disk.require(
             environment.path,
-            int(environment.flavour.size_bytes * _INSTALL_ROOM),
+            int(needed * _INSTALL_ROOM),
             f"installing the {environment.flavour.name} environment",
             hint="free space there, or set TUNESMITH_HOME to a folder on a larger disk",
         )
-        size = formats.size(environment.flavour.size_bytes)
-        tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
+        what = " with ".join(filter(None, (environment.flavour.name, _names(wanted))))
+        tell(f"training environment: installing {what} ({formats.size(needed)}) ...")
         folder = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
         built = Environment(Path(folder), environment.flavour)
         try:
-            versions = _build(stack, built, project, mirror, lock)
+            versions = _build(stack, built, project, mirror, lock, wanted)
             # Again, since that took a while. Later processes load the new environment.
             refuse_while_used(environment)
             _take_place(built.path, environment.path)
@@ -122,6 +137,89 @@ def install(
             # The replaced environment, or an unfinished one.
             shutil.rmtree(built.path, ignore_errors=True)
         return versions
+
+
+def _with_own(stack: Stack, environment: Environment, asked: Sequence[Extra]) -> tuple[Extra, ...]:
+    """Return the extras an environment has, as the stack has them now, and those asked for."""
+    own = [stack.extras[name] for name in environment.extras if name in stack.extras]
+    return tuple({extra.name: extra for extra in (*own, *asked)}.values())
+
+
+def _lacking(environment: Environment, wanted: Sequence[Extra]) -> tuple[Extra, ...]:
+    """Return the extras that an environment has not, or not from the lock as it is now."""
+    there = environment.extras
+    return tuple(extra for extra in wanted if there.get(extra.name) != extra.lock_sha256)
+
+
+def _names(extras: Iterable[Extra]) -> str:
+    return ", ".join(extra.name for extra in extras)
+
+
+def _add(
+    stack: Stack,
+    environment: Environment,
+    extras: Sequence[Extra],
+    mirror: Mirror,
+    lock: int,
+    tell: OnText,
+) -> JsonObject | None:
+    """Add extras to an environment that is current; return its versions, or None without any.
+
+    Runs may go on meanwhile: what they have loaded stays. Raises UsageError where a package
+    would be replaced under one.
+    """
+    if not extras:
+        return None
+    if any(extra.name in environment.extras for extra in extras):
+        refuse_while_used(environment)
+    needed = sum(extra.size_bytes for extra in extras)
+    disk.require(
+        environment.path,
+        int(needed * _INSTALL_ROOM),
+        f"adding {_names(extras)} to the {environment.flavour.name} environment",
+        hint="free space there, or set TUNESMITH_HOME to a folder on a larger disk",
+    )
+    tell(f"training environment: adding {_names(extras)} ({formats.size(needed)}) ...")
+    _install_extras(stack, environment, extras, mirror, lock)
+    make_bytecode(environment, stack)
+    marker = read_json(environment.path / ENVIRONMENT_MARKER)
+    added = {extra.name: extra.lock_sha256 for extra in extras}
+    write_json(
+        environment.path / ENVIRONMENT_MARKER, marker | {"extras": {**environment.extras, **added}}
+    )
+    versions: JsonObject = marker["versions"]
+    return versions
+
+
+def _install_extras(
+    stack: Stack, environment: Environment, extras: Sequence[Extra], mirror: Mirror, lock: int
+) -> None:
+    if extras:
+        sources = [name for extra in extras for name in extra.source_packages]
+        _install(stack, environment, [extra.lock for extra in extras], sources, mirror, lock)
+
+
+def _install(
+    stack: Stack,
+    environment: Environment,
+    locks: Sequence[Path],
+    sources: Sequence[str],
+    mirror: Mirror,
+    lock: int,
+) -> None:
+    """Install locks; uv holds `lock`, too."""
+    uv.run(
+        [
+            *("pip", "install", "--python", str(environment.python)),
+            # The lock is complete, so dependencies need not be resolved.
+            *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
+            *(f"--no-binary={name}" for name in sources),
+            *("--build-constraints", str(stack.build_constraints)),
+            *(word for file in locks for word in ("--requirements", str(file))),
+        ],
+        mirror,
+        inherited=lock,
+    )
 
 
 def refuse_while_used(environment: Environment) -> None:
@@ -146,24 +244,22 @@ def refuse_while_used(environment: Environment) -> None:
 
 
 def _build(
-    stack: Stack, environment: Environment, project: Path, mirror: Mirror, lock: int
+    stack: Stack,
+    environment: Environment,
+    project: Path,
+    mirror: Mirror,
+    lock: int,
+    extras: Sequence[Extra],
 ) -> JsonObject:
     """Build a relocatable environment; uv holds `lock`, too."""
     interpreter = find_python(stack.python) or stack.python
     # Relocatable: its programs find Python in their own folder.
-    _uv(["venv", "--relocatable", "--python", interpreter, str(environment.path)], inherited=lock)
-    _uv(
-        [
-            *("pip", "install", "--python", str(environment.python)),
-            # The lock is complete, so dependencies need not be resolved.
-            *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
-            *(f"--no-binary={name}" for name in stack.source_packages),
-            *("--build-constraints", str(stack.build_constraints)),
-            *("--requirements", str(environment.flavour.lock)),
-        ],
-        mirror,
-        inherited=lock,
+    uv.run(
+        ["venv", "--relocatable", "--python", interpreter, str(environment.path)], inherited=lock
     )
+    flavour = environment.flavour
+    _install(stack, environment, [flavour.lock], stack.source_packages, mirror, lock)
+    _install_extras(stack, environment, extras, mirror, lock)
     # tunesmith itself, as on a host: the job half in this clone.
     (environment.packages / "tunesmith.pth").write_text(f"{project / 'src'}\n", encoding="utf-8")
     make_bytecode(environment, stack)
@@ -174,11 +270,10 @@ def _build(
             f"{environment.path}: Python and LLaMA-Factory are {found}, stack.yml says "
             f"{(stack.python, stack.llamafactory)}"
         )
-    flavour = environment.flavour
-    write_json(
-        environment.path / ENVIRONMENT_MARKER,
-        {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
-    )
+    made = {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions}
+    if extras:
+        made["extras"] = {extra.name: extra.lock_sha256 for extra in extras}
+    write_json(environment.path / ENVIRONMENT_MARKER, made)
     return versions
 
 
@@ -264,96 +359,3 @@ def _candidates(version: str) -> list[str]:
             found.append(f"{conda}/bin/python")
             found += sorted(map(str, Path(conda).glob("envs/*/bin/python")))
     return found
-
-
-def lock(stack: Stack, project: Path, mirror: Mirror) -> tuple[Path, ...]:
-    """Resolve the stack into hashed locks: one per flavour, the control environment's, and that of
-    TensorBoard's packages, which are installed beside a training environment."""
-    written = []
-    for flavour in stack.flavours.values():
-        lines = "".join(f"{line}\n" for line in stack.inputs(flavour))
-        with tempfile.TemporaryDirectory() as scratch:
-            inputs = Path(scratch) / "requirements.in"
-            inputs.write_text(lines, encoding="utf-8")
-            arguments = ["--python-version", stack.python, "--python-platform", stack.platform]
-            _compile([str(inputs)], arguments, flavour.lock, stack.inputs_digest(flavour), mirror)
-        written.append(flavour.lock)
-    manifest = str(project / "pyproject.toml")
-    control = stack.path.parent / "locks" / "control.txt"
-    arguments = ["--universal", "--python-version", stack.control_python.lstrip(">=")]
-    arguments += ["--extra", "control", "--group", f"{manifest}:dev"]
-    _compile([manifest], arguments, control, None, mirror)
-    beside = stack.path.parent / "locks" / "tensorboard.txt"
-    arguments = ["--python-version", stack.python, "--python-platform", stack.platform]
-    for path in written:
-        arguments += ["--constraint", str(path)]
-    for name in sorted({name for path in written for name in _names(path)}):
-        arguments += ["--no-emit-package", name]
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs = Path(scratch) / "requirements.in"
-        inputs.write_text("tensorboard\n", encoding="utf-8")
-        _compile([str(inputs)], arguments, beside, None, mirror)
-    return (*written, control, beside)
-
-
-def _names(lock: Path) -> list[str]:
-    """Return the packages of a lock."""
-    return re.findall(r"(?m)^([A-Za-z0-9._-]+)==", lock.read_text(encoding="utf-8"))
-
-
-def _compile(
-    inputs: Sequence[str],
-    arguments: Sequence[str],
-    target: Path,
-    digest: str | None,
-    mirror: Mirror,
-) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        # A new file: uv would keep the pins of an existing one.
-        output = Path(scratch) / "lock.txt"
-        options = ["--generate-hashes", "--no-annotate", "--no-header"]
-        _uv(["pip", "compile", *options, *arguments, "-o", str(output), *inputs], mirror)
-        with replacing(target) as part:
-            head = f"{DIGEST_PREFIX}{digest}\n" if digest else ""
-            note = "# Made by `inv stack.lock`; do not edit.\n"
-            part.write_text(head + note + output.read_text(encoding="utf-8"), encoding="utf-8")
-
-
-def _uv(
-    arguments: Sequence[str], mirror: Mirror | None = None, *, inherited: int | None = None
-) -> None:
-    """Run uv with each index of the mirror until one works.
-
-    It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
-    with its words when it fails with all of them.
-    """
-    from uv import find_uv_bin  # not in the image, which never builds environments
-
-    environment = dict(os.environ)
-    # Only our options apply, not those of an active environment or a project.
-    environment.pop("VIRTUAL_ENV", None)
-    environment["UV_NO_CONFIG"] = "1"
-    own_index = environment.get("UV_DEFAULT_INDEX")
-    indexes = (own_index,) if own_index or mirror is None else mirror.pypi_indexes
-    said: list[str] = []
-    for index in indexes:
-        if index:
-            environment["UV_DEFAULT_INDEX"] = index
-        done = subprocess.run(
-            # Who called shows how long it takes; a list of 145 packages says nothing more.
-            [find_uv_bin(), "--quiet", *arguments],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            check=False,
-            pass_fds=() if inherited is None else (inherited,),
-        )
-        if done.returncode == 0:
-            return
-        said += done.stderr.splitlines()[-_UV_LINES:]
-    raise TunesmithError(
-        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}",
-        said,
-        hint="if an index is slow or blocked, use `--mirror cn`",
-    )

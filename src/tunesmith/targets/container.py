@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,6 +84,14 @@ class ContainerTarget(FolderTarget):
             store=str(self._project.models),
             configs=str(BASE / "app" / "configs"),
         )
+
+    def extras(self) -> Collection[str]:
+        """Return the names of the extras that the image was built with."""
+        return engine.extras_of(self._labels).keys()
+
+    def adding(self, extra: str) -> str:
+        """Return how the image gets an extra; those it has are named again."""
+        return f"run `inv image.build --with {','.join([*self.extras(), extra])}`"
 
     def create(self, plan: Plan) -> None:
         """Make the plan's run folder.

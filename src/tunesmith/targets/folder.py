@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +62,17 @@ class FolderTarget:
     def remote_path(self, _run_id: str, _name: str, path: Path) -> str:
         """Return the path as it is."""
         return str(path)
+
+    def extras(self) -> Collection[str]:
+        """Return the names of the extras that the environment has."""
+        return self._environment.extras.keys()
+
+    def adding(self, extra: str) -> str:
+        """Return how the environment gets an extra."""
+        if os.environ.get("TUNESMITH_ENVIRONMENT"):
+            # In the image, which stays as it was built; these are words for a clone.
+            return f"build the image with it, in a clone: inv image.build --with {extra}"
+        return f"run `inv stack.install --with {extra}`"
 
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""

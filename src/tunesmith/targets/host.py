@@ -11,7 +11,7 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -108,6 +108,20 @@ class HostTarget:
             return str(self.layout.base / "cache" / key / path.name)
         folder = self.layout.runs / run_id / "inputs" / name
         return str(folder / path.name if path.is_file() else folder)
+
+    def extras(self) -> Collection[str]:
+        """Return the names of the extras that the environment there has."""
+        return self.layout.extras
+
+    def adding(self, extra: str) -> str:
+        """Return how the environment there gets an extra."""
+        if self.layout.asked.get("runner") == "container":
+            names = ",".join([*self.layout.extras, extra])
+            return (
+                f"run `inv image.build --with {names}`, `inv image.ship --on {self.name}` and "
+                f"`inv provision --on {self.name}`"
+            )
+        return f"run `inv provision --on {self.name} --with {extra}`"
 
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""

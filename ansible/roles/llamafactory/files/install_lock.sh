@@ -6,6 +6,7 @@
 # WHAT is `fetch`: only get uv and download the large packages into its cache, by any PYTHON
 # with pip; the environment may be made meanwhile. Or `install`: leaves
 # .tunesmith-installed-LOCK_SHA256 when all is there and llamafactory-cli answers with VERSION.
+# Or `extras`: adds locks to a finished environment; LOCK_SHA256 are then several, by spaces.
 # SOURCES, separated by spaces, are built from source; UNCOMPILED are patterns of modules whose
 # bytecode is not made. BASE/cache holds the lock (LOCK_SHA256.txt), build-constraints.txt,
 # bytecode.py, which reads the patterns, wheel_download.py and, for uv itself, control.txt.
@@ -28,6 +29,8 @@ export PIP_ROOT_USER_ACTION=ignore
 export PIP_CONFIG_FILE=/dev/null
 unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV CONDA_PREFIX
 unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_TRUSTED_HOST PIP_NO_INDEX
+# DeepSpeed's kernels are compiled when a run asks for one, not for every run beforehand.
+export DS_BUILD_OPS=0
 unset UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS
 
 # uv brings its own authorities; those of the host may be the ones that count here.
@@ -207,7 +210,31 @@ install_all() { # INDEX...
     return 1
 }
 
+# A package that several of them need stands in each, in one version.
+add_extras() { # INDEX...
+    exec 9>"$base/.lock"
+    flock --timeout 3600 9 || return 1
+    for one in $digest; do cat "$cache/$one.txt"; done |
+        awk '/^[A-Za-z0-9]/ { take = !seen[$1]++ } take' >"$cache/extras.$$.txt"
+    for round in first second; do
+        for index in "$@"; do
+            if get_uv "$index" && uv_install "$index" "$cache/extras.$$.txt" --python "$python"; then
+                compile && echo "added from $index"
+                return
+            fi
+            echo "$round round: $index did not do" >&2
+        done
+    done
+    return 1
+}
+
 main() {
+    if [ "$what" = extras ]; then
+        mkdir -p "$base/tmp"
+        trap 'rm -f "$cache/extras.$$.txt"' EXIT
+        add_extras "$@"
+        return
+    fi
     mkdir -p "$base/tmp" "$wheels"
     # What the index lists lies there.
     [ -d "$cache/uv" ] || rm -rf "$wheels"

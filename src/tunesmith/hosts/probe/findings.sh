@@ -1,6 +1,8 @@
 # shellcheck shell=sh
 # Section findings: what provisioning left on a host, as recorded after the last good run and as
 # it is now. provision/record.sh records what `found` prints.
+#
+#   TUNESMITH_PROBE_MARKER the file that a finished environment has
 
 # Start files of shells and of conda that may hold a line of ours. They lie on the system
 # disk, which a platform may reset while the data disk stays.
@@ -39,6 +41,9 @@ small_things() { # BASE
         [ -e "$python" ] || continue
         printf 'python:%s=%s (%s bytes)\n' "${python#"$1"/}" "$("$python" -V 2>&1 | head -n 1)" \
             "$(stat -L -c %s "$python")"
+        # What was added to the lock, as the finish marker says.
+        sed -n '/"extras": {/,/}/s/^ *"\([a-z0-9-]*\)": "\([0-9a-f]\{64\}\)".*/extra:\1=\2/p' \
+            "$environment$TUNESMITH_PROBE_MARKER" 2>/dev/null
         # The conda that made it, as its history says.
         conda=$(sed -n 's/^# cmd: \(\/[^ ]*\) .*/\1/p' "${environment}conda-meta/history" \
             2>/dev/null | head -n 1)

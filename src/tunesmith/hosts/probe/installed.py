@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tunesmith.hosts.answers import (
@@ -12,6 +12,7 @@ from tunesmith.hosts.answers import (
     WORD,
     AnswerSource,
     MalformedError,
+    Named,
     Shape,
     Text,
     Words,
@@ -30,7 +31,7 @@ class Environment:
     """A training environment; `whole`: it has its finish marker, whose parts the others are.
 
     `refused` is set where a self-test failed here and the fallback was taken, `self_test` names
-    the GPUs that passed it.
+    the GPUs that passed it, `extras` has the sha256 of each extra's lock by its name.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Environment:
     lock_sha256: str = ""
     refused: str = ""
     self_test: str = ""
+    extras: Mapping[str, str] = field(default_factory=dict)
 
 
 # A marker's parts; a text that is not there is empty.
@@ -48,6 +50,7 @@ _MARKER: Mapping[str, Shape] = {
     "refused": _TOLD,
     "self_test": _TOLD,
 }
+_EXTRAS = Named(WORD, DIGEST)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def _environment(source: AnswerSource, path: str, text: str) -> Environment:
         key: shape.read(at.at(key), marker[key]) if marker.get(key) else ""
         for key, shape in _MARKER.items()
     }
-    return Environment(folder, True, **values)
+    extras = _EXTRAS.read(at.at("extras"), marker.get("extras") or {})
+    return Environment(folder, True, **values, extras=extras)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def with_places(script: str) -> str:
 
 def with_findings(script: str) -> str:
     """Return a script that may call `found` (findings.sh)."""
-    return _joined({}, ("common", "gpu", "findings")) + script
+    return _joined({"MARKER": ENVIRONMENT_MARKER}, ("common", "gpu", "findings")) + script
 
 
 def _head(settings: ProbeSettings) -> dict[str, str]:

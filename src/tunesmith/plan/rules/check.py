@@ -10,12 +10,16 @@ from tunesmith.plan.rules.settings import Settings
 
 
 def find(
-    values: Mapping[str, object], schema: Mapping[str, object], installed: Collection[str]
+    values: Mapping[str, object],
+    schema: Mapping[str, object],
+    installed: Collection[str],
+    remedy: packages.Remedy = packages.no_remedy,
 ) -> list[Fault]:
     """Return the faults of a config whose keys and types are right, the first to mend first.
 
     `schema` is that of LLaMA-Factory's config (its `default`s count for keys that are absent),
-    `installed` the names of the packages that the training environment has.
+    `installed` the names of the packages that the training environment has, `remedy` says how it
+    gets one more.
     """
     properties = schema["properties"]
     assert isinstance(properties, Mapping)
@@ -24,5 +28,5 @@ def find(
     return [
         *ranges.faults(settings),
         *pairs.faults(settings),
-        *packages.faults(settings, installed),
+        *packages.faults(settings, installed, remedy),
     ]

@@ -20,13 +20,14 @@ class Fault:
 
     `change` maps keys to the values to write, REMOVE for a key to delete. It is empty where only
     the user can know what was meant; `advice` says then what to look for. `meant` is the key that
-    an unknown one may stand for.
+    an unknown one may stand for. `command` says how the config works as it is, where it can.
     """
 
     key: str
     message: str
     change: Mapping[str, object] = field(default_factory=dict)
     advice: str = ""
+    command: str = ""
     meant: str = ""
 
     @property
@@ -40,8 +41,9 @@ class Fault:
             return f"did you mean `{self.meant}`?"
         if not self.change:
             return self.advice
+        first = f"{self.command}, or " if self.command else ""
         steps = [_step(key, value, key in overridden) for key, value in self.change.items()]
-        return " and ".join(steps) + (f" ({self.advice})" if self.advice else "")
+        return first + " and ".join(steps) + (f" ({self.advice})" if self.advice else "")
 
 
 def refusal(file: Path, faults: Sequence[Fault], overridden: Collection[str]) -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from tunesmith.plan.rules.fault import REMOVE, Fault
@@ -29,16 +29,40 @@ TRACKERS = {
 _NO_TRACKERS = ("none", "all")
 # optim: the package of an optimizer, by how its name begins or ends.
 _OPTIMIZERS = (
+    (re.compile(r"^adamw_torch_(4|8)bit"), "torchao"),
     (re.compile(r"8bit|_bnb|^lion_32bit|^paged_|^ademamix|^rmsprop_bnb"), "bitsandbytes"),
     (re.compile(r"^galore_"), "galore-torch"),
     (re.compile(r"^apollo_"), "apollo-torch"),
     (re.compile(r"^adamw_apex"), "apex"),
     (re.compile(r"^adamw_anyprecision"), "torchdistx"),
-    (re.compile(r"^adamw_torch_(4|8)bit"), "torchao"),
     (re.compile(r"^lomo|^adalomo"), "lomo-optim"),
     (re.compile(r"^grokadamw"), "grokadamw"),
     (re.compile(r"^schedule_free_"), "schedulefree"),
 )
+
+
+# Why a package that people ask for is in no lock of this stack.
+UNAVAILABLE = {
+    "eetq": "PyPI has its sources alone, and its kernels want nvcc to be compiled",
+    "flash-attn": "PyPI has its sources alone, which nvcc compiles; `auto` takes torch's own "
+    "kernels, and LLaMA-Factory would silently go on with those",
+    "hqq": "PyPI has its sources alone, and it is in no lock of this stack; `bitsandbytes` "
+    "quantises, too",
+    "mixture-of-depth": "its first step fails with transformers 4.52.4: the tokens it selects do "
+    "not fit the position embeddings",
+    "swanlab": "of the versions tried, 0.6.8, 0.6.12 and 0.7 need rich < 14, 0.8 and newer ones "
+    "protobuf < 7; this stack has rich 15 and protobuf 7",
+    "unsloth": "it replaces parts of torch, transformers and trl, and is not proven with those "
+    "of this stack",
+}
+
+# How a package gets into the training environment, as a hint begins; "" where it does not.
+Remedy = Callable[[str], str]
+
+
+def no_remedy(_package: str) -> str:
+    """Return nothing: it does not get there."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +73,10 @@ class Need:
     package: str
     # What works without the package; None: the key is to be removed.
     instead: object = None
-    # What people gain by knowing.
-    why: str = ""
 
 
 _SWITCHES = (
-    Need("use_unsloth", "unsloth", why="it replaces torch and transformers of this stack"),
+    Need("use_unsloth", "unsloth"),
     Need("enable_liger_kernel", "liger-kernel"),
     Need("mixture_of_depths", "mixture-of-depth"),
     Need("use_galore", "galore-torch"),
@@ -76,8 +98,7 @@ def needs(settings: Settings) -> Iterator[Need]:
         if settings.on(need.key):
             yield need
     if settings.get("flash_attn") == "fa2":
-        why = "LLaMA-Factory would go on with another kind without it"
-        yield Need("flash_attn", "flash-attn", "auto", why)
+        yield Need("flash_attn", "flash-attn", "auto")
     bits, method = settings.get("quantization_bit"), settings.get("quantization_method")
     if bits is not None:
         package = {"hqq": "hqq", "eetq": "eetq"}.get(str(method), "bitsandbytes")
@@ -98,8 +119,13 @@ def trackers(settings: Settings) -> list[str]:
     return [name for name in settings.names("report_to") if name not in _NO_TRACKERS]
 
 
-def faults(settings: Settings, installed: Collection[str]) -> Iterator[Fault]:
-    """Yield a fault for each package that a config needs and `installed` has not."""
+def faults(
+    settings: Settings, installed: Collection[str], remedy: Remedy = no_remedy
+) -> Iterator[Fault]:
+    """Yield a fault for each package that a config needs and `installed` has not.
+
+    `remedy` says how one gets there.
+    """
     for name in trackers(settings):
         if name not in TRACKERS:
             yield Fault(
@@ -110,9 +136,10 @@ def faults(settings: Settings, installed: Collection[str]) -> Iterator[Fault]:
     for need in needs(settings):
         if need.package in installed:
             continue
-        why = f": {need.why}" if need.why else ""
+        why = f": {UNAVAILABLE[need.package]}" if need.package in UNAVAILABLE else ""
         yield Fault(
             need.key,
             f"`{need.key}` needs {need.package}, which the training environment lacks{why}",
             {need.key: REMOVE if need.instead is None else need.instead},
+            command=remedy(need.package),
         )
