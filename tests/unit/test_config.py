@@ -49,7 +49,6 @@ def test_a_good_config_is_taken_as_it_is(project: Project, tmp_path: Path) -> No
         ("eval_strategy: no", "`eval_strategy` is False (YAML reads no or off so); write it in"),
         ("lr_scheduler_type: cosin", "did you mean 'cosine'?"),
         ("template: qwen25", "`template` is 'qwen25', but must be one of"),
-        ("template:", "`template` is missing"),
         ("dataset:", "`dataset` is missing"),
         ("model_name_or_path:", "`model_name_or_path` is missing"),
     ],

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import kinds
 from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.judge import Seen
 from tunesmith.core import disk, formats
 from tunesmith.core.documents import JsonObject
+from tunesmith.core.errors import UsageError
 
 # Free space that must stay beside a download: 5 % of it and this.
 _RESERVE = 1 << 30
@@ -73,7 +76,7 @@ def download(order: DownloadSpec, endpoint: str, tell: OnProgress) -> Snapshot:
     """Bring a model into huggingface_hub's cache from one endpoint, and prove every file.
 
     Raises SourceError when this endpoint cannot give it, UsageError when the disk is too
-    small.
+    small or the model is one that cannot be trained on.
     """
     reach(endpoint, order.mirror, order.limits.connect)
     healed: set[str] = set()
@@ -141,22 +144,20 @@ def _attempt(
         needed = max(0, sum(file.size for file in missing) - _held(order.storage))
         hint = "free space there, or set HF_HOME to a folder on a larger disk"
         require_space(order.hf_home, needed, order.name, hint)
-        config = folder / model_files.CONFIG
-        if config.exists():
-            _refuse_code(order, config)
-        if missing:
-            # What it says is judged before the weights come.
-            missing.sort(key=lambda file: file.name != model_files.CONFIG)
-            worker.take([file.name for file in missing])
-            size = sum(file.size for file in missing)
-            _watch(worker, order, endpoint, size, tell, lambda: _refuse_code(order, config))
+        # What the small ones say is judged before a weight comes.
+        small = [file for file in missing if not model_files.is_weights(file.name)]
+        weights = [file for file in missing if model_files.is_weights(file.name)]
+        if small:
+            worker.take([file.name for file in small])
+            _watch(worker, order, endpoint, sum(file.size for file in small), tell)
+        size = sum(file.size for file in files if model_files.is_weights(file.name))
+        names = [str(file["name"]) for file in listing["files"]]
+        # Python is never taken: code of an author is not there, whether it may run or not.
+        order.judge(Seen(order.name, folder, names, size))
+        if weights:
+            worker.take([file.name for file in weights])
+            _watch(worker, order, endpoint, sum(file.size for file in weights), tell)
         return commit, files
-
-
-def _refuse_code(order: DownloadSpec, config: Path) -> None:
-    """Raise SourceError for a model that needs code of its author to be loaded."""
-    if not order.remote_code and (fault := model_files.foreign_code(config.parent)):
-        raise SourceError("code", fault)
 
 
 def _watch(
@@ -165,18 +166,12 @@ def _watch(
     endpoint: str,
     total: int,
     tell: OnProgress,
-    judge: Callable[[], None],
 ) -> None:
-    """Follow a transfer to its end; end it when no byte has come for `limits.stall` s.
-
-    `judge` is called when the config is there, before what follows it.
-    """
+    """Follow a transfer to its end; end it when no byte has come for `limits.stall` s."""
     most, since = -1, time.monotonic()
     at_first = _complete(order.storage)
     for event in worker.events():
         done = _complete(order.storage) - at_first + _partial(order.storage)
-        if event and event.get("file") == model_files.CONFIG:
-            judge()
         if done > most or event:
             most, since = max(done, most), time.monotonic()
         if time.monotonic() - since > order.limits.stall:
@@ -190,6 +185,8 @@ def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
     remote = {file["name"]: file for file in listing["files"]}
     if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:
         raise SourceError("broken", f"it answers with commit {listing['commit']}")
+    if misfit := kinds.by_names(order.name, remote):
+        raise UsageError(f"{order.name}: {misfit.text}", hint=misfit.hint)
     names = model_files.choose(remote, order.allow_pickle)
     weights = [name for name in names if name.endswith(".safetensors")]
     pickled = model_files.pickles(remote)

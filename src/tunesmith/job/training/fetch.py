@@ -19,6 +19,9 @@ import yaml
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.catalogue import load_models
+from tunesmith.basemodel.judge import Machine, Seen, Wish, zero_stage_of
+from tunesmith.basemodel.judge import judge as judge_model
+from tunesmith.core import formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
@@ -28,10 +31,17 @@ from tunesmith.job.run.codec import encode
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.schema import FetchSpec, FileRecord, ModelRef, RunRequest
+from tunesmith.job.system import gpu, resources
 
 # Kinds of hub.NoSourceError that may be gone in a minute.
 _PASSING = {"unreachable", "cut", "busy", "broken"}
 _EVENT_SECONDS = 1.0
+# Keys of the fast preset that decide how much memory a step takes.
+_TRIED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "disable_gradient_checkpointing",
+)
 
 
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonObject:
@@ -45,27 +55,59 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonOb
         raise UsageError(f"run {run_dir.name}: its request does not say what to fetch")
     if "HF_HOME" not in os.environ:
         raise UsageError(f"run {run_dir.name}: HF_HOME is not set; base models go there")
-    code = _trusts_code(RunFolder(run_dir), request)
-    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit, remote_code=code)
+    models = load_models(_configs(asked) / "models.yml")
+    wish = _wish(RunFolder(run_dir), request, ("template",) if asked.name in models else ())
+
+    def judge(seen: Seen) -> None:
+        verdict = judge_model(seen, wish)
+        for note in verdict.notes:
+            emit("note", phase="fetch", text=note)
+        if verdict.estimate:
+            taken = formats.size(verdict.estimate.total)
+            emit("note", phase="fetch", text=f"memory: the training takes about {taken}")
+
+    code = bool(wish.values.get("trust_remote_code"))
+    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit, remote_code=code, judge=judge)
     _write(RunFolder(run_dir), request, model)
     return {"path": str(model.path), "source": model.source, "fetched": model.fetched}
 
 
-def _trusts_code(run: RunFolder, request: RunRequest) -> bool:
-    """Return whether the run was asked to run code of its base model's author."""
+def _wish(run: RunFolder, request: RunRequest, known: tuple[str, ...]) -> Wish:
+    """Return what the run asks of its base model, and the memory that is here for it.
+
+    `known` are keys that were compared with configs/models.yml when the run was planned.
+    """
     config = request.predict
     if config is None and run.config_file.exists():
         config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    return bool((config or {}).get("trust_remote_code"))
+    values = dict(config or {})
+    if request.preset == "fast":
+        # It tries by itself how many rows fit: what was written is the measure.
+        values |= {key.key: key.was for key in request.owned if key.key in _TRIED}
+    return Wish(
+        values=values,
+        insisted=frozenset((*request.overrides, *known)),
+        merge="merge" in (request.phases or ()),
+        zero=zero_stage_of(values.get("deepspeed")),
+        machine=Machine(
+            tuple(one.memory_total for one in gpu.ask() if one.memory_total),
+            resources.memory_limit(),
+        ),
+    )
 
 
 def _fetch(
-    asked: FetchSpec, hf_home: Path, emit: Callable[..., None], *, remote_code: bool
+    asked: FetchSpec,
+    hf_home: Path,
+    emit: Callable[..., None],
+    *,
+    remote_code: bool,
+    judge: model_fetch.Judge,
 ) -> model_fetch.ModelFolder:
     if asked.programs:
         # Where a host keeps uv, which proves wheels.
         os.environ["PATH"] = f"{asked.programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    configs = Path(asked.configs) if asked.configs else model_fetch.CONFIGS
+    configs = _configs(asked)
     try:
         return model_fetch.fetch(
             asked.name,
@@ -77,6 +119,7 @@ def _fetch(
             convert=functools.partial(model_fetch.convert_with, Path(sys.executable)),
             allow_pickle=asked.allow_pickle,
             remote_code=remote_code,
+            judge=judge,
             progress=_Teller(emit),
         )
     except model_fetch.NoSourceError as error:
@@ -85,6 +128,10 @@ def _fetch(
         raise JobError(failure, error.line, error.detail, retry=retry) from None
     except TunesmithError as error:
         raise JobError("model", error.line, error.detail) from None
+
+
+def _configs(asked: FetchSpec) -> Path:
+    return Path(asked.configs) if asked.configs else model_fetch.CONFIGS
 
 
 class _Teller:

@@ -1,0 +1,118 @@
+"""Whether a training's base model can be trained on, as far as this machine can tell before it
+starts: from a folder here, from the store, or from what configs/models.yml says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import judge, memory, merging
+from tunesmith.basemodel import store as model_store
+from tunesmith.basemodel.judge import Machine, Seen, Verdict, Wish
+from tunesmith.basemodel.shape import shape_of
+from tunesmith.core.documents import Config
+from tunesmith.core.errors import UsageError
+from tunesmith.job.system import gpu, resources
+from tunesmith.plan.target import Target
+from tunesmith.project import Project
+
+# Seconds for nvidia-smi, which hangs with a broken driver; without an answer nothing is judged by.
+_ASKED = 3.0
+
+
+def wish_of(
+    values: Config,
+    overrides: Collection[str],
+    *,
+    merge: bool,
+    machine: Machine | None,
+    before_preset: Mapping[str, object] | None = None,
+) -> Wish:
+    """Return what a run asks of its model.
+
+    `before_preset` are the values of keys that a preset has changed: it tries by itself how many
+    rows fit, so that its own are no measure. Raises UsageError for a training that no merge could
+    take up, whatever its model is.
+    """
+    if merge and (fault := merging.by_settings(values)):
+        raise UsageError(f"--then merge: {fault.text}", hint=fault.hint)
+    return Wish(
+        values={**values, **(before_preset or {})},
+        insisted=frozenset(overrides),
+        merge=merge,
+        zero=judge.zero_stage_of(values.get("deepspeed")),
+        machine=machine,
+    )
+
+
+def this_machine() -> Machine:
+    """Return the memory of this machine and its GPUs."""
+    totals = [one.memory_total for one in gpu.ask(_ASKED)]
+    return Machine(tuple(total for total in totals if total), resources.memory_limit())
+
+
+def check_model(project: Project, target: Target, name: str, wish: Wish) -> Verdict:
+    """Return what is worth a word of a run's base model, and what its training takes.
+
+    Nothing is fetched. The template of a model of configs/models.yml is right (`build.read_config`).
+    Raises UsageError for a model that cannot be trained on, and for a folder of this machine that
+    is none.
+    """
+    known = project.base_models.get(name)
+    if known:
+        wish = replace(wish, insisted={*wish.insisted, "template"})
+    if _is_path(name):
+        # One of a host is looked at there, before its weights are read.
+        return Verdict() if target.shared else _folder(name, wish)
+    for entry in model_store.entries(project.models, name):
+        if entry.model.path.is_dir():
+            return judge.judge(_seen(name, entry.model.path), wish)
+    shape = shape_of(known.config, known.size_bytes) if known and known.config else None
+    if shape is None or not wish.values.get("do_train"):
+        return Verdict()
+    if wish.merge and known and (fault := merging.by_model(wish.values, known.config)):
+        raise UsageError(f"{name}: {fault.text}", hint=fault.hint)
+    estimate, notes = judge.require_memory(name, shape, wish)
+    return Verdict(notes, estimate)
+
+
+def fit_of(values: Config, config: Config, size: int, gpus: Collection[int]) -> memory.Estimate:
+    """Return what a training takes of one of these GPUs. Raises UsageError when it cannot fit."""
+    shape = shape_of(config, size)
+    if shape is None:
+        raise UsageError("config.json has not the usual figures: no estimate of the memory")
+    wish = Wish(
+        values, zero=judge.zero_stage_of(values.get("deepspeed")), machine=Machine(tuple(gpus))
+    )
+    return judge.require_memory(str(values.get("model_name_or_path")), shape, wish)[0]
+
+
+def _folder(name: str, wish: Wish) -> Verdict:
+    folder = Path(name).expanduser().absolute()
+    if folder.is_file():
+        gguf = folder.suffix == ".gguf"
+        what = "a GGUF file, which is made for inference" if gguf else "a file"
+        hint = "name the model that it was made from" if gguf else "name the folder it lies in"
+        raise UsageError(f"`model_name_or_path`: {folder} is {what}", hint=hint)
+    if not folder.is_dir():
+        raise UsageError(
+            f"`model_name_or_path`: {folder}: no such folder",
+            hint="write its path from where you stand, or the model's name on the hub (owner/name)",
+        )
+    code = bool(wish.values.get("trust_remote_code")) and "trust_remote_code" in wish.insisted
+    verdict = judge.judge(_seen(str(folder), folder, code=code), wish)
+    if problems := model_files.verify(folder):
+        raise model_files.damaged(folder, problems)
+    return verdict
+
+
+def _seen(name: str, folder: Path, *, code: bool = False) -> Seen:
+    files = [path for path in folder.iterdir() if path.is_file()]
+    weights = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+    return Seen(name, folder, [path.name for path in files], weights or None, code=code)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~")) or Path(name).exists()
