@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from tunesmith.basemodel.shape import ModelShape
 from tunesmith.core import formats
@@ -36,9 +37,14 @@ _MOMENTS: tuple[tuple[str, float], ...] = (
 _OTHER_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
 # Bytes of a number in 4 bits with its scales, quantised twice: 0.5 + 1/64 (bitsandbytes, NF4).
 _QUANTIZED = {4: 0.516, 8: 1.0}
-# Fitted to the peaks of tests/data/memory.json, in numbers a token: in a layer, of `hidden` and of
-# `inner`; of the vocabulary.
-_OF_HIDDEN, _OF_INNER, _OF_VOCABULARY = 19.0, 4.0, 3.1
+# Fitted to the peaks of tests/data/memory.json. Numbers a token that a layer keeps for its backward
+# pass, of `hidden` (an adapter keeps its own inputs) and of `inner`; what checkpointing keeps of a
+# layer, of `hidden` (on a processor the heap has gaps); copies of the logits in float32; what an
+# optimizer takes while it changes the largest tensor.
+_OF_HIDDEN, _OF_HIDDEN_WITH_ADAPTER, _OF_INNER = 19.1, 29.2, 4.0
+_CHECKPOINTED = {"gpu": 1.0, "cpu": 10.5}
+_LOGITS = 3.0
+_UPDATE = 3.6
 # What the libraries themselves take: a CUDA context with cuBLAS's workspaces; a process with torch.
 _LIBRARIES = {"gpu": 900_000_000, "cpu": 900_000_000}
 # Of a GPU's memory, what a training may be planned to take: an allocator leaves gaps.
@@ -49,9 +55,10 @@ _USABLE = 0.95
 class Setting:
     """What of a config decides how much memory its training takes.
 
-    `bits` is how wide the weights are quantised (None: they are not), `number` the bytes of one
-    number of the compute type, `moments` those an optimizer keeps for one trained (None: nobody
-    knows), `zero` DeepSpeed's stage, `processes` those that share what ZeRO divides.
+    `trained_layers` are those of freeze tuning, `back` the layers the backward pass goes through
+    (None: all). `bits` is how wide the weights are quantised (None: they are not), `number` the
+    bytes of one number of the compute type, `moments` those an optimizer keeps for one trained
+    (None: nobody knows), `zero` DeepSpeed's stage, `processes` those that share what ZeRO divides.
     """
 
     method: str
@@ -59,6 +66,7 @@ class Setting:
     targets: tuple[str, ...]
     whole: tuple[str, ...]
     trained_layers: int
+    back: int | None
     batch: int
     cutoff: int
     checkpointing: bool
@@ -73,24 +81,35 @@ class Setting:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one thing; `sure` where they are counted, not estimated."""
+    """Bytes of one thing; `sure` where they are counted, not estimated.
+
+    `when`: a step holds activations and logits first, gradients and the optimizer's update last.
+    """
 
     what: str
     size: int
     sure: bool
+    when: Literal["always", "first", "last"] = "always"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training takes on a `device`, gpu or cpu, of each process."""
+    """What a training takes on a `device`, gpu or cpu, of each process.
+
+    `measured`: trainings of this kind were measured, and the estimate was within 10 %.
+    """
 
     parts: tuple[Part, ...]
     device: str
+    measured: bool
 
     @property
     def total(self) -> int:
-        """All of it, estimates too."""
-        return sum(part.size for part in self.parts)
+        """The most it takes at one time, estimates too."""
+        at = dict.fromkeys(("always", "first", "last"), 0)
+        for part in self.parts:
+            at[part.when] += part.size
+        return at["always"] + max(at["first"], at["last"])
 
     @property
     def sure(self) -> int:
@@ -99,9 +118,12 @@ class Estimate:
 
     def render(self) -> list[str]:
         """Return it as lines, the total last."""
-        word = {True: "", False: " (estimate)"}
-        lines = [f"{formats.size(p.size):>9}  {p.what}{word[p.sure]}" for p in self.parts]
-        return [*lines, f"{formats.size(self.total):>9}  together, at the peak of a step"]
+        mark = "" if self.measured else " (estimate)"
+        lines = [
+            f"{formats.size(part.size):>9}  {part.what}{'' if part.sure else mark}"
+            for part in self.parts
+        ]
+        return [*lines, f"{formats.size(self.total):>9}  at the peak of a step{mark}"]
 
 
 def setting_of(values: Config, *, on_gpu: bool, zero: int = 0, processes: int = 1) -> Setting:
@@ -113,13 +135,16 @@ def setting_of(values: Config, *, on_gpu: bool, zero: int = 0, processes: int = 
     method = str(values.get("finetuning_type", "lora"))
     half = bool(values.get("bf16") or values.get("fp16") or values.get("pure_bf16"))
     bits = values.get("quantization_bit")
+    kept = int(values.get("freeze_trainable_layers", _FROZEN_BUT))
     stage = str(values.get("stage", "sft"))
     return Setting(
         method=method,
         rank=int(values.get("lora_rank") or _RANK),
         targets=_names(values.get("lora_target", "all")),
         whole=_names(values.get("additional_target")),
-        trained_layers=abs(int(values.get("freeze_trainable_layers", _FROZEN_BUT))),
+        trained_layers=abs(kept),
+        # Layers below the first that is trained keep nothing; a negative number trains the first.
+        back=kept if method == "freeze" and kept > 0 else None,
         batch=int(values.get("per_device_train_batch_size") or _BATCH),
         cutoff=int(values.get("cutoff_len") or _CUTOFF),
         checkpointing=not values.get("disable_gradient_checkpointing"),
@@ -153,17 +178,23 @@ def estimate(shape: ModelShape, setting: Setting, *, on_gpu: bool) -> Estimate:
     gradients = trained * own // (share if setting.zero >= 2 else 1)
     optimizer = int(kept) // (share if setting.zero >= 1 else 1)
     tokens = setting.batch * setting.cutoff
-    parts = [
+    device = "gpu" if on_gpu else "cpu"
+    counted = moments is not None
+    logits = int(tokens * shape.vocabulary * 4 * _LOGITS)
+    update = 0 if setting.method == "lora" else int(shape.embedding * own * _UPDATE)
+    parts = (
         Part(_weights_words(setting), weights, True),
         Part(f"what is trained ({_count(trained)})", held, True),
-        Part("its gradients", gradients, moments is not None),
-        Part("the optimizer", optimizer, moments is not None),
+        Part("the optimizer", optimizer, counted),
         Part("casts of the weights", casts, False),
-        Part(f"activations of {tokens} tokens", _activations(shape, setting, tokens), False),
-        Part("logits", int(tokens * shape.vocabulary * 4 * _OF_VOCABULARY), False),
-        Part("the libraries", _LIBRARIES["gpu" if on_gpu else "cpu"], False),
-    ]
-    return Estimate(tuple(part for part in parts if part.size), "gpu" if on_gpu else "cpu")
+        Part("the libraries", _LIBRARIES[device], False),
+        Part(f"activations of {tokens} tokens", _kept(shape, setting, device), False, "first"),
+        Part("logits", logits, False, "first"),
+        Part("gradients", gradients, counted, "last"),
+        Part("the update", update, False, "last"),
+    )
+    plain = counted and not setting.reference and setting.bits is None and shape.experts == 1
+    return Estimate(tuple(p for p in parts if p.size), device, plain and not on_gpu)
 
 
 @dataclass(frozen=True)
@@ -231,14 +262,18 @@ def _weights(shape: ModelShape, setting: Setting, frozen: int) -> int:
     )
 
 
-def _activations(shape: ModelShape, setting: Setting, tokens: int) -> int:
-    """Return the bytes kept for the backward pass; with checkpointing a layer's at a time, and what
+def _kept(shape: ModelShape, setting: Setting, device: str) -> int:
+    """Return the bytes kept for the backward pass; with checkpointing all of one layer, and what
     goes into each."""
+    adapter = setting.method == "lora"
+    of_hidden = _OF_HIDDEN_WITH_ADAPTER if adapter else _OF_HIDDEN
     inner = shape.inner * min(shape.experts, 8)
-    layer = tokens * (_OF_HIDDEN * shape.hidden + _OF_INNER * inner) * setting.number
+    each = setting.batch * setting.cutoff * setting.number
+    layer = each * (of_hidden * shape.hidden + _OF_INNER * inner)
+    layers = shape.layers if setting.back is None else min(setting.back, shape.layers)
     if setting.checkpointing:
-        return int(layer + tokens * shape.layers * shape.hidden * setting.number)
-    return int(layer * shape.layers)
+        return int(layer + each * layers * shape.hidden * _CHECKPOINTED[device])
+    return int(layer * layers)
 
 
 def _moments(values: Config) -> float | None:

@@ -18,6 +18,8 @@ from tunesmith.core.bounded import read_bytes
 # Where a tokenizer keeps its vocabulary; in .model and .tiktoken as plain bytes between others.
 _VOCABULARIES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json")
 _NEAREST = 3  # templates named in a hint
+# Of those that write the same, the ones that most people mean.
+_USUAL = ("chatml", "qwen", "llama3", "mistral", "gemma", "deepseek3", "phi4", "zephyr")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def nearest(chat: ChatTemplate | None) -> tuple[str, ...]:
         for name, one in known().templates.items()
         if one.marks and all(mark in chat.text for mark in (*one.marks, *one.tokens))
     ]
-    return tuple(sorted(found, key=len)[:_NEAREST])
+    usual = [name for name in _USUAL if name in found]
+    return tuple((usual or found)[:_NEAREST])
 
 
 def _has(folder: Path, token: str) -> bool:

@@ -22,14 +22,16 @@ _STYLES = {
 _LEVEL, _WHAT = 10, 15  # columns
 
 
-def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json: bool) -> None:
+def host_check(
+    root: Path, on: str, *, mirror: str, flavour: str | None, as_json: bool, config: str = ""
+) -> None:
     """Check a host and print a verdict a line, or one JSON object.
 
     Raises TunesmithError (exit code 1) when a verdict is critical.
     """
     if "," in on:
         raise UsageError(f"--on {on}: one host at a time", hint="`inv host.list` shows them")
-    checked = check(Project.at(root), on, mirror, flavour or None)
+    checked = check(Project.at(root), on, mirror, flavour or None, Path(config) if config else None)
     if as_json:
         write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
     else:

@@ -141,7 +141,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         machine=target.machine(),
         before_preset={key: was for key, (was, _) in changed.items()},
     )
-    model = model_check.check_model(project, target, name, wish)
+    model = model_check.check_model(project, name, wish, elsewhere=target.shared)
     reports = check_data(values, tables_here(project))
     staged = stage_inputs(target, location.run.name, values, reports)
     phases = train_phases(config, prompts, evaluate=options.evaluate)

@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
-from tunesmith.basemodel import judge, memory, merging
+from tunesmith.basemodel import judge, merging
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.judge import Machine, Seen, Verdict, Wish
 from tunesmith.basemodel.shape import shape_of
 from tunesmith.core.documents import Config
 from tunesmith.core.errors import UsageError
 from tunesmith.job.system import gpu, resources
-from tunesmith.plan.target import Target
 from tunesmith.project import Project
 
 # Seconds for nvidia-smi, which hangs with a broken driver; without an answer nothing is judged by.
@@ -53,19 +52,19 @@ def this_machine() -> Machine:
     return Machine(tuple(total for total in totals if total), resources.memory_limit())
 
 
-def check_model(project: Project, target: Target, name: str, wish: Wish) -> Verdict:
+def check_model(project: Project, name: str, wish: Wish, *, elsewhere: bool) -> Verdict:
     """Return what is worth a word of a run's base model, and what its training takes.
 
-    Nothing is fetched. The template of a model of configs/models.yml is right (`build.read_config`).
-    Raises UsageError for a model that cannot be trained on, and for a folder of this machine that
-    is none.
+    `elsewhere`: a path is one of another machine. The template of a model of configs/models.yml is
+    right already (`build.read_config`). Nothing is fetched. Raises UsageError for a model that
+    cannot be trained on, and for a folder of this machine that is none.
     """
     known = project.base_models.get(name)
     if known:
         wish = replace(wish, insisted={*wish.insisted, "template"})
     if _is_path(name):
-        # One of a host is looked at there, before its weights are read.
-        return Verdict() if target.shared else _folder(name, wish)
+        # That of a host is looked at there, before its weights are read.
+        return Verdict() if elsewhere else _folder(name, wish)
     for entry in model_store.entries(project.models, name):
         if entry.model.path.is_dir():
             return judge.judge(_seen(name, entry.model.path), wish)
@@ -76,17 +75,6 @@ def check_model(project: Project, target: Target, name: str, wish: Wish) -> Verd
         raise UsageError(f"{name}: {fault.text}", hint=fault.hint)
     estimate, notes = judge.require_memory(name, shape, wish)
     return Verdict(notes, estimate)
-
-
-def fit_of(values: Config, config: Config, size: int, gpus: Collection[int]) -> memory.Estimate:
-    """Return what a training takes of one of these GPUs. Raises UsageError when it cannot fit."""
-    shape = shape_of(config, size)
-    if shape is None:
-        raise UsageError("config.json has not the usual figures: no estimate of the memory")
-    wish = Wish(
-        values, zero=judge.zero_stage_of(values.get("deepspeed")), machine=Machine(tuple(gpus))
-    )
-    return judge.require_memory(str(values.get("model_name_or_path")), shape, wish)[0]
 
 
 def _folder(name: str, wish: Wish) -> Verdict:
