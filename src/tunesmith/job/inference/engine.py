@@ -191,8 +191,11 @@ def codec(args: Arguments) -> Codec:
     module = load_tokenizer(model_args)
     try:
         template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-    except TemplateError as error:
-        # It is asked for a lone system text, which some refuse (data/template.py, parse_template).
+    except (TemplateError, ValueError) as error:
+        if data_args.template:
+            raise
+        # parse_template (data/template.py) asks for a lone system text, which some refuse, and
+        # takes it that an answer follows what asks for one, which DeepSeek-R1's does not.
         raise JobError(
             "config",
             "`template` is missing, and LLaMA-Factory cannot read one from the model's chat "
