@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hubserver import COMMIT, Hub, mirror, safetensors, tiny_model
 from tunesmith.basemodel import fetch as door
@@ -26,6 +27,10 @@ from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.judge import Seen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.failures import JobError
+from tunesmith.job.run.schema import RunRequest
+from tunesmith.job.training import fetch as fetch_phase
 
 pytestmark = pytest.mark.contract
 
@@ -234,6 +239,80 @@ def test_what_transformers_has_itself_is_taken_whatever_its_config_offers(
     config = {"model_type": "llama", "architectures": ["X"], "auto_map": {"AutoConfig": "x.Y"}}
     hub.add(NAME, tiny_model(ROWS) | {"config.json": json.dumps(config).encode()})
     assert place.fetch(hub.mirror()).fetched
+
+
+SHAPE = {
+    "model_type": "llama",
+    "architectures": ["X"],
+    "torch_dtype": "float32",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+ASKED = {"model_name_or_path": NAME, "do_train": True, "finetuning_type": "lora", "cutoff_len": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "phases", "shape", "told"),
+    [
+        ({"template": "default"}, ["fetch", "train"], {}, ""),
+        ({"template": "qwen"}, ["fetch", "train"], {}, "<|im_end|> is no token of this model"),
+        (
+            {"template": "default", "additional_target": "lm_head"},
+            ["fetch", "train", "merge", "proof"],
+            {"tie_word_embeddings": True},
+            "head and embedding of this model are one tensor",
+        ),
+        (
+            {"template": "default", "finetuning_type": "full"},
+            ["fetch", "train"],
+            # Counted from the shape, as the size of the weights says nothing of another type.
+            {"vocab_size": 10**9, "torch_dtype": None},
+            "the training takes at least",
+        ),
+    ],
+    ids=["fits", "template", "merge", "memory"],
+)
+def test_the_fetch_phase_of_a_run_asks_what_the_run_needs_before_the_weights(
+    hub: Hub,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    phases: list[str],
+    shape: dict[str, Any],
+    told: str,
+) -> None:
+    files = tiny_model(ROWS) | {"config.json": json.dumps(SHAPE | shape).encode()}
+    hub.add(NAME, files)
+    run = place.root / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(ASKED | config))
+    configs = place.root / "configs"
+    (configs / "mirrors").mkdir(parents=True)
+    (configs / "models.yml").write_text((door.CONFIGS / "models.yml").read_text())
+    default = yaml.safe_load((door.CONFIGS / "mirrors/default.yml").read_text())
+    mirror_file = configs / "mirrors" / "here.yml"
+    mirror_file.write_text(yaml.safe_dump(default | {"hf_endpoints": [hub.url]}))
+    asked = {"name": NAME, "store": str(place.root / "models"), "mirror": "here"}
+    written = {"run_id": "one", "phases": phases, "fetch": asked | {"configs": str(configs)}}
+    (run / "run.json").write_text(json.dumps(written))
+    monkeypatch.setenv("HF_HOME", str(place.root / "hf"))
+    notes: list[str] = []
+
+    def emit(event: str, **values: Any) -> None:
+        notes.extend([values["text"]] if event == "note" else [])
+
+    request = decode(RunRequest, written)
+    if not told:
+        fetch_phase.run(run, request, emit)
+        assert [note for note in notes if note.startswith("memory: the training takes about")]
+        return
+    with pytest.raises(JobError) as caught:
+        fetch_phase.run(run, request, emit)
+    assert caught.value.failure == "model"
+    assert told in caught.value.message
+    assert hub.count("GET", ".safetensors") == 0
 
 
 SHARDS = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "gone.safetensors"}}
