@@ -159,7 +159,8 @@ def test_a_quantised_model_is_trained_with_an_adapter_on_a_gpu_and_not_merged(
     found = seen(a_folder(tmp_path, config))
     lora = {"do_train": True, "finetuning_type": "lora", "template": "default"}
     gpu = Machine(gpus=(24 << 30,))
-    assert judge.judge(found, Wish(lora, machine=gpu)).estimate
+    estimate = judge.judge(found, Wish(lora, machine=gpu)).estimate
+    assert estimate and estimate.parts[0].what == "weights in 4 bits"
     told = refused(found, Wish({**lora, "finetuning_type": "full"}, machine=gpu)).message
     assert "quantised (bitsandbytes): they can be trained with an adapter only" in told
     assert "only a GPU" in refused(found, Wish(lora, machine=Machine(ram=1 << 40))).message

@@ -105,6 +105,25 @@ def test_quantised_weights_take_less() -> None:
     assert four < eight < part(taken(SEVEN, LORA), "weights")
 
 
+def test_what_is_not_counted_is_not_taken_for_sure() -> None:
+    """A refusal must be right, so that less is sure where more would be a guess."""
+    freeze = {**FULL, "finetuning_type": "freeze"}
+    part_of_it = taken(SEVEN, {**freeze, "freeze_trainable_modules": "mlp"})
+    assert part_of_it.sure < taken(SEVEN, freeze).sure
+    # What sees is left as it is: of the weights' size, what no language model of the shape has.
+    seeing = {"model_type": "qwen2_5_vl", "text_config": SEVEN, "vision_config": {}}
+    text = shape(SEVEN).parameters
+    found = shape_of(seeing | {"torch_dtype": "bfloat16"}, 2 * (text + 10**9))
+    assert found and (found.parameters, found.apart) == (text + 10**9, 10**9)
+    full = memory.estimate(found, memory.setting_of(FULL, on_gpu=True), on_gpu=True)
+    assert full.sure == text * 16 + 10**9 * 2
+    # Norms are no embeddings; without bf16 config.json's own type is loaded.
+    assert taken(SEVEN, {**LORA, "additional_target": "norm"}).sure == taken(SEVEN, LORA).sure
+    assert taken(SEVEN, {**LORA, "bf16": False}).sure == taken(SEVEN, LORA).sure
+    whole = taken(SEVEN, {**LORA, "additional_target": "embed_tokens,lm_head"})
+    assert whole.sure == taken(SEVEN, LORA).sure + 2 * 152064 * 3584 * 16
+
+
 def test_zero_divides_what_each_stage_divides() -> None:
     alone = taken(SEVEN, FULL)
     for stage, divided in ((1, ("optimizer",)), (2, ("optimizer", "gradients"))):

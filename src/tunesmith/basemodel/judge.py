@@ -7,7 +7,7 @@ refused in one line, what only deserves a word comes back as a note. Standard li
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith.basemodel import kinds, memory, merging, templates
@@ -94,6 +94,8 @@ def judge(seen: Seen, wish: Wish) -> Verdict:
     shape = shape_of(config, seen.weight_bytes)
     if shape is None:
         return Verdict((*notes, f"{CONFIG} has not the usual figures: no estimate of the memory"))
+    if bits := kinds.stored_bits(config):
+        wish = replace(wish, values={**wish.values, "quantization_bit": bits})
     estimated, more = require_memory(seen.name, shape, wish)
     return Verdict((*notes, *more), estimated)
 

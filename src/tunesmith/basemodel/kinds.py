@@ -38,6 +38,11 @@ _QUANTIZED: dict[str, str | None] = {
     "vptq": None,
 }
 BITSANDBYTES = "bitsandbytes"
+# What models call their embedding and head (transformers 4.52.4, get_input_embeddings and
+# get_output_embeddings of Llama, GPT-2, GPT-NeoX, BLOOM, ChatGLM).
+EMBEDDINGS = frozenset(
+    ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "output_layer")
+)
 # Refused by LLaMA-Factory 0.9.3 itself, in patch_config (model/patcher.py), with weights loaded.
 _OTHER_FORMAT = {
     "InternVLChatModel": "OpenGVLab/InternVL3-8B-hf",
@@ -130,6 +135,14 @@ def quantization(config: ModelConfig) -> str | None:
                 method = BITSANDBYTES
             return str(method or "an unknown method")[:40]
     return None
+
+
+def stored_bits(config: ModelConfig) -> int | None:
+    """Return how wide bitsandbytes has stored the weights; None: as they are."""
+    stored = config.get("quantization_config")
+    if quantization(config) != BITSANDBYTES or not isinstance(stored, dict):
+        return None
+    return 4 if stored.get("load_in_4bit") or stored.get("_load_in_4bit") else 8
 
 
 def is_tied(config: ModelConfig) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tunesmith.basemodel.kinds import EMBEDDINGS
 from tunesmith.basemodel.shape import ModelShape
 from tunesmith.core import formats
 from tunesmith.core.documents import Config
@@ -133,7 +134,6 @@ def setting_of(values: Config, *, on_gpu: bool, zero: int = 0, processes: int = 
     job runner turns bf16 off there.
     """
     method = str(values.get("finetuning_type", "lora"))
-    half = bool(values.get("bf16") or values.get("fp16") or values.get("pure_bf16"))
     bits = values.get("quantization_bit")
     kept = int(values.get("freeze_trainable_layers", _FROZEN_BUT))
     stage = str(values.get("stage", "sft"))
@@ -141,14 +141,14 @@ def setting_of(values: Config, *, on_gpu: bool, zero: int = 0, processes: int = 
         method=method,
         rank=int(values.get("lora_rank") or _RANK),
         targets=_names(values.get("lora_target", "all")),
-        whole=_names(values.get("additional_target")),
+        whole=tuple(sorted(EMBEDDINGS & set(_names(values.get("additional_target"))))),
         trained_layers=abs(kept),
         # Layers below the first that is trained keep nothing; a negative number trains the first.
         back=kept if method == "freeze" and kept > 0 else None,
         batch=int(values.get("per_device_train_batch_size") or _BATCH),
         cutoff=int(values.get("cutoff_len") or _CUTOFF),
         checkpointing=not values.get("disable_gradient_checkpointing"),
-        number=2 if half and on_gpu else 4,
+        number=2 if on_gpu else 4,
         pure=bool(values.get("pure_bf16")) and on_gpu,
         bits=int(bits) if bits else None,
         moments=_moments(values),
@@ -184,7 +184,7 @@ def estimate(shape: ModelShape, setting: Setting, *, on_gpu: bool) -> Estimate:
     update = 0 if setting.method == "lora" else int(shape.embedding * own * _UPDATE)
     parts = (
         Part(_weights_words(setting), weights, True),
-        Part(f"what is trained ({_count(trained)})", held, True),
+        Part(f"what is trained ({_count(trained)})", held, counted or setting.method != "freeze"),
         Part("the optimizer", optimizer, counted),
         Part("casts of the weights", casts, False),
         Part("the libraries", _LIBRARIES[device], False),
@@ -238,7 +238,7 @@ def that_fits(
 def _trained(shape: ModelShape, setting: Setting) -> int:
     """Return how many numbers are trained."""
     if setting.method == "full":
-        return shape.parameters
+        return shape.parameters - shape.apart
     if setting.method == "freeze":
         return min(shape.layers, setting.trained_layers) * shape.layer
     every = setting.targets in (("all",), ())
@@ -279,6 +279,8 @@ def _kept(shape: ModelShape, setting: Setting, device: str) -> int:
 def _moments(values: Config) -> float | None:
     if any(values.get(key) for key in _OTHER_OPTIMIZERS):
         return None
+    if _names(values.get("freeze_trainable_modules", "all")) != ("all",):
+        return None  # a part of each layer: how much is trained is not counted here
     name = str(values.get("optim") or "adamw_torch")
     return next((size for word, size in _MOMENTS if word in name), None)
 

@@ -6,15 +6,10 @@ library, Python 3.10.
 
 from __future__ import annotations
 
-from tunesmith.basemodel.kinds import Misfit, is_tied, quantization
+from tunesmith.basemodel.kinds import EMBEDDINGS, Misfit, is_tied, quantization
 from tunesmith.core.documents import Config, ModelConfig
 
 _NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")
-# What models call their embedding and head (transformers 4.52.4, get_input_embeddings and
-# get_output_embeddings of Llama, GPT-2, GPT-NeoX, BLOOM, ChatGLM).
-_EMBEDDINGS = frozenset(
-    ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "output_layer")
-)
 _WITHOUT = "train without `--then merge`"
 
 
@@ -50,7 +45,7 @@ def by_model(values: Config, model: ModelConfig) -> Misfit | None:
             "while it is loaded",
         )
     for key in ("additional_target", "lora_target"):
-        touched = sorted(_EMBEDDINGS & set(_names(values.get(key))))
+        touched = sorted(EMBEDDINGS & set(_names(values.get(key))))
         if touched and is_tied(model):
             return Misfit(
                 f"{key} trains {' and '.join(touched)}, but head and embedding of this model are "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.basemodel.kinds import is_tied, quantization
 from tunesmith.core.documents import ModelConfig
@@ -25,7 +25,8 @@ class ModelShape:
 
     `hidden`, `inner` and `head` are lengths of vectors: of a token, inside the MLP, of one head;
     `keys` are the heads of keys and values; `experts` the MLPs of a layer. `parameters` is all of
-    them, head and embedding once where they are `tied`.
+    them, head and embedding once where they are `tied`; `apart` are those of them that see or
+    hear, which LLaMA-Factory leaves as they are.
     """
 
     hidden: int
@@ -38,6 +39,7 @@ class ModelShape:
     experts: int
     tied: bool
     parameters: int
+    apart: int = 0
 
     @property
     def embedding(self) -> int:
@@ -48,7 +50,7 @@ class ModelShape:
     def layer(self) -> int:
         """Numbers of one layer."""
         outside = self.embedding * (1 if self.tied else 2)
-        return max(0, self.parameters - outside) // self.layers
+        return max(0, self.parameters - self.apart - outside) // self.layers
 
     @property
     def attention(self) -> dict[str, tuple[int, int]]:
@@ -102,11 +104,12 @@ def shape_of(config: ModelConfig, weight_bytes: int | None = None) -> ModelShape
     each = _numbers(bare.attention) + experts * _numbers(bare.mlp) + 2 * hidden
     counted = bare.embedding * (1 if bare.tied else 2) + layers * each + hidden
     size = _BYTES.get(str(own.get("torch_dtype")))
+    apart = 0
     if weight_bytes and size and quantization(config) is None:
-        counted = weight_bytes // size
-    return ModelShape(
-        hidden, layers, heads, keys, head, inner, vocabulary, experts, bare.tied, counted
-    )
+        stored = weight_bytes // size
+        apart = max(0, stored - counted) if "vision_config" in config else 0
+        counted = stored
+    return replace(bare, parameters=counted, apart=apart)
 
 
 def _numbers(matrices: dict[str, tuple[int, int]]) -> int:

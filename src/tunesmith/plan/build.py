@@ -292,6 +292,8 @@ def plan_predict(
             managed.append(
                 schema.ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
             )
+        wish = model_check.wish_of(values, config.overrides, merge=False, machine=None)
+        model_check.check_model(project, name, wish, elsewhere=target.shared)
         spec = target.fetch_spec(name, None, mirror)
         phases = ("fetch", *phases) if spec else phases
         what = f"predicts {config.get('eval_dataset')}"
