@@ -2,7 +2,7 @@
 
 Pure, and without torch. What is sure is told from what is estimated: weights, gradients and an
 optimizer's moments are counted; activations, logits and the library's own are fitted to measured
-trainings (docs/performance.md), on a processor only. A refusal rests on what is sure.
+trainings (docs/models.md), on a processor only. A refusal rests on what is sure.
 
 Counted as LLaMA-Factory 0.9.3 trains: what is trained is float32 (`cast_trainable_params_to_fp32`,
 model/adapter.py) unless `pure_bf16`; gradient checkpointing is on unless it is disabled
