@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hubserver import safetensors, tiny_model
+from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import judge, kinds, merging, templates
 from tunesmith.basemodel.judge import Machine, Seen, Wish
 from tunesmith.basemodel.known import known, newer_types
@@ -319,6 +320,28 @@ def test_a_folder_is_judged_when_a_run_is_planned(
         plan(project, make(tmp_path / "model"), "template=default")
     assert caught.value.hint
     assert "inv model.fetch /" not in caught.value.hint
+
+
+def test_pickled_weights_are_told_and_not_merged(project: Project, tmp_path: Path) -> None:
+    pickled = {"pytorch_model.bin": b"1234"}
+    folder = a_folder(tmp_path / "model", None, ("model.safetensors",), **pickled)
+    with pytest.raises(UsageError, match="only pickled weights are here") as caught:
+        plan(project, folder, "template=default")
+    assert "save_pretrained" in caught.value.hint
+    # One of the hub that was fetched with --allow-pickle is trained on.
+    found = seen(folder, "org/pickled")
+    judge.judge(found, Wish({"template": "default"}))
+    assert "no merge reads" in refused(found, Wish({"template": "default"}, merge=True)).message
+
+
+def test_weights_that_are_there_twice_are_counted_once(tmp_path: Path) -> None:
+    size = len(tiny_model()["model.safetensors"])
+    twice = {"consolidated.safetensors": b"1" * 99, "optimizer.pt": b"2" * 99}
+    folder = a_folder(tmp_path, None, (), **twice)
+    assert model_files.weight_bytes(folder) == size
+    (folder / "model.safetensors").unlink()
+    (folder / "consolidated.safetensors").unlink()
+    assert model_files.weight_bytes(folder) == 99
 
 
 def test_a_gguf_file_is_told_as_one(project: Project, tmp_path: Path) -> None:

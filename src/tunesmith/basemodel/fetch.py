@@ -23,13 +23,7 @@ from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
-from tunesmith.basemodel.endpoint import (
-    OFFICIAL,
-    DownloadSpec,
-    Patience,
-    SourceError,
-    user_token,
-)
+from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError, user_token
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.judge import Seen, require_trainable
 from tunesmith.basemodel.store import ModelFolder
@@ -411,10 +405,8 @@ def _in_place(work: _Work, folder: Path) -> ModelFolder:
 
 def _judge_folder(work: _Work, name: str, folder: Path, *, code: bool) -> None:
     """Ask the judge of a folder that is whole already, or was meant to be."""
-    files = [path for path in folder.iterdir() if path.is_file()]
-    weights = sum(path.stat().st_size for path in files if model_files.is_weights(path.name))
-    names = [path.name for path in files]
-    work.judge(Seen(name, folder, names, weights or None, code=code))
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    work.judge(Seen(name, folder, names, model_files.weight_bytes(folder), code=code))
 
 
 def _keep(

@@ -109,6 +109,13 @@ def is_weights(name: str) -> bool:
     return name.endswith(".safetensors") or _is_like(name, _PICKLES)
 
 
+def weight_bytes(folder: Path) -> int | None:
+    """Return the bytes of the weights a load would take; None where there are none."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    weights = [name for name in choose(names, allow_pickle=True) if is_weights(name)]
+    return sum((folder / name).stat().st_size for name in weights) or None
+
+
 def verify(
     folder: Path,
     expected: Mapping[str, FileRecord] | None = None,

@@ -86,7 +86,13 @@ def judge(seen: Seen, wish: Wish) -> Verdict:
     config, fault = json_object(seen.folder / CONFIG)
     if fault:
         return Verdict()  # the proof of the whole folder says so
-    if found := _method(config, wish):
+    found = _method(config, wish)
+    if wish.merge and not found and not any(n.endswith(".safetensors") for n in seen.names):
+        found = Misfit(
+            "its weights are pickled, which no merge reads",
+            "name a copy with .safetensors files, or train without `--then merge`",
+        )
+    if found:
         raise _error(seen.name, found)
     notes = list(_template(seen, wish)) if wish.values.get("stage", "sft") != "pt" else []
     if not wish.values.get("do_train"):

@@ -91,15 +91,22 @@ def _folder(name: str, wish: Wish) -> Verdict:
         )
     code = bool(wish.values.get("trust_remote_code")) and "trust_remote_code" in wish.insisted
     verdict = judge.judge(_seen(str(folder), folder, code=code), wish)
+    pickled = model_files.pickles(path.name for path in folder.iterdir())
+    if pickled and not model_files.weight_files(folder):
+        raise UsageError(
+            f"{folder}: only pickled weights are here ({pickled[0]}), which can run code when "
+            "loaded",
+            hint="name a copy with .safetensors files, as transformers' `save_pretrained` writes "
+            "them",
+        )
     if problems := model_files.verify(folder):
         raise model_files.damaged(folder, problems)
     return verdict
 
 
 def _seen(name: str, folder: Path, *, code: bool = False) -> Seen:
-    files = [path for path in folder.iterdir() if path.is_file()]
-    weights = sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
-    return Seen(name, folder, [path.name for path in files], weights or None, code=code)
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return Seen(name, folder, names, model_files.weight_bytes(folder), code=code)
 
 
 def _is_path(name: str) -> bool:
