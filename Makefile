@@ -1,4 +1,4 @@
-# The doors of tunesmith. `make help` lists them; `.venv/bin/inv --list` has the rest.
+# What you can do with a clone. `make help` lists it; `.venv/bin/inv --list` has the rest.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +17,7 @@ UV_PIN = $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' $(LOCK))
 
 .PHONY: help setup demo test lint bench clean
 
-help: ## List the doors
+help: ## List what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv, the control environment

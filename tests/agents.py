@@ -78,6 +78,7 @@ class Agent:
         for key in ("pypi_indexes", "conda_channels", "miniforge_urls"):
             addresses[key] = ["https://nowhere.invalid"]
         mirror.write_text(yaml.safe_dump(addresses))
+        config = request.pop("config", {"model_name_or_path": "org/tiny"})
         order = {
             "name": "org/tiny",
             "revision": None,
@@ -89,7 +90,7 @@ class Agent:
         # A folder each: what one has fetched, another must not find.
         variables = {"HF_HOME": str(self.home / f"hf of {run_id}"), "HF_HUB_OFFLINE": "1"}
         base = {"phases": ["fetch"], "fetch": order, "env": variables}
-        return self.create(run_id, base | request, {"model_name_or_path": "org/tiny"})
+        return self.create(run_id, base | request, config)
 
     def folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.runs / run_id)

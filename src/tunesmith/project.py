@@ -13,10 +13,11 @@ from tunesmith.basemodel.catalogue import BaseModel, load_models
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import private_folder, read_json
 from tunesmith.core.mirrors import Mirror, load_mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.job.run import foreign, listing
 from tunesmith.job.run.stored import DamagedError
 from tunesmith.stack.definition import Stack, load_stack
-from tunesmith.stack.environment import MARKER, Environment
+from tunesmith.stack.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Project:
         made from. Raises UsageError when another flavour is asked for there.
         """
         if own := os.environ.get("TUNESMITH_ENVIRONMENT"):
-            made = str(read_json(Path(own) / MARKER)["flavour"])
+            made = str(read_json(Path(own) / ENVIRONMENT_MARKER)["flavour"])
             if flavour not in (None, made):
                 raise UsageError(f"flavour {flavour!r} is not in this image, which has {made}")
             return Environment(Path(own), self.stack.flavour(made))

@@ -1,4 +1,4 @@
-"""probe.sh, run by real shells: it answers whole, in time, and leaves nothing behind."""
+"""The probe, run by real shells: it answers whole, in time, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support import lacking
-from tunesmith.doctor.check import PROBE
-from tunesmith.doctor.facts import Facts, parse
-from tunesmith.hosts.platforms import data_disks
+from tests.unit.probes.recorded import parse
+from tunesmith.doctor.facts import SECTIONS, Facts
+from tunesmith.doctor.rules import PROGRAMS
+from tunesmith.hosts.probe.installed import Environment
+from tunesmith.hosts.probe.script import ProbeSettings, script
 
 pytestmark = pytest.mark.contract
 
@@ -66,21 +69,23 @@ def probe(
     home: Path,
     env: Mapping[str, str] | None = None,
     shell: list[str] | None = None,
-    patient: bool = False,
-    **settings: str,
+    limit: int | None = None,
+    root: str = "",
+    **settings: Any,
 ) -> tuple[Facts, str]:
-    """Run probe.sh in an environment that has nothing but HOME and PATH; return facts, text.
+    """Run the probe in an environment that has nothing but HOME and PATH; return facts, text.
 
-    `patient`: no program is cut off, so that a slow machine tells what a quick one does.
+    `limit`: seconds until a program is cut off, so that a slow machine tells what a quick one
+    does. `root` stands for /.
     """
-    settings = {"DISKS": " ".join(data_disks()), **settings}
-    script = PROBE.read_text(encoding="utf-8")
-    if patient:
-        script = re.sub(r"\blimited \d ", "limited 100 ", script)
-    head = "".join(f"TUNESMITH_PROBE_{k}={shlex.quote(v)}\n" for k, v in settings.items())
+    names = [section.SECTION for section in SECTIONS]
+    text = script(names, ProbeSettings(programs=PROGRAMS, **settings))
+    if limit:
+        text = re.sub(r"\blimited \d+ ", f"limited {limit} ", text)
+    head = f"TUNESMITH_PROBE_ROOT={shlex.quote(root)}\n"
     done = subprocess.run(
         shell or ["sh", "-s"],
-        input=head + script,
+        input=head + text,
         env={"HOME": str(home), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"} | dict(env or {}),
         capture_output=True,
         text=True,
@@ -102,34 +107,34 @@ def program(folder: Path, name: str, text: str) -> str:
 @pytest.mark.parametrize("shell", shells(), ids=lambda words: words[0])
 def test_every_shell_tells_this_machine(tmp_path: Path, shell: list[str]) -> None:
     facts, _ = probe(tmp_path, shell=shell)
-    assert facts.arch == os.uname().machine
-    assert facts.kernel == os.uname().release
-    assert abs(facts.epoch - time.time()) < 60
-    assert (facts.uid, facts.home) == (os.getuid(), str(tmp_path))
-    assert facts.cpu_count == len(os.sched_getaffinity(0))
-    assert facts.memory_total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    disk = facts.disk(str(tmp_path))
+    assert facts.system.arch == os.uname().machine
+    assert facts.system.kernel == os.uname().release
+    assert abs(facts.system.epoch - time.time()) < 60
+    assert (facts.user.uid, facts.user.home) == (os.getuid(), str(tmp_path))
+    assert facts.resources.cpu_count == len(os.sched_getaffinity(0))
+    assert facts.resources.memory_total == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    disk = facts.disks.disk(str(tmp_path))
     assert disk is not None
     assert abs(disk.free - shutil.disk_usage(tmp_path).free) < 1 << 30
-    assert facts.libc.startswith(("glibc 2.", "musl"))
-    assert {"tar", "gzip"} <= set(facts.tools)
+    assert facts.system.libc.startswith(("glibc 2.", "musl"))
+    assert {"tar", "gzip"} <= set(facts.programs)
     assert facts.seconds < 300
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / ".bashrc").write_text(":\n", encoding="utf-8")
     before = set(Path("/dev/shm").iterdir()), set(tmp_path.rglob("*"))
-    probe(tmp_path, CA="-----BEGIN CERTIFICATE-----\n", URLS="hf=http://127.0.0.1:9/")
+    probe(tmp_path, ca="-----BEGIN CERTIFICATE-----\n", urls=pairs("hf=http://127.0.0.1:9/"))
     assert before == (set(Path("/dev/shm").iterdir()), set(tmp_path.rglob("*")))
 
 
 def test_a_gpu_and_who_uses_it(tmp_path: Path) -> None:
     path = program(tmp_path / "bin", "nvidia-smi", SMI)
     facts, text = probe(tmp_path, {"PATH": path, "DRIVER": "550.127.05"})
-    assert [(g.name, g.capability) for g in facts.gpus] == [
+    assert [(g.name, g.capability) for g in facts.gpu.gpus] == [
         ("NVIDIA GeForce RTX 4090, 100% ours", "8.9")
     ] * 2
-    assert facts.gpus[0].memory_total == 24564 << 20
+    assert facts.gpu.gpus[0].memory_total == 24564 << 20
     (process,) = facts.gpu_processes
     assert (process.pid, process.memory) == (41, 2 << 30)
     assert process.name == "/usr/bin/python3 a.py, b"
@@ -139,15 +144,15 @@ def test_a_gpu_and_who_uses_it(tmp_path: Path) -> None:
 def test_a_driver_from_before_compute_cap(tmp_path: Path) -> None:
     path = program(tmp_path / "bin", "nvidia-smi", SMI)
     facts, _ = probe(tmp_path, {"PATH": path, "DRIVER": "460.91.03"})
-    assert [(g.driver, g.capability) for g in facts.gpus] == [("460.91.03", None)] * 2
-    assert facts.gpus[0].memory_used == 1 << 20
+    assert [(g.driver, g.capability) for g in facts.gpu.gpus] == [("460.91.03", None)] * 2
+    assert facts.gpu.gpus[0].memory_used == 1 << 20
 
 
 def test_what_nvidia_smi_says_when_it_fails(tmp_path: Path) -> None:
     words = "Failed to initialize NVML: Unknown Error"
     path = program(tmp_path / "bin", "nvidia-smi", f"#!/bin/sh\necho '{words}'\necho x\nexit 255\n")
     facts, text = probe(tmp_path, {"PATH": path})
-    assert (facts.gpus, facts.nvidia_smi_text) == ((), f"{words} x")
+    assert (facts.gpu.gpus, facts.gpu.text) == ((), f"{words} x")
     assert f"nvidia_smi.text={words}%0Ax\n" in text
 
 
@@ -155,9 +160,9 @@ def test_a_hanging_nvidia_smi_and_a_slow_bashrc_are_cut_off(tmp_path: Path) -> N
     path = program(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\nsleep 600\n")
     (tmp_path / ".bashrc").write_text("sleep 600\n", encoding="utf-8")
     began = time.monotonic()
-    facts, _ = probe(tmp_path, {"PATH": path})
+    facts, _ = probe(tmp_path, {"PATH": path}, limit=4)
     assert time.monotonic() - began < 300
-    assert facts.gpus == ()
+    assert (facts.gpu.gpus, facts.gpu.text) == ((), "no answer within 20 s")
     assert facts.bashrc_seconds is not None
     assert 3.9 <= facts.bashrc_seconds < 300
 
@@ -184,12 +189,16 @@ def test_no_password_of_a_proxy_or_index_leaves_the_host(tmp_path: Path) -> None
     }
     facts, text = probe(tmp_path, env)
     assert "canary" not in text
-    assert facts.proxies == (
+    assert facts.network.proxies == (
         ("http_proxy", "http://10.0.0.1:3128"),
         ("HTTPS_PROXY", "10.0.0.1:3128"),
     )
-    assert facts.no_proxy == "localhost"
-    urls = [url for source in (*facts.pip_indexes, *facts.condarcs) for url in source.urls]
+    assert facts.network.no_proxy == "localhost"
+    urls = [
+        url
+        for source in (*facts.network.pip_indexes, *facts.network.condarcs)
+        for url in source.urls
+    ]
     assert urls == ["https://uv.example/s", "https://pip.example/s", "https://conda.example/c"]
 
 
@@ -237,10 +246,14 @@ def test_limits_of_cgroup_v1(tmp_path: Path) -> None:
         "sys/fs/cgroup/cpu,cpuacct/docker/cpu.cfs_period_us": "100000\n",
     }
     tree(tmp_path, files | MEMINFO)
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert (facts.cgroup, facts.cpu_limit, facts.cpus) == ("v1", 0.5, 0.5)
-    assert (facts.memory_limit, facts.memory_used) == (2147483648, 4000)
-    assert facts.memory_total == 1056462976 << 10
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert (facts.resources.cgroup, facts.resources.cpu_limit, facts.resources.cpus) == (
+        "v1",
+        0.5,
+        0.5,
+    )
+    assert (facts.resources.memory_limit, facts.resources.memory_used) == (2147483648, 4000)
+    assert facts.resources.memory_total == 1056462976 << 10
 
 
 def test_limits_of_cgroup_v1_seen_from_inside_a_container(tmp_path: Path) -> None:
@@ -253,8 +266,12 @@ def test_limits_of_cgroup_v1_seen_from_inside_a_container(tmp_path: Path) -> Non
         "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
     }
     tree(tmp_path, files | MEMINFO)
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert (facts.cpu_limit, facts.memory_limit, facts.memory_used) == (16.0, 2147483648, 5000)
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert (
+        facts.resources.cpu_limit,
+        facts.resources.memory_limit,
+        facts.resources.memory_used,
+    ) == (16.0, 2147483648, 5000)
 
 
 def test_limits_of_cgroup_v2_are_the_tightest_above(tmp_path: Path) -> None:
@@ -271,39 +288,39 @@ def test_limits_of_cgroup_v2_are_the_tightest_above(tmp_path: Path) -> None:
         "sys/fs/cgroup/kubepods/memory.max": "8589934592\n",
     }
     tree(tmp_path, files | MEMINFO)
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert (facts.cgroup, facts.cpu_limit) == ("v2", 2.5)
-    assert (facts.memory_limit, facts.memory_used) == (4294967296, 4000)
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert (facts.resources.cgroup, facts.resources.cpu_limit) == ("v2", 2.5)
+    assert (facts.resources.memory_limit, facts.resources.memory_used) == (4294967296, 4000)
 
 
 def test_a_data_disk_of_its_own_comes_first(tmp_path: Path) -> None:
     tree(tmp_path, {"proc/mounts": "/dev/sda1 / ext4 rw 0 0\n/dev/sdb1 /data ext4 rw 0 0\n"})
     (tmp_path / "workspace").mkdir()
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert facts.data_disk == f"{tmp_path}/workspace", "the only one there"
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert facts.places.data_disk == f"{tmp_path}/workspace", "the only one there"
     (tmp_path / "data").mkdir()
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert facts.data_disk == f"{tmp_path}/data", "a mount"
-    assert (facts.base, facts.writable) == (f"{tmp_path}/data/tunesmith", True)
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert facts.places.data_disk == f"{tmp_path}/data", "a mount"
+    assert (facts.places.base, facts.places.writable) == (f"{tmp_path}/data/tunesmith", True)
 
 
 def test_without_a_data_disk_it_is_home(tmp_path: Path) -> None:
     tree(tmp_path, {"proc/mounts": "/dev/sda1 / ext4 rw 0 0\n"})
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert (facts.data_disk, facts.base) == (str(tmp_path), f"{tmp_path}/tunesmith")
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert (facts.places.data_disk, facts.places.base) == (str(tmp_path), f"{tmp_path}/tunesmith")
 
 
 def test_an_environment_is_whole_with_its_marker(tmp_path: Path) -> None:
     tree(tmp_path, {"proc/mounts": "\n"})
-    env = tmp_path / "tunesmith/envs/own-name"
+    env = tmp_path / "tunesmith/envs/llama-factory"
     env.mkdir(parents=True)
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path), ENV="own-name")
-    assert (facts.environment, facts.environment_whole) == (str(env), False)
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert facts.environment == Environment(str(env), whole=False)
     (env / ".tunesmith-environment.json").write_text('{\n  "flavour": "cu126"\n}\n')
     (tmp_path / "tunesmith/state.json").touch()
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path), ENV="own-name")
-    assert (facts.environment_whole, facts.environment_flavour) == (True, "cu126")
-    assert facts.state == f"{tmp_path}/tunesmith/state.json"
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert facts.environment == Environment(str(env), whole=True, flavour="cu126")
+    assert facts.places.provisioned == f"{tmp_path}/tunesmith"
 
 
 def test_container_hints(tmp_path: Path) -> None:
@@ -314,9 +331,9 @@ def test_container_hints(tmp_path: Path) -> None:
         "proc/mounts": "overlay / overlay rw 0 0\n",
     }
     tree(tmp_path, files)
-    facts, _ = probe(tmp_path, ROOT=str(tmp_path))
-    assert facts.container == ("dockerenv", "cgroup", "overlay")
-    assert (facts.pid1, facts.systemd) == ("bash", False)
+    facts, _ = probe(tmp_path, root=str(tmp_path))
+    assert facts.system.container == ("dockerenv", "cgroup", "overlay")
+    assert (facts.system.pid1, facts.system.systemd) == ("bash", False)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -353,6 +370,11 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+def pairs(words: str) -> tuple[tuple[str, str], ...]:
+    """Return the (kind, URL) of words "kind=url"."""
+    return tuple((kind, url) for kind, _, url in (word.partition("=") for word in words.split()))
+
+
 def outcomes(facts: Facts) -> dict[str, str]:
     return {t.kind: f"{t.outcome} {t.status or '-'}" for t in facts.mirrors}
 
@@ -362,7 +384,7 @@ def test_mirrors_are_tried_together_and_each_outcome_is_told(
 ) -> None:
     urls = f"a={mirror}/here b={mirror}/gone c={mirror}/no-head d={mirror}/moved e={silent}/x "
     urls += "f=http://127.0.0.1:9/x g=http://nowhere.invalid/ h=http://127.0.0.1:9/*?[a]=b"
-    facts, _ = probe(tmp_path, URLS=urls)
+    facts, _ = probe(tmp_path, urls=pairs(urls))
     assert outcomes(facts) == {
         "a": "ok 200",
         "b": "http 404",
@@ -394,7 +416,7 @@ def test_without_curl_another_program_asks(
     urls = f"a={mirror}/here b={mirror}/gone e={silent}/x f=http://127.0.0.1:9/x "
     urls += "g=http://nowhere.invalid/"
     shell = [shutil.which("sh") or "/bin/sh", "-s"]
-    facts, _ = probe(tmp_path / "home", {"PATH": str(folder)}, shell, True, URLS=urls)
+    facts, _ = probe(tmp_path / "home", {"PATH": str(folder)}, shell, 100, urls=pairs(urls))
     told = ["ok 200", "http 404", "timeout -", "refused -", "dns -"]
     expected = dict(zip("abefg", told if tool else ["no_tool -"] * 5, strict=True))
     assert outcomes(facts) == expected
@@ -414,8 +436,8 @@ def test_an_unknown_authority_is_told_and_a_bundle_mends_it(tmp_path: Path) -> N
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"pypi=https://127.0.0.1:{server.server_port}/here"
     try:
-        assert outcomes(probe(tmp_path, URLS=url)[0]) == {"pypi": "tls -"}
-        trusted, _ = probe(tmp_path, URLS=url, CA=cert.read_text())
+        assert outcomes(probe(tmp_path, urls=pairs(url))[0]) == {"pypi": "tls -"}
+        trusted, _ = probe(tmp_path, urls=pairs(url), ca=cert.read_text())
         assert outcomes(trusted) == {"pypi": "ok 200"}
     finally:
         server.shutdown()
@@ -425,5 +447,5 @@ def test_an_unknown_authority_is_told_and_a_bundle_mends_it(tmp_path: Path) -> N
 def test_mirrors_are_reached_through_the_proxy_that_the_mirror_names(
     tmp_path: Path, mirror: str
 ) -> None:
-    facts, _ = probe(tmp_path, URLS="hf=http://far.invalid/here", PROXY=mirror)
+    facts, _ = probe(tmp_path, urls=pairs("hf=http://far.invalid/here"), proxy=mirror)
     assert outcomes(facts) == {"hf": "ok 200"}, "a name only the proxy could know"

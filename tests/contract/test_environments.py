@@ -19,13 +19,13 @@ import pytest
 
 from standins import tiny_environment
 from support import lacking
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json
 from tunesmith.core.mirrors import load_mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.core.swap import exchange
 from tunesmith.project import Project
 from tunesmith.stack import environment as stack_environment
-from tunesmith.stack.environment import MARKER
 from tunesmith.stack.environment_users import users_of
 
 pytestmark = pytest.mark.contract
@@ -76,7 +76,7 @@ def names(folder: Path) -> list[str]:
 
 
 def marker(folder: Path) -> dict[str, Any]:
-    return dict(read_json(folder / "envs" / "tiny" / MARKER))
+    return dict(read_json(folder / "envs" / "tiny" / ENVIRONMENT_MARKER))
 
 
 def test_an_environment_works_where_it_was_moved_to(tiny: Path, root: Path) -> None:
@@ -103,6 +103,16 @@ def test_of_two_installations_one_waits_and_both_succeed(tiny: Path, root: Path)
     assert sorted(line for line in lines if line in ("made", "current")) == ["current", "made"]
     assert [line for line in lines if line.endswith("is installing tiny; waiting")], lines
     assert names(tiny) == ["tiny"]
+
+
+def test_what_uv_says_of_a_failure_is_in_the_error(
+    tiny: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_DEFAULT_INDEX", (tiny / "empty").as_uri())
+    with pytest.raises(TunesmithError, match=r"`uv pip install` failed with exit code 1") as caught:
+        install(tiny, root)
+    assert "torch" in "\n".join(caught.value.detail)
+    assert names(tiny) == []
 
 
 def test_who_waits_is_told_at_once(tiny: Path, root: Path) -> None:

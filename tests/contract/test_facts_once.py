@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.hosts.platforms import data_disks
 from tunesmith.job.services.manager import PORTS
+from tunesmith.stack.definition import load_stack
 
 pytestmark = pytest.mark.contract
 
 KINDS = {".py", ".sh", ".yml", ".yaml", ".j2", ".cfg", ".toml"}
 # Names that mean more than a rented disk: the image's mount, a folder of ours, LLaMA-Factory's.
+# A role's default, for who uses it without the playbook.
+HUGGINGFACE = {
+    f"ansible/roles/huggingface/{file}.yml" for file in ("defaults/main", "meta/argument_specs")
+}
 COMMON = {"/workspace", "/data"}
 
 
@@ -40,6 +46,18 @@ def test_the_data_disks_stand_in_platforms_yml_alone(root: Path) -> None:
     lists = {file for file, disks in named.items() if disks - COMMON or len(disks) > 1}
     lists -= {"docker/Dockerfile"} if named.get("docker/Dockerfile") == COMMON else set()
     assert lists == {"configs/platforms.yml"}
+
+
+def test_names_that_many_agree_on_stand_in_one_file_each(root: Path) -> None:
+    """An image's Dockerfile can read no Python: its marker is compared here."""
+    stack = load_stack(root / "configs/stack.yml")
+    for name, places in (
+        (ENVIRONMENT_MARKER, {"src/tunesmith/core/names.py", "docker/Dockerfile"}),
+        ("Hugging-Face", {"src/tunesmith/hosts/probe/places.sh", *HUGGINGFACE}),
+        (stack.environment_name, {"configs/stack.yml", "docker/Dockerfile"}),
+    ):
+        whole = re.compile(rf"(?<![\w@]){re.escape(name)}(?![\w-])")
+        assert {file for file, line in lines(root) if whole.search(line)} == places, name
 
 
 def test_the_ports_of_services_are_numbers_in_one_module(root: Path) -> None:

@@ -30,7 +30,8 @@ from tunesmith.doctor.check import check
 from tunesmith.hosts import agent, inventory, layout, models
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.inventory import Host
-from tunesmith.hosts.probe import log_in
+from tunesmith.hosts.login import log_in
+from tunesmith.hosts.probe.software import Engine
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import ship
 from tunesmith.job.run.replies import (
@@ -137,27 +138,50 @@ def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 def fields() -> Iterator[tuple[str, str, Callable[[str], str], bool, bool]]:
     """Yield question, field, how the answer is made of a payload, whether it is JSON, a path."""
-    yield "login", "Python", "{}\n".format, False, True
-    for key in hostile.LAYOUT:
-        paths = ("base", "environment", "HF_HOME")
-        yield "layout", key, lambda p, k=key: lines_with(hostile.LAYOUT, k, p), False, key in paths
-    yield "layout", "mirror", lambda p: lines_with(hostile.LAYOUT, "mirror", p), False, True
-    for key in hostile.PROBE:
-        paths = ("home", "nvidia_smi", "data_disk", "base")
-        if key != "tunesmith_probe":
+    yield "login", "Python", lambda p: lines_with(hostile.LOGIN, "python", f"3.12 {p}"), False, True
+    yield "login", "version", lambda p: lines_with(hostile.LOGIN, "python", f"{p} /x"), False, False
+    paths = (
+        "home",
+        "nvidia_smi",
+        "data_disk",
+        "base",
+        "provisioned",
+        "hf_home",
+        "hf_cache",
+        "mirror_file",
+    )
+    for question, answer in (
+        ("layout", hostile.LAYOUT),
+        ("probe", hostile.PROBE),
+        ("engine", hostile.ENGINE),
+        ("container", hostile.CONTAINER),
+    ):
+        for key in answer:
             yield (
-                "probe",
-                key,
-                lambda p, k=key: lines_with(hostile.PROBE, k, p),
-                False,
-                key in paths,
+                *(question, key),
+                lambda p, k=key, a=answer: lines_with(a, k, p),
+                *(False, key in paths),
             )
+        for place in places(json.loads(hostile.MADE)) if "environment" in answer else ():
+            yield (
+                *(question, str(place[-1])),
+                lambda p, w=place, a=answer: lines_with(
+                    a, "environment", f"/data/x\t{at(json.loads(hostile.MADE), w, p)}"
+                ),
+                *(True, False),
+            )
+    found = hostile.STATE["found"]
     state = json.dumps(hostile.STATE)
-    yield "state", "base", lambda p: hostile.state_of(p, state, state), False, True
+    yield "state", "base", lambda p: hostile.state_of(p, state, found), False, True
+    yield (
+        *("state", "found"),
+        lambda p: hostile.state_of("/data/tunesmith", state, [*found, f"x={p}"]),
+        *(False, False),
+    )
     for place in places(hostile.STATE):
         yield (
             *("state", str(place[-1])),
-            lambda p, w=place: hostile.state_of("/data/tunesmith", at(hostile.STATE, w, p), state),
+            lambda p, w=place: hostile.state_of("/data/tunesmith", at(hostile.STATE, w, p), found),
             *(True, False),
         )
     for verb, answer in hostile.AGENT.items():
@@ -172,20 +196,6 @@ def fields() -> Iterator[tuple[str, str, Callable[[str], str], bool, bool]]:
             *("services", str(place[-1])),
             lambda p, w=place: at(hostile.SERVICE, w, p) + "\n",
             *(True, False),
-        )
-    for part in range(3):
-        names = ("folder", "room", "images")
-        good = ["/root/.cache/tunesmith/image", "1000", "sha256:" + "ab" * 32]
-        yield (
-            *("engine", names[part]),
-            lambda p, i=part, g=good: "\n".join(["answers", *g[:i], p, *g[i + 1 :]]) + "\n",
-            *(False, part == 0),
-        )
-        there = ["/data/tunesmith", "0", "0"]
-        yield (
-            *("container", ("base", "uid", "gid")[part]),
-            lambda p, i=part, g=there: "\n".join([*g[:i], p, *g[i + 1 :]]) + "\n",
-            *(False, part == 0),
         )
     yield (
         "models",
@@ -286,7 +296,7 @@ ASKS: dict[str, Ask] = {
     ),
     "models": lambda project: models._look(remote(project), there(project), "org/tiny", "/u"),
     "engine": lambda project: ship.look(remote(project)),
-    "container": lambda project: container._look(remote(project)),
+    "container": lambda project: container._look(remote(project), Engine),
     **{
         f"agent {verb}": lambda project, v=verb: agent.call(
             remote(project), v, "run-1", reply=REPLIES[v]
@@ -339,10 +349,13 @@ def test_what_a_host_says_is_refused_or_harmless(
 
 
 STRICT = [
-    ("login", "/x/{{ lookup('pipe', 'touch CANARY') }}", "its Python for Ansible"),
-    ("layout", lines_with(hostile.LAYOUT, "base", "/data/$(touch CANARY)"), "its layout: base"),
-    ("layout", lines_with(hostile.LAYOUT, "free", "9" * 5000), "its layout: free"),
-    ("layout", lines_with(hostile.LAYOUT, "sudo", "touch CANARY"), "its layout: sudo"),
+    ("login", lines_with(hostile.LOGIN, "python", "3.12 /a b/python"), "its Python for Ansible"),
+    ("login", lines_with(hostile.LOGIN, "python", "3.12 /x/{{ lookup('pipe', 'x') }}"), "python"),
+    ("login", lines_with(hostile.LOGIN, "end", "soon"), "its answer to the probe: end"),
+    ("layout", lines_with(hostile.LAYOUT, "provisioned", "/data/$(touch CANARY)"), "provisioned"),
+    ("layout", lines_with(hostile.LAYOUT, "uid", "9" * 5000), "uid"),
+    ("layout", lines_with(hostile.LAYOUT, "fingerprint", "app=$(touch CANARY)"), "fingerprint"),
+    ("layout", lines_with(hostile.LAYOUT, "environment", "/x/`touch CANARY`\t{}"), "environment"),
     ("probe", lines_with(hostile.PROBE, "memory.total", "9" * 5000), "memory.total"),
     ("probe", lines_with(hostile.PROBE, "data_disk", "/x/../y"), "data_disk"),
     ("agent find", '{"run_id": "../../x"}\n', "run_id"),
@@ -354,8 +367,8 @@ STRICT = [
     ("agent runs", '{"runs": [{"run_id": "a"}]}', "state"),
     ("services", at(hostile.SERVICE, ("key",), '"x; touch CANARY"'), "key"),
     ("services", at(hostile.SERVICE, ("port",), "70000"), "port"),
-    ("engine", "answers\n/x\nmany\n", "Docker engine"),
-    ("container", "/data\n", "folder"),
+    ("engine", lines_with(hostile.ENGINE, "image", "sha256:x"), "image"),
+    ("container", lines_with(hostile.CONTAINER, "gid", "0; touch CANARY"), "gid"),
 ]
 
 

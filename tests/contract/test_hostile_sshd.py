@@ -47,7 +47,7 @@ def liar(short: Path, client: Client) -> Iterator[Liar]:
         sshd.extra = [f"ForceCommand {program} {sshd.folder}", f"Banner {banner}"]
         sshd.authorize(client.key)
         made = Liar(sshd)
-        made.lies("login", f"{sys.executable}\n")
+        made.lies("login", python(sys.executable))
         sshd.start()
         yield made
 
@@ -68,6 +68,11 @@ def known(client: Client, liar: Liar) -> Liar:
     return liar
 
 
+def python(path: str) -> str:
+    """Return the answer to a login of a host that calls this its Python."""
+    return hostile.lines_of({**hostile.LOGIN, "python": f"3.12.3 {path}"})
+
+
 def jinja(canary: Path) -> str:
     return f"{{{{ lookup('pipe', 'touch {canary}') }}}}"
 
@@ -86,13 +91,13 @@ def test_add(client: Client, liar: Liar, canary: Path) -> None:
         jinja(canary),
         f"/x/{jinja(canary)}",
         f"/$(touch {canary})",
-        "/a\n/b",
+        "/a%0A/b",
         "\x1b[2J",
     ):
-        liar.lies("login", f"{payload}\n")
+        liar.lies("login", python(payload))
         refused(
             lambda: commands.add(client.project, "gpu1", liar.sshd.line, identity=client.key),
-            *("gpu1: ", "its Python for Ansible"),
+            *("gpu1: ", "ython"),
         )
         assert not (client.inventory / "hosts.yml").exists(), "nothing is written"
     # What it says before a login, too.
@@ -110,16 +115,16 @@ def test_check(client: Client, known: Liar, canary: Path) -> None:
     name = f"\x1b]0;x\x07[red]{jinja(canary)}"
     known.lies("probe", hostile.lines_of({**hostile.PROBE, "os.name": name}))
     seen = check(client.project, "gpu1", "default")
-    assert seen.facts.os_name == f"[red]{jinja(canary)}", "a text is a text"
+    assert seen.facts.system.os_name == f"[red]{jinja(canary)}", "a text is a text"
 
 
 def test_train(client: Client, known: Liar, root: Path, canary: Path) -> None:
     asked = TrainOptions(config=Path("configs/train/smollm2_135m_lora_sft.yaml"))
-    for key in ("base", "HF_HOME", "free"):
+    for key in ("provisioned", "hf_home", "uid"):
         known.lies("layout", hostile.lines_of({**hostile.LAYOUT, key: f"/{jinja(canary)}"}))
         refused(
             lambda: training.train(root, "gpu1", asked, training.Choices()),
-            f"gpu1: its layout: {key}",
+            f"gpu1: its answer to the probe: {key}",
         )
 
 
@@ -186,7 +191,7 @@ def test_provision_takes_a_poisoned_answer_as_text(
     done = playbook.provision(client.project, ["gpu1"], playbook.ProvisionOptions(), steps.append)
     (host,) = done.hosts
     assert host.name == "gpu1" and host.message is not None
-    assert "its probe: base: expected an absolute path" in host.message, host
+    assert "its answer to the probe: base: expected an absolute path" in host.message, host
     assert "\n" not in host.message
 
 

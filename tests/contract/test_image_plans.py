@@ -15,13 +15,14 @@ pytestmark = pytest.mark.contract
 _PLAN = """
 import sys
 from pathlib import Path
-from tunesmith.cli import container as cli_container, training
+from tunesmith.cli import container, container_training, training
+from tunesmith.cli.command import ROOT
 from tunesmith.plan import build
 from tunesmith.plan.options import TrainOptions
 from tunesmith.targets import factory
 from tunesmith.project import Project
 from tunesmith.report import page, terminal
-project = Project.at(cli_container.ROOT)
+project = Project.at(ROOT)
 target = factory.target_of(project, "local", print)
 file = Path("configs/train/smollm2_135m_lora_sft.yaml")
 options = TrainOptions(config=file, overrides=("max_steps=3",))

@@ -3,6 +3,7 @@ failure we tell apart, and messages that are still printed."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -251,3 +252,25 @@ def test_the_security_page_speaks_of_the_versions_that_are_locked(root: Path) ->
     locked = set(re.findall(r"(?m)^([a-z0-9-]+==\S+)", "\n".join(locks)))
     assert named
     assert named <= locked, "look the advisories of the new version up, then change the page"
+
+
+def test_the_hops_of_an_option_are_places_in_the_code(root: Path) -> None:
+    """A hop that was renamed or dropped would be looked for in vain."""
+    page = (root / "docs/architecture.md").read_text(encoding="utf-8")
+    section = page.partition("## Three options, hop by hop\n")[2].partition("\n## ")[0]
+    spans = [span[2] for span in SPAN.finditer(section)]
+    hops = [text for text in spans if re.fullmatch(r"[a-z]\w*(\.\w+)+", text)]
+    files = {text for text in hops if text.endswith((".json", ".yml"))}
+    assert len(set(hops) - files) >= 18
+    for hop in set(hops) - files:
+        parts = hop.split(".")
+        module = next(n for n in range(len(parts), 0, -1) if _module(root, parts[:n]).is_file())
+        place: object = importlib.import_module(f"tunesmith.{'.'.join(parts[:module])}")
+        for name in parts[module:]:
+            fields = getattr(place, "__dataclass_fields__", {})
+            assert name in fields or hasattr(place, name), hop
+            place = getattr(place, name, None)
+
+
+def _module(root: Path, parts: list[str]) -> Path:
+    return root.joinpath("src/tunesmith", *parts).with_suffix(".py")

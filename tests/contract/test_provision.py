@@ -20,6 +20,7 @@ from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.processes import with_argument
 from tunesmith.project import Project
 from tunesmith.provision import playbook as provisioning
+from tunesmith.provision.drift import record_script
 from tunesmith.provision.events import HostResult, Recorder, Step
 from tunesmith.provision.playbook import Provisioned, ProvisionOptions, provision, reset
 from tunesmith.stack.sources import app_digest
@@ -98,12 +99,13 @@ def test_what_the_playbook_is_given(root: Path, tmp_path: Path) -> None:
     """The variables of ansible/playbooks/provision.yml, and the settings that guard it."""
     names = (
         *("stack_file", "mirror_file", "app_archive", "app_digest", "cuda_toolkit"),
-        *("cuda_flavour", "state_fingerprint", "drift_script", "distrusted", "hf_token_file"),
+        *("cuda_flavour", "state_fingerprint", "record_script", "distrusted", "hf_token_file"),
     )
     content = {name: f"{{{{ {name} | default('absent') }}}}" for name in names}
     content["keys"] = "{{ lookup('ansible.builtin.config', 'HOST_KEY_CHECKING') }}"
     content["config"] = "{{ lookup('ansible.builtin.config', 'CONFIG_FILE') }}"
     content["archive"] = "{{ lookup('ansible.builtin.pipe', 'tar -tzf ' ~ app_archive) }}"
+    content["recorder"] = "{{ lookup('ansible.builtin.file', record_script, rstrip=false) }}"
     given = tmp_path / "given.json"
     copy = {"content": "{{ content | to_json }}", "dest": str(given), "mode": "0600"}
     note = {"name": "Note", "ansible.builtin.copy": copy, "vars": {"content": content}}
@@ -119,7 +121,7 @@ def test_what_the_playbook_is_given(root: Path, tmp_path: Path) -> None:
     assert got["app_digest"] == app_digest(root)
     assert (got["cuda_toolkit"], got["cuda_flavour"]) == (True, "cu126")
     assert "flavour=cu126" in got["state_fingerprint"]
-    assert got["drift_script"] == str(root / "src/tunesmith/provision/drift.sh")
+    assert got["recorder"] == record_script()
     assert got["distrusted"] == {"gpu1": ["environment"]}
     assert got["hf_token_file"] == "absent"
     assert "src/tunesmith/job/supervisor/worker.py" in got["archive"]

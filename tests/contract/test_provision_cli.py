@@ -1,4 +1,4 @@
-"""`inv provision` from the question to the summary: real Ansible, real drift.sh.
+"""`inv provision` from the question to the summary: real Ansible, the real probe.
 
 ssh is a stand-in that runs what it is given here, in a home of the host's own: the real one
 needs a server, which tests/host has.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from tests.unit.local_hosts import local_hosts
 from tunesmith.cli import provisioning as cli_provision
 from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.progress import Display
 from tunesmith.provision.events import Step
 from tunesmith.stack import sources
 
@@ -63,8 +63,8 @@ PLAY = """\
       ansible.builtin.copy: {{content: "export A=1\\n", dest: "{{{{ base }}}}/env.sh"}}
     - name: Record
       ansible.builtin.command:
-        argv: [/bin/sh, -s, --, --record, "{{{{ base }}}}", "{{{{ state_fingerprint }}}}"]
-        stdin: "{{{{ lookup('ansible.builtin.file', drift_script) }}}}"
+        argv: [/bin/sh, -s, --, "{{{{ base }}}}", "{{{{ state_fingerprint }}}}"]
+        stdin: "{{{{ lookup('ansible.builtin.file', record_script) }}}}"
       environment: {{HOME: "{{{{ home }}}}"}}
       register: recorded
       changed_when: recorded.stdout == 'recorded'
@@ -115,7 +115,7 @@ def played(tmp_path: Path) -> int:
 def test_provision_then_in_state_then_drift(run: Run, tmp_path: Path) -> None:
     out = run("gpu1")
     assert "gpu1: 1 thing to do\n  never provisioned" in out
-    assert "] gpu1: Write the variables: changed (" in out
+    assert "\ngpu1: Write the variables: changed (" in out
     assert "Refuse" not in out, "what changes nothing takes no line"
     assert out.splitlines()[-3].split()[:3] == ["gpu1", "changed", "6"]
     assert "log: " in out
@@ -224,31 +224,36 @@ def test_a_token_comes_by_stdin(
         assert not text or text not in caught.value.render()
 
 
-def test_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_provision, "_LONG", 0.1)
+def test_lines_in_a_pipe() -> None:
+    now = [0.0]
     out = io.StringIO()
-    with cli_provision._view(Console(file=out, width=100)) as view:
-        view.step(Step("gpu1", "conda: Create [x]", "started", 0.0, "1"))
-        time.sleep(0.3)
-        view.step(Step("gpu1", "conda: Create [x]", "changed", 75.0, "1"))
-        view.step(Step("gpu1", "conda: Look", "started", 0.0, "2"))
-        view.step(Step("gpu1", "conda: Look", "skipped", 0.0, "2"))
-        view.step(Step("gpu1", "conda: Never ends", "started", 0.0, "3"))
-    time.sleep(0.3)
+    with Display(Console(file=out, width=100), lambda: now[0]) as display:
+        steps = cli_provision._Steps(display)
+        steps.step(Step("gpu1", "conda: Create [x]", "started", 0.0, "1"))
+        for now[0] in (1.4, 2.0, 11.9, 12.1):
+            display.look()
+        steps.step(Step("gpu1", "conda: Create [x]", "changed", 75.0, "1"))
+        steps.step(Step("gpu1", "conda: Look", "started", 0.0, "2"))
+        now[0] += 1.0
+        steps.step(Step("gpu1", "conda: Look", "skipped", 0.0, "2"))
+        now[0] += 100.0
+        display.look()
     assert out.getvalue().splitlines() == [
-        "[   0 s] gpu1: conda: Create [x] ...",
-        "[   0 s] gpu1: conda: Create [x]: changed (1 min 15 s)",
+        "gpu1: conda: Create [x]: 2.0 s",
+        "gpu1: conda: Create [x]: 12 s",
+        "gpu1: conda: Create [x]: changed (1 min 15 s)",
     ]
 
 
 def test_rows_on_a_terminal() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100, legacy_windows=False)
-    with cli_provision._view(console) as view:
+    with Display(console) as display:
+        steps = cli_provision._Steps(display)
         for host in ("gpu1", "gpu2"):
-            view.step(Step(host, "conda: Create [x]", "started", 0.0, "1"))
-        view.step(Step("gpu1", "conda: Create [x]", "changed", 75.0, "1"))
-        view.step(Step("gpu2", "conda: Create [x]", "ok", 75.0, "1"))
+            steps.step(Step(host, "conda: Create [x]", "started", 0.0, "1"))
+        steps.step(Step("gpu1", "conda: Create [x]", "changed", 75.0, "1"))
+        steps.step(Step("gpu2", "conda: Create [x]", "ok", 75.0, "1"))
     shown = out.getvalue()
     assert "gpu1: conda: Create [x]: changed (1 min 15 s)" in shown
     assert shown.count("changed") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-
-from tunesmith.hosts.platforms import data_disks
 
 pytestmark = pytest.mark.contract
 
@@ -55,32 +52,6 @@ def test_no_version_is_written_in_a_role(root: Path, roles: Path, role: str) -> 
         if file.is_file() and file.suffix != ".pyc":
             text = file.read_text(encoding="utf-8")
             assert not [pin for pin in pins if pin in text], file
-
-
-@pytest.mark.parametrize("playbook", ["provision", "reset"])
-def test_the_playbooks_look_for_the_disks_of_the_platforms(
-    root: Path, tmp_path: Path, playbook: str
-) -> None:
-    """With the expressions of the playbook itself, in a play of their own beside it."""
-    play = read(root / f"ansible/playbooks/{playbook}.yml")[0]
-    names = ("platforms_file", "preflight_data_disks")
-    show = {"ansible.builtin.debug": {"msg": "{{ preflight_data_disks | join(' ') }}"}}
-    tried = {
-        "name": "Try",
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
-        "vars": {name: play["vars"][name] for name in names},
-        "tasks": [{"name": "Show", **show}],
-    }
-    shutil.copytree(root / "configs", tmp_path / "configs")
-    file = tmp_path / "ansible/playbooks/try.yml"
-    file.parent.mkdir(parents=True)
-    file.write_text(yaml.safe_dump([tried]), encoding="utf-8")
-    argv = [str(Path(sys.executable).with_name("ansible-playbook")), str(file)]
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert f'"msg": "{" ".join(data_disks())}"' in done.stdout, done.stdout + done.stderr
 
 
 def test_lint_has_no_exceptions(root: Path) -> None:

@@ -29,7 +29,7 @@ import traps
 from overlay import overlaid
 from support import lacking
 from tunesmith.core.errors import TunesmithError, UsageError
-from tunesmith.hosts import agent, commands, inventory, probe
+from tunesmith.hosts import agent, commands, inventory, login
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
@@ -318,8 +318,8 @@ def add_fails(client: Client, line: str) -> str:
 def test_off_moved_blocked_and_wrong_key_are_four_messages(
     client: Client, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "PATIENCE", 0.5)
-    monkeypatch.setattr(probe.probe, "__kwdefaults__", {"patience": 0.5})
+    monkeypatch.setattr(login, "PATIENCE", 0.5)
+    monkeypatch.setattr(login.scan_key, "__kwdefaults__", {"patience": 0.5})
     off = add_fails(client, f"root@127.0.0.1:{free_port()}")
     assert "is off (Connection refused)" in off
     assert "start it in the rental console" in off
@@ -341,7 +341,7 @@ def test_off_moved_blocked_and_wrong_key_are_four_messages(
 
 def test_a_banner_behind_other_lines_is_ssh() -> None:
     with listening(b"welcome\r\nSSH-2.0-x\r\n") as port:
-        found = probe._reach("gpu1", probe.Address("127.0.0.1", port), 2.0)
+        found = login._reach("gpu1", login.Address("127.0.0.1", port), 2.0)
     assert found.kind == "ok"
 
 
@@ -368,7 +368,7 @@ def test_an_unexpected_fingerprint_stops_before_the_login(client: Client, sshd: 
             client.project, "gpu1", sshd.line, identity=client.key, expected="SHA256:other"
         )
     assert "Accepted" not in (sshd.folder / "log").read_text()
-    right = probe.probe("gpu1", probe.Address("127.0.0.1", sshd.port)).fingerprint
+    right = login.scan_key("gpu1", login.Address("127.0.0.1", sshd.port)).fingerprint
     commands.add(client.project, "gpu1", sshd.line, identity=client.key, expected=right.split()[0])
 
 
@@ -421,7 +421,7 @@ def test_trust_shows_both_keys_and_pins_the_new_one(
     told: list[str] = []
     trusted = commands.trust(client.project, "gpu1", tell=told.append)
     assert told == [f"pinned: {trusted.before}", f"now:    {trusted.now}"]
-    assert trusted.before == probe.fingerprint(before) != trusted.now
+    assert trusted.before == login.fingerprint(before) != trusted.now
     assert trusted.notes == ()
     assert Remote("gpu1", client.inventory).run("echo hi").stdout == "hi\n"
 

@@ -98,7 +98,7 @@ def test_what_needs_more_refuses_it_in_one_line(
         ("stop --on bare", "run r1: succeeded at step 3"),
         ("rm --run r1 --on bare", "run r1: deleted, 1.0 kB free again"),
         ("--dry train --on bare", "run      /bare/runs/"),
-        ("--dry train --on bare", "phases   fetch -> before -> train -> after"),
+        ("--dry train --on bare", "phases   check -> fetch -> before -> train -> after"),
         ("chat --on bare --what merged --prompt x", ""),
     ],
 )

@@ -51,7 +51,7 @@ def test_csv_is_registered_and_split(
     with pytest.raises(UsageError) as refused:
         register(tmp_path, "rows", path)
     assert "inv stack.install" in refused.value.hint
-    entry = register(tmp_path, "rows", path, tables=tables)
+    entry = register(tmp_path, "rows", path, tables=tables)[0]
     assert entry.columns == {"prompt": "instruction", "response": "output"}
     made = split(tmp_path, "rows", 0.25, 1, tables=tables)
     assert (made.train.rows, made.validation.rows) == (15, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from tunesmith.dataset.check import check_file
-from tunesmith.dataset.registry import load_registry
+from tunesmith.dataset.convert import convert, write
+from tunesmith.dataset.media import MediaPlace
+from tunesmith.dataset.registry import check_unregistered, load_registry
 from tunesmith.dataset.report import DatasetReport
 
 pytestmark = pytest.mark.e2e
@@ -121,6 +124,7 @@ def lay_out(folder: Path, root: Path) -> dict[str, tuple[int, bool | None]]:
         registry[key] = {"file_name": key + suffix, **columns}
         expected[key] = (kept, stops)
     shutil.copytree(BROKEN / "files", folder / "broken")
+    shutil.copytree(BROKEN / "media", folder / "media")
     for name, case in broken_cases().items():
         if "parts" in case:
             with (folder / "broken" / name).open("w") as stream:
@@ -132,26 +136,34 @@ def lay_out(folder: Path, root: Path) -> dict[str, tuple[int, bool | None]]:
     registry["demo"] = demo
     expected["demo"] = (120, False)
     (folder / "dataset_info.json").write_text(json.dumps(registry))
+    (folder / "how.json").write_text(json.dumps(ways()))
     return expected
+
+
+def ways() -> dict[str, dict[str, str]]:
+    """Stage and template of the cases that have one."""
+    cases = broken_cases().items()
+    named = ("stage", "template")
+    return {f"broken/{key}": {n: case[n] for n in named if n in case} for key, case in cases}
 
 
 @dataclass(frozen=True)
 class Truth:
     """What LLaMA-Factory did with every case, what was expected, and what the check says."""
 
-    found: dict[str, tuple[int, str | None]]
+    found: dict[str, dict[str, Any]]
     expected: dict[str, tuple[int, bool | None]]
     reports: dict[str, DatasetReport]
 
 
 @pytest.fixture(scope="module")
 def truth(
-    tmp_path_factory: pytest.TempPathFactory, root: Path, training_python: Path
+    tmp_path_factory: pytest.TempPathFactory, root: Path, training_python: Path, base_model: Path
 ) -> Iterator[Truth]:
     folder = tmp_path_factory.mktemp("truth")
     expected = lay_out(folder, root)
     done = subprocess.run(
-        [training_python, PROGRAM, folder],
+        [training_python, PROGRAM, folder, base_model],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
@@ -164,11 +176,16 @@ def truth(
         """What the training environment read, as tables_of does, without another start."""
         return map(json.loads, records[str(files[0])])
 
-    reports = {
-        key: check_file(entry.path(folder), entry, "sft", tables=tables, thorough=True)
-        for key, entry in load_registry(folder).items()
-    }
-    yield Truth({key: (kept, why) for key, (kept, why) in found.items()}, expected, reports)
+    reports = {}
+    how = ways()
+    for key, entry in load_registry(folder).items():
+        way = how.get(key, {})
+        media = MediaPlace(folder / "media", way.get("template"))
+        stage = way.get("stage", "sft")
+        reports[key] = check_file(
+            entry.path(folder), entry, stage, tables=tables, thorough=True, media=media
+        )
+    yield Truth(found, expected, reports)
     shutil.rmtree(folder)
 
 
@@ -176,21 +193,21 @@ def test_the_cases_say_what_llamafactory_does(truth: Truth) -> None:
     wrong = {
         key: (truth.found[key], (kept, stops))
         for key, (kept, stops) in truth.expected.items()
-        if truth.found[key][0] != kept
-        or (stops is not None and stops != (truth.found[key][1] is not None))
+        if truth.found[key]["kept"] != kept
+        or (stops is not None and stops != (truth.found[key]["why"] is not None))
     }
     assert not wrong
 
 
 def test_kept_is_what_llamafactory_keeps(truth: Truth) -> None:
-    kept = {key: kept for key, (kept, _) in truth.found.items()}
+    kept = {key: found["kept"] for key, found in truth.found.items()}
     ours = {key: report.kept for key, report in truth.reports.items()}
     assert {key: (ours[key], kept[key]) for key in kept if ours[key] != kept[key]} == {}
 
 
 def test_every_broken_file_is_refused_or_explained(truth: Truth) -> None:
     cases = broken_cases()
-    assert len(cases) >= 100
+    assert len(cases) >= 180
     unexplained = {}
     for name, case in cases.items():
         report = truth.reports[f"broken/{name}"]
@@ -204,3 +221,40 @@ def test_every_broken_file_is_refused_or_explained(truth: Truth) -> None:
         if not told or (report.kept < (report.rows or 0) and not report.errors):
             unexplained[name] = report.lines(5)
     assert unexplained == {}
+
+
+def test_tokens_are_those_that_llamafactory_trains(truth: Truth) -> None:
+    counted = {key: f for key, f in truth.found.items() if f["trained"] is not None}
+    assert len(counted) >= 80
+    ours = {key: found["replayed"] for key, found in counted.items()}
+    theirs = {key: [found["kept"], found["trained"]] for key, found in counted.items()}
+    assert {key: (ours[key], theirs[key]) for key in theirs if ours[key] != theirs[key]} == {}
+
+
+def test_what_stops_the_preparation_is_an_error(truth: Truth) -> None:
+    refused = {key: f["refused"] for key, f in truth.found.items() if f["refused"]}
+    assert len(refused) >= 15
+    # Of the formats of pictures not every one is known here: that is a warning.
+    silent = {
+        key: why
+        for key, why in refused.items()
+        if not truth.reports[key].errors
+        and not any("begins as no picture" in f.message for f in truth.reports[key].warnings)
+    }
+    assert silent == {}
+
+
+def test_what_is_said_of_a_table_mends_it(truth: Truth) -> None:
+    followed = []
+    for key, report in truth.reports.items():
+        advice = {f.fix for f in report.errors if "`inv data.convert " in f.fix}
+        if not advice:
+            continue
+        (command,) = {fix.split("`inv ")[1].split("`")[0] for fix in advice}
+        verb, path = shlex.split(command)
+        made = write(Path(path), convert(Path(path)))
+        wrong = check_unregistered(made).errors
+        # What is no answer in the table is none after it.
+        assert {f.message for f in wrong} <= {'"output" is empty'}, (key, verb, wrong)
+        followed.append(key)
+    assert len(followed) >= 10

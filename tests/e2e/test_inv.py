@@ -123,7 +123,9 @@ def test_the_main_job(shell: Shell) -> None:
     scored = shell.inv("predict", "--run", run["run_id"], *words)
     assert scored.returncode == 0, scored.stdout[-3000:] + scored.stderr[-3000:]
     assert "predict_rouge-1" in scored.stdout
-    answers = (folder / "predict" / "generated_predictions.jsonl").read_text(encoding="utf-8")
+    answers = (folder / "predict" / "philosophy_conch" / "generated_predictions.jsonl").read_text(
+        encoding="utf-8"
+    )
     assert len(answers.splitlines()) == 2
     assert shell.runs()[-1]["phases"]["train"] == "succeeded", "the training stays as it was"
 

@@ -304,7 +304,7 @@ def test_a_host_that_vanishes_is_told_and_given_up(rented: tuple[Rented, Rented,
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
-            if "Wait | create the environment ..." in line:
+            if "Wait | create the environment: " in line:
                 break
         gpu2.replica.cut_ssh("drop")
         cut = time.monotonic()

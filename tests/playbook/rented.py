@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from tests.unit.test_playbook_filters import plugin
+
 CONDA = """#!/bin/sh
 # Stand-in for conda: environments by venv, and the few subcommands that the roles use.
 echo "$*" >>"$HOME/conda.log"
@@ -197,9 +199,10 @@ class Rented:
 
     def probe(self, *prefix: str) -> str:
         """Return what the probe says; `prefix` runs it as somebody else, say."""
-        script = self.root / "ansible/roles/preflight/files/probe.sh"
-        text = script.read_text(encoding="utf-8")
-        argv = [*prefix, "sh", "-s", "--", "", "llama-factory", "flock tar", str(self.disk)]
+        text = plugin(self.root, "host").host_probe(
+            [str(self.disk)], "", "llama-factory", ["flock", "tar"]
+        )
+        argv = [*prefix, "sh", "-s"]
         environment = {"HOME": str(self.home), "PATH": f"{self.folder / 'bin'}:{os.defpath}"}
         return subprocess.run(
             argv, input=text, env=environment, capture_output=True, text=True, check=True

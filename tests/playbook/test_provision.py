@@ -49,15 +49,15 @@ def furnish(host: Rented) -> dict[str, str]:
         archive.add(source, "src/tunesmith/job.py")
     token = host.folder / "token"
     token.write_text(f"{TOKEN}\n")
-    record = host.folder / "drift.sh"
+    record = host.folder / "record.sh"
     record.write_text(
-        'grep -qxF -- "$3" "$2/state.json" && exit; echo "$3" >"$2/state.json"; echo recorded\n'
+        'grep -qxF -- "$2" "$1/state.json" && exit; echo "$2" >"$1/state.json"; echo recorded\n'
     )
     return {
         "app_archive": str(app),
         "app_digest": hashlib.sha256(app.read_bytes()).hexdigest(),
         "hf_token_file": str(token),
-        "drift_script": str(record),
+        "record_script": str(record),
         "state_fingerprint": "locks=1",
     }
 
@@ -299,7 +299,7 @@ def test_what_cannot_run_is_refused_before_anything_is_changed(rent: Rent) -> No
 def unwritable(host: Rented) -> dict[str, object]:
     """What the probe tells a user who may write nowhere."""
     printed = host.probe("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    facts = plugin(host.root, "host").host_facts(printed)
+    facts = plugin(host.root, "host").host_facts(printed, "llama-factory", ["flock", "tar"])
     assert not facts["writable"]
     return facts | {"gpu": []}
 

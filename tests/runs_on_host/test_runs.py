@@ -100,6 +100,28 @@ def test_what_was_made_there_is_used_like_what_is_made_here(
     assert "train" in log.lower()
 
 
+def test_a_run_goes_on_from_the_result_of_one_that_lies_there(
+    provisioned_host: Provisioned,
+) -> None:
+    made, replica = provisioned_host
+    said = inv(
+        made,
+        *("train", "--on", PROVISIONED, "--run", "on", "--no-evaluate", "--queue"),
+        *("adapter_name_or_path=run:path", "max_steps=1", "max_samples=8"),
+    )
+    assert "uploading what changed of 2 files" in said, "the rows and their registry, no adapter"
+    start = f"{RUNS}/on/inputs/adapter_name_or_path/0/adapter_model.safetensors"
+    links, digest = replica.sh(f"stat -c %h {start}; sha256sum {start}").split()[:2]
+    assert links == "2", "it is linked, not copied"
+    request = json.loads(replica.sh(f"cat {RUNS}/on/run.json"))
+    assert request["inputs"]["train"]["files"][start]["sha256"] == digest
+    [origin] = request["origins"]
+    assert (origin["run"], origin["host"], origin["result"]) == ("path", PROVISIONED, "output")
+    assert f"Loaded adapter(s): {Path(start).parent}" in replica.sh(f"cat {RUNS}/on/train.log")
+    assert listed(made)["on"]["origins"] == ["run:path"]
+    inv(made, "rm", "on", "--on", PROVISIONED)
+
+
 def test_a_pull_is_complete_or_absent_though_the_line_is_cut(
     provisioned_host: Provisioned, client: Callable[..., Client]
 ) -> None:
@@ -172,7 +194,7 @@ def test_a_run_does_not_notice_what_happens_to_the_line(
         *("train", "--on", PROVISIONED, "--run", "long", "--no-evaluate"),
         *("num_train_epochs=20", f"save_steps={SAVE_STEPS}", "eval_steps=1000"),
     )
-    attached.wait_for(r"^step 2/")
+    attached.wait_for(r"^step \d+/")
     hit = 0
     for _ in range(20):
         hit += replica.cut_ssh("kill") > 0

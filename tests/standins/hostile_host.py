@@ -22,15 +22,15 @@ from pathlib import Path
 
 # How a question is told from others, by what is sent.
 QUESTIONS = {
-    "probe": "tunesmith_probe",
-    "state": "tunesmith-state",
-    "layout": "printf 'HF_HOME=",
+    "probe": "SECTIONS='user system resources ",
+    "state": "SECTIONS='places findings'",
+    "layout": "SECTIONS='user places environments provisioned'",
+    "engine": "SECTIONS='user disks engine'",
+    "container": "SECTIONS='user places environments engine'",
+    "login": "SECTIONS=pythons",
     "agent": "tunesmith.job.supervisor.agent",
     "services": "tunesmith.job.services.manager",
     "models": "tunesmith-model.json",
-    "engine": "docker version --format",
-    "container": 'printf \'%s\\n\' "$base" "$(id -u)"',
-    "login": "sys.version_info < (3, 8)",
 }
 _FLOOD = 20_000  # pieces of 60 kB
 DIGEST = "ab" * 32
@@ -95,7 +95,7 @@ SERVICE = {
     "key": "abcDEF_-123",
 }
 PROBE = {
-    "tunesmith_probe": "1",
+    "tunesmith_probe": "2",
     "epoch": "1795600000",
     "os.id": "ubuntu",
     "os.name": "Ubuntu 22.04.4 LTS",
@@ -117,19 +117,40 @@ PROBE = {
     "data_disk": "/data",
     "base": "/data/tunesmith",
     "writable": "yes",
-    "environment": "whole /data/tunesmith/envs/llama-factory",
-    "marker": '{"flavour": "cu128"}',
+    "environment": '/data/tunesmith/envs/llama-factory\t{"flavour": "cu128"}',
     "bashrc_seconds": "0.12",
     "end": "1.00",
 }
+MADE = json.dumps({"flavour": "cu128", "lock_sha256": DIGEST})
 LAYOUT = {
-    "base": "/data/tunesmith",
-    "environment": "/data/tunesmith/envs/cu128",
-    "made": json.dumps({"flavour": "cu128", "lock_sha256": DIGEST}),
+    "tunesmith_probe": "2",
+    "uid": "0",
+    "provisioned": "/data/tunesmith",
+    "room": "200000000 100000000 26214400 26214021 /data/tunesmith|/data",
+    "environment": f"/data/tunesmith/envs/cu128\t{MADE}",
     "fingerprint": "app=0123456789abcdef,flavour=auto,mirror=default:0123456789abcdef",
-    "free": "100000000",
-    "sudo": "",
-    "HF_HOME": "/data/Hugging-Face",
+    "mirror_file": "/data/tunesmith/mirror.yml",
+    "hf_home": "/data/Hugging-Face",
+    "end": "0.10",
+}
+LOGIN = {"tunesmith_probe": "2", "python": "3.12.3 /usr/bin/python3", "end": "0.10"}
+ENGINE = {
+    "tunesmith_probe": "2",
+    "home": "/root",
+    "disk": "2000 1000 - - /root|/",
+    "engine": "answers",
+    "image": f"sha256:{DIGEST} sha256:{DIGEST}",
+    "end": "0.10",
+}
+CONTAINER = {
+    "tunesmith_probe": "2",
+    "uid": "0",
+    "gid": "0",
+    "base": "/data/tunesmith",
+    "hf_cache": "/data/Hugging-Face",
+    "environment": f"/data/tunesmith/envs/container\t{MADE}",
+    "engine": "answers",
+    "end": "0.10",
 }
 STATE = {"fingerprint": "app=1,flavour=auto", "found": ["disk=/data", "gpu=550.54, L40;"]}
 
@@ -139,20 +160,21 @@ def lines_of(values):
     return "".join(f"{key}={value}\n" for key, value in values.items())
 
 
-def state_of(base, recorded, now):
-    """Return what drift.sh --check prints."""
-    return f"tunesmith-state\n{base}\n{recorded}\ntunesmith-now\n{now}\n"
+def state_of(base, recorded, found):
+    """Return the answer about what was recorded and what is found."""
+    lines = {"tunesmith_probe": "2", "provisioned": base, "recorded": recorded}
+    return lines_of(lines) + "".join(f"found={line}\n" for line in found) + "end=0.10\n"
 
 
 ANSWERS = {
-    "login": "/usr/bin/python3\n",
+    "login": lines_of(LOGIN),
     "probe": lines_of(PROBE),
     "layout": lines_of(LAYOUT),
-    "state": state_of("/data/tunesmith", json.dumps(STATE), json.dumps(STATE)),
+    "state": state_of("/data/tunesmith", json.dumps(STATE), STATE["found"]),
     "services": json.dumps(SERVICE) + "\n",
     "models": json.dumps({"files": {"model.safetensors": {"sha256": DIGEST}}}) + "\n4\n",
-    "engine": f"answers\n/root/.cache/tunesmith/image\n1000\nsha256:{DIGEST} sha256:{DIGEST}\n",
-    "container": "/data/tunesmith\n0\n0\n",
+    "engine": lines_of(ENGINE),
+    "container": lines_of(CONTAINER),
     **{f"agent {verb}": json.dumps(answer) + "\n" for verb, answer in AGENT.items()},
 }
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from tunesmith.hosts.layout import find_base
+from tunesmith.core.names import ENVIRONMENT_MARKER
+from tunesmith.hosts.probe.answer import Answer
+from tunesmith.hosts.probe.host import Places
+from tunesmith.hosts.probe.script import ProbeSettings, script
 from tunesmith.stack.definition import Flavour, Stack, load_stack
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKER = ".tunesmith-environment.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,8 +117,8 @@ def in_image(host: Any, stack: Stack) -> Place:
     """Where ours lies in a container of the image (docker/Dockerfile)."""
     base = "/opt/tunesmith"
     environment = f"{base}/envs/{stack.environment_name}"
-    text = host.run(f"cat {environment}/{MARKER}").stdout
-    assert text, f"{environment}: no {MARKER}, so this is no image of ours"
+    text = host.run(f"cat {environment}/{ENVIRONMENT_MARKER}").stdout
+    assert text, f"{environment}: no {ENVIRONMENT_MARKER}, so this is no image of ours"
     return Place(host, base, environment, json.loads(text), "/workspace", f"{base}/app/data")
 
 
@@ -125,13 +127,14 @@ def place(host: Any, stack: Stack) -> Place:
     """Our folder there. Fails when the host was never provisioned to the end."""
     if host.backend.get_connection_type() == "docker":
         return in_image(host, stack)
-    find = f"{find_base()}printf '%s' \"$base\""
-    base = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout.strip()
+    find = script([Places.SECTION], ProbeSettings())
+    told = host.run(f"/bin/sh -c {shlex.quote(find)}").stdout
+    base = Answer(told, "the host", (Places,)).of(Places).provisioned
     assert base, "not provisioned, or not to the end: there is no state.json"
     disk = base.rpartition("/")[0]
     environment = f"{base}/envs/{stack.environment_name}"
-    text = host.run(f"cat {shlex.quote(f'{environment}/{MARKER}')}").stdout
-    assert text, f"{environment}: no {MARKER}, so it was not finished"
+    text = host.run(f"cat {shlex.quote(f'{environment}/{ENVIRONMENT_MARKER}')}").stdout
+    assert text, f"{environment}: no {ENVIRONMENT_MARKER}, so it was not finished"
     return Place(host, base, environment, json.loads(text), disk, f"{base}/data")
 
 

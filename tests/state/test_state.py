@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.state.conftest import MARKER, ROOT, Place
+from tests.state.conftest import ROOT, Place
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.stack.definition import Flavour, Stack
 from tunesmith.stack.sources import app_digest
 
@@ -141,7 +142,9 @@ def test_no_half_made_environment(provisioned: Place, stack: Stack) -> None:
         "for f in .state.json.* envs/*/.tunesmith-fresh token.part; do "
         '[ ! -e "$f" ] || echo "$f"; done'
     )
-    assert provisioned.script(text, provisioned.base, MARKER).split() == [stack.environment_name]
+    assert provisioned.script(text, provisioned.base, ENVIRONMENT_MARKER).split() == [
+        stack.environment_name
+    ]
 
 
 def test_tunesmith(place: Place) -> None:

@@ -258,10 +258,10 @@ def test_the_report_says_how_work_began_each_time(tmp_path: Path) -> None:
     first["cause"] = "user"
     events.write_text("".join(json.dumps(line) + "\n" for line in [*lines, again]))
     page = write_report(run).read_text()
-    assert "Started: by the user (0.0 s), by the start of the host (" in page
-    assert "- Started: by the user (0.0 s), by the start" in (run / "report.md").read_text()
+    assert "Started: by the user (0 s), by the start of the host (" in page
+    assert "- Started: by the user (0 s), by the start" in (run / "report.md").read_text()
     page = write_report(run, language="zh").read_text()
-    assert "启动方式: 由用户启动 (0.0 s), 主机开机后自动继续 (" in page
+    assert "启动方式: 由用户启动 (0 s), 主机开机后自动继续 (" in page
     assert set(timing.STARTS) == set(CAUSES)
     for words in timing.STARTS.values():
         assert translator("zh")(words) != words

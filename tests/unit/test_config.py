@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tunesmith.core.errors import UsageError
 from tunesmith.plan import build
-from tunesmith.plan.config import fits, load_config, parse_overrides
+from tunesmith.plan.config import find_faults, fits, load_config, parse_overrides
 from tunesmith.plan.kind import kind_of
+from tunesmith.plan.rules.fault import changed, written
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -34,33 +36,71 @@ def test_a_good_config_is_taken_as_it_is(project: Project, tmp_path: Path) -> No
     assert load(project, tmp_path, GOOD)["template"] == "qwen"
 
 
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("learning_rat: 1.0e-4", "unknown key `learning_rat`; did you mean `learning_rate`?"),
-        ("frobnicate: 1", "unknown key `frobnicate`; LLaMA-Factory has no such key"),
-        ("learning_rate: 1e-4", "`learning_rate` is 1e-4, which YAML reads as text; write 1.0e-4"),
-        ("weight_decay: 5E-2", "`weight_decay` is 5E-2, which YAML reads as text; write 5.0e-2"),
-        ("lora_rank: eight", "`lora_rank` is 'eight', but must be a whole number"),
-        ("lora_rank: 8.5", "`lora_rank` is 8.5, but must be a whole number"),
-        ("bf16: 'yes'", "`bf16` is 'yes', but must be true or false"),
-        ("cutoff_len: [1, 2]", "`cutoff_len` is [1, 2], but must be a whole number"),
-        ("dataset: [1, 2]", "`dataset` is [1, 2], but must be text or a list"),
-        ("eval_strategy: no", "`eval_strategy` is False (YAML reads no or off so); write it in"),
-        ("lr_scheduler_type: cosin", "did you mean 'cosine'?"),
-        ("template: qwen25", "`template` is 'qwen25', but must be one of"),
-        ("dataset:", "`dataset` is missing"),
-        ("model_name_or_path:", "`model_name_or_path` is missing"),
-    ],
-)
-def test_faults(project: Project, tmp_path: Path, line: str, told: str) -> None:
+FAULTS = [
+    ("learning_rat: 1.0e-4", "unknown key `learning_rat`", "did you mean `learning_rate`?"),
+    ("frobnicate: 1", "unknown key `frobnicate`", "remove `frobnicate` (LLaMA-Factory has no"),
+    (
+        "learning_rate: 1e-5",
+        "`learning_rate` is 1e-5, which YAML reads as text",
+        "write `learning_rate: 1.0e-05`",
+    ),
+    ("weight_decay: 5E-2", "is 5E-2, which YAML reads as text", "write `weight_decay: 0.05`"),
+    (
+        "lora_rank: eight",
+        "`lora_rank` is 'eight', but must be a whole number",
+        "write `lora_rank: 8`",
+    ),
+    ("lora_rank: '16'", "`lora_rank` is '16', but must be a whole number", "write `lora_rank: 16`"),
+    ("lora_rank: 8.5", "`lora_rank` is 8.5, but must be a whole number", "write `lora_rank: 8`"),
+    ("bf16: 'yes'", "`bf16` is 'yes', but must be true or false", "write `bf16: true`"),
+    (
+        "cutoff_len: [1]",
+        "`cutoff_len` is [1], but must be a whole number",
+        "write `cutoff_len: 2048`",
+    ),
+    ("lora_alpha: x", "`lora_alpha` is 'x', but must be a whole number", "remove `lora_alpha`"),
+    ("dataset: [1]", "`dataset` is [1], but must be text or a list", "name a key of dataset_info"),
+    (
+        "eval_strategy: no",
+        "`eval_strategy` is False (YAML reads no or off so), but must be one of no, steps, epoch",
+        "write `eval_strategy: 'no'`",
+    ),
+    ("lr_scheduler_type: cosin", "is 'cosin', but must be one of", "write `lr_scheduler_type: cos"),
+    ("template: qwen25", "`template` is 'qwen25', but must be one of", "write `template: qwen`"),
+    ("template: ?-", "`template` is '?-', but must be one of", "`inv model.list` shows"),
+    ("dataset:", "`dataset` is missing", "name a key of dataset_info.json"),
+    ("model_name_or_path:", "`model_name_or_path` is missing", "name a repo id or a folder"),
+]
+
+
+def with_line(line: str) -> str:
     key = line.partition(":")[0]
-    text = "".join(f"{x}\n" for x in GOOD.splitlines() if not x.startswith(f"{key}:")) + line
+    return "".join(f"{x}\n" for x in GOOD.splitlines() if not x.startswith(f"{key}:")) + line
+
+
+@pytest.mark.parametrize(("line", "told", "hint"), FAULTS)
+def test_faults(project: Project, tmp_path: Path, line: str, told: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        load(project, tmp_path, text)
+        load(project, tmp_path, with_line(line))
+    assert caught.value.message.startswith(f"{tmp_path / 'a config.yaml'}: ")
     assert told in caught.value.message
-    assert "a config.yaml" in caught.value.message
+    assert caught.value.hint.startswith(hint)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("line", [line for line, _, _ in FAULTS])
+def test_a_change_ends_its_fault(project: Project, tmp_path: Path, line: str) -> None:
+    schema = json.loads(project.stack.schema.read_text(encoding="utf-8"))
+    values = yaml.safe_load(with_line(line))
+    (fault,) = find_faults(values, schema, frozenset())
+    if fault.change:
+        mended = changed(values, fault.change)
+        assert find_faults(mended, schema, frozenset()) == []
+        # As it is written, too, but where a key is only named.
+        for key, value in mended.items():
+            assert yaml.safe_load(f"{key}: {written(value)}") == {key: value}
+    else:
+        assert fault.key in ("template", "dataset", "model_name_or_path"), "only a user can know"
 
 
 def test_all_faults_in_one_report(project: Project, tmp_path: Path) -> None:
@@ -83,8 +123,13 @@ def test_an_option_on_the_command_line_needs_no_quotes(project: Project, tmp_pat
 
 
 def test_a_wrong_override_is_named_as_one(project: Project, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"`lora_rank` \(given on the command line\) is 'x'"):
-        load(project, tmp_path, GOOD, "lora_rank=x")
+    with pytest.raises(UsageError, match=r"`lora_rank` \(given on the command line\) is 'x'") as it:
+        load(project, tmp_path, GOOD, "lora_rank=x", "eval_strategy=nope")
+    assert it.value.hint == "write `lora_rank=8`"
+    assert it.value.detail[0].endswith("; write `eval_strategy=no`")
+    with pytest.raises(UsageError) as it:
+        load(project, tmp_path, GOOD, "frob=1")
+    assert it.value.hint == "leave out `frob=...` (LLaMA-Factory has no such key)"
 
 
 @pytest.mark.parametrize("word", ["x", "=1", "a-b=1"])
@@ -172,7 +217,8 @@ def test_values_that_cannot_work_are_refused_with_what_can(
         ({"do_train": True, "predict_with_generate": True}, "train"),
         ({"export_dir": "x", "adapter_name_or_path": "a"}, "merge"),
         ({"do_predict": True}, "predict"),
-        ({"task": "mmlu_test"}, "evaluate"),
+        ({"do_eval": True, "eval_dataset": "a"}, "evaluate loss"),
+        ({"task": "mmlu_test"}, "benchmark"),
         ({"model_name_or_path": "m", "template": "qwen"}, "chat"),
     ],
 )

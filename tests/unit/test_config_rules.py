@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from settings import ACCEPTS, SETTINGS, Setting
-from tunesmith.plan.rules.fault import REMOVE, Fault
+from tunesmith.plan.rules.fault import REMOVE, Fault, written
 from tunesmith.plan.rules.packages import TRACKERS
 from tunesmith.plan.rules.pairs import PAIRS
 from tunesmith.plan.rules.ranges import RANGES
@@ -66,3 +67,19 @@ def test_a_hint_is_written_as_yaml() -> None:
         "remove `a` and write `b: true` and write `c: 'no'` and write `d: null` and write `e: 0.1`"
     )
     assert Fault("a", "a is wrong", advice="look").hint == "look"
+    for value in (
+        5e-5,
+        1e-8,
+        0.1,
+        3.0,
+        1e22,
+        "1",
+        "0.5,0.5",
+        "no",
+        "null",
+        "a: b",
+        "x",
+        True,
+        None,
+    ):
+        assert yaml.safe_load(f"a: {written(value)}") == {"a": value}

@@ -13,6 +13,7 @@ import pytest
 
 from tunesmith.dataset.check import check_file
 from tunesmith.dataset.entry import entry_from_raw
+from tunesmith.dataset.media import MediaPlace
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +36,8 @@ def test_every_file_has_a_case() -> None:
 def test_broken_file_is_explained_and_counted(name: str) -> None:
     case, path = CASES[name], BROKEN / "files" / name
     entry = entry_from_raw(name, {"file_name": name, **case["entry"]}, BROKEN)
-    report = check_file(path, entry, "sft")
+    media = MediaPlace(BROKEN / "media", case.get("template"))
+    report = check_file(path, entry, case.get("stage", "sft"), media=media)
     told = [
         (finding.severity, finding.row, finding.line)
         for finding in report.findings

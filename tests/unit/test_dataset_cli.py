@@ -63,3 +63,40 @@ def test_dry_split_says_what_it_would_write(root: Path, capsys: pytest.CaptureFi
     assert "would write: philosophy_conch_validation" in told
     assert "  eval_dataset: philosophy_conch_validation" in told
     assert not (root / "data/philosophy_conch_validation.json").exists()
+
+
+def test_registering_tells_warnings_and_the_stage(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": "q", "chosen": "a", "rejected": "b"} for _ in range(2)]
+    rows[1] |= {"instruction": "r", "chosen": "Tom &amp; Jerry"}
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    data.register.function(
+        Session(root), str(tmp_path / "pairs.json"), "pairs", dataset_dir=str(tmp_path)
+    )
+    told = capsys.readouterr().out
+    assert "pairs -> pairs.json (alpaca, 2 rows for stage rm or dpo); 1 warnings:" in told
+    assert "warning: row 2" in told
+    labels = [
+        {"prompt": "q", "completion": "a", "label": True},
+        {"prompt": "r", "completion": "b", "label": True},
+    ]
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    data.register.function(
+        Session(root), str(tmp_path / "labels.json"), "labels", dataset_dir=str(tmp_path)
+    )
+    told = capsys.readouterr().out
+    assert "2 rows for stage kto); 1 warnings:" in told
+    assert 'every "label" is true' in told
+    entry = json.loads((tmp_path / "dataset_info.json").read_text())["labels"]
+    assert entry["columns"] == {"prompt": "prompt", "response": "completion", "kto_tag": "label"}
+
+
+def test_a_label_that_is_a_class_is_no_tag(root: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": "q", "output": "a", "label": n} for n in (0, 1)]
+    (tmp_path / "classes.json").write_text(json.dumps(rows))
+    data.register.function(
+        Session(root), str(tmp_path / "classes.json"), "classes", dataset_dir=str(tmp_path)
+    )
+    entry = json.loads((tmp_path / "dataset_info.json").read_text())["classes"]
+    assert "kto_tag" not in entry["columns"]

@@ -173,10 +173,31 @@ def test_kto(tmp_path: Path) -> None:
         {"prompt": "Q", "completion": "A", "label": True},
         {"prompt": "Q2", "completion": "B", "label": "false"},
         {"prompt": "Q3", "completion": "C", "label": 1},
+        {"prompt": "Q4", "completion": "D", "label": 2},
+        {"prompt": [said("user", "Q5")], "completion": [said("assistant", "E")], "label": True},
     ]
-    made, changes = converted(tmp_path, "kto.json", json.dumps(rows))
-    assert [row["kto_tag"] for row in made] == [True, False]
-    assert changes == {"a row whose label is 1 was left out": 1}
+    made, changes = converted(tmp_path, "kto.jsonl", "\n".join(map(json.dumps, rows[:4])))
+    assert [row["kto_tag"] for row in made] == [True, False, True]
+    assert changes == {"a row whose label is 2 was left out": 1, "labels became true and false": 2}
+    (talk,), _ = converted(tmp_path, "talk.json", json.dumps(rows[4:]))
+    assert [turn["value"] for turn in talk["conversations"]] == ["Q5", "E"]
+    assert talk["kto_tag"] is True
+
+
+def test_labels_of_a_table(tmp_path: Path) -> None:
+    table = "question,answer,label\nQ,A,TRUE\nQ2,B,FALSE\n"
+    made, _ = converted(tmp_path, "kto.csv", table)
+    assert [(row["output"], row["kto_tag"]) for row in made] == [("A", True), ("B", False)]
+    classes, _ = converted(tmp_path, "classes.csv", "question,answer,label\nQ,A,1\n")
+    assert classes == [{"question": "Q", "answer": "A", "label": "1"}]
+
+
+def test_dialogues_as_text(tmp_path: Path) -> None:
+    asked = "\n\nHuman: Q\n\nAssistant: A\n\nHuman: Q2\n\nAssistant:"
+    pair = {"chosen": f"{asked} good", "rejected": f"{asked} bad"}
+    (made,), _ = converted(tmp_path, "hh.json", json.dumps([pair]))
+    assert [turn["value"] for turn in made["conversations"]] == ["Q", "A", "Q2"]
+    assert (made["chosen"]["value"], made["rejected"]["value"]) == ("good", "bad")
 
 
 @pytest.mark.parametrize(

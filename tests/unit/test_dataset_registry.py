@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_register_keeps_the_others_their_order_and_the_style(data: Path) -> None:
-    entry = register(data, "new", data / "new.json")
+    entry = register(data, "new", data / "new.json")[0]
     text = (data / "dataset_info.json").read_text(encoding="utf-8")
     added = (
         ',\n    "new": {\n        "file_name": "new.json",\n        "formatting": "alpaca",\n'
@@ -61,21 +61,21 @@ def test_register_makes_the_first_registry(tmp_path: Path) -> None:
 def test_a_file_elsewhere_is_stored_absolute(data: Path, tmp_path: Path) -> None:
     outside = tmp_path / "out side.json"
     outside.write_text(json.dumps(ROWS))
-    assert register(data, "out", outside).file_name == str(outside)
+    assert register(data, "out", outside)[0].file_name == str(outside)
     assert [report.kept for report in check_registered(data, "out")] == [1]
 
 
 def test_same_key_and_file_changes_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data.parent)
-    first = register(data, "new", Path("data/new.json"))
+    first = register(data, "new", Path("data/new.json"))[0]
     info = data / "dataset_info.json"
     before = (info.stat().st_ino, info.stat().st_mtime_ns, info.read_bytes())
-    assert register(data, "new", data / "new.json") == first
+    assert register(data, "new", data / "new.json")[0] == first
     assert (info.stat().st_ino, info.stat().st_mtime_ns, info.read_bytes()) == before
 
 
 def test_replace_takes_another_file_in_the_same_place(data: Path) -> None:
-    entry = register(data, "zeta", data / "new.json", replace=True)
+    entry = register(data, "zeta", data / "new.json", replace=True)[0]
     assert entry.file_name == "new.json"
     assert list(load_registry(data)) == ["zeta", "alpha"]
 
@@ -85,7 +85,7 @@ def test_replace_reads_changed_columns_anew(data: Path) -> None:
     (data / "new.json").write_text(json.dumps([{"question": "q", "answer": "a"}]))
     with pytest.raises(UsageError, match="--key new --replace"):
         register(data, "new", data / "new.json")
-    entry = register(data, "new", data / "new.json", replace=True)
+    entry = register(data, "new", data / "new.json", replace=True)[0]
     assert entry.columns == {"prompt": "question", "response": "answer"}
 
 
@@ -312,7 +312,7 @@ def test_a_folder_is_registered_by_its_name(data: Path) -> None:
     folder = data / "mine"
     folder.mkdir()
     (folder / "a.json").write_text(json.dumps(ROWS))
-    assert register(data, "mine", folder).file_name == "mine"
+    assert register(data, "mine", folder)[0].file_name == "mine"
     tables = data / "tables"
     tables.mkdir()
     (tables / "a.csv").write_text("instruction,output\nq,a\n")

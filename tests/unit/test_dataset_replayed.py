@@ -45,6 +45,11 @@ def found(**change: Any) -> dict[str, Any]:
         "accumulation": 8,
         "epochs": 3.0,
         "max_steps": -1,
+        "drop_last": False,
+        "packing": False,
+        "validation": [],
+        "taken": {"d": 3},
+        "seen": {"d": 3},
         "padded_tokens_an_epoch": 30_000,
         **change,
     }

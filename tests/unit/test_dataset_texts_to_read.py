@@ -28,7 +28,7 @@ def test_a_file_with_one_text_column_is_checked_for_its_stage(file: Path) -> Non
 
 
 def test_it_is_registered_and_found_again(file: Path) -> None:
-    entry = register(file.parent, "rows", file)
+    entry = register(file.parent, "rows", file)[0]
     assert (entry.columns, entry.stage()) == ({"prompt": "text"}, "pt")
     [report] = check_registered(file.parent, "rows")
     assert not report.errors
@@ -44,6 +44,6 @@ def test_in_another_stage_it_is_refused_with_the_stage_it_is_for(file: Path) -> 
 def test_a_text_beside_a_question_stays_a_column_that_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"instruction": "q", "output": "a", "text": "t"}]))
-    entry = register(tmp_path, "rows", path)
+    entry = register(tmp_path, "rows", path)[0]
     assert (entry.columns or {}).keys() == {"prompt", "response"}
     assert entry.stage() == "sft"

@@ -15,9 +15,10 @@ from tunesmith.cli import host_check as cli_host_check
 from tunesmith.cli.host_check import host_check
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror, load_mirror
-from tunesmith.doctor.check import Checked, addresses, check, probe_script
+from tunesmith.doctor.check import Checked, addresses, check, settings_of
 from tunesmith.doctor.flavours import Decision
 from tunesmith.doctor.verdicts import Verdict
+from tunesmith.hosts.probe.script import script
 from tunesmith.project import Project
 
 pytestmark = pytest.mark.unit
@@ -144,7 +145,11 @@ def test_the_printed_page_and_the_exit_code(
     with pytest.raises(TunesmithError):
         host_check(project.root, "gpu1", mirror="default", flavour="", as_json=True)
     told = json.loads(capsys.readouterr().out)
-    assert (told["host"], told["exit_code"], told["facts"]["cgroup"]) == ("gpu1", 1, "v1")
+    assert (told["host"], told["exit_code"], told["facts"]["resources"]["cgroup"]) == (
+        "gpu1",
+        1,
+        "v1",
+    )
     assert told["verdicts"][1]["fix"] == "set it"
     good = replace(bad, verdicts=(Verdict("unknown", "gpu use", "not told"),))
     monkeypatch.setattr(cli_host_check, "check", lambda *_: good)
@@ -162,12 +167,12 @@ def test_what_is_tried_is_what_provision_fetches(project: Project, mirror: Mirro
 
 def test_a_hostile_mirror_cannot_write_the_script(project: Project, mirror: Mirror) -> None:
     evil = replace(mirror, hf_endpoints=("https://x.example/$(touch /x)';touch /y;'",))
-    head = probe_script(evil, project.stack).splitlines()[0]
-    assert head.startswith("TUNESMITH_PROBE_URLS='")
+    lines = script(["mirrors"], settings_of(evil, project.stack)).splitlines()
+    (head,) = (line for line in lines if line.startswith("TUNESMITH_PROBE_URLS='"))
     assert """$(touch/x)'"'"';touch/y;'"'"'/""" in head
 
 
 def test_a_missing_authority_file_is_named(project: Project, mirror: Mirror) -> None:
     lost = replace(mirror, ca_bundle=Path("/nowhere/ca.pem"))
     with pytest.raises(UsageError, match=r"`ca_bundle`: /nowhere/ca\.pem: No such file"):
-        probe_script(lost, project.stack)
+        settings_of(lost, project.stack)

@@ -171,8 +171,8 @@ def test_a_broken_gpu_is_refused_with_its_words(raw: dict[str, Any], line: str) 
     assert decision["fix"].startswith("restart the host")
 
 
-def test_a_driver_that_does_not_know_the_question_is_too_old(raw: dict[str, Any]) -> None:
-    decision = choose_from_lines(['Field "compute_cap" is not a valid field to query.'], raw)
+def test_a_driver_that_does_not_tell_the_capability_is_too_old(raw: dict[str, Any]) -> None:
+    decision = choose_from_lines(["470.82.01, [N/A], NVIDIA L40"], raw)
     assert decision["flavour"] is None
     assert "525 or newer" in decision["why"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.probes.recorded import FOLDER, facts_of
+from tests.unit.probes.recorded import FOLDER, facts_of, parse
 from tunesmith.core.mirrors import load_mirror
-from tunesmith.doctor.facts import Facts, parse
+from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.rules import decide, judge
 from tunesmith.doctor.verdicts import Verdict
 from tunesmith.project import Project
@@ -19,6 +19,7 @@ from tunesmith.project import Project
 pytestmark = pytest.mark.unit
 
 NOW = 1795600000.0
+ENVIRONMENT = "/root/autodl-tmp/tunesmith/envs/llama-factory"
 CASES = sorted(FOLDER.glob("*.txt"))
 
 
@@ -66,7 +67,7 @@ POINTS = [
     ("vm", "pid1=systemd", "pid1=tini", "kind", "info", "a VM or machine"),
     ("autodl", "container=overlay", "container=", "kind", "info", "a container without systemd"),
     ("vm", "sudo=yes", "sudo=no", "rights", "warning", "sudo asks for a password; not there"),
-    ("vm", "tools=flock tar gzip apt-get", "tools=flock gzip", "rights", "critical", "tar"),
+    ("vm", "programs=flock tar gzip apt-get", "programs=flock gzip", "rights", "critical", "tar"),
     ("vm", "sudo=yes", "sudo=absent", "rights", "warning", "no sudo; not there: rsync, gcc"),
     ("autodl", "cpu.thousandths=16000", "cpu.thousandths=", "cpu", "pass", "128 cores"),
     ("autodl", "cpu.thousandths=16000", "cpu.thousandths=1000", "cpu", "pass", "1 core by"),
@@ -87,7 +88,7 @@ POINTS = [
     ("autodl", "24564 MiB, 1 MiB,", "24564 MiB, 953 MiB,", "gpu use", "pass", "nobody; 999.3 MB"),
     ("autodl", "24564 MiB, 1 MiB,", "24564 MiB, 1200 MiB,", "gpu use", "warning", "cannot be seen"),
     ("autodl", "24564 MiB, 1 MiB,", "[N/A], [N/A],", "gpu use", "unknown", "does not tell"),
-    ("no_gpu", "nvidia_smi.exit=6", "other_accelerator=AMD", "gpu", "critical", "one of AMD"),
+    ("no_gpu", "gid=0", "other_accelerator=AMD", "gpu", "critical", "one of AMD"),
     ("no_gpu", "nvidia_smi=/usr/bin/nvidia-smi", "nvidia_smi=", "gpu", "warning", "gives no GPU"),
     ("autodl", "nvcc=12.4", "nvcc=11.8", "toolkit", "info", "not of CUDA 12.8"),
     ("autodl", "epoch=1795600000", "epoch=1795600030", "clock", "pass", "within 30 s"),
@@ -133,7 +134,7 @@ def test_a_container_without_a_data_disk_is_warned(project: Project) -> None:
 
 
 def test_an_installed_host_needs_less(project: Project) -> None:
-    there = ("end=1.38\n", "environment=whole /x/envs/llama-factory\nend=1.38\n")
+    there = ("end=1.38\n", f"environment={ENVIRONMENT}\t{{}}\nend=1.38\n")
     small = ("52411392 26214400 26214021", "5000000 204800 61204")
     dead = ("1 pypi ok 200", "1 pypi refused -")
     verdicts = verdicts_of(project, facts_of("autodl", there, small, dead))
@@ -142,10 +143,8 @@ def test_an_installed_host_needs_less(project: Project) -> None:
         "pass",
         "warning",
     ]
-    assert (
-        find(verdicts, "environment").text == "/x/envs/llama-factory is there, from an earlier run"
-    )
-    half = facts_of("autodl", (there[0], there[1].replace("whole", "half")), small)
+    assert find(verdicts, "environment").text == f"{ENVIRONMENT} is there, from an earlier run"
+    half = facts_of("autodl", (there[0], there[1].replace("{}", "")), small)
     levels = {v.what: v.level for v in verdicts_of(project, half)}
     assert (levels["data disk"], levels["inodes"], levels["environment"]) == (
         "critical",
@@ -163,8 +162,8 @@ def test_a_refused_flavour_is_critical_and_ends_it(project: Project) -> None:
 def test_what_is_installed_stays_without_a_gpu_and_after_a_failed_self_test(
     project: Project,
 ) -> None:
-    marker = '{"flavour": "cu126", "refused": "torch on L40", "lock_sha256": "0"}'
-    there = ("end=1.38\n", f"environment=whole /x\nmarker={marker}\nend=1.38\n")
+    marker = '{"flavour": "cu126", "refused": "torch on L40", "lock_sha256": "' + "0" * 64 + '"}'
+    there = ("end=1.38\n", f"environment={ENVIRONMENT}\t{marker}\nend=1.38\n")
     bare = (there[0], there[1].replace("torch on L40", ""))
     assert decide(facts_of("no_gpu", bare), project.stack).flavour == "cu126"
     assert decide(facts_of("no_gpu", bare), project.stack, "cu128").flavour == "cu128"
@@ -172,7 +171,7 @@ def test_what_is_installed_stays_without_a_gpu_and_after_a_failed_self_test(
     assert (tested.flavour, tested.fallback) == ("cu126", None)
     assert tested.why == "cu128 failed its self-test on this host"
     assert decide(facts_of("autodl", bare), project.stack).flavour == "cu128"
-    broken = (there[0], "environment=whole /x\nmarker={half\nend=1.38\n")
+    broken = (there[0], f"environment={ENVIRONMENT}\t{{half\nend=1.38\n")
     assert decide(facts_of("autodl", broken), project.stack).flavour == "cu128"
 
 

@@ -29,7 +29,10 @@ pytestmark = pytest.mark.unit
         ('IoError(Os { code: 5, message: "Input/output error" })', "read_only"),
         ("DataLoader worker (pid 12) is killed by signal: Bus error. It is possible", "host_oom"),
         ("DefaultCPUAllocator: can't allocate memory: you tried to allocate", "host_oom"),
-        ("RuntimeError: Cannot find valid samples, check `data/README.md`", "data"),
+        (
+            "RuntimeError: Cannot find valid samples, check `data/README.md` for the data format.",
+            "data",
+        ),
         ("ValueError: Undefined dataset x in dataset_info.json.", "data"),
         ("ValueError: Some keys are not used by the HfArgumentParser: ['lr']", "config"),
         ("ValueError: Target modules {'q'} not found in the base model.", "config"),

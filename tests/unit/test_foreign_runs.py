@@ -20,6 +20,7 @@ from support import lacking
 from tests.unit.test_swap import until_killed
 from tests.unit.test_transfer import script
 from tunesmith.core import files, swap
+from tunesmith.core.callbacks import unseen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import replies, transfer
@@ -79,7 +80,7 @@ class Host(HostTarget):
         self.there = base / "there" / "r"
         self.lie: Callable[[dict[str, Any]], Any] = lambda answer: answer
         self._tell = self.told.append
-        self._bar = transfer.unseen
+        self._bar = unseen
         self._remote = remote
         self._project: Any = SimpleNamespace(home=base / "home", runs=base / "home" / "runs")
         self.layout: Any = SimpleNamespace(runs=base / "there")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.core.formats import count, duration, size
+from tunesmith.core.formats import count, duration, share, size
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.0 s"),
-        (-1, "0.0 s"),
+        (0, "0 s"),
+        (-1, "0 s"),
+        (0.06, "0.1 s"),
         (0.44, "0.4 s"),
         (9.94, "9.9 s"),
         (9.96, "10 s"),
@@ -48,3 +49,9 @@ def test_sizes_are_in_powers_of_a_thousand(number: float, text: str) -> None:
 
 def test_counts_are_grouped() -> None:
     assert count(12_000) == "12,000"
+
+
+def test_a_share_names_both_and_the_part() -> None:
+    assert share(1.2e9, 3.6e9) == "1.2 GB of 3.6 GB (33 %)"
+    assert share(6, 10, count, "prompts") == "6 of 10 prompts (60 %)"
+    assert share(5e6, 0) == "5.0 MB"

@@ -1,4 +1,5 @@
-"""drift.sh, run for real against folders that look like a provisioned host, and its reading."""
+"""What the probe finds and record.sh records, for real in folders that look like a provisioned
+host, and its reading."""
 
 from __future__ import annotations
 
@@ -20,14 +21,17 @@ from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core.mirrors import load_mirror
+from tunesmith.hosts.probe.answer import Answer, TruncatedError
+from tunesmith.hosts.probe.script import ProbeSettings, script
 from tunesmith.project import Project
 from tunesmith.provision.drift import (
-    SCRIPT,
+    SECTIONS,
     State,
     check_states,
     fingerprint,
-    read_answer,
+    record_script,
     roles_digest,
+    state_of,
     wanted_of,
 )
 from tunesmith.stack import sources
@@ -41,7 +45,7 @@ SITE = "envs/llama-factory/lib/python3.10/site-packages"
 
 @dataclasses.dataclass
 class FakeHost:
-    """A home, a data disk and programs of its own, and drift.sh run in them by a real shell."""
+    """A home, a data disk and programs of its own, and our scripts run in them by a real shell."""
 
     root: Path
     shell: tuple[str, ...]
@@ -58,11 +62,11 @@ class FakeHost:
     def base(self) -> Path:
         return self.disk / "tunesmith"
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Feed the script to the shell's stdin, as ssh does."""
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Feed a script to the shell's stdin, as ssh does."""
         return subprocess.run(
             [*self.shell, "-s", "--", *arguments],
-            stdin=SCRIPT.open(),
+            input=script,
             env={"HOME": str(self.home), "PATH": f"{self.root}/bin:/usr/bin:/bin"},
             capture_output=True,
             text=True,
@@ -70,14 +74,18 @@ class FakeHost:
         )
 
     def record(self, wanted: dict[str, str] = WANTED) -> str:
-        done = self.run("--record", str(self.base), fingerprint(wanted))
+        done = self.run(record_script(), str(self.base), fingerprint(wanted))
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def check(self, wanted: dict[str, str] = WANTED) -> State:
-        done = self.run("--check", "/nowhere", str(self.disk))
+    def probe(self) -> str:
+        settings = ProbeSettings(disks=("/nowhere", str(self.disk)))
+        done = self.run(script([section.SECTION for section in SECTIONS], settings))
         assert (done.returncode, done.stderr) == (0, "")
-        return read_answer("gpu1", done.stdout, wanted)
+        return done.stdout
+
+    def check(self, wanted: dict[str, str] = WANTED) -> State:
+        return state_of(Answer(self.probe(), "gpu1", SECTIONS), wanted)
 
     def program(self, name: str, text: str) -> None:
         path = self.root / "bin" / name
@@ -349,7 +357,7 @@ def test_a_base_elsewhere_is_found_by_the_start_files(host: FakeHost) -> None:
         "# END tunesmith (inv provision)\n",
         encoding="utf-8",
     )
-    done = host.run("--record", str(elsewhere), fingerprint(WANTED))
+    done = host.run(record_script(), str(elsewhere), fingerprint(WANTED))
     assert done.stdout == "recorded\n", done.stderr
     state = host.check()
     assert (state.base, state.in_state) == (str(elsewhere), True)
@@ -407,35 +415,37 @@ def test_the_home_folder_is_the_last_disk(host: FakeHost) -> None:
 
 def test_a_find_that_cannot_print_finds_the_same(host: FakeHost) -> None:
     """As on systems whose find is busybox's: then stat prints."""
-    found = host.run("--check", str(host.disk)).stdout
+    found = host.check()
+    assert found.in_state
     host.program("find", 'case " $* " in *" -printf "*) exit 1 ;; esac; exec /usr/bin/find "$@"')
-    assert host.run("--check", str(host.disk)).stdout == found
+    assert host.check() == found
 
 
 def test_chatter_before_the_answer_is_skipped_and_a_cut_answer_is_not_good(host: FakeHost) -> None:
-    answer = host.run("--check", str(host.disk)).stdout
-    assert read_answer("gpu1", f"Welcome!\n{answer}", WANTED).in_state
-    for length in range(0, len(answer) - 4, 97):
-        assert not read_answer("gpu1", answer[:length], WANTED).in_state, length
+    answer = host.probe()
+    assert state_of(Answer(f"Welcome!\n{answer}", "gpu1", SECTIONS), WANTED).in_state
+    for length in range(0, len(answer) - 9, 97):
+        with pytest.raises(TruncatedError):
+            Answer(answer[:length], "gpu1", SECTIONS)
 
 
 def test_a_state_that_cannot_be_written_is_an_error(host: FakeHost) -> None:
-    done = host.run("--record", str(host.root / "absent"), "x=1")
+    done = host.run(record_script(), str(host.root / "absent"), "x=1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no such folder" in done.stderr
     (host.base / "state.json").unlink()
     (host.base / "state.json").mkdir()
     (host.base / "state.json/x").touch()
     host.program("mv", "exit 1")
-    done = host.run("--record", str(host.base), "x=1")
+    done = host.run(record_script(), str(host.base), "x=1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "could not be written" in done.stderr
     assert [path.name for path in host.base.glob(".state*")] == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("--record", "x"), ("--other",)])
+@pytest.mark.parametrize("arguments", [(), ("x",), ("", "x")])
 def test_misuse_of_the_script(host: FakeHost, arguments: tuple[str, ...]) -> None:
-    assert host.run(*arguments).returncode != 0
+    assert host.run(record_script(), *arguments).returncode != 0
 
 
 def test_odd_names_stay_one_line_of_json(host: FakeHost) -> None:

@@ -14,7 +14,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.hosts import inventory, sshconfig
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.inventory import Host
-from tunesmith.hosts.probe import blobs, fingerprint
+from tunesmith.hosts.login import blobs, fingerprint
 
 pytestmark = pytest.mark.unit
 

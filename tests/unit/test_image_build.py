@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror, load_mirror
-from tunesmith.image import build, engine, measure
+from tunesmith.image import build, engine, measure, push
 from tunesmith.image.measure import Measured, Package
 from tunesmith.maintain import render
 from tunesmith.project import Project
@@ -196,3 +196,39 @@ def test_nothing_but_the_image_enters_the_build(root: Path) -> None:
         "ansible/roles/base/files/packages.sh",
     }
     assert not any(os.sep + ".tunesmith" in line for line in let_in)
+
+
+def test_a_build_tells_its_steps_and_keeps_what_it_said(tmp_path: Path) -> None:
+    program = tmp_path / "docker"
+    program.write_text(
+        "#!/bin/sh\n"
+        'echo "progress $BUILDKIT_PROGRESS"\n'
+        'echo "#7 [image 3/9] RUN install_lock.sh" >&2\n'
+        'echo "#7 0.31 Downloading torch"\n'
+        'echo "#7 DONE 3.2s"\n'
+        'echo "#8 [image 4/9] COPY src /opt" >&2\n'
+        'exit "$1"\n'
+    )
+    program.chmod(0o755)
+    steps: list[str] = []
+    log = tmp_path / "build.log"
+    build.run_logged("t:1", [str(program), "0"], os.environ, log, steps.append)
+    assert steps == ["[image 3/9] RUN install_lock.sh", "[image 4/9] COPY src /opt"]
+    assert log.read_text().splitlines()[0] == "progress plain"
+    assert "#7 0.31 Downloading torch" in log.read_text()
+    with pytest.raises(TunesmithError) as caught:
+        build.run_logged("t:1", [str(program), "5"], os.environ, log, steps.append)
+    error = caught.value
+    assert error.message == f"t:1: the build failed with exit code 5; all it said is in {log}"
+    assert error.detail[-1] == "#8 [image 4/9] COPY src /opt"
+    assert error.hint
+
+
+def test_how_much_of_a_layer_is_pushed_is_read_off_the_engines_lines() -> None:
+    pushing = {"status": "Pushing", "progressDetail": {"current": 512, "total": 2048}, "id": "a"}
+    assert push._done(pushing) == (512, 2048)
+    # tar's own headers are sent, too.
+    over = pushing | {"progressDetail": {"current": 2560, "total": 2048}}
+    assert push._done(over) == (2048, 2048)
+    for other in ({"status": "Pushed", "progressDetail": {}, "id": "a"}, {"aux": {"Digest": "x"}}):
+        assert push._done(other) is None

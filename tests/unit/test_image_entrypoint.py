@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -97,11 +98,29 @@ def test_the_verbs_of_a_clone_are_the_same_here() -> None:
     clone = {command.name: command for command in table.COMMANDS}
     image = {verb.name: verb for _, verbs in cli_container.STEPS for verb in verbs}
     own = {name for name, verb in image.items() if verb is not clone.get(name)}
-    # Those that are a service, or that ask of this container.
-    assert own == {"webui", "api", "address", "check", "version"}
-    assert {"train", "resume", "merge", "predict", "chat", "report"} <= image.keys() - own
+    # Those that are a service, that ask of this container, or whose words it says again.
+    assert own == {"webui", "api", "address", "check", "version", "train", "resume"}
+    assert {"merge", "predict", "chat", "report"} <= image.keys() - own
     collection = cli_container.program().namespace
     assert {name: collection[name] for name in collection.task_names} == image
+
+
+@pytest.mark.parametrize(("verb", "more"), [("train", {"new"}), ("resume", set())])
+def test_a_training_takes_the_options_of_a_clone(verb: str, more: set[str]) -> None:
+    clone = {command.name: command for command in table.COMMANDS}[verb]
+    image = {made.name: made for _, verbs in cli_container.STEPS for made in verbs}[verb]
+    left_out = {name.replace("-", "_") for name in cli_container.LEFT_OUT}
+    here, there = (
+        {name: (option.default, option.annotation) for name, option in signature.items()}
+        for signature in (inspect.signature(made.function).parameters for made in (image, clone))
+    )
+    assert here.keys() == there.keys() - left_out | more
+    assert {name: here[name] for name in here.keys() - more} == {
+        name: there[name] for name in here.keys() - more
+    }
+    assert {n: text for n, text in image.texts.items() if n not in more}.items() <= (
+        clone.texts.items()
+    )
 
 
 @pytest.mark.parametrize("verb", ["train", "predict"])

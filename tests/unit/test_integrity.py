@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from event_rows import event_rows
 from tests.unit import finished_run
 from tests.unit.finished_run import files_of, flip, write
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, sha256_of, write_json
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.job.evaluation import chat
 from tunesmith.job.export import export
 from tunesmith.job.merge import bundle, offline
@@ -24,9 +26,9 @@ from tunesmith.job.run.folder import COPY_FILE, PHASES, RunFolder, acquire
 from tunesmith.job.run.journal import Journal
 from tunesmith.job.services import api, board
 from tunesmith.job.supervisor import agent, supervisor
+from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.report.compare import compare
 from tunesmith.report.record import read_record
-from tunesmith.stack.environment import MARKER
 from tunesmith.targets.local import LocalTarget
 
 pytestmark = pytest.mark.unit
@@ -45,6 +47,7 @@ def of(*results: str) -> set[str]:
 
 # phase or verb -> every file it reads, by its path below the folder that holds all of them.
 READS = {
+    "check": REQUEST,
     "fetch": REQUEST,
     "before": REQUEST | DATA | MODEL | START | OTHER,
     "train": REQUEST | DATA | MODEL | START | OTHER,
@@ -339,15 +342,15 @@ def test_another_key_of_the_registry_changes_nothing(top: Path) -> None:
 def test_an_environment_of_another_lock_is_refused(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert inputs.ENVIRONMENT_MARKER == MARKER
     run = top / "runs" / "run"
     monkeypatch.setattr(inputs.sys, "prefix", str(tmp_path))
     integrity.check(run, "before", silent)
     assert not (run / seals.ENVIRONMENT).exists()
-    write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "a" * 64, "versions": {}})
+    made = {"flavour": "cu128", "lock_sha256": "a" * 64}
+    write_json(tmp_path / ENVIRONMENT_MARKER, made | {"versions": {}})
     integrity.check(run, "before", silent)
     integrity.check(run, "train", silent)
-    write_json(tmp_path / MARKER, {"flavour": "cu128", "lock_sha256": "b" * 64})
+    write_json(tmp_path / ENVIRONMENT_MARKER, made | {"lock_sha256": "b" * 64})
     with pytest.raises(UsageError, match=r"stack: .* is now of lock cu128 with sha256 bbb"):
         integrity.check(run, "train", silent)
     integrity.check(run, "merge", silent)
@@ -413,11 +416,7 @@ def test_a_new_prediction_records_its_rows_anew(top: Path, monkeypatch: pytest.M
     asked = replace(asked, inputs={inputs.TRAIN: asked.inputs[inputs.TRAIN]})
     target = LocalTarget.__new__(LocalTarget)
     monkeypatch.setattr(target, "_folder", lambda _: run)
-
-    class Plan:
-        run_id, request = "run", asked
-
-    target.renew(Plan)  # type: ignore[arg-type]
+    target.renew(Plan(RunLocation(run.path, Path("python"), {}), (), asked))
     integrity.check(run.path, "predict", silent)
     with pytest.raises(UsageError, match="changed since run run was made"):
         integrity.check(run.path, "train", silent)
@@ -433,3 +432,15 @@ def test_an_adapter_that_names_code_is_not_loaded(top: Path, use: str, key: str)
     seals.seal(run, "train", ("output",))
     told = refused(lambda: integrity.check(run, use, silent), file)
     assert f"{key} is set, which names code" in told
+
+
+@pytest.mark.parametrize("key", ["ref_model_adapters", "reward_model_adapters", "reward_model"])
+def test_no_other_adapter_that_names_code_is_loaded(top: Path, key: str) -> None:
+    run = top / "runs" / "run"
+    file = top / "other" / "adapter_config.json"
+    write(file, json.dumps({"peft_type": "LORA", "auto_mapping": {"x": 1}}))
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {key: str(file.parent)}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    seals.seal(run, "create", seals.REQUEST)
+    told = refused(lambda: integrity.check(run, "train", silent), file)
+    assert "auto_mapping is set, which names code" in told

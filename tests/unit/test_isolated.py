@@ -18,7 +18,7 @@ from tunesmith.core.files import write_json
 from tunesmith.core.mirrors import load_mirror
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.schema import RunRequest
-from tunesmith.job.supervisor import attempt, launch, preparation
+from tunesmith.job.supervisor import attempt, launch, preparation, ranks
 from tunesmith.job.training import phase as training_phase
 
 pytestmark = pytest.mark.unit
@@ -140,13 +140,16 @@ def test_a_run_of_several_processes_keeps_to_it(
     """torchrun would start the ranks by `python -m`; it is given the whole command instead."""
     became: list[str] = []
     monkeypatch.setattr(os, "execv", lambda _, argv: became.extend(argv))
-    training_phase._exec_torchrun(tmp_path, 2)
-    at = became.index("--no-python")
-    assert became[: became.index("--standalone")] == isolated.argv(
-        sys.executable, "torch.distributed.run", options=isolated.UNBUFFERED
+    training_phase._exec_ranks(tmp_path, 2)
+    assert became == isolated.argv(
+        sys.executable,
+        "tunesmith.job.supervisor.ranks",
+        *(str(tmp_path), "2"),
+        options=isolated.UNBUFFERED,
     )
+    argv = ranks.arguments(RunFolder(tmp_path), 2)
     words = (str(tmp_path), "train")
-    assert became[at + 1 :] == isolated.argv(
+    assert argv[argv.index("--no-python") + 1 :] == isolated.argv(
         sys.executable, "tunesmith.job.supervisor.worker", *words, options=isolated.UNBUFFERED
     )
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hubserver import safetensors, tiny_model
+from tunesmith.basemodel import architecture, judge, merging, templates
 from tunesmith.basemodel import files as model_files
-from tunesmith.basemodel import judge, kinds, merging, templates
 from tunesmith.basemodel.judge import Machine, Seen, Wish
 from tunesmith.basemodel.known import known, newer_types
 from tunesmith.core.errors import UsageError
@@ -110,7 +110,7 @@ ADAPTER = json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"
             ("config.json", "model.safetensors"),
             {"adapter_config.json": ADAPTER, "adapter_model.safetensors": b""},
             "it is an adapter",
-            "`model_name_or_path: org/base` and `adapter_name_or_path: ",
+            "`model_name_or_path: org/base`, and `adapter_name_or_path: ",
         ),
         (("config.json", "model.safetensors"), {"m.Q4_K_M.gguf": b""}, "GGUF", "made from"),
         (("model.safetensors",), {"m.Q4_K_M.gguf": b""}, "GGUF files only", "made from"),
@@ -309,7 +309,7 @@ def plan(project: Project, model: object, *more: str, then: tuple[str, ...] = ()
         (lambda place: a_folder(place, {"model_type": "gpt_oss"}), "transformers >= 4.55"),
         (lambda place: a_folder(place, {}, ("model.safetensors",)), "model.safetensors: missing"),
         (lambda place: a_folder(place, {}, ("config.json",)), "config.json: missing"),
-        (lambda place: a_folder(place) / "model.safetensors", "is a file"),
+        (lambda place: a_folder(place) / "model.safetensors", "a file, a folder expected"),
     ],
     ids=["missing", "newer", "no weights", "no config", "a file"],
 )
@@ -361,7 +361,7 @@ def test_a_plan_says_what_the_model_and_the_memory_are(project: Project, tmp_pat
     assert made.memory.parts[0].size == len(safetensors({"a.weight": (64, 256), "b.weight": (4,)}))
     # A path of another machine is looked at there.
     wish = model_check.wish_of({}, (), merge=False, machine=None)
-    assert model_check.check_model(project, "/no/such", wish, elsewhere=True).notes == ()
+    assert model_check.check_model(project, "/no/such", wish).notes == ()
 
 
 def test_a_merge_that_cannot_be_is_refused_before_the_training(
@@ -383,4 +383,4 @@ def test_a_merge_that_cannot_be_is_refused_before_the_training(
 
 
 def test_every_misfit_has_a_hint() -> None:
-    assert all(kinds.by_config({"model_type": kind}, code=False) for kind in newer_types())
+    assert all(architecture.by_config({"model_type": kind}, code=False) for kind in newer_types())

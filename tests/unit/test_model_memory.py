@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.unit.probes.recorded import FOLDER, parse
 from tunesmith.basemodel import judge, memory
 from tunesmith.basemodel.catalogue import load_models
 from tunesmith.basemodel.judge import Machine, Wish
@@ -17,7 +18,7 @@ from tunesmith.basemodel.memory import Estimate
 from tunesmith.basemodel.shape import ModelShape, shape_of
 from tunesmith.core.errors import UsageError
 from tunesmith.doctor.check import fit
-from tunesmith.doctor.facts import Gpu, parse
+from tunesmith.hosts.probe.gpu import Gpu
 from tunesmith.plan.build import read_config
 from tunesmith.project import Project
 
@@ -180,23 +181,27 @@ def test_what_the_ladder_may_still_help_is_told_and_not_refused() -> None:
 
 def test_shares_of_several_gpus_count(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
-    file.write_text('{"zero_optimization": {"stage": 3}}')
-    assert judge.zero_stage_of(str(file)) == 3
+    written = '{"zero_optimization": {"stage": 3}}'
+    file.write_text(written)
+    for value in (str(file), written, json.loads(written)):
+        assert judge.zero_stage_of(value) == 3
     assert judge.zero_stage_of(None) == judge.zero_stage_of("/no/such") == 0
     gpus = Machine(gpus=(80 * GB,) * 4)
     values = {**FULL, "per_device_train_batch_size": 1}
     judge.require_memory("m", shape(SEVEN), Wish(values, zero=3, machine=gpus))
-    with pytest.raises(UsageError):
-        judge.require_memory("m", shape(SEVEN), Wish(values, zero=0, machine=gpus))
+    for zero, some in ((0, gpus), (3, gpus.taking(1)), (3, gpus.taking(1, (3,)))):
+        with pytest.raises(UsageError):
+            judge.require_memory("m", shape(SEVEN), Wish(values, zero=zero, machine=some))
+    assert Machine(gpus=(1, 2, 3)).taking(2, (0, 2)).gpus == (1, 3)
 
 
-def test_a_host_is_told_whether_a_training_fits(project: Project, root: Path) -> None:
-    probes = root / "tests/unit/probes"
-    facts = parse(next(iter(sorted(probes.glob("*")))).read_text(encoding="utf-8"), "gpu1")
+def test_a_host_is_told_whether_a_training_fits(project: Project) -> None:
+    facts = parse(sorted(FOLDER.glob("*.txt"))[0].read_text(encoding="utf-8"))
     config = read_config(project, Path("configs/train/deepseek_r1_1_5b_lora_sft.yaml"), ())
 
     def on(size: int) -> Any:
-        return fit(project, config, replace(facts, gpus=(Gpu("A GPU", "570", "8.9", size, 0),)))
+        gpus = replace(facts.gpu, gpus=(Gpu("A GPU", "570", "8.9", size, 0),))
+        return fit(project, config, replace(facts, gpu=gpus))
 
     assert on(80 * GB).level == "pass"
     assert "deepseek_r1_1_5b_lora_sft.yaml takes about" in on(80 * GB).text

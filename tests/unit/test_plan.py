@@ -59,6 +59,15 @@ def test_managed_keys_are_changed_and_told() -> None:
     assert all(item.why for item in managed)
 
 
+def test_the_curves_of_a_tracker_are_the_runs() -> None:
+    """A worker's own folder goes with it."""
+    values, managed = apply_managed_keys(config(logging_dir="logs"), LOCATION)
+    assert values["logging_dir"] == "/runs/r 1/logs"
+    assert ("logging_dir", "logs") in {(item.key, item.was) for item in managed}
+    values, _ = apply_managed_keys(config(logging_dir="/mine"), LOCATION)
+    assert values["logging_dir"] == "/mine"
+
+
 def test_what_the_user_insists_on_stays() -> None:
     written = config({"trust_remote_code": True, "output_dir": "/mine"}, report_to="wandb")
     values, managed = apply_managed_keys(written, LOCATION)

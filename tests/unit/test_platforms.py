@@ -9,8 +9,8 @@ import yaml
 
 from tunesmith.core.errors import UsageError
 from tunesmith.hosts import platforms
-from tunesmith.hosts.layout import find_base
 from tunesmith.hosts.platforms import data_disks, load_platforms, platform_of
+from tunesmith.hosts.probe.script import ProbeSettings, script, with_places
 
 pytestmark = pytest.mark.unit
 
@@ -19,7 +19,9 @@ def test_the_order_of_looking_is_that_of_the_file() -> None:
     raw = yaml.safe_load(platforms.FILE.read_text(encoding="utf-8"))
     assert data_disks() == tuple(disk for value in raw.values() for disk in value["disks"])
     assert {"/root/autodl-tmp", "/workspace", "/data"} <= set(data_disks())
-    assert f'for disk in {" ".join(data_disks())} "$HOME"; do' in find_base()
+    head = f"TUNESMITH_PROBE_DISKS='{' '.join(data_disks())}'\n"
+    assert head in script(["places"], ProbeSettings())
+    assert head in with_places("")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tunesmith.hosts.platforms import data_disks
+
 pytestmark = pytest.mark.unit
 
 L40 = "550.54.14, 8.9, NVIDIA L40"
 NEW = "580.65.06, 8.9, NVIDIA L40"
+PROGRAMS = ("flock", "gcc")
 NONE = {"flavour": "", "lock_sha256": "", "refused": "", "self_test": ""}
 
 
@@ -30,21 +33,28 @@ def plugin(root: Path, name: str) -> ModuleType:
     return module
 
 
+def facts_of(root: Path, *lines: str) -> dict[str, Any]:
+    """Return what the filter makes of the probe's lines."""
+    printed = "\n".join(["tunesmith_probe=2", *lines, "end=0.10"])
+    return plugin(root, "host").host_facts(printed, "own", PROGRAMS)
+
+
 @pytest.fixture
 def stack(root: Path) -> dict[str, Any]:
     return yaml.safe_load((root / "configs/stack.yml").read_text(encoding="utf-8"))
 
 
 def test_every_key_is_there_even_when_the_probe_says_nothing(root: Path) -> None:
-    facts = plugin(root, "host").host_facts("")
+    facts = facts_of(root)
     assert facts["environment"] == NONE
+    assert facts["missing"] == ["flock", "gcc", "stdlib.h"]
     assert (facts["gpu"], facts["locked"], facts["conda"], facts["uid"]) == ([], [], "", None)
 
 
 def test_values_may_have_what_separates_them(root: Path) -> None:
-    lines = ["gpu=a = b, 8.9, x", "gpu=c", "toolkit=/usr/local/cuda 12.4", "locked=/a b", "uid=0"]
-    facts = plugin(root, "host").host_facts("\n".join(lines))
-    assert facts["gpu"] == ["a = b, 8.9, x", "c"]
+    lines = ["gpu=a = b, 8.9, x", "gpu=c", "toolkit=12.4 /usr/local/cuda", "locked=/a b", "uid=0"]
+    facts = facts_of(root, *lines)
+    assert facts["gpu"] == ["a = b, 8.9, x c"]
     assert facts["toolkit"] == {"12.4": "/usr/local/cuda"}
     assert (facts["locked"], facts["uid"]) == (["/a b"], 0)
 
@@ -53,38 +63,68 @@ def test_values_may_have_what_separates_them(root: Path) -> None:
     ("line", "key"),
     [
         ("base=/x/{{ lookup('pipe', 'touch canary') }}", "base"),
-        ("conda=/opt/$(touch canary)/conda", "conda"),
+        ("conda=1 /opt/$(touch canary)/conda", "conda"),
+        ("toolkit=1 relative", "toolkit"),
+        ("environment=/x/$(touch canary)\t{}", "environment"),
         ("home=/root/../etc", "home"),
-        ("login=relative/.profile", "login"),
+        ("login_file=relative/.profile", "login_file"),
         ("locked=/a`touch canary`", "locked"),
-        ("architecture=x86_64; touch canary", "architecture"),
+        ("arch=x86_64; touch canary", "arch"),
         (f"epoch={'9' * 5000}", "epoch"),
         ("uid=-1", "uid"),
-        ("free_kib=NaN", "free_kib"),
+        ("used_kib=NaN", "used_kib"),
         ("installed={% raw %}", "installed"),
         (f"digest={'0' * 64} /x\x1b]52;c;eA==\x07", "digest"),
-        ('marker={"flavour": ' + "[" * 5000 + "]" * 5000 + "}", "marker"),
-        ('marker={"flavour": ' + "9" * 5000 + "}", "marker"),
+        ('environment=/e\t{"flavour": ' + "[" * 5000 + "]" * 5000 + "}", "environment.marker"),
+        ('environment=/e\t{"flavour": ' + "9" * 5000 + "}", "environment.marker"),
+        ('environment=/e\t{"flavour": "{{ x }}"}', "environment.marker.flavour"),
     ],
 )
 def test_a_value_that_no_host_has_ends_the_play(root: Path, line: str, key: str) -> None:
     from ansible.errors import AnsibleFilterError
 
-    with pytest.raises(AnsibleFilterError, match=rf"the host: its probe: {key}: ") as told:
-        plugin(root, "host").host_facts(f"uid=0\n{line}")
+    with pytest.raises(
+        AnsibleFilterError, match=rf"the host: its answer to the probe: {key}: "
+    ) as told:
+        facts_of(root, "uid=0", line)
     assert "\n" not in told.value.message
     assert len(told.value.message) < 400
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '"x"', '{"flavour": "cu128"'])
 def test_a_marker_that_is_damaged_counts_as_none(root: Path, text: str) -> None:
-    assert plugin(root, "host").host_facts(f"marker={text}")["environment"] == NONE
+    lines = ("base=/d/tunesmith", f"environment=/d/tunesmith/envs/own\t{text}")
+    assert facts_of(root, *lines)["environment"] == NONE
 
 
 def test_a_marker_is_read(root: Path) -> None:
-    marker = NONE | {"flavour": "cu126", "lock_sha256": "ab"}
-    printed = f"marker={json.dumps(marker | {'python': '3.10'})}"
-    assert plugin(root, "host").host_facts(printed)["environment"] == marker
+    marker = NONE | {"flavour": "cu126", "lock_sha256": "ab" * 32}
+    text = json.dumps(marker | {"python": "3.10"})
+    own, other = (f"environment=/d/tunesmith/envs/{name}\t{text}" for name in ("own", "other"))
+    assert facts_of(root, "base=/d/tunesmith", own)["environment"] == marker
+    assert facts_of(root, "base=/d/tunesmith", other)["environment"] == NONE
+
+
+def test_an_answer_that_is_cut_off_ends_the_play(root: Path) -> None:
+    from ansible.errors import AnsibleFilterError
+
+    with pytest.raises(AnsibleFilterError, match="the host: its answer to the probe is truncated"):
+        plugin(root, "host").host_facts("tunesmith_probe=2\nuid=0\n", "own", PROGRAMS)
+
+
+def test_without_disks_those_of_the_platforms_are_looked_for(root: Path) -> None:
+    text = plugin(root, "host").host_probe([], "", "own", PROGRAMS)
+    assert f"TUNESMITH_PROBE_DISKS='{' '.join(data_disks())}'\n" in text
+    for playbook in ("provision", "reset"):
+        (play,) = yaml.safe_load((root / f"ansible/playbooks/{playbook}.yml").read_text("utf-8"))
+        assert "preflight_data_disks" not in play["vars"]
+
+
+def test_a_disk_that_is_no_word_ends_the_play(root: Path) -> None:
+    from ansible.errors import AnsibleFilterError
+
+    with pytest.raises(AnsibleFilterError, match=r"^disk '/my disk': expected no blanks"):
+        plugin(root, "host").host_probe(["/my disk"], "", "own", PROGRAMS)
 
 
 def test_gpu_and_driver_decide(root: Path, stack: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from event_rows import event_rows
+from tunesmith.core.callbacks import unseen
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
 from tunesmith.hosts import transfer
@@ -61,7 +62,7 @@ class Host(HostTarget):
         self.said: list[str] = []
         self.there = there
         self._tell = self.said.append
-        self._bar = transfer.unseen
+        self._bar = unseen
         self._remote: Any = None
         self._project: Any = SimpleNamespace(home=here, runs=here / "runs")
         self.layout: Any = SimpleNamespace(runs=there)

@@ -9,10 +9,12 @@ import pytest
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
+from tunesmith.job.run.allowed import part_of_allowed
 from tunesmith.job.run.schema import Limits
 from tunesmith.plan import build, start
+from tunesmith.plan.config import Config
 from tunesmith.plan.options import THEN, check_then, run_limits
-from tunesmith.plan.staging import stage_inputs
+from tunesmith.plan.staging import Staged, stage_inputs
 from tunesmith.project import Project
 from tunesmith.targets import factory
 from tunesmith.targets.folder import refuse_foreign_output
@@ -133,7 +135,7 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
     }
     reports = build.check_data(values)
     target = Elsewhere(Project(root, tmp_path))
-    inputs = stage_inputs(target, "r1", values, reports)
+    inputs = stage_inputs(target, "r1", values, reports).inputs
     assert values["dataset_dir"] == "/there/r1/dataset_dir"
     assert {item.name: item.source for item in inputs} == {
         "dataset_dir/dataset_info.json": data / "dataset_info.json",
@@ -142,12 +144,12 @@ def test_inputs_are_the_registry_and_the_files_of_the_data_sets(root: Path, tmp_
     }
     # A prediction's have a place of their own beside those of the training.
     values |= {"dataset_dir": str(data), "deepspeed": str(deepspeed)}
-    others = stage_inputs(target, "r1", values, reports, below="predict/")
+    others = stage_inputs(target, "r1", values, reports, below="predict/").inputs
     assert values["dataset_dir"] == "/there/r1/predict/dataset_dir"
     assert {item.name for item in others} == {f"predict/{item.name}" for item in inputs}
     # Here, nothing is brought anywhere.
     values["dataset_dir"] = str(data)
-    assert stage_inputs(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == ()
+    assert stage_inputs(LocalTarget(Project(root, tmp_path)), "r1", values, reports) == Staged()
 
 
 def test_a_data_file_that_a_host_would_not_find_is_refused(root: Path, tmp_path: Path) -> None:
@@ -175,3 +177,15 @@ def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_p
     (tmp_path / "merge" / name).write_text(text.replace("export_size: 5", "export_size: 1"))
     assert build.merge_keys(project, config) == ours | {"export_size": 1}
     assert ours["export_size"] != 1
+
+
+def test_each_data_set_has_a_folder_for_its_prediction() -> None:
+    names = ("rows", "other", "a,b", "a b", "数据", "../x", "x" * 200)
+    folders = [
+        build._prediction_folder(Config(Path("x.yaml"), {"eval_dataset": name}, {}))
+        for name in names
+    ]
+    assert folders[:2] == ["predict/rows", "predict/other"]
+    assert len(set(folders)) == len(names)
+    # A pull brings them, whatever a data set is called.
+    assert {part_of_allowed(f"{folder}/predict_results.json") for folder in folders} == {"predict"}

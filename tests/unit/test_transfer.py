@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -12,10 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from support import lacking
-from tunesmith.cli import console
 from tunesmith.core.errors import TunesmithError
 from tunesmith.hosts import transfer
 
@@ -112,30 +108,6 @@ def test_a_download_tells_how_far_it_is(remote: Any, tmp_path: Path) -> None:
     assert told[-1] == (TOTAL, TOTAL)
     for name in SIZES:
         assert (into / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
-
-
-def test_in_a_pipe_a_line_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with console.moving("uploading") as moved:
-        for second in range(0, 61, 2):
-            now[0] = 100.0 + second
-            moved(second * 50_000_000, 3_600_000_000)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    assert lines[1] == "uploading: 1.0 GB of 3.6 GB (28 %)  50.0 MB/s  ETA 52 s"
-
-
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(console, "console", screen)
-    with console.moving("uploading") as moved:
-        moved(0, 3_000_000)
-        moved(1_000_000, 3_000_000)
-    shown = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert re.search(r"uploading.*━.*1\.0 MB of 3\.0 MB \(33 %\)", shown)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What probe.sh printed, as values that tasks can ask, and the digest of a file."""
+"""The probe's script, what it printed as values that tasks can ask, and the digest of a file."""
 
 from __future__ import annotations
 
@@ -6,100 +6,103 @@ import base64
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
 from tunesmith.core.errors import TunesmithError
-from tunesmith.core.printable import one_line
-from tunesmith.hosts.answers import (
-    HOST_PATH,
-    AnswerSource,
-    HostPath,
-    MalformedError,
-    Number,
-    Shape,
-    Text,
-    Words,
-    parse_json,
-)
+from tunesmith.core.names import ENVIRONMENT_MARKER
+from tunesmith.hosts.platforms import data_disks
+from tunesmith.hosts.probe.answer import Answer
+from tunesmith.hosts.probe.gpu import Cuda, Gpus
+from tunesmith.hosts.probe.host import Places, System, User
+from tunesmith.hosts.probe.installed import Environment, Environments, Installation
+from tunesmith.hosts.probe.script import ProbeSettings, script
+from tunesmith.hosts.probe.software import Condas, Programs
 
+_SECTIONS = (User, System, Places, Environments, Installation, Gpus, Cuda, Programs, Condas)
 _LONGEST = 4 << 20
-
-# Paths of the host's, which its tasks work on, and what else is more than a text for people.
-_OWN_PATH = HostPath(rf"|{HOST_PATH.pattern}")
-_NAME = Text(r"[\w.+~-]*", 64, "a word")
-_SHAPES: dict[str, Shape] = {
-    **dict.fromkeys(("absent", "base", "conda", "data_disk", "home", "locked", "login"), _OWN_PATH),
-    **dict.fromkeys(("architecture", "glibc", "missing"), _NAME),
-    "busy": Text(r"[0-9 ]*", 100_000, "process ids"),
-    "digest": Text(rf"[0-9a-f]{{64}} {HOST_PATH.pattern}", 2000, "a sha256 and a path"),
-    "installed": Text(r"|[0-9a-f]{64}", 64, "a sha256"),
-    "toolkit": Text(rf"{HOST_PATH.pattern} [0-9.]*", 1100, "a path and a version"),
-}
-_WORDS = Words(4000)
-_LISTS = ("absent", "digest", "gpu", "locked", "missing", "toolkit")
-_NUMBERS = ("epoch", "free_inodes", "free_kib", "inodes", "uid", "used_kib")
-_FLAGS = ("apt", "fresh", "miniforge", "registered", "sudo", "writable")
-_TEXTS = (
-    *("app", "architecture", "base", "busy", "conda", "data_disk", "glibc", "home"),
-    *("installed", "login", "marker"),
-)
+# What a C compiler needs beside itself; packages install it with the compiler.
+_C_HEADER = "stdlib.h"
 
 
-def host_facts(printed: str) -> dict[str, Any]:
-    """Return the probe's lines as a mapping in which every key is present.
+def host_probe(disks: Sequence[str], base: str, environment: str, programs: Sequence[str]) -> str:
+    """Return the script that looks at a host; without `disks` for those of the platforms.
 
-    A marker that is not JSON counts as none: the environment is then not finished. Raises
-    AnsibleFilterError for a value that is not what its key says.
+    Raises AnsibleFilterError for a disk or a program that is no word.
     """
+    settings = ProbeSettings(
+        base=str(base),
+        environment=str(environment),
+        programs=tuple(map(str, programs)),
+        disks=tuple(map(str, disks)) or data_disks(),
+    )
     try:
-        return _facts(printed)
+        return script([section.SECTION for section in _SECTIONS], settings)
     except TunesmithError as error:
         raise AnsibleFilterError(error.message) from None
 
 
-def _facts(printed: str) -> dict[str, Any]:
+def host_facts(printed: str, environment: str, programs: Sequence[str]) -> dict[str, Any]:
+    """Return what the script of `host_probe` printed, as plain values.
+
+    An environment whose marker is not JSON is not finished. Raises AnsibleFilterError for an
+    answer that is not whole, or a value that is not what its key says.
+    """
+    try:
+        return _facts(printed, environment, programs)
+    except TunesmithError as error:
+        raise AnsibleFilterError(error.message) from None
+
+
+def _facts(printed: str, environment: str, programs: Sequence[str]) -> dict[str, Any]:
     if len(printed) > _LONGEST:
         raise TunesmithError(f"the host: its probe says {len(printed)} characters")
-    lines = [line.partition("=") for line in printed.splitlines()]
-    for key, _, value in lines:
-        asked = AnswerSource("the host", f"its probe: {one_line(key, 40)}")
-        shape = Number() if key in _NUMBERS and value.strip() else _SHAPES.get(key, _WORDS)
-        shape.read(asked, value.strip())
-    one = {key: value.strip() for key, _, value in lines}
-    facts: dict[str, Any] = {key: one.get(key, "") for key in _TEXTS}
-    facts |= {key: key in one for key in _FLAGS}
-    facts |= {key: _number(one.get(key)) for key in _NUMBERS}
-    facts |= {key: [value.strip() for name, _, value in lines if name == key] for key in _LISTS}
-    facts["toolkit"] = {version: path for path, _, version in _split(facts["toolkit"])}
-    facts["digest"] = {path: digest for digest, _, path in _split(facts["digest"])}
-    facts["environment"] = _marker(facts.pop("marker"))
-    return facts
-
-
-def _split(lines: list[str]) -> list[tuple[str, str, str]]:
-    return [line.partition(" ") for line in lines]
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text else None
-
-
-def _marker(text: str) -> dict[str, str]:
-    empty = dict.fromkeys(("flavour", "lock_sha256", "refused", "self_test"), "")
-    try:
-        marker = parse_json(AnswerSource("the host", "its probe: marker"), text)
-    except MalformedError:
-        return empty
-    if not isinstance(marker, dict):
-        return empty
-    return empty | {
-        key: _WORDS.read(AnswerSource("the host", f"its marker: {key}"), str(marker[key]))
-        for key in empty
-        if key in marker
+    answer = Answer(printed, "the host", _SECTIONS)
+    user, system, places = answer.of(User), answer.of(System), answer.of(Places)
+    installation, room = answer.of(Installation), places.room
+    there = answer.of(Programs)
+    missing = [name for name in programs if name not in there.programs]
+    condas = answer.of(Condas).condas
+    own = answer.of(Environments).at(f"{places.base}/envs/{environment}") or Environment("", False)
+    return {
+        "absent": list(installation.absent),
+        "app": installation.app,
+        "architecture": system.arch,
+        "base": places.base,
+        "busy": installation.busy,
+        "conda": condas[0].path if condas else "",
+        "data_disk": places.data_disk,
+        "digest": dict(installation.digests),
+        "environment": {
+            "flavour": own.flavour,
+            "lock_sha256": own.lock_sha256,
+            "refused": own.refused,
+            "self_test": own.self_test,
+        },
+        "epoch": system.epoch,
+        "free_inodes": (room.inodes_free if room else None) or 0,
+        # Where df does not say, nothing is known to be free.
+        "free_kib": room.free // 1024 if room else 0,
+        "fresh": installation.fresh,
+        "glibc": system.glibc,
+        "gpu": list(answer.of(Gpus).lines),
+        "hf_cache": places.hf_cache,
+        "home": user.home,
+        "inodes": (room.inodes if room else None) or 0,
+        "installed": installation.installed,
+        "locked": list(installation.locked),
+        "login": user.login_file,
+        "marker": ENVIRONMENT_MARKER,
+        "missing": [*missing, *([] if there.c_headers else [_C_HEADER])],
+        "registered": installation.registered,
+        "sudo": system.sudo == "yes",
+        "toolkit": {t.version or "": t.path for t in answer.of(Cuda).toolkits},
+        "uid": user.uid,
+        "used_kib": installation.used_kib,
+        "writable": places.writable,
     }
 
 
@@ -136,4 +139,5 @@ class FilterModule:
             "as_archive": as_archive,
             "file_sha256": file_sha256,
             "host_facts": host_facts,
+            "host_probe": host_probe,
         }

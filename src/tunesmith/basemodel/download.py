@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.basemodel import architecture, kinds
 from tunesmith.basemodel import files as model_files
-from tunesmith.basemodel import kinds
 from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.judge import Seen
@@ -37,13 +37,6 @@ class Progress:
     text: str
     done: int = 0
     total: int | None = None
-
-    def render(self) -> str:
-        """Return it as one line."""
-        if not self.total:
-            return self.text
-        share = f"{100 * self.done / self.total:.0f} %"
-        return f"{self.text}: {formats.size(self.done)} of {formats.size(self.total)} ({share})"
 
 
 OnProgress = Callable[[Progress], None]
@@ -185,9 +178,9 @@ def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
     remote = {file["name"]: file for file in listing["files"]}
     if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:
         raise SourceError("broken", f"it answers with commit {listing['commit']}")
-    if misfit := kinds.by_names(order.name, remote):
+    if order.kind not in kinds.ADAPTERS and (misfit := architecture.by_names(order.name, remote)):
         raise UsageError(f"{order.name}: {misfit.text}", hint=misfit.hint)
-    names = model_files.choose(remote, order.allow_pickle)
+    names = kinds.choose(order.kind, remote, order.allow_pickle)
     weights = [name for name in names if name.endswith(".safetensors")]
     pickled = model_files.pickles(remote)
     if not weights and not order.allow_pickle and pickled:

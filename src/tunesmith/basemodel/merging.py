@@ -6,7 +6,7 @@ library, Python 3.10.
 
 from __future__ import annotations
 
-from tunesmith.basemodel.kinds import EMBEDDINGS, Misfit, is_tied, quantization
+from tunesmith.basemodel.architecture import EMBEDDINGS, Misfit, is_tied, quantization
 from tunesmith.core.documents import Config, ModelConfig
 
 _NEW_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens")

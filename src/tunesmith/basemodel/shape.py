@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tunesmith.basemodel.kinds import is_tied, quantization
+from tunesmith.basemodel.architecture import is_tied, quantization
 from tunesmith.core.documents import ModelConfig
 
 # Names of one figure in config.json, by whose model it is: Llama's first, then GPT-2's, OPT's.

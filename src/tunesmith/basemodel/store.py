@@ -70,6 +70,23 @@ def entries(store: Path, name: str) -> tuple[Entry, ...]:
     return tuple(sorted(found, key=lambda entry: entry.when, reverse=True))
 
 
+def is_here(store: Path, name: str, revision: str | None = None) -> bool:
+    """Whether a model lies here with all its files, by their sizes alone: a folder, or one of the
+    store, of that revision where one is named."""
+    if name.startswith(("/", "./", "../", "~")) or Path(name).is_dir():
+        return True
+    return any(
+        all(_size(entry.model.path / file) == record.size for file, record in files.items())
+        for entry in entries(store, name)
+        if revision in (None, entry.model.revision, entry.requested)
+        and (files := entry.model.files)
+    )
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else -1
+
+
 def check(entry: Entry, full: bool = False) -> tuple[Problem, ...]:
     """Return how the files differ from the manifest.
 

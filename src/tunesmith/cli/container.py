@@ -8,7 +8,6 @@ shared memory, a GPU) is said first.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from invoke import Config, Executor, Exit, Program
-from invoke.parser import Argument, Parser, ParserContext
+from invoke.parser import Parser, ParserContext
 
 from tunesmith import __version__
-from tunesmith.cli import container_services, data, run, table
-from tunesmith.cli.command import COMMAND, ROOT, Session, command, exit_codes
+from tunesmith.cli import container_services, container_training, data, run, table
+from tunesmith.cli.command import COMMAND, Session, command, exit_codes
 from tunesmith.cli.container_checks import (
     SHM,
     check_shm,
@@ -30,19 +29,17 @@ from tunesmith.cli.container_checks import (
     prepare,
     say_device,
 )
-from tunesmith.cli.invoke_patches import Step, listing
+from tunesmith.cli.invoke_patches import Step, write_page
 from tunesmith.core import formats
 
 _BINARY = "docker run ... IMAGE"
 # Options of a clone that mean nothing in a container: it is the target, and stays until the end.
-_LEFT_OUT = ("on", "attach", "queue", "from-laptop")
-# What a verb has here besides.
-_ADDED = {"train": Argument("new", kind=bool, default=False, help="do not continue a stopped run")}
+LEFT_OUT = ("on", "attach", "queue", "from-laptop")
 
 # The options of one call, by parameter.
 Options = dict[str, Any]
-# Looks at a verb's options before it begins, and returns those it begins with; None: it is done.
-Before = Callable[[Options, bool], "Options | None"]
+# Looks at a verb's options before it begins, and returns those it begins with.
+Before = Callable[[Options], Options]
 
 _HEAD = """\
 tunesmith: fine-tune, merge, predict and serve in a container
@@ -71,8 +68,9 @@ shows a verb's options and an example."""
 )
 def check(session: Session, config: str = "", overrides: list[str] | None = None) -> None:
     """Show what this container has, and whether a config is good."""
+    from tunesmith.cli.config_check import verdict
     from tunesmith.cli.console import say
-    from tunesmith.plan import build
+    from tunesmith.plan import build, parser
     from tunesmith.plan.options import TrainOptions
     from tunesmith.targets import factory
 
@@ -90,7 +88,8 @@ def check(session: Session, config: str = "", overrides: list[str] | None = None
         plan = build.plan_training(project, factory.target_of(project, "local", say), chosen)
         check_shm(plan.config or {})
         for found in plan.request.data:
-            say(f"data         {found.key}: {found.rows} rows checked")
+            say(f"data         {found.key}: {formats.count(found.rows or 0)} rows checked")
+        say(f"parser       {verdict(project, parser.ask_planned(project, plan))}")
         say(f"config       {chosen.config}: good")
     if fault:
         raise fault
@@ -114,7 +113,10 @@ def version(session: Session) -> None:
 
 
 STEPS: tuple[Step, ...] = (
-    ("Train", (run.train, run.resume, run.runs, run.logs, run.report)),
+    (
+        "Train",
+        (container_training.train, container_training.resume, run.runs, run.logs, run.report),
+    ),
     ("Results", (run.merge, run.predict, run.chat)),
     ("Data", (data.check, data.preview)),
     (
@@ -131,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = words[0] if words else "help"
     os.environ.setdefault(COMMAND, _BINARY)
     if verb in ("help", "--help", "-h"):
-        sys.stdout.write("\n".join([_HEAD, *listing(STEPS), _TAIL]) + "\n")
+        write_page(STEPS, _HEAD, _TAIL)
         return 0
     try:
         if verb in PASSED_ON:
@@ -168,11 +170,9 @@ class _Program(Program):  # type: ignore[misc]
 
     def _make_parser(self) -> Parser:
         parser = super()._make_parser()
-        for name, context in parser.contexts.items():
-            for option in {*_LEFT_OUT} & set(context.args):
+        for context in parser.contexts.values():
+            for option in {*LEFT_OUT} & set(context.args):
                 _remove(context, option)
-            if name in _ADDED:
-                context.add_arg(_ADDED[name])
         return parser
 
 
@@ -187,84 +187,26 @@ class _Executor(Executor):  # type: ignore[misc]
 
     def execute(self, *contexts: ParserContext) -> Any:
         for context in contexts:
-            given: Options = context.as_kwargs
-            options: Options | None = given
+            options: Options = context.as_kwargs
             if (before := BEFORE.get(context.name)) is not None:
                 with exit_codes():
-                    options = before(given, bool(self.config.run.dry))
-            if options is not None:
-                super().execute((context.name, options))
+                    options = before(options)
+            super().execute((context.name, options))
         return {}
 
 
-def _before_train(options: Options, dry: bool) -> None:
-    """Continue the run that these words mean where it was not finished, else start one.
-
-    Planned once, for both.
-    """
-    from tunesmith.cli import training
-    from tunesmith.cli.console import say
-    from tunesmith.cli.container_runs import unfinished_run
-    from tunesmith.cli.target import target_of
-    from tunesmith.plan import build
-
-    prepare()
-    new = options.pop("new")
-    for name in ("config", "prompts"):
-        if options[name]:
-            options[name] = str(find_config(Path(options[name])))
-    names = inspect.signature(training.options_of).parameters
-    chosen = training.options_of(**{key: options[key] for key in options.keys() & names})
-    project = Session().project
-    target = target_of(project, "local")
-    plan = build.plan_training(project, target, chosen)
-    check_shm(plan.config or {})
-    say_device()
-    unfinished = None if new else unfinished_run(target, plan, chosen.run_id)
-    if unfinished is None:
-        choices = training.Choices(dry=dry)
-        training.train_planned(project, target, plan, chosen, choices)
-        return
-    say(f"run {unfinished} of this config was not finished (--new starts another)")
-    _continue(unfinished, mirror=options["mirror"], max_hours=options["max_hours"], dry=dry)
-
-
-def _before_resume(options: Options, dry: bool) -> None:
-    from tunesmith.job.run.listing import find
-
-    prepare()
-    say_device()
-    found = find(Session().project.runs, options["run"] or None)
-    _continue(found.run_id, mirror=options["mirror"], max_hours=options["max_hours"], dry=dry)
-
-
-def _continue(run_id: str, *, mirror: str, max_hours: str, dry: bool) -> None:
-    from tunesmith.cli import training
-    from tunesmith.cli.container_runs import cause_of
-    from tunesmith.job.run.folder import RunFolder
-    from tunesmith.plan.options import number_of
-
-    cause = cause_of(RunFolder(Session().project.run_folder(run_id)), "resume")
-    hours = number_of("max-hours", max_hours)
-    training.resume(
-        ROOT, "local", run_id, mirror=mirror or None, max_hours=hours, cause=cause, dry=dry
-    )
-
-
-def _before_predict(options: Options, _dry: bool) -> Options:
+def _before_predict(options: Options) -> Options:
     prepare()
     say_device()
     return options | {"config": str(find_config(Path(options["config"])))}
 
 
-def _before_writing(options: Options, _dry: bool) -> Options:
+def _before_writing(options: Options) -> Options:
     prepare()
     return options
 
 
 BEFORE: Mapping[str, Before] = {
-    "train": _before_train,
-    "resume": _before_resume,
     "predict": _before_predict,
     "merge": _before_writing,
     "report": _before_writing,

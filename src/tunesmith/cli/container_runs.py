@@ -37,10 +37,14 @@ def cause_of(run: RunFolder, usual: Cause) -> Cause:
 
 
 def identity(request: RunRequest, config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what two runs of the same words have in common: base model and config."""
-    own = ("output_dir", "model_name_or_path")
+    """Return what two runs of the same words have in common: models as they were named, and config.
+
+    Where a model lies is known only once it is fetched.
+    """
+    named = tuple((origin.key, origin.place, origin.written) for origin in request.origins)
+    own = {"output_dir", "model_name_or_path", *(key for key, _, _ in named)}
     model = request.model.name if request.model else None
-    return model, {key: value for key, value in config.items() if key not in own}
+    return model, named, {key: value for key, value in config.items() if key not in own}
 
 
 def may_continue(status: RunStatus) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from tunesmith.cli.command import Session, command
 from tunesmith.cli.options import CONFIG, DATASET_DIR, MIRROR, OVERRIDES, TRAIN_CONFIG
 
+# What a data set that is none of questions and answers can be trained with.
+_STAGES = {"pt": "pt", "rm": "rm or dpo", "kto": "kto"}
+
 
 @command(
     "data.check",
@@ -67,8 +70,15 @@ def register(
         found = registry.check_unregistered(path, tables=tables)
         say(f"would register {key}: {path} ({found.rows} rows, {found.error_count} errors)")
         return
-    entry = registry.register(folder, key, path, replace=replace, tables=tables)
-    say(f"{folder / registry.REGISTRY}: {key} -> {entry.file_name} ({entry.formatting})")
+    entry, found = registry.register(folder, key, path, replace=replace, tables=tables)
+    stage = "" if entry.stage() == "sft" else f" for stage {_STAGES[entry.stage()]}"
+    warnings = f"; {found.warning_count} warnings:" if found.warning_count else ""
+    say(
+        f"{folder / registry.REGISTRY}: {key} -> {entry.file_name} ({entry.formatting}, "
+        f"{found.rows} rows{stage}){warnings}"
+    )
+    for line in found.lines():
+        say(f"  {line}")
 
 
 @command(

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.basemodel import files as model_files
+from tunesmith.cli.base_model import fetching
 from tunesmith.cli.console import moving, say
 from tunesmith.core import documents, formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
-from tunesmith.dataset import histogram, registry, replay_report
-from tunesmith.dataset.cost import Gpu, estimate, load_gpu, model_of, price_of
+from tunesmith.dataset import histogram, mix, registry, replay_report
+from tunesmith.dataset.cost import Gpu, estimate, load_gpu, model_of, price_of, steps_of
 from tunesmith.dataset.entry import Entry
 from tunesmith.dataset.overlap import overlap
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.training_job import run_job
-from tunesmith.plan import build
+from tunesmith.plan import build, hub_data, rows
 from tunesmith.plan.build import tables_here
 from tunesmith.plan.config import Config
 from tunesmith.plan.plan import absolute_paths
@@ -98,29 +99,41 @@ def _check_config(project: Project, options: DataCheckOptions) -> None:
     if not folder.startswith(("ONLINE", "REMOTE:")):
         place = project.find(folder)
         stage = str(config.get("stage", "sft"))
+        found = {**config.values, "media_dir": project.find(str(config.get("media_dir") or folder))}
+        media = build.media_place(found, place)
         with moving("reading") as progress:
             reports = registry.check_registered(
-                place, ",".join(names), stage, tables=tables, thorough=True, progress=progress
+                place,
+                ",".join(names),
+                stage,
+                tables=tables,
+                thorough=True,
+                media=media,
+                progress=progress,
             )
         local = [e for e in registry.resolve(place, ",".join(names)) if not e.remote]
         entries = [(entry, entry.path(place)) for entry in local]
         _show_reports(reports)
         if any(report.rows is not None and not report.kept for report in reports):
             _raise_on_errors(reports)
+        # A mixture at which LLaMA-Factory stops ends here.
+        rows.planned({**config.values, "dataset_dir": str(place)}, reports)
+    python, environment = training_python(project, config.values, options.mirror)
     values = config_values(project, config, options.mirror)
     made = project.folder("data")
     listing = made / f"{config.stem}.rows.jsonl"
     with moving("rows encoded", formats.count) as progress:
         request = {"config": values, "workers": os.cpu_count() or 1, "rows": str(listing)}
-        replayed = run_job(
-            *training_python(project), "tunesmith.job.data.replay", request, progress
-        )
+        replayed = run_job(python, environment, "tunesmith.job.data.replay", request, progress)
     for line in replay_report.lines(replayed):
+        say(line)
+    for line in mix.warmup_warnings(steps_of(replayed), values):
         say(line)
     for report in reports:
         used = replayed["datasets"].get(report.key, {}).get("rows")
         if used is not None and report.rows is not None and used < report.rows:
-            say(f"{report.key}: {report.rows - used} rows are not used (max_samples, num_samples)")
+            left = formats.count(report.rows - used)
+            say(f"{report.key}: {left} rows are not used (max_samples, num_samples)")
     _show_overlap(replayed, entries, tables)
     if gpu is not None:
         _show_cost(replayed, values, gpu, price)
@@ -168,27 +181,44 @@ def _show_cost(
 def config_values(project: Project, config: Config, mirror: str) -> dict[str, Any]:
     """Return a config's values with absolute paths and the base model's folder."""
     name = str(config.get("model_name_or_path"))
-    model = build.fetch_model(project, name, lambda _: None, mirror=mirror)
+    with fetching() as show:
+        model = build.fetch_model(project, name, show, mirror=mirror)
     values = {**config.values, "model_name_or_path": str(model.path)}
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
     return values
 
 
-def training_python(project: Project) -> tuple[Path, dict[str, str]]:
+def training_python(
+    project: Project, values: documents.Config, mirror: str
+) -> tuple[Path, dict[str, str]]:
+    """Return the interpreter of the training environment, and the variables of a job in it.
+
+    Raises UsageError where there is none, or no way to a data set of the config.
+    """
     environment = project.environment()
     if not environment.current():
         raise UsageError(
             f"{environment.path}: no finished training environment",
             hint="`inv stack.install` makes it",
         )
-    variables = {**project.stack.variables, "HF_HOME": str(project.hf_home)}
-    return environment.python, variables
+    found = {**values, "dataset_dir": str(values.get("dataset_dir") or "data")}
+    absolute_paths(found, project.find)
+    remote = hub_data.remote_entries(found)
+    hub_data.check(remote, build.installed(project))
+    network = hub_data.environment(remote, project.mirror(mirror))
+    return environment.python, {
+        **project.stack.variables,
+        "HF_HOME": str(project.hf_home),
+        **network,
+    }
 
 
 def _show_reports(reports: Sequence[DatasetReport]) -> None:
     for report in reports:
-        rows = "not looked at" if report.rows is None else f"{report.rows} rows, {report.kept} kept"
+        rows = "not looked at"
+        if report.rows is not None:
+            rows = f"{formats.count(report.rows)} rows, {formats.count(report.kept)} kept"
         name = f"{report.key}: {report.file}" if report.key else report.file
         say(f"{name}: {rows}, {report.error_count} errors")
         for line in report.lines():

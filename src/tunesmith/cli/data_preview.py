@@ -29,9 +29,10 @@ def preview(
     """Print rows as the model will see them, trained tokens marked."""
     if rows < 1 or first < 1:
         raise UsageError("--rows and --first count from 1")
-    values = config_values(project, build.read_config(project, Path(config), overrides), mirror)
-    request = {"config": values, "rows": rows, "first": first}
-    previewed = run_job(*training_python(project), "tunesmith.job.data.preview", request)["rows"]
+    read = build.read_config(project, Path(config), overrides)
+    python, environment = training_python(project, read.values, mirror)
+    request = {"config": config_values(project, read, mirror), "rows": rows, "first": first}
+    previewed = run_job(python, environment, "tunesmith.job.data.preview", request)["rows"]
     for row in previewed:
         say(_head(row))
         if console.is_terminal:

@@ -11,26 +11,17 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-)
 
 from tunesmith.core import formats
-from tunesmith.core.printable import printable
+from tunesmith.core.progress import LINE_SECONDS, Display, Row
 from tunesmith.job.run import events
 from tunesmith.job.run.schema import GpuFigures, RunStatus
-from tunesmith.plan.target import Target
+from tunesmith.plan.target import RunUpdate, Target
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-# In a pipe: one line a second at most, however fast the steps are.
-_LINE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +33,9 @@ class Detached:
 
 def follow(target: Target, run_id: str, console: Console, offset: int = 0) -> RunStatus | Detached:
     """Show a run from byte `offset` of its events until it ends; return its last status."""
-    view = _Bar(console) if console.is_terminal else _Lines(console)
     lost_at: float | None = None
-    with view:
+    with Display(console) as display:
+        view = _View(display)
         try:
             for look in target.watch(run_id, offset):
                 if look.lost is not None:
@@ -55,9 +46,7 @@ def follow(target: Target, run_id: str, console: Console, offset: int = 0) -> Ru
                 if lost_at is not None:
                     view.say(f"back after {formats.duration(time.monotonic() - lost_at)}")
                     lost_at = None
-                for event in look.events:
-                    view.event(event)
-                view.status(look.status)
+                view.update(look)
                 if look.over:
                     return look.status
         except KeyboardInterrupt:
@@ -158,6 +147,7 @@ def _command_text(event: events.CommandEnded) -> str:
 
 def _phase_text(event: events.PhaseStarted) -> str:
     names = {
+        "check": "checking the config",
         "fetch": "fetching the base model",
         "before": "measuring the base model",
         "train": "training",
@@ -170,87 +160,77 @@ def _phase_text(event: events.PhaseStarted) -> str:
     return f"{names.get(event.phase, event.phase)}{again}"
 
 
-class _Lines:
-    """Plain lines, for pipes and logs."""
+class _View:
+    """A row of the phase at work, and a line for whatever should stay to be read."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._said_at = 0.0
-        self._said_step: int | None = None
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def event(self, event: events.Event) -> None:
-        if text := event_text(event):
-            self.say(text)
-
-    def status(self, status: RunStatus) -> None:
-        step = status.step
-        due = time.monotonic() - self._said_at >= _LINE_SECONDS
-        if status.phase == "train" and step and step != self._said_step and due:
-            self._said_at, self._said_step = time.monotonic(), step
-            self.say(f"step {step}/{status.total_steps}  {training_line(status)}")
-
-    def say(self, text: str) -> None:
-        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-
-class _Bar:
-    """A progress bar a phase, with what matters beside it."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<8}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}", markup=False),
-            console=console,
-        )
-        self._task: TaskID | None = None
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._row: Row | None = None
         self._phase: str | None = None
+        self._ended: set[str] = set()
         self._losses: dict[int, float] = {}
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def event(self, event: events.Event) -> None:
-        if isinstance(event, events.Log) and isinstance(event.loss, float):
-            # By step: after a resume some are told twice.
-            self._losses[event.step] = event.loss
-        # What a phase reads is compared before it starts.
-        phase = event.phase if isinstance(event, events.PhaseStarted | events.Progress) else None
-        if phase and phase != self._phase:
-            self._phase = phase
-            self._task = self._progress.add_task(phase, total=None, line="")
-        elif isinstance(event, events.Progress) and self._task is not None:
-            self._progress.update(
-                self._task, completed=event.done, total=event.total, line=event.unit
-            )
-        elif isinstance(event, events.PhaseEnded) and self._task is not None:
-            line = f"{event.state} after {formats.duration(event.seconds)}"
-            task = next(t for t in self._progress.tasks if t.id == self._task)
-            total = task.total or task.completed or 1
-            done = total if event.state == "succeeded" else task.completed
-            self._progress.update(self._task, completed=done, total=total, line=line)
-        if text := event_text(event):
-            self.say(text)
+        self._log: events.Log | None = None
+        self._step_shown = 0
 
     def say(self, text: str) -> None:
-        self._progress.console.print(printable(text), markup=False, highlight=False)
+        """Print a line."""
+        self._display.say(text)
 
-    def status(self, status: RunStatus) -> None:
-        if status.phase == "train" == self._phase and self._task is not None:
-            self._progress.update(
-                self._task,
-                completed=status.step or 0,
-                total=status.total_steps,
-                line=f"{curve([*self._losses.values()])} {training_line(status)}".strip(),
-            )
+    def update(self, update: RunUpdate) -> None:
+        """Show what has happened, and how far the run is."""
+        status = update.status
+        for event in update.events:
+            if isinstance(event, events.PhaseEnded):
+                # The last step may have come between two looks; how long is left, no more.
+                if self._log and self._log.step > self._step_shown:
+                    self._step(replace(events.with_step(status, self._log), eta_seconds=None))
+                self._end(event.phase)
+            if text := event_text(event):
+                self.say(text)
+            self._event(event, status)
+        # Until all events are here, the status is ahead of them.
+        if status.phase == "train" and "train" not in self._ended and not update.more:
+            if self._phase != "train":
+                self._begin("train")
+            self._step(status)
+
+    def _event(self, event: events.Event, status: RunStatus) -> None:
+        match event:
+            case events.PhaseStarted():
+                # Both by the clock of the machine that works.
+                self._begin(event.phase, max(0.0, (status.updated or 0.0) - event.time))
+            case events.Progress():
+                if event.phase and event.phase != self._phase:
+                    # What a phase reads is compared before it starts.
+                    self._begin(event.phase)
+                if self._row:
+                    self._row.moved(event.done, event.total or 0, event.unit)
+            case events.Log():
+                self._log = event
+                if isinstance(event.loss, float):
+                    # By step: after a resume some are told twice.
+                    self._losses[event.step] = event.loss
+
+    def _begin(self, phase: str, ago: float = 0.0) -> None:
+        self._end(self._phase)
+        self._ended.discard(phase)
+        self._step_shown = 0
+        # The line of the phase has just been said.
+        self._phase = phase
+        self._row = self._display.row(phase, first=LINE_SECONDS, ago=ago)
+
+    def _end(self, phase: str | None) -> None:
+        if phase:
+            self._ended.add(phase)
+        if phase == self._phase:
+            if self._row:
+                self._row.end()
+            self._row = self._phase = self._log = None
+
+    def _step(self, status: RunStatus) -> None:
+        """Show a step of the training, in words of its own."""
+        if self._phase == "train" and self._row and status.step:
+            self._step_shown = status.step
+            words = f"step {status.step}/{status.total_steps}  {training_line(status)}"
+            drawn = curve([*self._losses.values()])
+            self._row.at(words, status.step, status.total_steps or 0, drawn)

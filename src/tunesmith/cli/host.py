@@ -130,7 +130,7 @@ def list_(session: Session) -> None:
 
     from tunesmith.cli.console import console, say
     from tunesmith.hosts import commands
-    from tunesmith.hosts.probe import fingerprint
+    from tunesmith.hosts.login import fingerprint
 
     hosts = commands.listed(session.project)
     if not hosts:
@@ -164,7 +164,7 @@ def trust(session: Session, name: str, fingerprint: str = "") -> None:
     """Pin the new key of a rebuilt host."""
     from tunesmith.cli.console import say
     from tunesmith.hosts import commands, inventory
-    from tunesmith.hosts.probe import fingerprint as shown
+    from tunesmith.hosts.login import fingerprint as shown
 
     project = session.project
     if session.dry:

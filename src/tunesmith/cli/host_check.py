@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from rich.text import Text
 
-from tunesmith.cli.console import console, write
+from tunesmith.cli.console import console, moving, write
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.doctor.check import Checked, check
 from tunesmith.project import Project
@@ -31,7 +32,10 @@ def host_check(
     """
     if "," in on:
         raise UsageError(f"--on {on}: one host at a time", hint="`inv host.list` shows them")
-    checked = check(Project.at(root), on, mirror, flavour or None, Path(config) if config else None)
+    # A reader of JSON wants nothing else.
+    with contextlib.nullcontext() if as_json else moving(f"{on}: checking"):
+        training = Path(config) if config else None
+        checked = check(Project.at(root), on, mirror, flavour or None, training)
     if as_json:
         write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
     else:

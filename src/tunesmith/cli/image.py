@@ -34,8 +34,9 @@ def build(
     toolkit: bool = False,
 ) -> None:
     """Build the image of a flavour."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import console, say
     from tunesmith.core import formats
+    from tunesmith.core.progress import Display
     from tunesmith.image import build as building
     from tunesmith.image import engine
 
@@ -47,7 +48,10 @@ def build(
         say(plan.render())
         return
     began = time.monotonic()
-    image_id = building.build(plan)
+    log = project.folder("image") / "build.log"
+    with Display(console) as display:
+        row = display.row(plan.tag)
+        image_id = building.build(plan, log, lambda step: row.doing(f"{plan.tag}: {step}"))
     size = engine.find_image(engine.connect(), plan.tag).attrs["Size"]
     took = formats.duration(time.monotonic() - began)
     say(f"image {plan.tag} ({image_id[7:19]}, {formats.size(size)} unpacked) in {took}")
@@ -56,7 +60,7 @@ def build(
 @command("image.verify", example="inv image.verify", help={"flavour": FLAVOUR})
 def verify(session: Session, flavour: str = "") -> None:
     """Test that an image keeps its promises."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import moving, say
     from tunesmith.core.errors import TunesmithError
     from tunesmith.image import engine, measure
     from tunesmith.image import verify as verifying
@@ -64,10 +68,12 @@ def verify(session: Session, flavour: str = "") -> None:
     project = session.project
     name = _tag(project, flavour)
     client = engine.connect()
-    old = measure.drift(measure.measure(client, name), _labels(project, flavour))
+    with moving(f"{name}: measuring"):
+        old = measure.drift(measure.measure(client, name), _labels(project, flavour))
     if old:
         raise TunesmithError(f"{name}: {old[0]}", old[1:])
-    verified = verifying.verify(project, client, name)
+    with moving(f"{name}: testing its promises"):
+        verified = verifying.verify(project, client, name)
     for promise in verified.promises:
         why = f" ({promise.why})" if promise.why else ""
         say(f"{promise.outcome:<8} {promise.text}{why}")
@@ -144,7 +150,7 @@ def sbom(session: Session, flavour: str = "", output: str = "") -> None:
 )
 def push(session: Session, to: str, flavour: str = "") -> None:
     """Push an image to a registry under its measured tags."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import moving, say
     from tunesmith.image import engine, measure
     from tunesmith.image import push as pushing
 
@@ -155,7 +161,7 @@ def push(session: Session, to: str, flavour: str = "") -> None:
         for tag in names:
             say(f"would push {name} as {to}:{tag}")
         return
-    for tag, digest in pushing.push(client, name, to, names, say):
+    for tag, digest in pushing.push(client, name, to, names, say, moving):
         say(f"{to}:{tag}@{digest}")
 
 
@@ -166,7 +172,7 @@ def push(session: Session, to: str, flavour: str = "") -> None:
 )
 def ship(session: Session, on: str, flavour: str = "") -> None:
     """Send an image to a host over SSH."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import moving, say
     from tunesmith.core.errors import UsageError
     from tunesmith.hosts.remote import Remote
     from tunesmith.image import engine
@@ -185,7 +191,7 @@ def ship(session: Session, on: str, flavour: str = "") -> None:
         missing = 0 if far.has(str(image.id)) else len(layers) - far.shared(layers)
         say(f"would send {missing} of {len(layers)} layers of {name} to {on}")
         return
-    shipping.ship(client, name, remote, project.folder("image") / on, say)
+    shipping.ship(client, name, remote, project.folder("image") / on, say, moving)
 
 
 @command(

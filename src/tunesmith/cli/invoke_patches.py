@@ -208,20 +208,20 @@ def _in_steps(original: Any, steps: Sequence[Step]) -> Any:
         if program.list_root or program.list_depth or program.list_format != "flat":
             original(program)
             return
-        sys.stdout.write("\n".join(listing(steps)) + "\n")
+        write_page(steps)
 
     return list_tasks
 
 
-def listing(steps: Sequence[Step]) -> list[str]:
-    """Return the commands with a line each, below their headings."""
+def write_page(steps: Sequence[Step], head: str = "", tail: str = "") -> None:
+    """Print the commands with a line each below their headings, between two other texts."""
     width = max(len(command.name) for _, commands in steps for command in commands)
-    lines = []
+    lines = [head] if head else []
     for heading, commands in steps:
         lines += [f"{heading}:"]
         lines += [f"  {command.name:<{width}}   {helpline(command)}" for command in commands]
         lines += [""]
-    return lines
+    sys.stdout.write("\n".join([*lines, *([tail] if tail else [])]) + "\n")
 
 
 LIST = Patch(
@@ -250,7 +250,7 @@ would do. `inv --help` lists Invoke's own options."""
 def _first_page(original: Any, steps: Sequence[Step]) -> Any:
     @functools.wraps(original)
     def no_tasks_given(_program: Program) -> None:
-        sys.stdout.write("\n".join([_FIRST_PAGE, *listing(steps), _LAST_LINES]) + "\n")
+        write_page(steps, _FIRST_PAGE, _LAST_LINES)
         raise Exit
 
     return no_tasks_given

@@ -47,10 +47,13 @@ def list_runs(root: Path, on: str, *, as_json: bool) -> None:
     for name in ("on", "state", "step", "loss", "phases"):
         # Neither is what a run does, and why, where there is room for little.
         table.add_column(name, overflow="fold" if name == "state" else "ellipsis")
+    if any(run.origins for run in found):
+        table.add_column("from", overflow="fold")
     for run in found:
         step = f"{run.step or 0}/{run.total_steps or '?'}"
         loss = f"{run.loss:.4f}" if run.loss is not None else ""
-        table.add_row(run.run_id, run.on, _state(run), step, loss, _phases(run.phases))
+        cells = [run.run_id, run.on, _state(run), step, loss, _phases(run.phases)]
+        table.add_row(*cells, *([", ".join(run.origins)] if run.origins else []))
     console.print(table)
     for run in found:
         if run.failure == "damaged":

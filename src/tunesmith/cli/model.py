@@ -36,15 +36,16 @@ def fetch(
     if session.dry:
         say(f"would fetch {name} from {from_ or base_model.sources(project, name, mirror)}")
         return
-    model = build.fetch_model(
-        project,
-        name,
-        base_model.download_progress(),
-        mirror=mirror,
-        revision=revision or None,
-        from_path=Path(from_) if from_ else None,
-        allow_pickle=allow_pickle,
-    )
+    with base_model.fetching() as show:
+        model = build.fetch_model(
+            project,
+            name,
+            show,
+            mirror=mirror,
+            revision=revision or None,
+            from_path=Path(from_) if from_ else None,
+            allow_pickle=allow_pickle,
+        )
     base_model.say_base_model(model)
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import getpass
 import re
 import sys
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tunesmith.cli.console import console, say
+from tunesmith.cli.console import console, moving, say
 from tunesmith.core import formats
 from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.progress import Display, Row
 from tunesmith.hosts import inventory
 from tunesmith.project import Project
 from tunesmith.provision.drift import State, check_reach, check_states, fingerprint, wanted_of
@@ -28,8 +26,6 @@ from tunesmith.targets import factory
 
 # Lines of drift shown; a lost environment would have hundreds.
 _SHOWN = 10
-# After so many seconds a task is told that has not ended, in a pipe.
-_LONG = 2.0
 _TOKEN = re.compile(r"^[A-Za-z0-9_-]{8,}$")
 
 
@@ -74,7 +70,8 @@ def provision(
         return
     secret = _read_token() if token else None
     began = time.monotonic()
-    states = check_states(project, names, wanted)
+    with moving(f"looking at {', '.join(names)}"):
+        states = check_states(project, names, wanted)
     playbook_anyway = full or check or token
     for state in states:
         _tell_state(state, playbook_anyway)
@@ -90,8 +87,8 @@ def provision(
             diff=diff,
             distrusted={state.name: state.distrusted for state in states if state.distrusted},
         )
-        with _view(console) as view:
-            done = run_playbook(project, todo, asked, view.step)
+        with Display(console) as display:
+            done = run_playbook(project, todo, asked, _Steps(display).step)
     if todo or len(states) > 1:
         _table(states, done, time.monotonic() - began, check=check)
     _raise_failed(states, done)
@@ -103,7 +100,8 @@ def _provision_containers(
     from tunesmith.provision import container
 
     for name in names:
-        container.provision(project, name, say, mirror=mirror, flavour=flavour)
+        with moving(f"{name}: making its container"):
+            container.provision(project, name, say, mirror=mirror, flavour=flavour)
 
 
 def containers_of(project: Project, names: Sequence[str]) -> tuple[str, ...]:
@@ -124,7 +122,8 @@ def host_verify(root: Path, on: str) -> None:
             hint="`inv image.verify` tests the image",
         )
     for name in host_names(on):
-        verified = verify(project, name)
+        with moving(f"{name}: testing what provisioning promises"):
+            verified = verify(project, name)
         for promise in verified.promises:
             say(f"{promise.outcome:<8} {promise.text}")
             if promise.why:
@@ -155,12 +154,13 @@ def host_reset(root: Path, on: str, *, dry: bool = False) -> None:
         container.reset(project, name, say)
         names = tuple(other for other in names if other != name)
     # Before Ansible: it takes seconds to say what ssh says at once.
-    lost = [state for state in check_reach(project, names) if state.error]
+    with moving(f"looking at {', '.join(names)}"):
+        lost = [state for state in check_reach(project, names) if state.error]
     todo = [name for name in names if name not in {state.name for state in lost}]
     done = None
     if todo:
-        with _view(console) as view:
-            done = run_reset(project, todo, view.step)
+        with Display(console) as display:
+            done = run_reset(project, todo, _Steps(display).step)
         _table(lost, done, done.seconds)
     _raise_failed(lost, done)
 
@@ -263,70 +263,21 @@ def _without_repeats(lines: Sequence[str], said: str) -> list[str]:
     return [f"  {line.strip()}" for line in lines if line.strip() not in said]
 
 
-def _view(where: Console) -> _Rows | _Lines:
-    return _Rows(where) if where.is_terminal else _Lines(where)
+class _Steps:
+    """A row a host, with its task; what was changed and what failed stays as a line."""
 
-
-class _Lines:
-    """Plain lines, for pipes and logs: what was changed, and what takes long."""
-
-    def __init__(self, where: Console) -> None:
-        self._console = where
-        self._began = time.monotonic()
-        self._due: dict[tuple[str, str], threading.Timer] = {}
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for timer in self._due.values():
-            timer.cancel()
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._rows: dict[str, Row] = {}
 
     def step(self, step: Step) -> None:
-        key = (step.host, step.uuid)
-        if step.state == "started":
-            timer = threading.Timer(_LONG, self._line, [f"{step.host}: {step.task} ..."])
-            timer.daemon = True
-            timer.start()
-            self._due[key] = timer
-            return
-        if key in self._due:
-            self._due.pop(key).cancel()
-        if step.state in ("changed", "failed", "unreachable"):
-            took = formats.duration(step.seconds)
-            self._line(f"{step.host}: {step.task}: {step.state} ({took})")
-
-    def _line(self, text: str) -> None:
-        clock = f"[{time.monotonic() - self._began:4.0f} s]"
-        self._console.print(f"{clock} {text}", markup=False, soft_wrap=True)
-
-
-class _Rows:
-    """A row a host: its task, and for how long already. What changed stays above."""
-
-    def __init__(self, where: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.fields[host]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=where,
-        )
-        self._rows: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Rows:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def step(self, step: Step) -> None:
+        """Show that a task has begun or ended."""
         if step.host not in self._rows:
-            self._rows[step.host] = self._progress.add_task("", total=None, host=step.host)
-        row = self._rows[step.host]
+            self._rows[step.host] = self._display.row(step.host)
+        row, what = self._rows[step.host], f"{step.host}: {step.task}"
         if step.state == "started":
-            self._progress.reset(row, total=None, description=step.task)
-        elif step.state in ("changed", "failed", "unreachable"):
-            line = f"{step.host}: {step.task}: {step.state} ({formats.duration(step.seconds)})"
-            self._progress.console.print(line, markup=False, highlight=False)
+            row.doing(what)
+            return
+        row.rest(step.host)
+        if step.state in ("changed", "failed", "unreachable"):
+            self._display.say(f"{what}: {step.state} ({formats.duration(step.seconds)})")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tunesmith.cli.base_model import base_model_location, fetch_base_model
-from tunesmith.cli.console import say
+from tunesmith.cli.console import moving, say
 from tunesmith.cli.outcome import pull_run, work_on
 from tunesmith.cli.target import target_of
 from tunesmith.core import isolated
@@ -106,8 +106,10 @@ def _merge_here(project: Project, run_id: str, mirror: str) -> None:
         say("no training environment here: merging with NumPy, result not verified")
         run = project.run_folder(run_id).absolute()
         argv = isolated.argv(sys.executable, "tunesmith.job.merge.offline", str(run))
-        if code := subprocess.run(
-            argv, cwd=isolated.NOWHERE, check=False, stdout=subprocess.DEVNULL
-        ).returncode:
+        with moving("merging"):
+            code = subprocess.run(
+                argv, cwd=isolated.NOWHERE, check=False, stdout=subprocess.DEVNULL
+            ).returncode
+        if code:
             raise SystemExit(code)
     say(f"merged model: {project.run_folder(run_id) / 'merged'}")

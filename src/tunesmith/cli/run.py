@@ -34,6 +34,8 @@ from tunesmith.cli.options import (
         "evaluate": "measure before and after (default)",
         "attach": "follow the run (default); --no-attach returns at once",
         "preset": "fast: the same steps, computed with less waiting; none: as the config says",
+        "gpus": "how many GPUs, e.g. 2, or which, e.g. 0,3 (default: all)",
+        "keep-batch": "several GPUs share the rows of a step that the config gives to one",
         "queue": "wait while the host works on another run, instead of refusing",
         "then": "after success: merge, report, pull, poweroff; comma-separated",
         "price": "hourly price, e.g. 1.98/h; shows the running cost",
@@ -54,6 +56,8 @@ def train(
     evaluate: bool = True,
     attach: bool = True,
     preset: str = "",
+    gpus: str = "",
+    keep_batch: bool = False,
     queue: bool = False,
     then: str = "",
     price: str = "",
@@ -82,9 +86,22 @@ def train(
         max_hours=max_hours,
         max_cost=max_cost,
         preset=preset,
+        gpus=gpus,
+        keep_batch=keep_batch,
     )
     choices = training.Choices(dry=session.dry, attach=attach, from_laptop=from_laptop)
     training.train(session.root, on, options, choices)
+
+
+@command(
+    example="inv check --config configs/train/deepseek_r1_1_5b_lora_sft.yaml learning_rate=1e-4",
+    help={"config": CONFIG, "overrides": OVERRIDES},
+)
+def check(session: Session, config: str = TRAIN_CONFIG, overrides: list[str] | None = None) -> None:
+    """Check a config and its data, with LLaMA-Factory's parser."""
+    from tunesmith.cli import config_check
+
+    config_check.check(session.project, Path(config), tuple(overrides or ()))
 
 
 @command(

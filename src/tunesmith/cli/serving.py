@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunesmith.cli.console import say
+from tunesmith.cli.console import say, telling
 from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing
@@ -66,7 +66,8 @@ def serve(
     wanted = (1 + (opener is not None)) if kind.browsed else 0
     tokens = [service.new_secret() for _ in range(wanted)]
     try:
-        said = service.start(access, kind, {**body, "tokens": tokens}, say)
+        with telling() as tell:
+            said = service.start(access, kind, {**body, "tokens": tokens}, tell)
         there = int(said["port"])
         if access.remote is not None:
             way = Tunnel(access.remote, there, local)

@@ -38,7 +38,7 @@ def show(session: Session) -> None:
 @command("stack.lock", example="inv stack.lock --mirror cn", help={"mirror": MIRROR})
 def lock(session: Session, mirror: str = "default") -> None:
     """Resolve stack.yml into locks with hashes."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import moving, say
     from tunesmith.stack import environment
 
     project = session.project
@@ -47,7 +47,9 @@ def lock(session: Session, mirror: str = "default") -> None:
         for flavour in project.stack.flavours.values():
             say(f"would resolve {flavour.lock} from {len(project.stack.inputs(flavour))} lines")
         return
-    for path in environment.lock(project.stack, project.root, profile):
+    with moving("resolving"):
+        locks = environment.lock(project.stack, project.root, profile)
+    for path in locks:
         say(f"{path}")
 
 
@@ -101,7 +103,7 @@ def install(session: Session, flavour: str = "", mirror: str = "default") -> Non
 
 def install_environment(project: Project, flavour: str | None, mirror: str) -> None:
     """Install the training environment of a flavour; one that is current stays."""
-    from tunesmith.cli.console import say
+    from tunesmith.cli.console import say, telling
     from tunesmith.core import formats
     from tunesmith.stack import environment as environments
 
@@ -109,7 +111,8 @@ def install_environment(project: Project, flavour: str | None, mirror: str) -> N
     began = time.monotonic()
     profile = project.mirror(mirror)
     project.folder()
-    versions = environments.install(project.stack, environment, project.root, profile, say)
+    with telling() as tell:
+        versions = environments.install(project.stack, environment, project.root, profile, tell)
     if versions is None:
         say(f"training environment: {environment.path} ({environment.flavour.name}, current)")
         return

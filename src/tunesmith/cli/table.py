@@ -35,7 +35,10 @@ STEPS: tuple[Step, ...] = (
             *(model.list_, model.fetch),
         ),
     ),
-    ("Train", (run.train, run.attach, run.runs, run.logs, run.stop, run.resume)),
+    (
+        "Train",
+        (run.check, run.train, run.attach, run.runs, run.logs, run.stop, run.resume),
+    ),
     (
         "Results",
         (run.report, run.pull, run.merge, run.predict, run.chat, run.export, run.remove),

@@ -9,11 +9,13 @@ from tunesmith.cli.base_model import with_base_model
 from tunesmith.cli.console import say
 from tunesmith.cli.outcome import check_after, finish
 from tunesmith.cli.target import on_option, target_of, usable_run
+from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import known_mirrors
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.run.schema import Cause
 from tunesmith.plan import build, start
+from tunesmith.plan.gpus import gpus_of
 from tunesmith.plan.options import TrainOptions, number_of, words_of
 from tunesmith.plan.plan import Plan
 from tunesmith.plan.target import ModelReceiver, Resumable, Target
@@ -46,6 +48,8 @@ def options_of(
     max_hours: str = "",
     max_cost: str = "",
     preset: str = "",
+    gpus: str = "",
+    keep_batch: bool = False,
 ) -> TrainOptions:
     """Return the options of a training from the words of `train`, by the names of its options."""
     return TrainOptions(
@@ -62,6 +66,8 @@ def options_of(
         max_hours=number_of("max-hours", max_hours),
         max_cost=number_of("max-cost", max_cost),
         preset=preset or None,
+        gpus=gpus_of(gpus),
+        keep_batch=keep_batch,
     )
 
 
@@ -191,8 +197,10 @@ def _tell_data(project: Project, plan: Plan) -> None:
             say(f"data set: {found.key} from {found.file} (not checked)")
             continue
         file = build.shown(project, Path(found.file))
-        rows, warnings = found.rows, found.figures["warnings"]
+        rows, warnings = formats.count(found.rows), found.figures["warnings"]
         say(f"data set: {found.key} from {file} ({rows} rows checked, {warnings} warnings)")
+    for line in plan.rows:
+        say(line)
 
 
 def _tell_decisions(options: TrainOptions, plan: Plan) -> None:

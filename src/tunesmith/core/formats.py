@@ -5,14 +5,16 @@ Used by both halves: standard library only, Python 3.10.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 def duration(seconds: float) -> str:
     """Return a duration in at most two units: `44 s`, `3 min 05 s`, `1 h 30 min`, `2 d 03 h`.
 
-    Below ten seconds one decimal is kept: `0.4 s`.
+    Below ten seconds one decimal is kept, `0.4 s`; nothing is `0 s`.
     """
     if seconds < 9.95:
-        return f"{max(seconds, 0.0):.1f} s"
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "0 s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -38,3 +40,14 @@ def size(count: float) -> str:
 def count(number: float) -> str:
     """Return a whole number with groups of three: `12,000`."""
     return f"{number:,.0f}"
+
+
+def share(done: float, total: float, shown: Callable[[float], str] = size, unit: str = "") -> str:
+    """Return how much of all is done: `1.2 GB of 3.6 GB (33 %)`, `6 of 10 prompts (60 %)`.
+
+    Both are written by `shown`; a `total` of 0 is not known and left out.
+    """
+    if not total:
+        return " ".join(filter(None, (shown(done), unit)))
+    words = (f"{shown(done)} of {shown(total)}", unit, f"({100 * done / total:.0f} %)")
+    return " ".join(filter(None, words))

@@ -20,11 +20,14 @@ from tunesmith.dataset.syntax import quoted, told
 
 
 class AlpacaRules(Rules):
-    """Check each row, piece by piece."""
+    """Check each row, piece by piece.
 
-    def __init__(self, entry: Entry, stage: str) -> None:
+    `convert` is the command that makes JSON Lines of a table, for a file that is one.
+    """
+
+    def __init__(self, entry: Entry, stage: str, convert: str | None = None) -> None:
         super().__init__()
-        self._entry, self._stage = entry, stage
+        self._entry, self._stage, self._convert = entry, stage, convert
         self._needed = needed_roles(entry, stage)
         self._known = {column for role in entry.used_roles() if (column := entry.column(role))}
         named = [(role, entry.column(role)) for role in ("system", "tools")]
@@ -97,7 +100,7 @@ class AlpacaRules(Rules):
             elif column not in value and role in needed and not _prompt(value, entry):
                 yield found("error", f'no "{column}"', f'add "{column}": "..."', column)
             elif fault := text_fault(value, column):
-                yield found("error", fault, quoted(value[column]), column)
+                yield found("error", fault, self._as_text(value[column]), column)
             elif role == "tools" and (unread := tools_fault(value.get(column) or "")):
                 yield found("error", f'"{column}" {unread[0]}', unread[1], column)
             elif role in needed and column in value and not _prompt(value, entry).strip():
@@ -118,22 +121,33 @@ class AlpacaRules(Rules):
                 if wanting is not None:
                     yield found("error", wanting[0], wanting[1], column)
 
+    def _as_text(self, held: Any) -> str:
+        """Return how a value becomes a string: in a table, quotes do not make it one."""
+        if self._convert is not None:
+            return f"the reader of tables takes no quotes for text; {self._convert} keeps it"
+        if isinstance(held, list) and held and isinstance(held[0], dict):
+            return "write a string, or let `inv data.convert` make rows of messages of it"
+        return quoted(held)
+
     def _answer_fault(self, value: JsonObject, role: str, column: str) -> tuple[str, str] | None:
         """Return (message, fix) for an answer that trains nothing."""
         held = value.get(column)
         if role == "kto_tag":
             if isinstance(held, bool):
                 return None
-            return f'"{column}" is not true or false', "write true or false"
+            return f'"{column}" is {told(held)}, not true or false', "write true or false"
         if column not in value:
             wrong = misspelt(value, column, self._known)
             if wrong:
                 return f'no "{column}" but "{wrong}"', f'rename it to "{column}"'
             return f'no "{column}"', f'add "{column}": "..." or delete the row'
         if held is None:
-            return f'"{column}" is null', "write the answer or delete the row"
+            fix = "write the answer or delete the row"
+            if self._convert is not None:
+                fix += f"; a word for nothing (NA, None, null) is kept by {self._convert}"
+            return f'"{column}" is null', fix
         if not isinstance(held, str):
-            return f'"{column}" is {told(held)}, not a string', quoted(held)
+            return f'"{column}" is {told(held)}, not a string', self._as_text(held)
         if not held.strip():
             return f'"{column}" is empty', "write the answer or delete the row"
         return None

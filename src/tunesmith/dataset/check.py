@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from tunesmith.dataset.alpaca import AlpacaRules
 from tunesmith.dataset.columns import Dates, Kinds, Rules, Shapes, check_columns
 from tunesmith.dataset.duplicates import Duplicates
 from tunesmith.dataset.entry import FORMATTINGS, Entry
+from tunesmith.dataset.garbled import Garbled
+from tunesmith.dataset.media import Media, MediaPlace
+from tunesmith.dataset.preferences import Preferences
 from tunesmith.dataset.reading import TYPES, Piece, Reader, Tables
 from tunesmith.dataset.report import DatasetReport, Finding, Findings, spread
 from tunesmith.dataset.sharegpt import SharegptRules
@@ -28,6 +32,7 @@ def check_file(
     *,
     tables: Tables | None = None,
     thorough: bool = False,
+    media: MediaPlace | None = None,
     progress: OnBytes | None = None,
 ) -> DatasetReport:
     """Check a file or folder; all faults go into one report, none is raised.
@@ -35,10 +40,11 @@ def check_file(
     `stage` is LLaMA-Factory's (sft, pt, rm, dpo, ppo, kto); None means the one the entry
     is made for: rm for ranking entries, kto for those with a kto_tag, else sft. `tables`
     reads what is not JSON; without it such files are noted, not judged. `thorough` also
-    looks for what no rule forbids: near-duplicates, personal data, mixed languages.
+    looks for what no rule forbids: near-duplicates, personal data, mixed languages. `media`
+    says where pictures lie (default: beside the file) and for which template.
     """
     reader = Reader(path, tables, progress)
-    check = _Check(path, entry, "rm" if stage == "dpo" else stage or entry.stage(), thorough)
+    check = _Check(path, entry, "rm" if stage == "dpo" else stage or entry.stage(), thorough, media)
     for piece in reader.pieces():
         check.add(piece)
     if not reader.checked:
@@ -56,10 +62,15 @@ def unchecked(entry: Entry, file: str, why: str) -> DatasetReport:
 class _Check:
     """All rules, fed piece by piece."""
 
-    def __init__(self, path: Path, entry: Entry, stage: str, thorough: bool) -> None:
+    def __init__(
+        self, path: Path, entry: Entry, stage: str, thorough: bool, media: MediaPlace | None
+    ) -> None:
         self._path, self._entry, self._stage = path, entry, stage
         self._again = f"inv data.register --file {shlex.quote(str(path))} "
         self._again += f"--key {entry.key or path.stem} --replace"
+        self._convert = None
+        if path.suffix == ".csv":
+            self._convert = f"`inv data.convert {shlex.quote(str(path))}`"
         self._count = 0
         self._stops = False
         self._no_objects = Findings()
@@ -68,6 +79,9 @@ class _Check:
         self._files: dict[str | None, int] = {}
         self._shapes, self._kinds, self._dates = Shapes(), Kinds(), Dates(entry)
         self._duplicates = Duplicates()
+        self._garbled = Garbled(entry)
+        self._preferences = Preferences(entry, stage)
+        self._media = Media(entry, media or MediaPlace(path.parent))
         self._looks: Looks | None = None
         if thorough:
             # Here: numpy, a fifth of what `inv --dry train` waits for.
@@ -76,7 +90,7 @@ class _Check:
             self._looks = Looks(entry)
         self._rules: AlpacaRules | SharegptRules | None = None
         if entry.formatting == "alpaca":
-            self._rules = AlpacaRules(entry, stage)
+            self._rules = AlpacaRules(entry, stage, self._convert)
         elif entry.formatting == "sharegpt":
             self._rules = SharegptRules(entry, stage, self._again)
 
@@ -94,11 +108,13 @@ class _Check:
         if self._rules is None:
             return
         self._shapes.add(piece)
-        for fault in self._rules.add(piece):
+        for fault in itertools.chain(self._rules.add(piece), self._media.add(piece)):
             self._by_row.add(fault)
             if fault.row is not None and fault.field and len(self._blamed) < 100_000:
                 self._blamed.add((fault.file, fault.row, fault.field))
         self._by_kind.extend(self._kinds.add(piece, self._blamed))
+        self._by_row.extend(self._preferences.add(piece))
+        self._by_row.extend(self._garbled.add(piece))
         self._dates.add(piece)
         self._duplicates.add(piece)
         if self._looks is not None:
@@ -118,7 +134,7 @@ class _Check:
             rows = [*of_columns, *self._by_row.held, *self._by_kind.held]
             parts += sorted(rows, key=lambda f: (self._files.get(f.file, 0), f.row or 0))
             again = self._duplicates.findings()
-            parts += again.held
+            parts += [*again.held, *self._garbled.findings(), *self._preferences.findings()]
             beyond += [self._by_row, self._by_kind, again]
             if self._looks is not None:
                 seen = self._looks.findings(self._duplicates.again)
@@ -138,7 +154,11 @@ class _Check:
             response_characters=spread(rules.answer_lengths),
             kept=0 if stops else rules.kept,
             hidden_errors=sum(part.hidden("error") for part in beyond),
-            hidden_warnings=sum(part.hidden("warning") for part in beyond),
+            hidden_warnings=sum(part.hidden("warning") for part in beyond)
+            + self._garbled.hidden
+            + self._preferences.hidden,
+            media=tuple(self._media.files),
+            absolute_media=self._media.absolute,
             looks=looks,
         )
 
@@ -150,7 +170,7 @@ class _Check:
         entry = self._entry
         used = {column for role in entry.used_roles() if (column := entry.column(role))}
         absent = frozenset(used - set(self._shapes.first()))
-        findings = check_columns(self._shapes, entry, self._stage, self._again)
+        findings = check_columns(self._shapes, entry, self._stage, self._again, self._convert)
         self._by_row.drop(absent)
         keys: list[Finding] = []
         if isinstance(rules, SharegptRules):

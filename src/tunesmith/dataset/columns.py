@@ -20,8 +20,9 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.dataset.entry import ROLES, TAG_DEFAULTS, Entry
 from tunesmith.dataset.reading import Piece
 from tunesmith.dataset.report import Finding, Severity
-from tunesmith.dataset.syntax import kind_of, told
+from tunesmith.dataset.syntax import kind_of, show, told
 
+_OTHER_DELIMITERS = ";\t|"
 TEXT_ROLES = ("prompt", "query", "response", "system", "tools", "chosen", "rejected")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d(:\d\d)?)?Z?)?")
 
@@ -112,16 +113,23 @@ class Shapes:
         return any(key in keys and column not in keys for column in near for keys in self._seen)
 
 
-def check_columns(shapes: Shapes, entry: Entry, stage: str, again: str) -> list[Finding]:
+def check_columns(
+    shapes: Shapes, entry: Entry, stage: str, again: str, convert: str | None = None
+) -> list[Finding]:
     """Compare the columns of the file with those the entry names.
 
-    `again` is the command that registers the file again with the columns it has.
+    `again` is the command that registers the file again with the columns it has, `convert` the one
+    that makes JSON Lines of a table.
     """
     findings = list(_check_names(entry, again))
     first = shapes.first()
     if len(first) > MOST_COLUMNS:
         message = f"the rows have {len(first)} different keys, at most {MOST_COLUMNS} are read"
         return [*findings, Finding("error", message, "is it data? each key becomes a column")]
+    only = next(iter(first)) if len(first) == 1 else ""
+    if convert is not None and any(mark in only for mark in _OTHER_DELIMITERS):
+        message = f"{show(only)} is the one column: LLaMA-Factory divides cells at commas only"
+        return [*findings, Finding("error", message, f"{convert} writes them anew")]
     needed = needed_roles(entry, stage)
     used = [(role, entry.column(role)) for role in entry.used_roles()]
     known = {column for _, column in used if column}

@@ -92,7 +92,16 @@ def _from_table(file: Path) -> Conversion:
     if emptied:
         changes.append(("empty cells became empty texts", emptied))
     kind = {",": "CSV", "\t": "TSV"}.get(table.delimiter, f"CSV with {table.delimiter}")
-    return Conversion(kind, list(table.rows), tuple(changes))
+    rows: list[JsonObject] = list(table.rows)
+    if rows and exports.kind_of(rows[0]) == "KTO":
+        notes: Counter[str] = Counter()
+        rows = [
+            made
+            for row in rows
+            for made in exports.READERS["KTO"](row, lambda text: notes.update([text]))
+        ]
+        changes += notes.most_common()
+    return Conversion(kind, rows, tuple(changes))
 
 
 def _values(file: Path) -> Iterator[Any]:

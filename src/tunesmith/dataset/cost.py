@@ -11,6 +11,7 @@ import yaml
 
 from tunesmith.core.documents import Config, JsonObject
 from tunesmith.core.errors import UsageError
+from tunesmith.dataset import mix
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,13 @@ def steps_of(replayed: JsonObject, gpus: int = 1) -> int:
     """Return the optimiser steps, as transformers' Trainer counts them."""
     if replayed["max_steps"] > 0:
         return int(replayed["max_steps"])
-    batches = math.ceil(int(replayed["sequences"]) / (int(replayed["batch_size"]) * gpus))
-    an_epoch = max(math.ceil(batches / int(replayed["accumulation"])), 1)
-    return math.ceil(float(replayed["epochs"]) * an_epoch)
+    return mix.steps_of(
+        int(replayed["sequences"]),
+        int(replayed["batch_size"]) * gpus,
+        int(replayed["accumulation"]),
+        float(replayed["epochs"]),
+        drop_last=bool(replayed["drop_last"]),
+    )
 
 
 def estimate(

@@ -17,7 +17,8 @@ _ALPACA_NAMES = {
     "history": ("history",),
     "chosen": ("chosen",),
     "rejected": ("rejected",),
-    "kto_tag": ("kto_tag",),
+    # TRL's name for it; where its values are true and false it is no class of a classifier.
+    "kto_tag": ("kto_tag", "label"),
 }
 _MESSAGES = ("conversations", "messages")
 _ROLE_KEYS = (("from", "value"), ("role", "content"))
@@ -35,10 +36,14 @@ class _Seen:
 
     def __init__(self, values: Iterable[JsonObject]) -> None:
         self.names: dict[str, None] = {}
+        self.flags: dict[str, bool] = {}  # columns that have values, all true or false
         self.keys: dict[str, set[str]] = {name: set() for name in _MESSAGES}  # of messages
         self.roles: dict[str, dict[str, set[str]]] = {name: {} for name in _MESSAGES}
         for value in values:
             self.names.update(dict.fromkeys(value))
+            if "label" in value and value["label"] is not None:
+                flag = isinstance(value["label"], bool)
+                self.flags["label"] = flag and self.flags.get("label", True)
             for name in _MESSAGES:
                 messages = value.get(name)
                 if isinstance(messages, list):
@@ -64,6 +69,8 @@ def detect(
     """
     seen = _Seen(values)
     names = set(seen.names)
+    if not seen.flags.get("label"):
+        names.discard("label")
     messages = next((name for name in _MESSAGES if seen.keys[name]), None)
     if formatting is None:
         formatting = "sharegpt" if messages else "alpaca"
@@ -73,9 +80,12 @@ def detect(
     if formatting == "sharegpt":
         column = messages or next((name for name in _MESSAGES if name in names), _MESSAGES[0])
         columns = {"messages": column, **shared}
-        for role in ("chosen", "rejected", "kto_tag"):
-            if role in names and (ranking or role == "kto_tag"):
+        for role in ("chosen", "rejected"):
+            if ranking:
                 columns[role] = role
+        tag = next((name for name in _ALPACA_NAMES["kto_tag"] if name in names), None)
+        if tag:
+            columns["kto_tag"] = tag
         return Entry(key, file_name, formatting, columns, _tags(seen, column), other)
     asked = {name for called in _ALPACA_NAMES.values() for name in called}
     text = next((name for name in TEXT_COLUMNS if name in names), None)

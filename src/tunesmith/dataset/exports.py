@@ -7,7 +7,8 @@ changes it says to `note`, once for each row.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tunesmith.core.callbacks import OnText
@@ -16,6 +17,10 @@ from tunesmith.core.documents import JsonObject
 Row = JsonObject
 
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
+_LABELS, _PROMPTS = ("kto_tag", "label"), ("prompt", "instruction", "question")
+_ANSWERS = ("completion", "output", "response", "answer")
+_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+_HUMAN = "Human:"
 _ASKS, _REPLIES = ("human", "observation"), ("gpt", "function_call")
 
 
@@ -32,8 +37,12 @@ def kind_of(first: Any) -> str | None:
         return "OpenAI"
     if isinstance(first.get("chosen"), list) and isinstance(first.get("rejected"), list):
         return "preference messages"
-    if {"prompt", "completion", "label"} <= first.keys():
+    # A label of 1 may be a class; beside TRL's other names it is none.
+    plain = str(first.get(_found(first, _LABELS))).casefold() in ("true", "false")
+    if {"prompt", "completion", "label"} <= first.keys() or (plain and _found(first, _ANSWERS)):
         return "KTO"
+    if isinstance(first.get("chosen"), str) and _HUMAN in str(first["chosen"]):
+        return "HH dialogues"
     return None
 
 
@@ -117,14 +126,55 @@ def from_preference(row: JsonObject, note: OnText) -> Iterator[Row]:
 
 
 def from_kto(row: JsonObject, note: OnText) -> Iterator[Row]:
-    """A prompt, a completion and whether it is wanted."""
-    label = row["label"]
-    if isinstance(label, str) and label.casefold() in ("true", "false"):
-        label = label.casefold() == "true"
-    if not isinstance(label, bool):
-        note(f"a row whose label is {label!r} was left out")
+    """A prompt, a completion and whether it is wanted: true, false, or a word or number for it."""
+    held = row.get(_found(row, _LABELS))
+    label = _label(held)
+    if label is None:
+        note(f"a row whose label is {held!r} was left out")
         return
-    yield {"instruction": row["prompt"], "input": "", "output": row["completion"], "kto_tag": label}
+    if not isinstance(held, bool):
+        note("labels became true and false")
+    asked, answer = row.get(_found(row, _PROMPTS)), row.get(_found(row, _ANSWERS))
+    if isinstance(asked, list) and isinstance(answer, list):
+        turns = [turn for message in (*asked, *answer) for turn in _turns_of(message, note)]
+        for made in _conversation(turns, {}, note):
+            yield {**made, "kto_tag": label}
+        return
+    yield {"instruction": asked, "input": "", "output": answer, "kto_tag": label}
+
+
+def from_hh(row: JsonObject, note: OnText) -> Iterator[Row]:
+    """A pair of dialogues written as text (HH-RLHF): what both begin with, then an answer each."""
+    chosen, rejected = _dialogue(str(row["chosen"])), _dialogue(str(row.get("rejected")))
+    before: list[dict[str, str]] = []
+    while len(chosen) > 1 and len(rejected) > 1 and chosen[0] == rejected[0]:
+        before.append(chosen.pop(0))
+        rejected.pop(0)
+    ends = [end for end in (chosen, rejected) if len(end) == 1 and end[0]["from"] == "gpt"]
+    if len(ends) != 2 or not before or before[-1]["from"] != "human":
+        note("a pair that is not one question with two answers was left out")
+        return
+    yield {"conversations": before, "chosen": ends[0][0], "rejected": ends[1][0]}
+
+
+def _dialogue(text: str) -> list[dict[str, str]]:
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())[1:]
+    sides = {"Human": "human", "Assistant": "gpt"}
+    return [
+        {"from": sides[side], "value": said.strip()}
+        for side, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _found(row: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return the first of `names` that a row has; "" for none."""
+    return next((name for name in names if name in row), "")
+
+
+def _label(held: Any) -> bool | None:
+    if isinstance(held, str):
+        return _WORDS.get(held.strip().casefold())
+    return bool(held) if held in (0, 1) and held is not None else None
 
 
 READERS: Mapping[str, Callable[[Any, OnText], Iterator[Row]]] = {
@@ -133,6 +183,7 @@ READERS: Mapping[str, Callable[[Any, OnText], Iterator[Row]]] = {
     "OpenAI": from_openai,
     "preference messages": from_preference,
     "KTO": from_kto,
+    "HH dialogues": from_hh,
 }
 
 

@@ -22,6 +22,7 @@ from tunesmith.core.files import locked, write_text
 from tunesmith.dataset.check import check_file, unchecked
 from tunesmith.dataset.detect import detect
 from tunesmith.dataset.entry import FORMATTINGS, Entry, entry_from_raw
+from tunesmith.dataset.media import MediaPlace
 from tunesmith.dataset.reading import TYPES, Reader, Tables, values_of
 from tunesmith.dataset.report import DatasetReport
 
@@ -85,9 +86,12 @@ def check_registered(
     *,
     tables: Tables | None = None,
     thorough: bool = False,
+    media: MediaPlace | None = None,
     progress: OnBytes | None = None,
 ) -> tuple[DatasetReport, ...]:
     """Check each data set of a comma-separated list; see `check_file` for the options.
+
+    Media are looked up in `dataset_dir`, unless `media` says otherwise.
 
     One that lies on a hub, in a cloud or behind a script is reported with a note.
     Raises UsageError for a name that is not registered; faults of rows are in the reports.
@@ -99,7 +103,15 @@ def check_registered(
         else:
             path = entry.path(dataset_dir)
             reports.append(
-                check_file(path, entry, stage, tables=tables, thorough=thorough, progress=progress)
+                check_file(
+                    path,
+                    entry,
+                    stage,
+                    tables=tables,
+                    thorough=thorough,
+                    media=media or MediaPlace(dataset_dir),
+                    progress=progress,
+                )
             )
     return tuple(reports)
 
@@ -125,11 +137,12 @@ def register(
     formatting: str | None = None,
     replace: bool = False,
     tables: Tables | None = None,
-) -> Entry:
+) -> tuple[Entry, DatasetReport]:
     """Add a file or folder to the registry under `key`, with the columns it has.
 
-    `formatting` (alpaca or sharegpt) is detected when None. The same key for the same file
-    changes nothing, unless `replace` asks to read its columns again. Raises UsageError, with
+    Returns the entry and what the check found. `formatting` (alpaca or sharegpt) is detected when
+    None. The same key for the same file changes nothing, unless `replace` asks to read its columns
+    again. Raises UsageError, with
     nothing written, for a file with faults and for a key that names another file.
     """
     check_key(key)
@@ -161,12 +174,13 @@ def register(
         return there
 
     if there := registered():
-        check_file(file, there, tables=tables).raise_if_bad()
-        return there
+        report = check_file(file, there, tables=tables, media=MediaPlace(dataset_dir))
+        report.raise_if_bad()
+        return there, report
     entry = detect(
         values_of(Reader(file, tables).pieces()), key, _name_in(folder, path), formatting
     )
-    report = check_file(file, entry, tables=tables)
+    report = check_file(file, entry, tables=tables, media=MediaPlace(dataset_dir))
     if report.rows is None:
         raise UsageError(
             f"{file}: {report.findings[0].message}",
@@ -176,9 +190,9 @@ def register(
     with locked(dataset_dir / REGISTRY):
         # Another command may have taken the key while the file was read.
         if there := registered():
-            return there
+            return there, report
         _write(dataset_dir / REGISTRY, {key: entry.to_raw()})
-    return entry
+    return entry, report
 
 
 def check_key(key: str) -> None:

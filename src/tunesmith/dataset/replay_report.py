@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.core import formats
 from tunesmith.core.documents import JsonObject
-from tunesmith.dataset.cost import Estimate
+from tunesmith.dataset.cost import Estimate, steps_of
 from tunesmith.dataset.histogram import Lengths, quantile, terminal
 from tunesmith.dataset.overlap import Overlap
 
@@ -60,7 +60,25 @@ def lines(found: JsonObject) -> Iterator[str]:
         trained = sum(found["datasets"][name]["trained_tokens"] for name in found["train"])
         yield f"trained tokens: {trained / tokens:.0%} of {tokens}" if tokens else "no tokens"
         yield from (f"  {line}" for line in terminal(lengths, cutoff))
+    yield from passes(found)
     yield from (f"thinking: {line}" for line in thinking(found))
+
+
+def passes(found: JsonObject) -> Iterator[str]:
+    """Yield the rows that a pass takes of each data set, and the steps of the training."""
+    taken = ", ".join(f"{name} {rows}" for name, rows in found["taken"].items())
+    held = len(found["validation"])
+    of = "sequences" if found["packing"] else "rows"
+    yield (
+        f"a pass: {found['sequences']} {of}"
+        + (f" ({taken})" if taken else "")
+        + (f", {held} held out" if held else "")
+    )
+    for name in dict.fromkeys(found["train"]):
+        unseen = found["datasets"][name]["kept"] - found["seen"].get(name, 0)
+        if unseen:
+            yield f"warning: {unseen} rows of {name} are never seen: mix_strategy leaves them out"
+    yield f"steps: {steps_of(found)} on one GPU or CPU"
 
 
 def thinking(found: JsonObject) -> Iterator[str]:

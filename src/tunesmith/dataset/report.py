@@ -104,7 +104,8 @@ class DatasetReport:
     and cutoff_len). It is 0 when LLaMA-Factory would stop with an error. For a file
     with errors it is a lower bound: some readers behind LLaMA-Factory are lenient
     about broken JSON, this check is not. `hidden_errors` and `hidden_warnings` count
-    those beyond the findings held. `looks` holds what the thorough check saw.
+    those beyond the findings held. `looks` holds what the thorough check saw, `media` the
+    files that rows name and that are there, `absolute_media` one named by its whole path.
     """
 
     key: str | None
@@ -119,6 +120,8 @@ class DatasetReport:
     hidden_errors: int = 0
     hidden_warnings: int = 0
     looks: JsonObject = field(default_factory=dict)
+    media: tuple[str, ...] = ()
+    absolute_media: str | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -165,7 +168,7 @@ class DatasetReport:
         """Return what run.json and the HTML report keep of a data set (no single findings)."""
         value = asdict(self)
         del value["findings"]
-        for name in ("hidden_errors", "hidden_warnings", "looks"):
+        for name in ("hidden_errors", "hidden_warnings", "looks", "media", "absolute_media"):
             del value[name]
         value["warnings"] = self.warning_count
         return value

@@ -106,7 +106,7 @@ class SharegptRules(Rules):
                 if key in ("tool_calls", "function_call") and _lost_call(message):
                     fix = f'write it as a message from "{tag or "function_call"}", its call as JSON'
                     severity: Severity = "error"
-                elif key in _UNREAD and message[key] is not None and key not in self._told_keys:
+                elif key in _UNREAD and key not in self._told_keys and _matters(key, message[key]):
                     self._told_keys.add(key)
                     fix, severity = _UNREAD[key], "warning"
                 else:
@@ -168,6 +168,13 @@ _UNREAD = {
     "reasoning": 'put it before the answer as "<think>...</think>"',
     "images": "name the pictures in a column of the row",
 }
+
+
+def _matters(key: str, held: Any) -> bool:
+    """Whether something is lost with a key: of a weight or a loss only what is not the rule."""
+    if key in ("weight", "loss", "train"):
+        return held is not None and not held
+    return held is not None
 
 
 def _lost_call(message: JsonObject) -> bool:

@@ -22,8 +22,12 @@ def run_job(
     module: str,
     request: JsonObject,
     progress: OnBytes | None = None,
+    *,
+    what: str = "data",
 ) -> JsonObject:
     """Return the result of MODULE on REQUEST and RESULT; `progress` gets (done, total).
+
+    `what` the request is about stands in the error of a module that fails.
 
     Raises UsageError for what the module refuses, TunesmithError when it fails, with the end
     of what it wrote.
@@ -33,7 +37,7 @@ def run_job(
         log = Path(scratch) / "log"
         write_json(asked, dict(request))
         argv = isolated.argv(python, module, str(asked), str(result))
-        variables = {**os.environ, **environment, "HF_HUB_OFFLINE": "1"}
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
         with (
             log.open("wb") as complaints,
             subprocess.Popen(
@@ -54,8 +58,8 @@ def run_job(
         if process.returncode != 0:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             last = lines[-1] if lines else f"exit code {process.returncode}"
-            raise TunesmithError(f"LLaMA-Factory stops at this data: {last[:300]}", lines[-12:])
+            raise TunesmithError(f"LLaMA-Factory stops at this {what}: {last[:300]}", lines[-12:])
         found: JsonObject = read_json(result)
     if "error" in found:
-        raise UsageError(found["error"])
+        raise UsageError(found["error"], hint=found.get("hint", ""))
     return found

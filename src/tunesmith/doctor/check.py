@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -11,21 +10,20 @@ from pathlib import Path
 from tunesmith.basemodel.judge import Machine
 from tunesmith.core import formats
 from tunesmith.core.documents import JsonObject
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import Mirror
-from tunesmith.doctor import facts as reading
-from tunesmith.doctor.facts import Facts
+from tunesmith.doctor.facts import SECTIONS, Facts, facts_of
 from tunesmith.doctor.flavours import Decision
-from tunesmith.doctor.rules import decide, judge
+from tunesmith.doctor.rules import PROGRAMS, decide, judge
 from tunesmith.doctor.verdicts import Verdict
-from tunesmith.hosts.platforms import data_disks
+from tunesmith.hosts.probe.ask import ask
+from tunesmith.hosts.probe.script import ProbeSettings
 from tunesmith.hosts.remote import Remote
 from tunesmith.plan import build, model_check
 from tunesmith.plan.config import Config
 from tunesmith.project import Project
 from tunesmith.stack.definition import Stack
 
-PROBE = Path(__file__).with_name("probe.sh")
 TIMEOUT = 60  # seconds; the probe itself bounds each of its steps
 
 
@@ -79,17 +77,13 @@ def check(
     training = build.read_config(project, config, ()) if config else None
     source = project.mirror(mirror)
     remote = Remote(name, project.inventory)
-    script = probe_script(source, stack)
+    settings = settings_of(source, stack)
     began = time.time()
-    done = remote.run(script, timeout=TIMEOUT)
+    answer = ask(remote, *SECTIONS, settings=settings, timeout=TIMEOUT)
     ended = time.time()
-    try:
-        seen = reading.parse(done.stdout, name)
-    except TunesmithError as error:
-        said = done.stderr.strip().splitlines()[-3:]
-        raise TunesmithError(error.message, (*error.detail, *said), hint=error.hint) from None
+    seen = facts_of(answer, stack.environment_name)
     # The host told its time at some moment between these two.
-    now = min(max(float(seen.epoch), began), ended)
+    now = min(max(float(seen.system.epoch), began), ended)
     decision = decide(seen, stack, requested)
     verdicts = judge(seen, stack, source, now, decision)
     if training:
@@ -99,12 +93,12 @@ def check(
 
 def fit(project: Project, config: Config, facts: Facts) -> Verdict:
     """Return whether a training by this config fits into the memory of a host's GPUs."""
-    gpus = tuple(gpu.memory_total for gpu in facts.gpus if gpu.memory_total)
-    machine = Machine(gpus, facts.memory) if gpus or not facts.gpus else None
+    gpus = tuple(gpu.memory_total for gpu in facts.gpu.gpus if gpu.memory_total)
+    machine = Machine(gpus, facts.resources.memory) if gpus or not facts.gpu.gpus else None
     wish = model_check.wish_of(config.values, config.overrides, merge=False, machine=machine)
     name = str(config.get("model_name_or_path"))
     try:
-        found = model_check.check_model(project, name, wish, elsewhere=True)
+        found = model_check.check_model(project, name, wish)
     except UsageError as error:
         return Verdict("critical", "training", error.message, error.hint)
     if found.estimate is None:
@@ -118,24 +112,23 @@ def fit(project: Project, config: Config, facts: Facts) -> Verdict:
     return Verdict("warning" if short else "pass", "training", text, short[0] if short else "")
 
 
-def probe_script(mirror: Mirror, stack: Stack) -> str:
-    """Return probe.sh with what it is to try. Raises UsageError when the CA file is not there."""
-    settings = {
-        "URLS": " ".join(f"{kind}={url}" for kind, url in addresses(mirror, stack)),
-        "DISKS": " ".join(data_disks()),
-        "ENV": stack.environment_name,
-        "PROXY": mirror.http_proxy or "",
-    }
+def settings_of(mirror: Mirror, stack: Stack) -> ProbeSettings:
+    """Return what the probe is to try. Raises UsageError when the CA file is not there."""
+    authorities = ""
     if mirror.ca_bundle:
         try:
-            settings["CA"] = mirror.ca_bundle.read_text(encoding="utf-8")
+            authorities = mirror.ca_bundle.read_text(encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"mirror {mirror.name}: `ca_bundle`: {mirror.ca_bundle}: {error.strerror}"
             ) from None
-    # Not exported: a bundle is longer than an environment variable may be.
-    head = [f"TUNESMITH_PROBE_{key}={shlex.quote(value)}" for key, value in settings.items()]
-    return "\n".join([*head, PROBE.read_text(encoding="utf-8")])
+    return ProbeSettings(
+        environment=stack.environment_name,
+        programs=PROGRAMS,
+        urls=tuple(addresses(mirror, stack)),
+        proxy=mirror.http_proxy or "",
+        ca=authorities,
+    )
 
 
 def addresses(mirror: Mirror, stack: Stack) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Which flavour a host's GPUs and driver can run. Pure; every number is stack.yml's.
 
-Imports the standard library only: Ansible's filter plugin uses it too.
+Ansible's filter plugin uses it too, so it imports little.
 
 Rules: a flavour's binaries hold code for certain compute capabilities and no PTX, so a GPU
 needs code of its own major version and no newer minor one (NVIDIA, binary compatibility).
@@ -16,15 +16,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UsageError
+from tunesmith.hosts.probe.gpu import Gpu, capability_of
 
 if TYPE_CHECKING:
     from tunesmith.stack.definition import Stack
 
-# What nvidia-smi is asked for; `choose_from_lines` reads the answer.
-SMI_QUERY = ("--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader")
-
 _DRIVER = re.compile(r"^[0-9]{1,5}(\.[0-9]{1,5}){0,4}$")
-_CAPABILITY = re.compile(r"^[0-9]{1,3}\.[0-9]{1,3}$")
 _ABSENT = (
     "no devices were found",
     "couldn't communicate with the nvidia driver",
@@ -34,21 +31,6 @@ _ABSENT = (
     "nvidia-smi: not found",
     "no such file",
 )
-_OLD_SMI = '"compute_cap" is not a valid field'
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU as nvidia-smi tells it; memory in bytes.
-
-    `capability` is None where nvidia-smi does not say (drivers before 510, some slices).
-    """
-
-    name: str
-    driver: str
-    capability: str | None
-    memory_total: int | None = None
-    memory_used: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +91,8 @@ def choose_from_lines(
 ) -> dict[str, Any]:
     """Return `choose` as plain values, from plain values.
 
-    `lines` are what nvidia-smi answered to SMI_QUERY, its errors included (none: there is no
-    nvidia-smi); `stack` is stack.yml as read.
+    `lines` are `Gpus.lines`: driver, capability and name of each GPU, and what nvidia-smi said
+    instead (none: there is no nvidia-smi); `stack` is stack.yml as read.
     """
     builds = [
         _Build(
@@ -135,14 +117,6 @@ def choose_from_lines(
     text = " ".join(said)
     if gpus or means_no_gpu(text):
         decision = _choose(gpus, builds, str(stack["default_flavour"]), requested or None)
-    elif _OLD_SMI in text:
-        oldest = min(build.minimum_driver for build in builds)
-        decision = Decision(
-            None,
-            f"the driver is too old: its nvidia-smi does not know compute_cap, and {oldest} or "
-            "newer is needed",
-            _newer(oldest),
-        )
     else:
         decision = broken(text)
     return asdict(decision)
@@ -162,11 +136,6 @@ def means_no_gpu(text: str) -> bool:
     """Whether nvidia-smi's words (or none) mean that no GPU is there, not that one is broken."""
     words = text.lower()
     return not words.strip() or any(phrase in words for phrase in _ABSENT)
-
-
-def capability_of(text: str) -> str | None:
-    """Return a compute capability such as 8.9, or None for [N/A] and the like."""
-    return text.strip() if _CAPABILITY.match(text.strip()) else None
 
 
 def _choose(

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 from tunesmith.core import formats
 from tunesmith.core.mirrors import Mirror
-from tunesmith.doctor.facts import Facts, Tried
+from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.verdicts import Verdict
+from tunesmith.hosts.probe.software import Tried
 
 NAMES = {
     "pypi": "PyPI index",
@@ -30,10 +31,10 @@ _OUTCOMES = {
 
 
 def network(facts: Facts) -> Iterator[Verdict]:
-    if facts.proxies:
-        names = dict.fromkeys(f"{name.lower()}={value}" for name, value in facts.proxies)
+    if facts.network.proxies:
+        names = dict.fromkeys(f"{name.lower()}={value}" for name, value in facts.network.proxies)
         text = ", ".join(names)
-        exempt = {word.strip().lower() for word in facts.no_proxy.split(",")}
+        exempt = {word.strip().lower() for word in facts.network.no_proxy.split(",")}
         missing = [name for name in ("localhost", "127.0.0.1") if name not in exempt]
         if missing and "*" not in exempt:
             yield Verdict(
@@ -43,21 +44,21 @@ def network(facts: Facts) -> Iterator[Verdict]:
                 "export no_proxy=localhost,127.0.0.1 where the proxy is set",
             )
         else:
-            yield Verdict("info", "proxy", f"{text}; no_proxy={facts.no_proxy}")
-    if facts.network_turbo:
+            yield Verdict("info", "proxy", f"{text}; no_proxy={facts.network.no_proxy}")
+    if facts.network.network_turbo:
         yield Verdict(
             "info",
             "proxy",
             "/etc/network_turbo is there: a proxy that slows mirrors in China; it is not used",
         )
-    for source in facts.pip_indexes:
+    for source in facts.network.pip_indexes:
         if source.urls[0].startswith("http:"):
             yield Verdict(
                 "info",
                 "pip",
                 f"{source.where} names {source.urls[0]}, plain http; not used (uv, https, hashes)",
             )
-    for source in facts.condarcs:
+    for source in facts.network.condarcs:
         hosts = dict.fromkeys(urlsplit(url).hostname or url for url in source.urls)
         if hosts:
             yield Verdict(
@@ -80,7 +81,7 @@ def mirrors(facts: Facts, mirror: Mirror) -> Iterator[Verdict]:
                 "unknown", name, "the host has no program to try it", "apt-get install curl"
             )
         elif not good:
-            needed = kind in ("pypi", "conda", "miniforge") and not facts.environment_whole
+            needed = kind in ("pypi", "conda", "miniforge") and not facts.installed
             yield Verdict(
                 "critical" if needed else "warning",
                 name,

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from tunesmith.core import formats
 from tunesmith.core.mirrors import Mirror
-from tunesmith.doctor.facts import Disk, Facts
+from tunesmith.doctor.facts import Facts
 from tunesmith.doctor.flavours import Decision, broken, choose, means_no_gpu
 from tunesmith.doctor.network_rules import mirrors, network
 from tunesmith.doctor.verdicts import Level, Verdict
+from tunesmith.hosts.probe.host import Disk
 from tunesmith.stack.definition import Flavour, Stack
 
 GB = 1_000_000_000
@@ -28,6 +29,8 @@ CLOCK_WARNING, CLOCK_CRITICAL = 30, 300  # seconds; TLS and apt refuse what is n
 SLOW_LOGIN = 2  # seconds
 # Programs on the host: what provision cannot do without, and what is slower or missing then.
 NEEDED, WANTED = ("flock", "tar", "gzip"), ("rsync", "gcc")
+# What the probe looks for: these, and what can be told people.
+PROGRAMS = (*NEEDED, *WANTED, "apt-get", "curl", "wget", "git", "tmux", "docker")
 # ansible-core 2.19 runs its modules on this Python and newer.
 ANSIBLE_PYTHON = (3, 8)
 BF16_CAPABILITY = (8, 0)
@@ -35,15 +38,15 @@ BF16_CAPABILITY = (8, 0)
 
 def decide(facts: Facts, stack: Stack, requested: str | None = None) -> Decision:
     """Return the flavour for a host. Raises UsageError when `requested` is unknown."""
-    if not facts.gpus and not means_no_gpu(facts.nvidia_smi_text):
-        return broken(facts.nvidia_smi_text)
-    decision = choose(facts.gpus, stack, requested)
-    made = facts.environment_flavour
-    if requested or made not in stack.flavours:
+    if not facts.gpu.gpus and not means_no_gpu(facts.gpu.text):
+        return broken(facts.gpu.text)
+    decision = choose(facts.gpu.gpus, stack, requested)
+    made = facts.environment.flavour if facts.environment else ""
+    if requested or not facts.environment or made not in stack.flavours:
         return decision
-    if not facts.gpus:
+    if not facts.gpu.gpus:
         return replace(decision, flavour=made, why=f"no GPU is seen; {made} is there and stays")
-    if facts.environment_refused and made == decision.fallback:
+    if facts.environment.refused and made == decision.fallback:
         why = f"{decision.flavour} failed its self-test on this host"
         return replace(decision, flavour=made, why=why, fallback=None)
     return decision
@@ -73,45 +76,48 @@ def judge(
 
 
 def _system(facts: Facts, stack: Stack) -> Iterator[Verdict]:
+    system = facts.system
     yield Verdict("pass", "ssh", f"answers; the probe took {formats.duration(facts.seconds)}")
     # x86_64-manylinux_2_28
     arch, _, floor = stack.platform.partition("-manylinux_")
     glibc = floor.replace("_", ".")
-    shown = f"{facts.os_name or 'an unknown system'}, {facts.libc or 'unknown libc'}, {facts.arch}"
-    name, _, version = facts.libc.partition(" ")
+    shown = (
+        f"{system.os_name or 'an unknown system'}, {system.libc or 'unknown libc'}, {system.arch}"
+    )
+    name, _, version = system.libc.partition(" ")
     other = f"choose an image with glibc {glibc} or newer: Ubuntu 20.04, Debian 11 or newer"
-    if facts.arch != arch:
+    if system.arch != arch:
         yield Verdict(
             "critical", "system", f"{shown}: the locks are for {arch}", f"rent a host with {arch}"
         )
-    elif not facts.libc:
+    elif not system.libc:
         yield Verdict("unknown", "system", shown, other)
     elif name != "glibc" or _numbers(version) < _numbers(glibc):
         yield Verdict("critical", "system", f"{shown}: the locks need glibc {glibc}", other)
     else:
-        yield Verdict("pass", "system", f"{shown}, kernel {facts.kernel}")
-    systemd = "with systemd" if facts.systemd else f"without systemd (PID 1 is {facts.pid1})"
-    if facts.container:
-        kind = f"a container {systemd}, told by {', '.join(facts.container)}"
-    elif not facts.systemd and facts.pid1 not in ("systemd", "init"):
+        yield Verdict("pass", "system", f"{shown}, kernel {system.kernel}")
+    systemd = "with systemd" if system.systemd else f"without systemd (PID 1 is {system.pid1})"
+    if system.container:
+        kind = f"a container {systemd}, told by {', '.join(system.container)}"
+    elif not system.systemd and system.pid1 not in ("systemd", "init"):
         kind = f"a container {systemd}"
     else:
-        kind = f"a VM or machine {systemd}" + (f": {facts.machine}" if facts.machine else "")
+        kind = f"a VM or machine {systemd}" + (f": {system.machine}" if system.machine else "")
     yield Verdict("info", "kind", kind)
 
 
 def _rights(facts: Facts) -> Iterator[Verdict]:
     who = {
         "root": "root",
-        "yes": f"{facts.user}, sudo without a password",
-        "no": f"{facts.user}, sudo asks for a password",
-    }.get(facts.sudo, f"{facts.user}, no sudo")
-    needed = [name for name in NEEDED if name not in facts.tools]
-    wanted = [name for name in WANTED if name not in facts.tools]
+        "yes": f"{facts.user.name}, sudo without a password",
+        "no": f"{facts.user.name}, sudo asks for a password",
+    }.get(facts.system.sudo, f"{facts.user.name}, no sudo")
+    needed = [name for name in NEEDED if name not in facts.programs]
+    wanted = [name for name in WANTED if name not in facts.programs]
     lacking = ", ".join([*needed, *wanted])
     if not lacking:
         yield Verdict("pass", "rights", who)
-    elif facts.sudo in ("root", "yes") and "apt-get" in facts.tools:
+    elif facts.system.sudo in ("root", "yes") and "apt-get" in facts.programs:
         yield Verdict("info", "rights", f"{who}; `inv provision` installs {lacking}")
     elif needed:
         fix = "have them installed by an administrator, or choose another image"
@@ -122,28 +128,31 @@ def _rights(facts: Facts) -> Iterator[Verdict]:
 
 
 def _limits(facts: Facts) -> Iterator[Verdict]:
-    shown = facts.cpu_count
-    if facts.cpus is None:
+    resources = facts.resources
+    shown = resources.cpu_count
+    if resources.cpus is None:
         yield Verdict("unknown", "cpu", "the number of cores cannot be read")
     else:
-        text = f"{facts.cpus:g} core{'' if facts.cpus == 1 else 's'}"
-        if facts.cpu_limit is not None and shown is not None and facts.cpu_limit < shown:
-            text += f" by cgroup {facts.cgroup} (nproc shows {shown})"
-        level: Level = "pass" if facts.cpus >= 1 else "warning"
-        fix = "" if facts.cpus >= 1 else "start the host with a GPU: no-GPU mode is that small"
+        text = f"{resources.cpus:g} core{'' if resources.cpus == 1 else 's'}"
+        if resources.cpu_limit is not None and shown is not None and resources.cpu_limit < shown:
+            text += f" by cgroup {resources.cgroup} (nproc shows {shown})"
+        level: Level = "pass" if resources.cpus >= 1 else "warning"
+        fix = "" if resources.cpus >= 1 else "start the host with a GPU: no-GPU mode is that small"
         yield Verdict(level, "cpu", text, fix)
-    if facts.memory is None:
+    if resources.memory is None:
         yield Verdict("unknown", "memory", "the amount of memory cannot be read")
         return
-    text = formats.size(facts.memory)
-    if facts.memory_limit is not None:
+    text = formats.size(resources.memory)
+    if resources.memory_limit is not None:
         whole = (
-            f", the machine has {formats.size(facts.memory_total)}" if facts.memory_total else ""
+            f", the machine has {formats.size(resources.memory_total)}"
+            if resources.memory_total
+            else ""
         )
-        text += f" by cgroup {facts.cgroup}{whole}"
-    if facts.memory_used is not None:
-        text += f"; {formats.size(facts.memory_used)} in use"
-    if facts.memory < SMALL_MEMORY:
+        text += f" by cgroup {resources.cgroup}{whole}"
+    if resources.memory_used is not None:
+        text += f"; {formats.size(resources.memory_used)} in use"
+    if resources.memory < SMALL_MEMORY:
         yield Verdict(
             "warning",
             "memory",
@@ -155,27 +164,27 @@ def _limits(facts: Facts) -> Iterator[Verdict]:
 
 
 def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
-    disk = facts.disk(facts.data_disk)
-    if not facts.writable:
+    disk = facts.disks.disk(facts.places.data_disk)
+    if not facts.places.writable:
         yield Verdict(
             "critical",
             "data disk",
-            f"{facts.base}: {facts.user} cannot write there",
-            f"make it {facts.user}'s, or log in as its owner",
+            f"{facts.places.base}: {facts.user.name} cannot write there",
+            f"make it {facts.user.name}'s, or log in as its owner",
         )
     if disk is None:
-        yield Verdict("unknown", "data disk", f"{facts.data_disk}: its size cannot be read")
+        yield Verdict("unknown", "data disk", f"{facts.places.data_disk}: its size cannot be read")
     else:
         yield _room(facts, disk, stack)
         yield from _inodes(facts, disk, stack.host_inodes)
-    if disk and disk.mount == "/" and facts.container:
+    if disk and disk.mount == "/" and facts.system.container:
         yield Verdict(
             "warning",
             "data disk",
-            f"none found: everything would lie in {facts.base}, on the system disk",
+            f"none found: everything would lie in {facts.places.base}, on the system disk",
             "add a data disk in the rental console: some platforms reset / when a host restarts",
         )
-    system = facts.disk("/")
+    system = facts.disks.disk("/")
     if system and system.free < SYSTEM_ROOM:
         yield Verdict(
             "warning" if system.free >= SYSTEM_FULL else "critical",
@@ -183,7 +192,7 @@ def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
             f"/: {formats.size(system.free)} free of {formats.size(system.total)}",
             "free some: `du -xh --max-depth=2 / | sort -h | tail` shows what takes it",
         )
-    shared = next((disk.total for disk in facts.disks if disk.path.endswith("/shm")), None)
+    shared = next((disk.total for disk in facts.disks.disks if disk.path.endswith("/shm")), None)
     if shared is None:
         yield Verdict("unknown", "shared memory", "the size of /dev/shm cannot be read")
     elif shared < SHARED_MEMORY:
@@ -200,7 +209,7 @@ def _disks(facts: Facts, stack: Stack) -> Iterator[Verdict]:
 def _room(facts: Facts, disk: Disk, stack: Stack) -> Verdict:
     text = f"{disk.path}: {formats.size(disk.free)} free of {formats.size(disk.total)}"
     fix = "free some, or enlarge the data disk in the rental console"
-    there = facts.environment_whole
+    there = facts.installed
     need = stack.host_spare_bytes if there else stack.host_free_bytes
     if disk.free < need:
         what = "an installed host needs" if there else "an installation needs"
@@ -220,7 +229,7 @@ def _inodes(facts: Facts, disk: Disk, needed: int) -> Iterator[Verdict]:
     if disk.inodes is None or disk.inodes_free is None:
         return
     text = f"{disk.path}: {disk.inodes_free:,} of {disk.inodes:,} inodes free"
-    if facts.environment_whole or disk.inodes_free >= needed:
+    if facts.installed or disk.inodes_free >= needed:
         yield Verdict("pass", "inodes", text)
         return
     yield Verdict(
@@ -232,11 +241,11 @@ def _inodes(facts: Facts, disk: Disk, needed: int) -> Iterator[Verdict]:
 
 
 def _gpu(facts: Facts, decision: Decision) -> Iterator[Verdict]:
-    if not facts.gpus:
+    if not facts.gpu.gpus:
         yield _no_gpu(facts)
         return
     kinds: dict[tuple[str, str | None, int | None], int] = {}
-    for gpu in facts.gpus:
+    for gpu in facts.gpu.gpus:
         kind = (gpu.name, gpu.capability, gpu.memory_total)
         kinds[kind] = kinds.get(kind, 0) + 1
     shown = ", ".join(
@@ -246,16 +255,16 @@ def _gpu(facts: Facts, decision: Decision) -> Iterator[Verdict]:
         for (name, capability, memory), count in kinds.items()
     )
     level: Level = "pass" if decision.flavour else "critical"
-    text = f"{shown}, driver {facts.gpus[0].driver}"
+    text = f"{shown}, driver {facts.gpu.gpus[0].driver}"
     if decision.flavour is None:
         text += ": nothing that can be installed runs on it"
     yield Verdict(level, "gpu", text, decision.fix)
-    old = [g for g in facts.gpus if g.capability and _numbers(g.capability) < BF16_CAPABILITY]
+    old = [g for g in facts.gpu.gpus if g.capability and _numbers(g.capability) < BF16_CAPABILITY]
     if old and decision.flavour:
         yield Verdict(
             "info", "precision", f"{old[0].name} has no bf16", "train with `bf16=false fp16=true`"
         )
-    used = sum(gpu.memory_used or 0 for gpu in facts.gpus)
+    used = sum(gpu.memory_used or 0 for gpu in facts.gpu.gpus)
     if facts.gpu_processes:
         told = [
             f"{process.name} (pid {process.pid}"
@@ -275,29 +284,31 @@ def _gpu(facts: Facts, decision: Decision) -> Iterator[Verdict]:
             f"{formats.size(used)} taken by a process that cannot be seen from here",
             "restart the host in the rental console; if it stays, somebody else has this GPU",
         )
-    elif all(gpu.memory_used is None for gpu in facts.gpus):
+    elif all(gpu.memory_used is None for gpu in facts.gpu.gpus):
         yield Verdict("unknown", "gpu use", "nvidia-smi does not tell how much memory is taken")
     else:
         yield Verdict("pass", "gpu use", f"nobody; {formats.size(used)} taken")
 
 
 def _no_gpu(facts: Facts) -> Verdict:
-    if not means_no_gpu(facts.nvidia_smi_text):
-        found = broken(facts.nvidia_smi_text)
+    if not means_no_gpu(facts.gpu.text):
+        found = broken(facts.gpu.text)
         return Verdict("critical", "gpu", found.why, found.fix)
-    if facts.other_accelerators:
-        names = ", ".join(facts.other_accelerators)
+    if facts.gpu.other_accelerators:
+        names = ", ".join(facts.gpu.other_accelerators)
         return Verdict(
             "critical",
             "gpu",
             f"no NVIDIA GPU, but one of {names}: the locks are for CUDA",
             "rent a host with an NVIDIA GPU",
         )
-    said = facts.nvidia_smi_text
-    if not facts.nvidia_smi:
+    said = facts.gpu.text
+    if not facts.gpu.nvidia_smi:
         said = "there is no nvidia-smi"
-        if facts.kernel_module:
-            said += f"; the machine has driver {facts.kernel_module}, but gives no GPU to this host"
+        if facts.gpu.kernel_module:
+            said += (
+                f"; the machine has driver {facts.gpu.kernel_module}, but gives no GPU to this host"
+            )
     return Verdict(
         "warning",
         "gpu",
@@ -307,10 +318,10 @@ def _no_gpu(facts: Facts) -> Verdict:
 
 
 def _toolkit(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
-    if facts.nvcc is None:
+    if facts.cuda.nvcc is None:
         return
-    version = facts.nvcc.version or "of unknown version"
-    text = f"nvcc {version} in {facts.nvcc.path}"
+    version = facts.cuda.nvcc.version or "of unknown version"
+    text = f"nvcc {version} in {facts.cuda.nvcc.path}"
     same = version.partition(".")[0] == flavour.cuda.partition(".")[0]
     if not same:
         text += f": not of CUDA {flavour.cuda}, unused (the lock has its own CUDA)"
@@ -318,13 +329,17 @@ def _toolkit(facts: Facts, flavour: Flavour) -> Iterator[Verdict]:
 
 
 def _clock(facts: Facts, now: float) -> Iterator[Verdict]:
-    skew = facts.epoch - now
+    skew = facts.system.epoch - now
     off = abs(skew)
     if off <= CLOCK_WARNING:
         yield Verdict("pass", "clock", f"within {formats.duration(max(off, 1))} of this machine's")
         return
     text = f"{formats.duration(off)} {'ahead of' if skew > 0 else 'behind'} this machine's"
-    own = "`timedatectl set-ntp true` there" if facts.systemd else "restart it, or ask the platform"
+    own = (
+        "`timedatectl set-ntp true` there"
+        if facts.system.systemd
+        else "restart it, or ask the platform"
+    )
     yield Verdict(
         "critical" if off > CLOCK_CRITICAL else "warning",
         "clock",
@@ -352,10 +367,11 @@ def _programs(facts: Facts, stack: Stack) -> Iterator[Verdict]:
         size = formats.size(stack.conda.size_bytes)
         text = f"none: Miniforge {stack.conda.version} will be installed ({size})"
         yield Verdict("info", "conda", text)
-    if facts.environment_whole:
-        yield Verdict("info", "environment", f"{facts.environment} is there, from an earlier run")
+    if facts.environment and facts.environment.whole:
+        text = f"{facts.environment.path} is there, from an earlier run"
+        yield Verdict("info", "environment", text)
     elif facts.environment:
-        text = f"{facts.environment} is half-made"
+        text = f"{facts.environment.path} is half-made"
         yield Verdict("info", "environment", text, "`inv provision` replaces it")
     if facts.bashrc_seconds is not None and facts.bashrc_seconds > SLOW_LOGIN:
         yield Verdict(
@@ -373,7 +389,8 @@ def _decision(
     if decision.flavour is None:
         return Verdict("critical", "decision", f"nothing to install: {decision.why}", decision.fix)
     flavour = stack.flavour(decision.flavour)
-    text = f"{flavour.name} ({formats.size(flavour.size_bytes)}) in {facts.base}: {decision.why}"
+    size, base = formats.size(flavour.size_bytes), facts.places.base
+    text = f"{flavour.name} ({size}) in {base}: {decision.why}"
     against = list(dict.fromkeys(v.what for v in verdicts if v.level == "critical"))
     if against:
         return Verdict(

@@ -21,7 +21,7 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.hosts import replies, ssh_errors
 from tunesmith.hosts.answers import AnswerSource, MalformedError, parse_json
-from tunesmith.hosts.layout import FIND_ENVIRONMENT, find_base, not_provisioned
+from tunesmith.hosts.layout import not_provisioned
 from tunesmith.hosts.remote import (
     MOST_OUTPUT,
     SSH_FAILED,
@@ -37,8 +37,10 @@ T = TypeVar("T")
 # Exit status of our script when there is nothing to ask.
 _NOT_PROVISIONED = 96
 _SCRIPT = f"""
+find_provisioned
+base=$provisioned
 [ -n "$base" ] || exit {_NOT_PROVISIONED}
-{FIND_ENVIRONMENT}
+find_environment
 [ -n "$environment" ] || exit {_NOT_PROVISIONED}
 . "$base/env.sh" || exit 1
 mkdir -p "$base/runs" && cd "$base" || exit 1
@@ -58,7 +60,10 @@ _FINAL: tuple[ssh_errors.Kind, ...] = ("wrong_key", "changed", "unpinned", "move
 
 def script() -> str:
     """Return the shell script that finds the agent and runs it; its arguments are the agent's."""
-    return find_base() + _SCRIPT
+    # Here, as in layout.py: what runs on this machine has no need of it.
+    from tunesmith.hosts.probe.script import with_places
+
+    return with_places(_SCRIPT)
 
 
 def call(

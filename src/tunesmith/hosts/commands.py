@@ -22,12 +22,12 @@ from tunesmith.hosts import keys as own_keys
 from tunesmith.hosts import sshconfig
 from tunesmith.hosts.address import Address, parse_address, resolve
 from tunesmith.hosts.inventory import Host
-from tunesmith.hosts.probe import Login, Probe, blobs, fingerprint, log_in, probe
+from tunesmith.hosts.login import KeyScan, Login, blobs, fingerprint, log_in, scan_key
 from tunesmith.project import Project
 
 _DROPPED = re.compile(r"[Cc]onnection (reset|closed)|closed the connection|MaxStartups")
 _PATIENCE_SECONDS = 6.0
-_Answer = TypeVar("_Answer", Login, Probe)
+_Answer = TypeVar("_Answer", Login, KeyScan)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def add(
     ask: Callable[[str], str] | None = None,
     tell: OnText = lambda _: None,
 ) -> Added:
-    """Probe a host, pin its key, log in, and write the inventory; nothing is written before.
+    """KeyScan a host, pin its key, log in, and write the inventory; nothing is written before.
 
     `expected` is a fingerprint the host key must have. With `install_key` a host that
     refuses our key gets it: `ask` is called with a question and returns the password. `tell`
@@ -200,14 +200,14 @@ def _patiently(ask: Callable[[], _Answer]) -> _Answer:
         time.sleep(random.uniform(0.3, 2.5))  # noqa: S311 - no secret
 
 
-def _probed(name: str, address: Address) -> Probe:
-    found = _patiently(lambda: probe(name, address))
+def _probed(name: str, address: Address) -> KeyScan:
+    found = _patiently(lambda: scan_key(name, address))
     if found.kind != "ok":
         raise found.reason.error()
     return found
 
 
-def _expect(name: str, found: Probe, expected: str | None) -> None:
+def _expect(name: str, found: KeyScan, expected: str | None) -> None:
     if expected and expected not in found.fingerprint.replace(",", "").split():
         raise TunesmithError(
             f"{name}: the host key is not the expected one; nothing was sent and nothing pinned",
@@ -218,7 +218,7 @@ def _expect(name: str, found: Probe, expected: str | None) -> None:
 def _installed(
     name: str,
     address: Address,
-    found: Probe,
+    found: KeyScan,
     own: own_keys.OwnKey,
     ask: Callable[[str], str],
 ) -> Login:

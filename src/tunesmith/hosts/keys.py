@@ -13,7 +13,7 @@ from pathlib import Path
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import locked
 from tunesmith.hosts.address import Address
-from tunesmith.hosts.probe import Login, log_in
+from tunesmith.hosts.login import Login, log_in
 from tunesmith.hosts.ssh_errors import Reason
 
 # In ssh's own order of liking.

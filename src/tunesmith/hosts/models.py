@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import store as model_store
 from tunesmith.core import disk, formats, isolated
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnText, unseen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.hosts import replies, transfer
@@ -35,7 +35,7 @@ def send(
     name: str,
     folder: Path,
     tell: OnText,
-    bar: transfer.Bar = transfer.unseen,
+    bar: Bar = unseen,
 ) -> None:
     """Bring the base model `name` from a folder here into the store of a host.
 
@@ -47,7 +47,7 @@ def send(
     names = model_files.choose(path.name for path in folder.iterdir())
     size = sum((folder / file).stat().st_size for file in names)
     tell(f"base model: reading {folder} ({formats.size(size)})")
-    hashes = {file: sha256_of(folder / file) for file in names}
+    hashes = _hashes(folder, names, size, bar)
     key = hashlib.sha256(name.encode()).hexdigest()[:16]
     upload = str(layout.base / "uploads" / "models" / key)
     there, sent = _look(remote, layout, name, upload)
@@ -67,9 +67,23 @@ def send(
     with bar("uploading") as moved:
         transfer.upload(remote, {file: folder / file for file in names}, upload, tell, moved)
     tell(f"base model: reading what arrived on {remote.name}")
-    _prove(remote, upload, hashes)
-    _take(remote, layout, name, upload)
+    with bar("reading"):
+        _prove(remote, upload, hashes)
+        _take(remote, layout, name, upload)
     tell(f"base model: {name} is on {remote.name}, every file with the sha256 it has here")
+
+
+def _hashes(folder: Path, names: Sequence[str], size: int, bar: Bar) -> dict[str, str]:
+    """Return the sha256 of files of `size` bytes together, by name."""
+    done = 0
+    with bar("reading") as moved:
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            moved(done, size)
+
+        return {name: sha256_of(folder / name, read) for name in names}
 
 
 def _look(

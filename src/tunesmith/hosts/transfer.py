@@ -6,7 +6,6 @@ is. Whether what arrived is right is not its word: the callers compare sha256.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 import resource
@@ -16,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -41,16 +40,6 @@ _LONGEST_LINE = 8192
 # What a file may have grown by since its size was asked.
 _GROWTH = 256 << 20
 _VERSION = re.compile(r"rsync +version v?(\d+)\.(\d+)")
-
-# Hears the bytes that are there and those in all.
-# Shows people what `OnBytes` hears, under a word for it.
-Bar = Callable[[str], contextlib.AbstractContextManager[OnBytes]]
-
-
-@contextlib.contextmanager
-def unseen(_what: str) -> Iterator[OnBytes]:
-    """Show nothing."""
-    yield lambda _done, _total: None
 
 
 def upload(

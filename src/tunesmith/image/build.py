@@ -7,19 +7,23 @@ through buildx, or in clients before 23 through the builder they carry themselve
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith import __version__
 from tunesmith.core import disk, formats, isolated
+from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import sha256_of
 from tunesmith.core.mirrors import Mirror
+from tunesmith.core.printable import one_line
 from tunesmith.image import engine
 from tunesmith.project import Project
 from tunesmith.stack.definition import Flavour, driver_requirement
@@ -30,6 +34,9 @@ _BUILDX_SINCE = 23
 _DOCKER_HUB = "https://registry-1.docker.io"
 # The environment, and wheels that are fetched while others are unpacked.
 _BUILD_ROOM = 1.3
+# BuildKit's plain output: `#12 [image 4/9] RUN ...` where a step begins.
+_STEP = re.compile(r"#\d+ (\[.+)")
+_LAST_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,12 @@ def plan_build(
     return ImagePlan(tag, chosen, image, (*argv, str(project.root)), secrets, room)
 
 
-def build(plan: ImagePlan) -> str:
+def build(plan: ImagePlan, log: Path, step: OnText) -> str:
     """Carry a plan out; return the image's id.
 
-    The docker command shows its own progress. Raises UsageError when no engine or builder
-    is there or the engine's disk is too small, TunesmithError when the build fails.
+    The docker command's output goes to the file `log`; `step` hears what it begins to do. Raises
+    UsageError when no engine or builder is there or the engine's disk is too small,
+    TunesmithError when the build fails.
     """
     client = engine.connect()
     tool = builder()
@@ -126,13 +134,48 @@ def build(plan: ImagePlan) -> str:
             file.write_text(content, encoding="utf-8")
             argv += ["--secret", f"id={name},src={file}"]
         environment = {**os.environ, **tool.env, "DOCKER_HOST": engine.address()}
-        done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
+        run_logged(plan.tag, argv, environment, log, step)
+    return str(engine.find_image(client, plan.tag).id)
+
+
+def run_logged(
+    tag: str, argv: Sequence[str], environment: Mapping[str, str], log: Path, step: OnText
+) -> None:
+    """Run a build to its end, its output in `log`; `step` hears of each step it begins.
+
+    Raises TunesmithError with the end of what it said when it fails.
+    """
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    with (
+        log.open("w", encoding="utf-8") as kept,
+        subprocess.Popen(
+            argv,
+            # For terminals BuildKit draws over its own lines.
+            env={**environment, "BUILDKIT_PROGRESS": "plain"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                kept.write(line)
+                if line.strip():
+                    last.append(one_line(line))
+                if begun := _STEP.match(line):
+                    step(one_line(begun[1]))
+        except BaseException:
+            process.terminate()  # Ctrl-C, above all
+            raise
+    if process.returncode != 0:
         raise TunesmithError(
-            f"{plan.tag}: the build failed with exit code {done.returncode}; its message is above",
+            f"{tag}: the build failed with exit code {process.returncode}; all it said is in {log}",
+            list(last),
             hint="if an index is slow or blocked, use `--mirror cn`",
         )
-    return str(engine.find_image(client, plan.tag).id)
 
 
 def _built(client: object, tag: str) -> bool:

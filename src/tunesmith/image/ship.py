@@ -23,12 +23,15 @@ from typing import IO, Any
 import docker
 
 from tunesmith.core import disk, formats
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnBytes, OnText, unseen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, sha256_of
 from tunesmith.core.printable import one_line
 from tunesmith.hosts import transfer
-from tunesmith.hosts.answers import HOST_PATH, AnswerSource, Number, Text
+from tunesmith.hosts.probe.answer import Answer
+from tunesmith.hosts.probe.ask import ask
+from tunesmith.hosts.probe.host import Disks, User
+from tunesmith.hosts.probe.software import Engine
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine
 
@@ -39,18 +42,6 @@ _LEVEL = 1
 _SMALL = 1 << 20
 _FOLDER = ".cache/tunesmith/image"
 
-# What the host's engine has: an id a line, then the layers of each image on one line.
-_LOOK = f"""
-command -v docker >/dev/null || {{ echo no-docker; exit; }}
-docker version --format '{{{{.Server.Version}}}}' >/dev/null 2>"$HOME/.tunesmith-docker" || {{
-    cat "$HOME/.tunesmith-docker"; rm -f "$HOME/.tunesmith-docker"; exit 0; }}
-rm -f "$HOME/.tunesmith-docker"
-echo answers
-echo "$HOME/{_FOLDER}"
-df -Pk "$HOME" | sed -n '2s/^[^ ]* *[0-9]* *[0-9]* *\\([0-9]*\\) .*/\\1/p'
-form='{{{{.Id}}}} {{{{range .RootFS.Layers}}}}{{{{.}}}} {{{{end}}}}'
-docker image ls -q --no-trunc | sort -u | xargs -r docker image inspect --format "$form"
-"""
 # $1 folder, $2 tag: what arrived is compared with sums, then loaded; prints the image's id.
 _LOAD = """
 cd "$1" || exit 1
@@ -60,8 +51,6 @@ tar -cf - manifest.json config.json $(sed 's/^[0-9a-f]*  //' sums | grep '\\.tar
 docker image inspect --format '{{.Id}}' "$2"
 """
 _CLEAN = 'cd "$1" && rm -f -- *.tar.gz manifest.json config.json sums && rm -rf .rsync-partial'
-
-_DIGEST = Text(r"sha256:[0-9a-f]{64}", 71, "the digest of an image or layer")
 
 
 @dataclass(frozen=True)
@@ -91,12 +80,20 @@ class Far:
         return max((_common(layers, theirs) for _, theirs in self.images), default=0)
 
 
-def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, tell: OnText) -> bool:
+def ship(
+    client: docker.DockerClient,
+    name: str,
+    remote: Remote,
+    cache: Path,
+    tell: OnText,
+    bar: Bar = unseen,
+) -> bool:
     """Bring image `name` to a host's engine; return False when it was there already.
 
     `cache` is a folder here for the compressed layers, kept until the image has arrived, so
-    that the same command goes on after any end of this one. Raises UsageError when the host
-    has no engine or no room, TunesmithError when something that arrived is not what was sent.
+    that the same command goes on after any end of this one; `bar` shows what takes long. Raises
+    UsageError when the host has no engine or no room, TunesmithError when something that arrived
+    is not what was sent.
     """
     image = engine.find_image(client, name)
     far = look(remote)
@@ -105,16 +102,16 @@ def ship(client: docker.DockerClient, name: str, remote: Remote, cache: Path, te
         return False
     layers = tuple(image.attrs["RootFS"]["Layers"])
     there = far.shared(layers)
-    archive = pack(client, name, layers, set(layers[there:]), cache, tell)
+    archive = pack(client, name, layers, set(layers[there:]), cache, tell, bar)
     try:
-        _bring(archive, there, remote, far, cache, tell)
+        _bring(archive, there, remote, far, cache, tell, bar)
     except _NotLoaded:
         if not there:
             raise
         # An engine that keeps images otherwise wants all of them.
         tell("the engine there wants every layer")
-        archive = pack(client, name, layers, set(layers), cache, tell)
-        _bring(archive, 0, remote, far, cache, tell)
+        archive = pack(client, name, layers, set(layers), cache, tell, bar)
+        _bring(archive, 0, remote, far, cache, tell, bar)
     remote.run(_CLEAN, arguments=(far.folder,))
     shutil.rmtree(cache)
     tell(f"{remote.name} has {name} ({archive.image_id[7:19]})")
@@ -127,28 +124,32 @@ class _NotLoaded(TunesmithError):
 
 def look(remote: Remote) -> Far:
     """Ask a host for its engine. Raises UsageError when it has none that answers."""
-    lines = remote.run(_LOOK, timeout=120).stdout.splitlines()
-    first = one_line(lines[0]) if lines else ""
-    if first != "answers":
-        if "permission denied" in first.lower():
-            raise UsageError(
-                f"{remote.name}: this user has no access to Docker there",
-                hint=f"run `ssh {remote.name} sudo usermod -aG docker '$USER'`, then this again",
-            )
-        if first == "no-docker":
-            raise UsageError(
-                f"{remote.name}: there is no Docker",
-                hint="a rented container has none and needs none: "
-                f"`inv provision --on {remote.name}`",
-            )
-        raise UsageError(f"{remote.name}: its Docker engine does not answer: {first or 'no word'}")
-    asked = AnswerSource(remote.name, "what its Docker engine has")
-    if len(lines) < 3:
-        raise asked.refused("a folder, its room and images", " ".join(lines))
-    folder, free = HOST_PATH.read(asked, lines[1]), Number(0, 1 << 50).read(asked, lines[2])
-    images = [[_DIGEST.read(asked, word) for word in line.split()] for line in lines[3:]]
-    found = tuple((words[0], tuple(words[1:])) for words in images if words)
-    return Far(folder, free * 1024, found)
+    answer = ask(remote, User, Disks, Engine, timeout=120)
+    engine = answered(answer)
+    home = answer.of(User).home
+    disk = answer.of(Disks).disk(home)
+    if not home or disk is None:
+        raise TunesmithError(f"{remote.name}: the room in {home or 'the home folder'} is unknown")
+    return Far(f"{home}/{_FOLDER}", disk.free, engine.images)
+
+
+def answered(answer: Answer) -> Engine:
+    """Return a host's engine. Raises UsageError when it has none that answers."""
+    engine, name = answer.of(Engine), answer.host
+    if engine.state == "answers":
+        return engine
+    if engine.state == "absent":
+        raise UsageError(
+            f"{name}: there is no Docker",
+            hint=f"a rented container has none and needs none: `inv provision --on {name}`",
+        )
+    if "permission denied" in engine.fault.lower():
+        raise UsageError(
+            f"{name}: this user has no access to Docker there",
+            hint=f"run `ssh {name} sudo usermod -aG docker '$USER'`, then this again",
+        )
+    said = one_line(engine.fault) or "no word"
+    raise UsageError(f"{name}: its Docker engine does not answer: {said}")
 
 
 def pack(
@@ -158,6 +159,7 @@ def pack(
     wanted: set[str],
     cache: Path,
     tell: OnText,
+    bar: Bar = unseen,
 ) -> Archive:
     """Have a compressed file of each wanted layer in `cache`; return what the image is.
 
@@ -169,8 +171,9 @@ def pack(
     missing = {layer for layer in wanted if not _file(cache, layer).is_file()}
     if missing or not config.is_file():
         tell(f"packing {len(missing)} of {len(layers)} layers of {name}")
-        with engine.explained(f"{name}: docker save"):
-            stream = io.BufferedReader(_Stream(image.save(named=name)), 1 << 20)
+        with engine.explained(f"{name}: docker save"), bar("packing") as moved:
+            pieces = _counted(image.save(named=name), int(image.attrs["Size"]), moved)
+            stream = io.BufferedReader(_Stream(pieces), 1 << 20)
             _take_apart(stream, missing, cache, config, tell)
     left = [layer for layer in wanted if not _file(cache, layer).is_file()]
     if left or not config.is_file():
@@ -208,7 +211,7 @@ def _take_apart(
 
 
 def _bring(
-    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText
+    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText, bar: Bar
 ) -> None:
     files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
     size = sum(file.stat().st_size for file in files.values())
@@ -229,8 +232,10 @@ def _bring(
         (cache / name).write_bytes(data)
     tell(f"sending {formats.size(size)} in {len(files)} layers ({there} are there)")
     everything = files | {name: cache / name for name in small}
-    transfer.upload(remote, everything, far.folder, tell)
-    done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
+    with bar("sending") as moved:
+        transfer.upload(remote, everything, far.folder, tell, moved)
+    with bar(f"{remote.name}: loading"):
+        done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
     said = done.stderr.strip().splitlines()[-3:]
     if done.returncode == 3:
         remote.run(_CLEAN, arguments=(far.folder,))
@@ -246,6 +251,15 @@ def _bring(
         raise TunesmithError(
             f"{remote.name}: {archive.tag} arrived as {found}, but is {archive.image_id} here"
         )
+
+
+def _counted(pieces: Iterable[bytes], total: int, moved: OnBytes) -> Iterator[bytes]:
+    """Yield pieces of bytes, which are about `total` together, and tell how far they are."""
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        moved(min(done, total), total)
 
 
 class _Stream(io.RawIOBase):

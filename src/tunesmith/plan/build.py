@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,19 +13,24 @@ from typing import Any
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.fetch import ModelFolder
 from tunesmith.basemodel.judge import require_trainable
+from tunesmith.basemodel.kinds import Kind as ModelKind
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
+from tunesmith.core.files import short_digest
+from tunesmith.dataset.media import MediaPlace
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
+from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import model_check, presets
+from tunesmith.plan import hub_data, model_check, models, paths, presets, rows
 from tunesmith.plan.config import Config, load_config, parse_overrides
-from tunesmith.plan.kind import VERBS, kind_of
+from tunesmith.plan.gpus import rows_of_a_step
+from tunesmith.plan.kind import Kind
 from tunesmith.plan.options import THEN, TrainOptions, check_then, run_limits
 from tunesmith.plan.plan import (
     EVALUATION,
@@ -36,7 +41,7 @@ from tunesmith.plan.plan import (
     set_model_path,
     train_phases,
 )
-from tunesmith.plan.staging import is_local, stage_inputs
+from tunesmith.plan.staging import stage_inputs
 from tunesmith.plan.target import PowerControl, Target
 from tunesmith.project import Project
 
@@ -64,6 +69,7 @@ def fetch_model(
     allow_pickle: bool = False,
     remote_code: bool = False,
     judge: model_fetch.Judge = require_trainable,
+    kind: ModelKind = "model",
 ) -> ModelFolder:
     """Return the verified folder of a base model, fetched if it is not there.
 
@@ -86,14 +92,18 @@ def fetch_model(
         allow_pickle=allow_pickle,
         remote_code=remote_code,
         judge=judge,
+        kind=kind,
         progress=progress,
     )
 
 
-def read_config(project: Project, file: Path, overrides: Sequence[str]) -> Config:
-    """Return a checked config; a known model's template must be the right one."""
-    installed = project.stack.flavour(None).packages
-    config = load_config(project.find(file), overrides, project.stack.schema, installed)
+def read_config(
+    project: Project, file: Path, overrides: Sequence[str], wanted: Sequence[Kind] = ()
+) -> Config:
+    """Return a checked config of a `wanted` kind; a known model's template must be the right
+    one."""
+    packages = installed(project)
+    config = load_config(project.find(file), overrides, project.stack.schema, packages, wanted)
     known = project.base_models.get(str(config.get("model_name_or_path")))
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
@@ -121,58 +131,72 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     check_then(options.then)
     limits = run_limits(max_hours=options.max_hours, price=options.price, max_cost=options.max_cost)
     run_id = None if options.run_id is None else RunId(options.run_id)
-    written = read_config(project, options.config, options.overrides)
-    _check_kind(written)
+    written = read_config(project, options.config, options.overrides, ("train",))
     preset = presets.preset_of(written, options.preset)
     config, changed = presets.apply(written, preset)
     prompts = load_prompts(project.find(options.prompts)) if options.prompts else ()
     location = target.location(run_id or new_run_id(config.stem))
-    name = str(config.get("model_name_or_path"))
     values, managed = apply_managed_keys(config, location)
     managed += [
         schema.ManagedKey(key, config.get(key), was, why) for key, (was, why) in changed.items()
     ]
     values.setdefault("dataset_dir", "data")  # LLaMA-Factory's own default
     absolute_paths(values, project.find)
+    paths.check(config.file, values)
+    named, resolved = models.settle(project, target, config, values)
+    machine = target.machine()
+    if machine and options.gpus:
+        machine = machine.taking(options.gpus.count, options.gpus.ids)
     wish = model_check.wish_of(
         values,
         config.overrides,
         merge="merge" in options.then,
-        machine=target.machine(),
+        machine=machine,
         before_preset={key: was for key, (was, _) in changed.items()},
     )
-    model = model_check.check_model(project, name, wish, elsewhere=target.shared)
+    model = model_check.check_model(project, str(values.get(models.BASE)), wish)
     reports = check_data(values, tables_here(project))
-    staged = stage_inputs(target, location.run.name, values, reports)
+    network = _network(project, target, values, options.mirror)
+    made = rows.planned(values, reports)
+    told = rows.lines(made, values)
+    staged = stage_inputs(target, location.run.name, values, reports, named)
+    name = str(values.get("model_name_or_path"))
     phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
     notes = list(model.notes)
     if "before" not in phases:
         notes.append("nothing is held out: no before/after comparison")
+    if options.gpus is not None:
+        notes.append(rows_of_a_step(values, options.gpus, keep_batch=options.keep_batch))
     needs: dict[str, int] = {}
     spec = target.fetch_spec(name, options.revision, options.mirror)
+    downloads = tuple(item.download for item in named if item.download)
     if spec:
-        phases = ("fetch", *phases)
+        phases = ("check", "fetch", *phases)
         if known := project.base_models.get(name):
             both = "the base model, if it is not there, and the merged one"
             needs = {both: 2 * known.size_bytes, "reserve": 1_000_000_000}
     if "merge" in options.then:
         phases = (*phases, "merge", "proof")
     request = replace(
-        _request(project, config, location, f"on {config.get('dataset')}"),
-        data=tuple(decode(schema.DataFile, report.to_json()) for report in reports),
-        owned=tuple(managed),
+        _request(project, config, location, models.about(config, named), name),
+        data=rows.recorded([decode(schema.DataFile, report.to_json()) for report in reports], made),
+        owned=(*managed, *resolved),
+        origins=tuple(item.origin for item in named if item.told),
+        downloads=downloads if spec else (),
         phases=tuple(phases),
         prompts=tuple(schema.PromptItem(**asdict(prompt)) for prompt in prompts),
         guard=tuple(schema.PromptItem(**asdict(prompt)) for prompt in guard),
         evaluate=schema.EvaluateOptions(**EVALUATION),
         merge=merge_keys(project, config),
         limits=limits,
-        env={**location.env, **_offline(reports)},
+        env={**location.env, **network},
         then=tuple(word for word in THEN if word in options.then),
         preset=preset,
         fetch=spec,
         price=options.price,
+        gpus=options.gpus,
+        keep_batch=options.keep_batch,
     )
     if target.shared:
         request = replace(request, turn="wait" if options.queue else "refuse")
@@ -186,23 +210,16 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         phases,
         request,
         values,
-        tuple(managed),
+        (*managed, *resolved),
         needs,
         tuple(notes),
-        staged,
+        staged.inputs,
+        staged.links,
+        () if spec else downloads,
+        models.known(named),
+        told,
         model.estimate,
     )
-
-
-def _check_kind(config: Config) -> None:
-    """Refuse a config that asks for something else than a training, with the verb that does it."""
-    kind = kind_of(config.values)
-    if kind != "train":
-        verb = f"`{VERBS[kind].format(file=config.file)}`, or " if kind in VERBS else ""
-        raise UsageError(
-            f"{config.file}: no `do_train: true`: it is a config to {kind}, and trains nothing",
-            hint=f"{verb}write `do_train: true` for a training",
-        )
 
 
 def tables_here(project: Project) -> Tables | None:
@@ -218,13 +235,25 @@ def check_data(values: documents.Config, tables: Tables | None = None) -> list[D
     faulty file. Without `tables`, CSV and Parquet are passed over."""
     names = [values[key] for key in ("dataset", "eval_dataset") if values.get(key)]
     folder = str(values.get("dataset_dir", "data"))
-    if not names or folder.startswith(("ONLINE", "REMOTE:")):
+    if not names:
         return []
     stage = str(values.get("stage", "sft"))
-    reports = list(check_registered(Path(folder), ",".join(names), stage, tables=tables))
+    place = media_place(values, Path(folder))
+    reports = list(
+        check_registered(Path(folder), ",".join(names), stage, tables=tables, media=place)
+    )
     for report in reports:
         report.raise_if_bad()
     return reports
+
+
+def media_place(values: documents.Config, dataset_dir: Path) -> MediaPlace:
+    """Return where a config's pictures, films and sounds lie, and for which template."""
+    template = values.get("template")
+    return MediaPlace(
+        Path(str(values.get("media_dir") or dataset_dir)),
+        None if template is None else str(template),
+    )
 
 
 def plan_merge(
@@ -271,49 +300,96 @@ def plan_predict(
 
     A base model that is fetched here is put in later, as with `plan_training`.
     """
-    config = read_config(project, file, overrides)
-    phases: tuple[str, ...] = ("predict",)
+    config = read_config(project, file, overrides, ("predict", "evaluate loss"))
+    # What a run's config names is its own, and lies on the target.
+    own: set[str] = set()
     if run_id:
         run_id, request, trained = _trained(target, run_id)
         location = target.location(run_id)
         base = str(needed_key(target, run_id, trained, "model_name_or_path"))
-        values, managed = apply_managed_keys(config, location, "predict")
+        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
         managed = set_model_path(values, managed, base)
+        own.add(models.BASE)
         if "adapter_name_or_path" not in config.overrides:
-            was, adapter = values.get("adapter_name_or_path"), str(location.run / "output")
+            own.add("adapter_name_or_path")
+            tuned = run_config.tuned_adapters(trained, Path(location.run / "output"))
+            was, adapter = values.get("adapter_name_or_path"), ",".join(tuned)
             managed.append(schema.ManagedKey("adapter_name_or_path", adapter, was, "the run's own"))
             values["adapter_name_or_path"] = adapter
     else:
         location = target.location(new_run_id(f"{config.stem}-predict"))
-        name = str(config.get("model_name_or_path"))
-        values, managed = apply_managed_keys(config, location, "predict")
+        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
         if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
             was = values.pop("adapter_name_or_path")
             managed.append(
                 schema.ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
             )
-        wish = model_check.wish_of(values, config.overrides, merge=False, machine=None)
-        model_check.check_model(project, name, wish, elsewhere=target.shared)
-        spec = target.fetch_spec(name, None, mirror)
-        phases = ("fetch", *phases) if spec else phases
         what = f"predicts {config.get('eval_dataset')}"
         request = replace(
             _request(project, config, location, what),
-            phases=tuple(phases),
             limits=schema.Limits(),
             env={**location.env, "HF_HUB_OFFLINE": "1"},
-            fetch=spec,
             turn="refuse" if target.shared else None,
         )
     values.setdefault("dataset_dir", "data")
     absolute_paths(values, project.find)
+    paths.check(config.file, values)
+    named, resolved = models.settle(project, target, config, values, own)
     reports = check_data(values, tables_here(project))
+    network = _network(project, target, values, mirror)
+    if network["HF_HUB_OFFLINE"] == "0":
+        request = replace(request, env={**(request.env or {}), **network})
     # Of its own: a run's other inputs are what its training has read.
-    staged = stage_inputs(target, location.run.name, values, reports, below="predict/")
+    staged = stage_inputs(target, location.run.name, values, reports, named, below="predict/")
     # The record of an earlier prediction's is not of these.
     recorded = {k: v for k, v in request.inputs.items() if k != inputs.PREDICT}
-    request = replace(request, predict=values, inputs=recorded)
-    return Plan(location, phases, request, None, tuple(managed), inputs=staged)
+    downloads = tuple(item.download for item in named if item.download)
+    phases: tuple[str, ...] = ("predict",)
+    spec = None
+    if run_id is None:
+        name = str(values.get(models.BASE))
+        wish = model_check.wish_of(values, config.overrides, merge=False, machine=None)
+        model_check.check_model(project, name, wish)
+        spec = target.fetch_spec(name, None, mirror)
+        phases = ("check", "fetch", *phases) if spec else phases
+        model = schema.ModelRef(name)
+        request = replace(request, model=model, phases=phases, fetch=spec)
+    elif downloads:
+        raise UsageError(
+            f"{config.file}: `{downloads[0].key}` is {downloads[0].name}, a hub's name, which is "
+            f"not fetched for run {run_id}",
+            hint="name a folder or run:RUN_ID, or leave --run out",
+        )
+    origins = tuple(item.origin for item in named if item.told)
+    request = replace(
+        request,
+        predict=values,
+        inputs=recorded,
+        downloads=downloads if spec else (),
+        origins=origins if run_id is None else request.origins,
+    )
+    return Plan(
+        location,
+        phases,
+        request,
+        None,
+        (*managed, *resolved),
+        inputs=staged.inputs,
+        links=staged.links,
+        downloads=() if spec else downloads,
+        known=models.known(named),
+    )
+
+
+def _prediction_folder(config: Config) -> str:
+    """Return the folder of a prediction's results below its run: one for each data set.
+
+    A name that a pull would not take (job/run/allowed.py) is written otherwise.
+    """
+    named = str(config.get("eval_dataset") or config.get("dataset") or "rows")
+    plain = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", named).lstrip(".+=-")[:80]
+    name = plain if plain == named else f"{plain}-{short_digest(named)}".lstrip("-")
+    return f"predict/{name}"
 
 
 def merge_keys(project: Project, config: Config) -> documents.Config:
@@ -338,9 +414,12 @@ def new_run_id(stem: str) -> str:
 
 
 def _request(
-    project: Project, config: Config, location: RunLocation, what: str
+    project: Project, config: Config, location: RunLocation, what: str, path: str | None = None
 ) -> schema.RunRequest:
-    """Return what run.json says of any new run; `what` ends its title."""
+    """Return what run.json says of any new run; `what` ends its title.
+
+    `path` is the base model's, where the config names a folder or a run's result.
+    """
     name = str(config.get("model_name_or_path"))
     return schema.RunRequest(
         run_id=location.run.name,
@@ -348,7 +427,7 @@ def _request(
         config_file=shown(project, config.file),
         stem=config.stem,
         title=f"{name} {what}",
-        model=schema.ModelRef(name),
+        model=schema.ModelRef(path or name),
         overrides=dict(config.overrides),
     )
 
@@ -358,10 +437,25 @@ def shown(project: Project, path: Path) -> str:
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 
 
-def _offline(reports: Sequence[DatasetReport]) -> dict[str, str]:
-    """The base model is here and verified: nothing may be fetched behind our back, unless a
-    data set lives on a hub."""
-    return {"HF_HUB_OFFLINE": "1"} if all(map(is_local, reports)) else {}
+def _network(
+    project: Project, target: Target, values: documents.Config, mirror: str | None
+) -> dict[str, str]:
+    """Return the variables of a job that reads a config's data sets.
+
+    The base model is there and verified: nothing may be fetched behind our back, unless a data
+    set lives on a hub. A host has its own way to the hubs. Raises UsageError for a data set that
+    cannot be fetched.
+    """
+    entries = hub_data.remote_entries(values)
+    hub_data.check(entries, installed(project), target.name if target.shared else "")
+    if entries and target.shared:
+        return {"HF_HUB_OFFLINE": "0"}
+    return hub_data.environment(entries, project.mirror(mirror or "default"))
+
+
+def installed(project: Project) -> Collection[str]:
+    """Return the packages of the training environment."""
+    return project.stack.flavour(None).packages
 
 
 def needed_key(target: Target, run_id: str, config: documents.Config, key: str) -> Any:

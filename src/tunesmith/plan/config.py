@@ -8,6 +8,7 @@ schema needs five of its words (docs/decisions/0007-the-image.md).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -22,13 +23,22 @@ import yaml
 from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
 from tunesmith.core.errors import UsageError
+from tunesmith.plan.kind import Kind, refuse_kind
 from tunesmith.plan.rules import check as rules
+from tunesmith.plan.rules.fault import REMOVE, Fault, refusal
 from tunesmith.plan.yaml_file import read_mapping
 
 # https://json-schema.org, as job/data/config_schema.py writes it.
 JsonSchema = Mapping[str, Any]
 # A number that YAML 1.1 (PyYAML) reads as text, because it wants a dot before the e.
 _FLOAT_TEXT = re.compile(r"^[+-]?\d+(\.\d*)?[eE][+-]?\d+$")
+
+# Keys that only the user can choose: what to look for.
+_CHOSEN = {
+    "template": "`inv model.list` shows the template of each known model",
+    "dataset": "name a key of dataset_info.json",
+    "model_name_or_path": "name a repo id or a folder",
+}
 
 # Whether a value has a JSON type; 2.0 is a whole number there, and true none.
 _TYPES: Mapping[str, Callable[[Any], bool]] = {
@@ -73,31 +83,27 @@ def load_config(
     overrides: Sequence[str],
     schema_file: Path,
     installed: Collection[str] | None = None,
+    wanted: Sequence[Kind] = (),
 ) -> Config:
     """Read `file`, apply `key=value` overrides, and check every key.
 
-    With `installed`, the packages of the training environment, the values are checked too, alone
-    and together (plan/rules): as for a training or a prediction. Raises UsageError with all
-    faults: one line for the first, the others as detail.
+    With `wanted`, a config for something else is refused. With `installed`, the packages of the
+    training environment, the values are checked too, alone and together (plan/rules): as for a
+    training or a prediction. Raises UsageError with all faults of keys and types, or else of
+    values: the first with its hint, the others as detail.
     """
     values, text = read_mapping(file)
     head = itertools.takewhile(lambda line: not line.strip() or line[0] == "#", text.splitlines())
     schema = json.loads(schema_file.read_text(encoding="utf-8"))
     parsed = parse_overrides(overrides) | _options_named(overrides, schema)
     values |= parsed
-    faults = find_faults(values, schema, frozenset(parsed))
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise UsageError(f"{file}: {faults[0]}{more}", faults[1:])
+    if faults := find_faults(values, schema, frozenset(parsed)):
+        raise refusal(file, faults, parsed)
+    if wanted:
+        refuse_kind(file, values, wanted)
     values = {key: _joined(value, schema["properties"][key]) for key, value in values.items()}
-    if installed is not None and (wrong := rules.find(values, schema, installed)):
-        first, *others = wrong
-        more = f" (and {len(others)} more)" if others else ""
-        raise UsageError(
-            f"{file}: {first.message}{more}",
-            [f"{fault.message}; {fault.hint}" for fault in others],
-            hint=first.hint,
-        )
+    if installed is not None and (faults := rules.find(values, schema, installed)):
+        raise refusal(file, faults, parsed)
     return Config(file, values, parsed, tuple(head))
 
 
@@ -126,24 +132,69 @@ def _options_named(overrides: Sequence[str], schema: JsonSchema) -> Arguments:
 
 def find_faults(
     values: documents.Config, schema: JsonSchema, overridden: frozenset[str]
-) -> list[str]:
-    """Return one line for each key that LLaMA-Factory would refuse or misread."""
+) -> list[Fault]:
+    """Return a fault for each key that LLaMA-Factory would refuse or misread."""
     known = schema["properties"]
-    faults = []
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else "; LLaMA-Factory has no such key"
-            faults.append(f"unknown key `{key}`{hint}")
+    faults = [_unknown(key, values, known, overridden) for key in values if key not in known]
     for key, value in values.items():
         if key in known and not fits(value, known[key]):
-            where = " (given on the command line)" if key in overridden else ""
-            faults.append(f"`{key}`{where} {_explain(value, known[key])}")
-    if values.get("do_train") and not values.get("dataset"):
-        faults.append("`dataset` is missing; name a key of dataset_info.json")
-    if not values.get("model_name_or_path"):
-        faults.append("`model_name_or_path` is missing; name a repo id or a folder")
+            faults.append(_misfit(key, value, known[key], overridden=key in overridden))
+    missing = {
+        "dataset": values.get("do_train") and "`dataset` is missing",
+        "model_name_or_path": "`model_name_or_path` is missing",
+    }
+    for key, message in missing.items():
+        if message and not values.get(key):
+            faults.append(Fault(key, message, advice=_CHOSEN[key]))
     return faults
+
+
+def _unknown(
+    key: str, values: documents.Config, known: Mapping[str, JsonSchema], overridden: frozenset[str]
+) -> Fault:
+    message, change = f"unknown key `{key}`", {key: REMOVE}
+    near = next(iter(difflib.get_close_matches(str(key), known, n=1)), None)
+    if near is None:
+        return Fault(key, message, change, "LLaMA-Factory has no such key")
+    if near not in values or key in overridden:
+        change[near] = values[key]
+    return Fault(key, message, change, meant=near)
+
+
+def _misfit(key: str, value: Any, rule: JsonSchema, *, overridden: bool) -> Fault:
+    found = f"`{key}` (given on the command line)" if overridden else f"`{key}`"
+    wanted = _wanted(rule)
+    if isinstance(value, str) and _FLOAT_TEXT.match(value) and "number" in wanted:
+        return Fault(key, f"{found} is {value}, which YAML reads as text", {key: float(value)})
+    named = isinstance(value, bool) and any(isinstance(option, str) for option in _options(rule))
+    read = f" (YAML reads {'yes or on' if value else 'no or off'} so)" if named else ""
+    message = f"{found} is {value!r}{read}, but must be {wanted}"
+    likely = _likely(value, rule)
+    if likely is None and key in _CHOSEN:
+        return Fault(key, message, advice=_CHOSEN[key])
+    return Fault(key, message, {key: _usual(rule) if likely is None else likely})
+
+
+def _likely(value: Any, rule: JsonSchema) -> object:
+    """Return the value that was probably meant, or None."""
+    options = [option for option in _options(rule) if isinstance(option, str)]
+    if isinstance(value, bool):
+        # Words that YAML 1.1 reads as one.
+        words = ("yes", "on") if value else ("no", "off")
+        return next((word for word in words if word in options), None)
+    if not isinstance(value, str):
+        return None
+    with contextlib.suppress(yaml.YAMLError, RecursionError):
+        # A number, or true and false, in quotes.
+        if fits(plain := yaml.safe_load(value), rule):
+            return plain
+    return next(iter(difflib.get_close_matches(value, options, n=1)), None)
+
+
+def _usual(rule: JsonSchema) -> object:
+    """Return what is taken where a key is absent, to be written instead."""
+    default = rule.get("default")
+    return REMOVE if default is None or not fits(default, rule) else default
 
 
 def fits(value: Any, rule: JsonSchema) -> bool:
@@ -160,26 +211,6 @@ def fits(value: Any, rule: JsonSchema) -> bool:
     if not _TYPES[rule["type"]](value):
         return False
     return "items" not in rule or all(fits(item, rule["items"]) for item in value)
-
-
-def _explain(value: Any, rule: JsonSchema) -> str:
-    wanted = _wanted(rule)
-    if isinstance(value, str) and _FLOAT_TEXT.match(value) and "number" in wanted:
-        return f"is {value}, which YAML reads as text; write {_with_dot(value)}"
-    if isinstance(value, bool) and "one of" in wanted:
-        spelled = "no or off" if value is False else "yes or on"
-        return f"is {value} (YAML reads {spelled} so); write it in quotes; it must be {wanted}"
-    if isinstance(value, str) and "one of" in wanted:
-        options = [option for option in _options(rule) if isinstance(option, str)]
-        near = difflib.get_close_matches(value, options, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"is {value!r}, but must be {wanted}{hint}"
-    return f"is {value!r}, but must be {wanted}"
-
-
-def _with_dot(text: str) -> str:
-    mantissa, _, exponent = text.lower().partition("e")
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
 
 
 def _options(rule: JsonSchema) -> list[Any]:

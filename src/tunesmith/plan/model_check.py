@@ -52,22 +52,24 @@ def this_machine() -> Machine:
     return Machine(tuple(total for total in totals if total), resources.memory_limit())
 
 
-def check_model(project: Project, name: str, wish: Wish, *, elsewhere: bool) -> Verdict:
+def check_model(project: Project, name: str, wish: Wish) -> Verdict:
     """Return what is worth a word of a run's base model, and what its training takes.
 
-    `elsewhere`: a path is one of another machine. The template of a model of configs/models.yml is
-    right already (`build.read_config`). Nothing is fetched. Raises UsageError for a model that
-    cannot be trained on, and for a folder of this machine that is none.
+    A folder of this machine has been proven (`models.settle`); one that is not here is looked at on
+    its host, before its weights are read. The template of a model of configs/models.yml is right
+    already (`build.read_config`). Nothing is fetched. Raises UsageError for a model that cannot be
+    trained on.
     """
     known = project.base_models.get(name)
     if known:
         wish = replace(wish, insisted={*wish.insisted, "template"})
-    if _is_path(name):
-        # That of a host is looked at there, before its weights are read.
-        return Verdict() if elsewhere else _folder(name, wish)
+    folder = project.find(name)
+    if folder.is_dir():
+        code = bool(wish.values.get("trust_remote_code")) and "trust_remote_code" in wish.insisted
+        return judge.judge(seen(name, folder, code=code), wish)
     for entry in model_store.entries(project.models, name):
         if entry.model.path.is_dir():
-            return judge.judge(_seen(name, entry.model.path), wish)
+            return judge.judge(seen(name, entry.model.path), wish)
     shape = shape_of(known.config, known.size_bytes) if known and known.config else None
     if shape is None or not wish.values.get("do_train"):
         return Verdict()
@@ -77,37 +79,7 @@ def check_model(project: Project, name: str, wish: Wish, *, elsewhere: bool) -> 
     return Verdict(notes, estimate)
 
 
-def _folder(name: str, wish: Wish) -> Verdict:
-    folder = Path(name).expanduser().absolute()
-    if folder.is_file():
-        gguf = folder.suffix == ".gguf"
-        what = "a GGUF file, which is made for inference" if gguf else "a file"
-        hint = "name the model that it was made from" if gguf else "name the folder it lies in"
-        raise UsageError(f"`model_name_or_path`: {folder} is {what}", hint=hint)
-    if not folder.is_dir():
-        raise UsageError(
-            f"`model_name_or_path`: {folder}: no such folder",
-            hint="write its path from where you stand, or the model's name on the hub (owner/name)",
-        )
-    code = bool(wish.values.get("trust_remote_code")) and "trust_remote_code" in wish.insisted
-    verdict = judge.judge(_seen(str(folder), folder, code=code), wish)
-    pickled = model_files.pickles(path.name for path in folder.iterdir())
-    if pickled and not model_files.weight_files(folder):
-        raise UsageError(
-            f"{folder}: only pickled weights are here ({pickled[0]}), which can run code when "
-            "loaded",
-            hint="name a copy with .safetensors files, as transformers' `save_pretrained` writes "
-            "them",
-        )
-    if problems := model_files.verify(folder):
-        raise model_files.damaged(folder, problems)
-    return verdict
-
-
-def _seen(name: str, folder: Path, *, code: bool = False) -> Seen:
+def seen(name: str, folder: Path, *, code: bool = False) -> Seen:
+    """Return what is known of a folder of this machine before its weights are read."""
     names = [path.name for path in folder.iterdir() if path.is_file()]
     return Seen(name, folder, names, model_files.weight_bytes(folder), code=code)
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or Path(name).exists()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.errors import UsageError
-from tunesmith.job.run.schema import Limits
+from tunesmith.job.run.schema import GpuChoice, Limits
 
 # What may follow a training, in the order of doing: the first on the target, the others by
 # whoever follows the run.
@@ -20,7 +20,8 @@ class TrainOptions:
     `queue` waits for a host that is at work instead of refusing. `then` is what follows a
     success (THEN). `price` is money per hour; `max_hours` and `max_cost` end the training
     with a checkpoint. `mirror` None: as the target was set up. `preset` None: the one that the
-    config's head names.
+    config's head names. `gpus` None: all there are. `keep_batch`: however many there are, a step
+    has the rows that the config gives to one.
     """
 
     config: Path
@@ -36,6 +37,8 @@ class TrainOptions:
     max_hours: float | None = None
     max_cost: float | None = None
     preset: str | None = None
+    gpus: GpuChoice | None = None
+    keep_batch: bool = False
 
 
 def words_of(text: str) -> tuple[str, ...]:

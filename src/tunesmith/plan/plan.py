@@ -20,11 +20,27 @@ from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core import documents, formats, isolated
 from tunesmith.core.documents import Arguments
 from tunesmith.dataset.prompts import Prompt
-from tunesmith.job.run.schema import FileRecord, ManagedKey, ModelRef, RunRequest
+from tunesmith.job.run.downloads import named_config, with_origin
+from tunesmith.job.run.inputs import JSON_KEYS
+from tunesmith.job.run.schema import (
+    Download,
+    FileRecord,
+    ManagedKey,
+    ModelRef,
+    Origin,
+    RunRequest,
+)
 from tunesmith.plan.config import Config
 
 # Keys that name a file or folder; a worker runs in the run folder, so they must be absolute.
-PATH_KEYS = ("dataset_dir", "tokenized_path", "media_dir", "deepspeed", "cache_dir")
+PATH_KEYS = (
+    "dataset_dir",
+    "tokenized_path",
+    "media_dir",
+    *JSON_KEYS,
+    "export_quantization_dataset",
+    "cache_dir",
+)
 
 # Greedy answers before and after: short ones, since what is wanted is the comparison.
 EVALUATION = {"max_new_tokens": 64, "held_out_answers": 8, "batch_size": 32}
@@ -42,6 +58,19 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A finished result of a run on the same target that a new run reads: linked, not copied.
+
+    `folder` is output or merged; `name` is where it will lie, relative to RUN/inputs.
+    """
+
+    name: str
+    run_id: str
+    folder: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
 class RunLocation:
     """Where a run lives on its target: folder, interpreter, and the variables of jobs.
 
@@ -55,7 +84,12 @@ class RunLocation:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done for one job. `config` is None where no training happens."""
+    """What will be done for one job. `config` is None where no training happens.
+
+    `downloads` are models beside the base model that are fetched to this machine first. `known`
+    are records of files here that other runs have sealed.
+    `rows` says what a pass takes of the data sets, and how many steps follow.
+    """
 
     location: RunLocation
     phases: tuple[str, ...]
@@ -65,6 +99,10 @@ class Plan:
     needs: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
+    links: tuple[Link, ...] = ()
+    downloads: tuple[Download, ...] = ()
+    known: Mapping[Path, FileRecord] = field(default_factory=dict)
+    rows: tuple[str, ...] = ()
     memory: Estimate | None = None
 
     @property
@@ -100,6 +138,18 @@ class Plan:
             notes=(*self.notes, f"base model from {model.source}"),
         )
 
+    def with_download(self, item: Download, model: ModelFolder) -> Plan:
+        """Return the plan with one of its downloads, which is on this machine now."""
+        left = tuple(other for other in self.downloads if other != item)
+        files = {n: FileRecord(r.size, r.sha256) for n, r in model.files.items()}
+        known = {**self.known, **{model.path / name: record for name, record in files.items()}}
+        values = named_config(self.request, self.config, item, model.path)
+        request = with_origin(self.request, item, model)
+        plan = replace(self, downloads=left, known=known)
+        if self.config is None:
+            return replace(plan, request=replace(request, predict=values))
+        return replace(plan, config=values, request=request)
+
     def render(self) -> str:
         """Return the plan as a person reads it."""
         lines = [f"run      {self.location.run}", f"phases   {' -> '.join(self.phases)}"]
@@ -118,9 +168,17 @@ class Plan:
         if self.memory:
             where = "of one GPU" if self.memory.device == "gpu" else "of this machine"
             lines += [f"memory {where}", *(f"  {line}" for line in self.memory.render())]
+        if self.downloads or self.request.downloads:
+            lines.append("fetched where it is not there")
+            wanted = (*self.downloads, *self.request.downloads)
+            lines += [f"  {item.name} as {item.key}" for item in wanted]
+        if self.links:
+            lines.append("used where it lies")
+            lines += [f"  run {i.run_id}: {i.folder} -> inputs/{i.name}" for i in self.links]
         if self.inputs:
             lines.append("uploaded where they have changed")
             lines += [f"  {item.source} -> inputs/{item.name}" for item in self.inputs]
+        lines += [f"data     {line}" for line in self.rows]
         lines += [f"note     {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -161,6 +219,9 @@ def apply_managed_keys(
     elif values.get("output_dir"):
         below = str(location.run / str(values["output_dir"]))
         manage("output_dir", below, "below the run's folder")
+    if values.get("logging_dir"):
+        below = str(location.run / str(values["logging_dir"]))
+        manage("logging_dir", below, "below the run's folder")
     for key in ("overwrite_output_dir", "resume_from_checkpoint"):
         if values.pop(key, None) is not None:
             why = "decided at each start: continue from the newest sealed checkpoint"
@@ -183,9 +244,13 @@ def absolute_paths(values: Arguments, find: Callable[[str], Path]) -> None:
     """Make the path keys of `values` absolute, in place, by `find(path) -> Path`."""
     for key in PATH_KEYS:
         value = values.get(key)
-        # "ONLINE" and "REMOTE:repo" are dataset_dir values that name no folder.
-        if isinstance(value, str) and not value.startswith(("ONLINE", "REMOTE:")):
-            values[key] = str(find(value))
+        # Inline JSON is no path; "ONLINE" and "REMOTE:repo" are dataset_dir values without one.
+        if not isinstance(value, str) or value.startswith(("ONLINE", "REMOTE:", "{")):
+            continue
+        path = find(value)
+        # Without such a file it is the name of a data set on a hub.
+        if key != "export_quantization_dataset" or path.exists() or value.startswith(("/", ".")):
+            values[key] = str(path)
 
 
 def train_phases(config: Config, prompts: Sequence[Prompt], *, evaluate: bool) -> tuple[str, ...]:

@@ -25,32 +25,24 @@ from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import short_digest
 from tunesmith.core.mirrors import mirror_file
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.hosts import agent, replies
-from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, Number, parse_json
-from tunesmith.hosts.layout import find_base
-from tunesmith.hosts.platforms import data_disks
+from tunesmith.hosts.answers import DIGEST, HOST_PATH, WORD, AnswerSource, parse_json
+from tunesmith.hosts.probe.answer import Answer, Section
+from tunesmith.hosts.probe.ask import ask
+from tunesmith.hosts.probe.host import Places, User
+from tunesmith.hosts.probe.installed import Environments
+from tunesmith.hosts.probe.software import Engine
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine, remote_engine, ship
 from tunesmith.image.engine import SHM_SIZE
 from tunesmith.job.run.replies import RunList
 from tunesmith.project import Project
-from tunesmith.stack.environment import MARKER
 from tunesmith.stack.sources import app_digest
 
 # What the container was made for, so that one that fits is kept.
 _LABEL = "tunesmith.environment"
 _ENVIRONMENT = "container"
-# The data disks are its arguments.
-_LOOK = f"""
-for disk in "$@" "$HOME"; do
-    [ -z "$base" ] && [ -d "$disk" ] && [ -w "$disk" ] && base=$disk/tunesmith
-done
-printf '%s\\n' "$base" "$(id -u)" "$(id -g)"
-for marker in "$base"/envs/*/{MARKER}; do
-    [ -f "$marker" ] && printf '%s\\n' "$marker"
-done
-exit 0
-"""
 # $1 base, $2 HF_HOME; the files' texts, one JSON string each, come on stdin with their modes.
 _FOLDERS = """
 umask 077
@@ -61,21 +53,17 @@ mkdir -p "envs/container/bin" data models uploads runs services "$2" && chmod 07
 
 @dataclass(frozen=True)
 class _There:
-    """What a host says: tunesmith's folder, and the user whose jobs the container runs."""
+    """What a host says: tunesmith's folder, the hub's cache, and whose jobs the container runs."""
 
     host: str
     base: PurePosixPath
+    hf_home: PurePosixPath
     user: str
 
     @property
     def name(self) -> str:
         """The container's name: one a user and folder."""
         return f"tunesmith-{short_digest([str(self.base), self.user])[:8]}"
-
-    @property
-    def hf_home(self) -> PurePosixPath:
-        """The hub's cache, beside the folder as on every host."""
-        return self.base.parent / "Hugging-Face"
 
 
 def provision(
@@ -93,8 +81,8 @@ def provision(
             hint="build the image with this mirror and provision with a named one",
         )
     remote = Remote(name, project.inventory)
-    ship.look(remote)
-    there = _look(remote)
+    there, answer = _look(remote, Engine)
+    ship.answered(answer)
     chosen = project.stack.flavour(flavour)
     with remote_engine.client(remote) as client:
         with engine.explained(f"{name}: its Docker engine", foreign=True):
@@ -146,7 +134,7 @@ def provision(
 def reset(project: Project, name: str, tell: OnText) -> None:
     """Remove the container and what belongs to it; data, models, runs and HF_HOME stay."""
     remote = Remote(name, project.inventory)
-    there = _look(remote)
+    there, _ = _look(remote)
     with remote_engine.client(remote) as client:
         with engine.explained(f"{name}: its Docker engine", foreign=True):
             found = _find(client, there.name)
@@ -161,24 +149,24 @@ def reset(project: Project, name: str, tell: OnText) -> None:
     tell(f"{name}: the container is gone; kept in {there.base}: data, base models, runs")
 
 
-def _look(remote: Remote) -> _There:
-    lines = remote.run(find_base() + _LOOK, arguments=data_disks()).stdout.splitlines()
-    asked = AnswerSource(remote.name, "where tunesmith's folder is")
-    if len(lines) < 3:
-        raise asked.refused("a folder, a user and a group", " ".join(lines))
-    base, markers = (
-        HOST_PATH.read(asked, lines[0]),
-        [HOST_PATH.read(asked, line) for line in lines[3:]],
-    )
-    uid, gid = (Number(0, (1 << 32) - 1).read(asked, line) for line in lines[1:3])
-    foreign = [path for path in markers if f"/envs/{_ENVIRONMENT}/" not in path]
+def _look(remote: Remote, *more: type[Section]) -> tuple[_There, Answer]:
+    answer = ask(remote, User, Places, Environments, *more, timeout=120)
+    user, places = answer.of(User), answer.of(Places)
+    if user.uid is None or user.gid is None or not places.base or not places.hf_cache:
+        raise TunesmithError(f"{remote.name}: it does not say where tunesmith's folder is")
+    foreign = [
+        environment.path
+        for environment in answer.of(Environments).whole
+        if PurePosixPath(environment.path).name != _ENVIRONMENT
+    ]
     if foreign:
         raise UsageError(
-            f"{remote.name} has a conda environment ({PurePosixPath(foreign[0]).parent})",
+            f"{remote.name} has a conda environment ({foreign[0]})",
             hint=f"remove it with `inv host.reset --on {remote.name}`, or keep using it with "
             f"`inv host.add {remote.name} ... --runner conda`",
         )
-    return _There(remote.name, PurePosixPath(base), f"{uid}:{gid}")
+    base, hf_home = PurePosixPath(places.base), PurePosixPath(places.hf_cache)
+    return _There(remote.name, base, hf_home, f"{user.uid}:{user.gid}"), answer
 
 
 def _image(client: docker.DockerClient, project: Project, name: str, tag: str) -> Any:
@@ -276,7 +264,7 @@ def _files(
         "mirror.yml": ("0600", mirror_file(mirror, project.root / "configs/mirrors").read_text()),
         "env.sh": ("0644", exports),
         f"envs/{_ENVIRONMENT}/bin/python": ("0755", script),
-        f"envs/{_ENVIRONMENT}/{MARKER}": ("0644", json.dumps(marker) + "\n"),
+        f"envs/{_ENVIRONMENT}/{ENVIRONMENT_MARKER}": ("0644", json.dumps(marker) + "\n"),
         "state.json": ("0644", json.dumps({"fingerprint": fingerprint}) + "\n"),
     }
 

@@ -1,9 +1,9 @@
 """Whether a host is as `inv provision` would leave it: one SSH command, no playbook.
 
 Two things are compared. The *fingerprint* says what was asked for: stack, locks, mirror,
-roles, our own sources. What is *found* there says that nobody has changed it since: drift.sh
-wrote it down after the last good run and looks again now. A fingerprint alone would lie
-about a host that somebody edited by hand.
+roles, our own sources. What is *found* there says that nobody has changed it since: record.sh
+wrote it down after the last good run, and the probe looks again now. A fingerprint alone would
+lie about a host that somebody edited by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tunesmith.core.files import sha256_of, short_digest
 from tunesmith.core.mirrors import Mirror
 from tunesmith.core.printable import one_line
 from tunesmith.hosts.answers import (
-    HOST_PATH,
     AnswerSource,
     Each,
     MalformedError,
@@ -30,24 +29,28 @@ from tunesmith.hosts.answers import (
     Text,
     parse_json,
 )
-from tunesmith.hosts.platforms import data_disks
+from tunesmith.hosts.probe.answer import Answer, TruncatedError
+from tunesmith.hosts.probe.ask import ask
+from tunesmith.hosts.probe.host import Places
+from tunesmith.hosts.probe.installed import Findings
+from tunesmith.hosts.probe.script import with_findings
 from tunesmith.hosts.remote import Remote
 from tunesmith.project import Project
 from tunesmith.stack.definition import Stack
 from tunesmith.stack.sources import app_digest
 
-SCRIPT = Path(__file__).with_name("drift.sh")
-
+# What a host is asked.
+SECTIONS = (Places, Findings)
 # What cannot be mended piece by piece, and the findings that tell it was changed.
 _MADE_ANEW = {"environment": ("tree:envs/", "python:"), "app": ("tree:app/",)}
 
 _TREE = re.compile(r"^(\d{1,15}) files (\d{1,19}) bytes (\d{1,24})$")
-# What drift.sh writes: it lets no other character through itself.
+# What record.sh writes: it lets no other character through itself.
 _PLAIN = r"[ -~]*"
 _STATE = Record(
     {
         "fingerprint": Text(_PLAIN, 4000, "a fingerprint"),
-        "found": Each(Text(_PLAIN, 8000, "a line of drift.sh"), 100_000),
+        "found": Each(Text(_PLAIN, 8000, "a finding"), 100_000),
     }
 )
 _LONGEST = 16 << 20
@@ -169,40 +172,37 @@ def _reach(remote: Remote) -> State:
     return State(remote.name, None, (), seconds=time.monotonic() - began, error=error)
 
 
+def record_script() -> str:
+    """Return the shell script that writes state.json: `sh -s -- BASE FINGERPRINT`."""
+    text = Path(__file__).with_name("record.sh").read_text(encoding="utf-8")
+    return with_findings(text)
+
+
 def _look(remote: Remote, wanted: Mapping[str, str]) -> State:
     began = time.monotonic()
     try:
-        done = remote.run(
-            SCRIPT.read_text(encoding="utf-8"), arguments=("--check", *data_disks()), timeout=120
-        )
-        state = read_answer(remote.name, done.stdout, wanted)
-        if done.returncode != 0:
-            said = one_line(done.stderr[-200:])
-            state = replace(state, drift=(*state.drift, f"drift.sh failed there: {said}"))
+        answer = ask(remote, *SECTIONS, timeout=120)
+        state = state_of(answer, wanted)
+    except TruncatedError as error:
+        # What is there is not known: the playbook finds out.
+        said = one_line(" ".join(error.detail)[-200:])
+        state = State(remote.name, None, (f"the probe did not come to its end there: {said}",))
     except TunesmithError as error:
         state = State(remote.name, None, (), error=error)
     return replace(state, seconds=time.monotonic() - began)
 
 
-def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
-    """Return the state of a host from what `drift.sh --check` printed there.
+def state_of(answer: Answer, wanted: Mapping[str, str]) -> State:
+    """Return the state of a host from its answer for `SECTIONS`.
 
-    Raises TunesmithError for what drift.sh does not print.
+    Raises TunesmithError for what no such host says.
     """
-    _, begun, rest = answer.partition("tunesmith-state\n")
-    base, _, rest = rest.partition("\n")
-    if not begun:
-        return State(name, None, ("drift.sh said nothing",))
+    name, base, findings = answer.host, answer.of(Places).provisioned, answer.of(Findings)
     if not base:
         return State(name, None, ("never provisioned, or not to the end: no state.json there",))
-    HOST_PATH.read(AnswerSource(name, "its state: base"), base)
-    recorded_text, _, now_text = rest.partition("tunesmith-now\n")
+    now = _pairs(answer.source("found"), findings.found)
     try:
-        now = _found(AnswerSource(name, "its state: now"), now_text)[1]
-    except MalformedError:
-        return State(name, base, (f"{base}: drift.sh was cut off before its end",))
-    try:
-        asked, was = _found(AnswerSource(name, "its state.json"), recorded_text)
+        asked, was = _recorded(AnswerSource(name, "its state.json"), findings.recorded)
     except MalformedError:
         # What was there is not known, so nothing there can be trusted.
         return State(name, base, (f"{base}/state.json is damaged",), tuple(_MADE_ANEW))
@@ -216,21 +216,26 @@ def read_answer(name: str, answer: str, wanted: Mapping[str, str]) -> State:
     return State(name, base, (*_asked_drift(asked, wanted), *found), tuple(distrusted))
 
 
-def _found(asked: AnswerSource, text: str) -> tuple[dict[str, str], dict[str, str]]:
+def _recorded(asked: AnswerSource, text: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return fingerprint and findings of a state.json.
 
-    Raises MalformedError for one that is cut off or damaged, TunesmithError for one that
-    drift.sh cannot have written.
+    Raises MalformedError for one that is damaged, TunesmithError for one that record.sh cannot
+    have written.
     """
     raw = parse_json(asked, text, _LONGEST)
     if not isinstance(raw, dict) or not {"fingerprint", "found"} <= raw.keys():
         raise MalformedError(f"{asked.host}: {asked.what}: not a state.json")
     state = _STATE.read(asked, raw)
-    pairs = [line.partition("=") for line in state["found"]]
-    parts = [part.partition("=") for part in state["fingerprint"].split(",") if part]
-    if not all(equals for _, equals, _ in (*pairs, *parts)):
-        raise MalformedError(f"{asked.host}: {asked.what}: not a state.json")
-    return {key: value for key, _, value in parts}, {key: value for key, _, value in pairs}
+    parts = [part for part in state["fingerprint"].split(",") if part]
+    return _pairs(asked, parts), _pairs(asked, state["found"])
+
+
+def _pairs(asked: AnswerSource, lines: Sequence[str]) -> dict[str, str]:
+    """Return KEY=VALUE lines by key. Raises MalformedError for a line that is none."""
+    pairs = [line.strip().partition("=") for line in lines]
+    if not all(equals for _, equals, _ in pairs):
+        raise MalformedError(f"{asked.host}: {asked.what}: not KEY=VALUE")
+    return {key: value for key, _, value in pairs}
 
 
 def _asked_drift(was: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
@@ -257,7 +262,7 @@ def _asked_drift(was: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]
 
 
 def _told(key: str, was: str | None, now: str | None) -> str:
-    """Return one difference in words; `key` is as drift.sh writes it."""
+    """Return one difference in words; `key` is as findings.sh writes it."""
     kind, _, what = key.partition(":")
     if kind == "tree":
         return f"{what}: {_tree_told(was, now)}"

@@ -32,7 +32,7 @@ from tunesmith.core.processes import end_all, resident_bytes, with_argument
 from tunesmith.hosts import inventory as inventories
 from tunesmith.project import Project
 from tunesmith.provision import events
-from tunesmith.provision.drift import SCRIPT, fingerprint, wanted_of
+from tunesmith.provision.drift import fingerprint, record_script, wanted_of
 from tunesmith.provision.events import HostResult, Step
 from tunesmith.stack.sources import app_digest, write_app_archive
 
@@ -51,7 +51,7 @@ class ProvisionOptions:
     `mirror` is a profile's name or a file, `flavour` None lets the host decide, `toolkit`
     adds nvcc. `token` is the Hugging Face token to leave there. `check` changes nothing and
     tells what would be; `diff` shows the lines of files that change. `distrusted` names, by
-    host, what has to be made again whatever its finish marker says (host_state.State).
+    host, what has to be made again whatever its finish marker says (drift.State).
     """
 
     mirror: str = "default"
@@ -99,7 +99,6 @@ def provision(
         "app_digest": app_digest(project.root),
         "cuda_toolkit": asked.toolkit,
         "state_fingerprint": fingerprint(wanted),
-        "drift_script": str(SCRIPT),
         "distrusted": {name: list(what) for name, what in asked.distrusted.items()},
     }
     if asked.flavour:
@@ -108,11 +107,14 @@ def provision(
     def furnish(work: Path) -> dict[str, Any]:
         archive = work / "app.tar.gz"
         write_app_archive(project.root, archive)
-        if asked.token is None:
-            return variables | {"app_archive": str(archive)}
-        token = work / "token"
-        _write_private(token, asked.token)
-        return variables | {"app_archive": str(archive), "hf_token_file": str(token)}
+        record = work / "record.sh"
+        record.write_text(record_script(), encoding="utf-8")
+        files = {"app_archive": str(archive), "record_script": str(record)}
+        if asked.token is not None:
+            token = work / "token"
+            _write_private(token, asked.token)
+            files["hf_token_file"] = str(token)
+        return variables | files
 
     return _play(
         project,

@@ -357,6 +357,13 @@ _CHINESE: dict[str, str] = {
     "file": "文件",
     "sha256": "sha256",
     "held out": "留出",
+    "cut": "截断",
+    "{full} of {rows} rows fill cutoff_len {cutoff_len}; what is longer was cut": (
+        "{rows} 条中有 {full} 条填满了 cutoff_len {cutoff_len}，超出的部分已被截掉"
+    ),
+    "{untrained} of {rows} rows have no token to train on": (
+        "{rows} 条中有 {untrained} 条没有可训练的词元"
+    ),
     "{rows} rows, {tokens} answer tokens": "{rows} 条，{tokens} 个回答词元",
     "Phase": "阶段",
     "attempts": "次尝试",

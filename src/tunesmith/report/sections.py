@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.core import formats
 from tunesmith.job.run.codec import encode
-from tunesmith.job.run.events import Changed
+from tunesmith.job.run.events import Changed, Summary
 from tunesmith.report.curve import Curve
 from tunesmith.report.diagnosis import FORGOTTEN
 from tunesmith.report.i18n import Translator
@@ -121,6 +121,13 @@ def data_statistics(record: Record, t: Translator) -> list[tuple[str, list[tuple
             if name != "key" and value is not None
         ]
         sets.append((item.key or "?", rows))
+    if sets and (cuts := _cuts(record)):
+        for name, text in (
+            ("full", "{full} of {rows} rows fill cutoff_len {cutoff_len}; what is longer was cut"),
+            ("untrained", "{untrained} of {rows} rows have no token to train on"),
+        ):
+            if cuts.get(name):
+                sets[-1][1].append((t("cut"), t(text).format(**cuts)))
     held_out = record.evaluation.get("after") or record.evaluation.get("before") or {}
     if sets and held_out.get("rows"):
         value = t("{rows} rows, {tokens} answer tokens").format(
@@ -128,6 +135,17 @@ def data_statistics(record: Record, t: Translator) -> list[tuple[str, list[tuple
         )
         sets[-1][1].append((t("held out"), value))
     return sets
+
+
+def _cuts(record: Record) -> dict[str, int]:
+    """What the training's last attempt has counted (job/data/cuts.py); {} where it did not."""
+    for event in reversed(record.events):
+        if isinstance(event, Summary) and event.phase == "train":
+            cuts = event.results.get("cuts")
+            names = ("rows", "full", "untrained", "cutoff_len")
+            if isinstance(cuts, Mapping) and all(isinstance(cuts.get(n), int) for n in names):
+                return {name: cuts[name] for name in names}
+    return {}
 
 
 def notes(record: Record, curve: Curve, t: Translator) -> list[Note]:

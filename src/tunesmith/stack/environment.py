@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +23,19 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_folder, held, read_json, replacing, write_json
 from tunesmith.core.mirrors import Mirror
+from tunesmith.core.names import ENVIRONMENT_MARKER
 from tunesmith.core.swap import exchange
 from tunesmith.job.system.resources import cpu_count, memory_limit
 from tunesmith.stack import bytecode
 from tunesmith.stack.definition import DIGEST_PREFIX, Flavour, Stack
 from tunesmith.stack.environment_users import users_of
 
-MARKER = ".tunesmith-environment.json"
-
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
 # What a process takes that compiles: some modules of sympy are large.
 _PROCESS_BYTES = 400_000_000
+# What of uv's words an error shows.
+_UV_LINES = 20
 
 # The verb that ends a process of a module.
 _SERVICES = {
@@ -69,7 +69,7 @@ class Environment:
     def current(self) -> bool:
         """Whether it was finished, and from the lock as it is now."""
         try:
-            marker = read_json(self.path / MARKER)
+            marker = read_json(self.path / ENVIRONMENT_MARKER)
         except (FileNotFoundError, ValueError):
             return False
         return bool(marker.get("lock_sha256") == self.flavour.lock_sha256 and self.python.exists())
@@ -86,8 +86,8 @@ def install(
 
     Returns its versions, or None when it was already current, perhaps by another installation
     that was waited for (`tell` hears of it). It is built beside and takes its place whole, so
-    that one that is not finished never counts; what killed installations left is deleted. uv
-    shows its own progress. Raises UsageError when the disk is too small, no Python fits, or
+    that one that is not finished never counts; what killed installations left is deleted.
+    Raises UsageError when the disk is too small, no Python fits, or
     somebody works with the environment that would be replaced; TunesmithError when uv fails.
     """
     if environment.current() and not _leftovers(environment):
@@ -176,7 +176,7 @@ def _build(
         )
     flavour = environment.flavour
     write_json(
-        environment.path / MARKER,
+        environment.path / ENVIRONMENT_MARKER,
         {"flavour": flavour.name, "lock_sha256": flavour.lock_sha256, "versions": versions},
     )
     return versions
@@ -322,10 +322,10 @@ def _compile(
 def _uv(
     arguments: Sequence[str], mirror: Mirror | None = None, *, inherited: int | None = None
 ) -> None:
-    """Run uv and let it speak for itself, with each index of the mirror until one works.
+    """Run uv with each index of the mirror until one works.
 
     It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
-    when it fails with all of them.
+    with its words when it fails with all of them.
     """
     from uv import find_uv_bin  # not in the image, which reads environments and makes none
 
@@ -335,21 +335,25 @@ def _uv(
     environment["UV_NO_CONFIG"] = "1"
     own_index = environment.get("UV_DEFAULT_INDEX")
     indexes = (own_index,) if own_index or mirror is None else mirror.pypi_indexes
-    # A list of 145 packages says nothing in a log; on a terminal uv shows bars.
-    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    said: list[str] = []
     for index in indexes:
         if index:
             environment["UV_DEFAULT_INDEX"] = index
         done = subprocess.run(
-            [find_uv_bin(), *quiet, *arguments],
+            # Who called shows how long it takes; a list of 145 packages says nothing more.
+            [find_uv_bin(), "--quiet", *arguments],
             env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
             check=False,
             pass_fds=() if inherited is None else (inherited,),
         )
         if done.returncode == 0:
             return
+        said += done.stderr.splitlines()[-_UV_LINES:]
     raise TunesmithError(
-        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}; its message is "
-        "above",
+        f"`uv {' '.join(arguments[:2])}` failed with exit code {done.returncode}",
+        said,
         hint="if an index is slow or blocked, use `--mirror cn`",
     )

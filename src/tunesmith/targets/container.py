@@ -26,7 +26,9 @@ from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import TunesmithError, UsageError, printed_error
 from tunesmith.image import engine
 from tunesmith.image.engine import SHM_SIZE
+from tunesmith.job.run.config import SEVERAL, names_in
 from tunesmith.job.run.schema import Cause, FetchSpec
+from tunesmith.plan.models import KEYS
 from tunesmith.plan.plan import PATH_KEYS, Plan, RunLocation
 from tunesmith.project import Project
 from tunesmith.stack.sources import app_digest
@@ -250,15 +252,15 @@ def input_folders(values: documents.Config) -> dict[Path, bool]:
     Only what is there is mounted; a path that will be made is represented by its parent.
     """
     found: dict[Path, bool] = {}
-    keys = (*PATH_KEYS, *_WRITTEN, "model_name_or_path", "adapter_name_or_path")
-    for key in keys:
+    for key in (*PATH_KEYS, *_WRITTEN, *KEYS):
         value = values.get(key)
-        if not isinstance(value, str) or not Path(value).is_absolute():
-            continue
-        path, writable = Path(value), key in _WRITTEN
-        existing = next(p for p in (path, *path.parents) if p.exists())
-        folder = existing if existing.is_dir() else existing.parent
-        found[folder] = found.get(folder, False) or writable
+        for name in names_in(value) if key in SEVERAL else [value]:
+            if not isinstance(name, str) or not Path(name).is_absolute():
+                continue
+            path, writable = Path(name), key in _WRITTEN
+            existing = next(p for p in (path, *path.parents) if p.exists())
+            folder = existing if existing.is_dir() else existing.parent
+            found[folder] = found.get(folder, False) or writable
     return found
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnText, unseen
 from tunesmith.core.errors import UsageError
-from tunesmith.hosts import inventory, transfer
+from tunesmith.hosts import inventory
 from tunesmith.plan.target import Target
 from tunesmith.project import Project
 from tunesmith.targets.host import HostTarget
@@ -31,7 +31,7 @@ def target_of(
     project: Project,
     name: str,
     tell: OnText,
-    bar: transfer.Bar = transfer.unseen,
+    bar: Bar = unseen,
 ) -> Target:
     """Return the target `--on` names; `tell` hears of uploads and downloads, `bar` shows long ones.
 

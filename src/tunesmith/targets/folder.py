@@ -113,14 +113,14 @@ class FolderTarget:
 
     def renew(self, plan: Plan) -> None:
         """Give a run the plan's request. Raises UsageError while somebody works on it."""
-        run_id = plan.run_id
-        folder = self._folder(run_id)
+        folder = self._folder(plan.run_id)
+        # Hashed before: nothing of request.data, which is what the training has read.
         lock = acquire(folder)
         try:
-            request = inputs.recorded(plan.request, None)
+            request = inputs.recorded(plan.request, None, plan.known)
             with seals.rewriting(folder.path, "renew", folder.request_file.name):
                 write_json(folder.request_file, encode(request))
-            inputs.remember(folder.path, request, inputs.lacking(plan.request, None))
+            inputs.remember(folder.path, request, inputs.lacking(plan.request, None), plan.known)
         finally:
             lock.release()
 
@@ -186,8 +186,9 @@ def _exists(folder: RunFolder) -> UsageError:
 
 
 def _checked(plan: Plan) -> dict[Path, FileRecord]:
-    """Return size and sha256 of the data files that were read whole for the plan."""
-    return {
+    """Return size and sha256 of the files that were read whole for the plan, and of those that
+    other runs or a fetch have sealed."""
+    return dict(plan.known) | {
         path: FileRecord(path.stat().st_size, found.sha256)
         for found in plan.request.data
         if found.sha256 and (path := Path(found.file)).is_file()

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from tunesmith.basemodel.judge import Machine
 from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnText, unseen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import private_folder, sha256_of
 from tunesmith.hosts import agent, autostart, layout, models, relay, transfer
@@ -29,7 +29,7 @@ from tunesmith.hosts.platforms import Platform, load_platforms, platform_of
 from tunesmith.hosts.remote import Remote
 from tunesmith.job.run.codec import encode
 from tunesmith.job.run.events import Event
-from tunesmith.job.run.folder import COPY_FILE, RunFolder
+from tunesmith.job.run.folder import COPY_FILE, MERGED, RunFolder
 from tunesmith.job.run.replies import (
     Manifest,
     Removed,
@@ -43,12 +43,13 @@ from tunesmith.job.run.replies import (
 )
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.run.schema import Cause, FetchSpec, ListedRun, RunRequest, RunStatus
-from tunesmith.plan.plan import Input, Plan, RunLocation
+from tunesmith.plan.models import refuse_changed
+from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.plan.target import Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
 from tunesmith.services.service import ServiceAccess
 from tunesmith.stack.sources import app_digest
-from tunesmith.targets import power
+from tunesmith.targets import delivery, power
 from tunesmith.targets import pull as targets_pull
 from tunesmith.targets.services import HostServices
 
@@ -71,7 +72,7 @@ class HostTarget:
         project: Project,
         name: str,
         tell: OnText = lambda _: None,
-        bar: transfer.Bar = transfer.unseen,
+        bar: Bar = unseen,
     ) -> None:
         self.name = name
         self._project = project
@@ -153,12 +154,12 @@ class HostTarget:
         """
         self._same_sources()
         order = RunOrder(plan.request, plan.run_id, plan.config)
-        self._deliver("create", (), order, plan.inputs)
+        self._deliver("create", (), order, plan)
 
     def renew(self, plan: Plan) -> None:
         """Replace the request of a run. Raises UsageError while somebody works on it."""
         self._same_sources()
-        self._deliver("renew", (plan.run_id,), RunOrder(plan.request), plan.inputs)
+        self._deliver("renew", (plan.run_id,), RunOrder(plan.request), plan)
 
     def request(self, run_id: str) -> RunRequest:
         """Return what was asked: run.json."""
@@ -400,22 +401,34 @@ class HostTarget:
                 hint=f"update it: `inv provision --on {self.name}`",
             )
 
-    def _deliver(
-        self, verb: str, words: Sequence[str], order: RunOrder, inputs: Sequence[Input]
-    ) -> None:
-        """Upload the inputs that changed and let the agent take them, each by its sha256."""
-        if inputs:
+    def _deliver(self, verb: str, words: Sequence[str], order: RunOrder, plan: Plan) -> None:
+        """Upload the inputs that changed and let the agent take them, each by its sha256.
+
+        Results of runs that lie there are taken from them, once the agent has compared those with
+        their seals.
+        """
+        uploaded: dict[str, UploadedFile] = {}
+        if inputs := plan.inputs:
             clone = hashlib.sha256(str(self._project.root).encode()).hexdigest()[:8]
             folder = self.layout.base / "uploads" / f"{self._project.root.name}-{clone}"
             files = {item.name: item.source for item in inputs}
             size = sum(path.stat().st_size for path in files.values())
             self._tell(f"uploading what changed of {len(files)} files ({formats.size(size)})")
-            transfer.upload(self._remote, files, str(folder), self._tell)
+            with self._bar("uploading") as moved:
+                transfer.upload(self._remote, files, str(folder), self._tell, moved)
             uploaded = {
                 name: UploadedFile(str(folder / name), path.stat().st_size, sha256_of(path))
                 for name, path in files.items()
             }
-            order = replace(order, inputs=uploaded)
+            refuse_changed(plan.known, {path: uploaded[name] for name, path in files.items()})
+        request = order.request
+        for link in plan.links:
+            part = MERGED if link.folder == MERGED else "adapter"
+            there = self._manifest(link.run_id, (part,))
+            linked = delivery.linked(link, there, self.layout.runs)
+            uploaded |= linked
+            request = delivery.with_digest(request, link, linked)
+        order = replace(order, request=request, inputs=uploaded)
         agent.call(self._remote, verb, *words, reply=RunNamed, stdin=encode(order), timeout=600)
 
     def _manifest(self, run_id: str, parts: Sequence[str]) -> Manifest:

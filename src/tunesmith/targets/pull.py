@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tunesmith.core import formats
-from tunesmith.core.callbacks import OnText
+from tunesmith.core.callbacks import Bar, OnText
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import fsync_file, sha256_of, write_json
 from tunesmith.core.swap import put_in_place, recover
@@ -48,7 +48,7 @@ class Host:
     remote: Remote
     folder: str  # of the run, there
     tell: OnText
-    bar: transfer.Bar
+    bar: Bar
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -29,6 +29,7 @@ from typing import Any
 from tunesmith.core.documents import AlignedRow, Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
+from tunesmith.job.data import passes
 from tunesmith.job.data.rows import IGNORED, DataPipeline, Table
 
 EXAMPLES = 50  # rows of one kind that are listed one by one
@@ -49,11 +50,14 @@ class Steps:
     """What a training makes of the rows that are kept."""
 
     validation: list[tuple[str, int]]  # (data set, number of the row) of what val_size holds out
+    taken: dict[str, int]  # rows of each data set in a pass, repeated ones counted again
+    seen: dict[str, int]  # different rows of each
     sequences: int  # a pass has
     batch_size: int  # of one device
     accumulation: int
     epochs: float
     max_steps: int
+    drop_last: bool  # an incomplete batch at the end of a pass is left out
     tokens_an_epoch: int
     padded_tokens_an_epoch: int
 
@@ -180,13 +184,23 @@ def _why_cut(full: int, left: int, labels: Sequence[int], pairs: Sequence[Any]) 
 
 
 def _judge_text(pipeline: DataPipeline, row: AlignedRow, number: int, part: Part) -> None:
-    """A text of pre-training: joined with the others and cut into blocks, so never lost."""
-    texts = [message["content"] for message in row["_prompt"]]
-    ids = pipeline.codec.tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
+    """A text of pre-training: cut at cutoff_len, or with packing joined with the others.
+
+    Source: data/processor/pretrain.py; no token of a text is without loss.
+    """
+    tokenizer, data_args = pipeline.codec.tokenizer, pipeline.data_args
+    end = "<|end_of_text|>" if data_args.template == "llama3" else tokenizer.eos_token
+    text = row["_prompt"][0]["content"] + end
+    if not data_args.packing and getattr(tokenizer, "add_bos_token", False):
+        text = tokenizer.bos_token + text
+    full = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    length = full if data_args.packing else min(full, data_args.cutoff_len)
     part.kept.append(number)
-    part.lengths.append(len(ids) + 1)
-    part.full[len(ids) + 1] += 1
-    part.trained_tokens += len(ids) + 1
+    part.lengths.append(length)
+    part.full[full] += 1
+    part.trained_tokens += length
+    if length < full:
+        part.note("truncated", number, f"{full} tokens, {length} stay: the rest is lost")
 
 
 def _control_words(pipeline: DataPipeline) -> re.Pattern[str] | None:
@@ -281,7 +295,7 @@ def replay(config: Config, workers: int, scratch: str, rows_file: Path | None = 
         template=config.get("template"),
         reasoning=type(pipeline.codec.template).__name__.startswith("Reasoning"),
         enable_thinking=pipeline.data_args.enable_thinking,
-        steps=_steps(pipeline, [parts[name] for name in names], names),
+        steps=_steps(pipeline, parts, names),
     )
 
 
@@ -325,34 +339,46 @@ def _slice(table: Table, start: int) -> list[AlignedRow]:
     return list(rows)
 
 
-def _steps(pipeline: DataPipeline, parts: Sequence[Part], names: Sequence[str]) -> Steps:
+def _steps(pipeline: DataPipeline, parts: Mapping[str, Part], names: Sequence[str]) -> Steps:
     from datasets import Dataset
     from llamafactory.data.data_utils import split_dataset
 
-    arguments = pipeline.training_args
-    lengths = [length for part in parts for length in part.lengths]
-    rows = [(name, row) for name, part in zip(names, parts, strict=True) for row in part.kept]
+    arguments, data_args = pipeline.training_args, pipeline.data_args
+    of_row = {
+        (name, row): length
+        for name in dict.fromkeys(names)
+        for row, length in zip(parts[name].kept, parts[name].lengths, strict=True)
+    }
+    merged = passes.merged(pipeline, {name: parts[name].rows for name in names}, names)
+    rows = [row for row in merged if row in of_row]
+    if data_args.packing:
+        lengths = passes.packs(pipeline, merged, of_row)
+    else:
+        lengths = [of_row[row] for row in rows]
     validation: list[tuple[str, int]] = []
-    if pipeline.stage == "pt":
-        block = pipeline.data_args.cutoff_len
-        lengths = [block] * (sum(lengths) // block) if pipeline.data_args.packing else lengths
-    elif pipeline.data_args.packing:
-        lengths = _packs(lengths, pipeline.data_args)
-    share = pipeline.data_args.val_size
-    if lengths and share > 1e-6:
+    if lengths and data_args.val_size > 1e-6:
         places = Dataset.from_dict({"place": list(range(len(lengths)))})
-        split = split_dataset(places, None, pipeline.data_args, seed=arguments.seed)
-        if len(lengths) == len(rows):
+        try:
+            split = split_dataset(places, None, data_args, seed=arguments.seed)
+        except ValueError:
+            message = (
+                f"val_size is {data_args.val_size:g} of {len(lengths)} sequences: none is left"
+            )
+            raise UsageError(f"{message} to train on", hint="write a smaller `val_size`") from None
+        if not data_args.packing:
             validation = [rows[place] for place in split["validation"]["place"]]
         lengths = [lengths[place] for place in split["train"]["place"]]
     micro = max(int(arguments.per_device_train_batch_size), 1)
     return Steps(
         validation=validation,
+        taken=dict(Counter(name for name, _ in rows)),
+        seen=dict(Counter(name for name, _ in set(rows))),
         sequences=len(lengths),
         batch_size=micro,
         accumulation=int(arguments.gradient_accumulation_steps),
         epochs=float(arguments.num_train_epochs),
         max_steps=int(arguments.max_steps),
+        drop_last=bool(arguments.dataloader_drop_last),
         tokens_an_epoch=sum(lengths),
         padded_tokens_an_epoch=padded(lengths, micro, arguments.seed),
     )
@@ -368,17 +394,6 @@ def padded(lengths: Sequence[int], batch: int, seed: int) -> int:
     random.Random(seed).shuffle(order)  # noqa: S311 (no secret)
     groups = (order[start : start + batch] for start in range(0, len(order), batch))
     return sum(math.ceil(max(group) / 8) * 8 * len(group) for group in groups)
-
-
-def _packs(lengths: Sequence[int], data_args: Any) -> list[int]:
-    """Return the sequences that packing makes: per 1000 rows, as Dataset.map hands them over."""
-    from llamafactory.data.processor.processor_utils import greedy_knapsack
-
-    made = 0
-    for start in range(0, len(lengths), data_args.preprocessing_batch_size):
-        some = list(lengths[start : start + data_args.preprocessing_batch_size])
-        made += len(greedy_knapsack(some, data_args.cutoff_len))
-    return [data_args.cutoff_len + 1] * made
 
 
 def main(request: Path, result: Path) -> int:

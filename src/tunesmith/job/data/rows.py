@@ -24,6 +24,7 @@ _TRAINING_KEYS = (
     "num_train_epochs",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "dataloader_drop_last",
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +165,18 @@ def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
         beyond_plain=(*config.beyond_plain, *odd),
         parameters=sum(math.prod(shape) for _, shape in tensors.values()),
     )
+
+
+def check_start(base_folder: Path, adapters: Iterable[Path]) -> None:
+    """Check that adapters fit the base model that a training puts them on, as `check_fits` does.
+
+    Not compared: a quantised base, or one in pickles, whose tensors have other names or none.
+    """
+    config = base_folder / "config.json"
+    if not tensor_shapes(base_folder) or read_json(config).get("quantization_config"):
+        return
+    for folder in adapters:
+        check_fits(base_folder, folder)
 
 
 class _Finder:

@@ -53,6 +53,27 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfPhase(Event):
+    """What happens to a phase."""
+
+    phase: Word
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPhase(Event):
+    """What happens in a phase; its name may be left out."""
+
+    phase: Word | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtStep(Event):
+    """What happens at a step of the training."""
+
+    step: _Step
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
     """A supervisor began; `cause` is None in runs of an older version."""
 
@@ -73,44 +94,40 @@ class RunEnded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseStarted(Event):
+class PhaseStarted(OfPhase):
     """A worker of a phase begins."""
 
     NAME = "phase_started"
 
-    phase: Word
     attempt: Annotated[int, Between(0, 1 << 32)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseEnded(Event):
+class PhaseEnded(OfPhase):
     """A phase is over, after all its attempts."""
 
     NAME = "phase_ended"
 
-    phase: Word
     state: Word
     seconds: Seconds = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resumed(Event):
+class Resumed(AtStep):
     """The training goes on from a checkpoint."""
 
     NAME = "resumed"
 
-    step: _Step
     total_steps: _Step | None = None
     checkpoint: Line | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint(Event):
+class Checkpoint(AtStep):
     """A checkpoint was written and sealed; `bytes` in all, in `seconds`."""
 
     NAME = "checkpoint"
 
-    step: _Step
     path: Line = ""
     bytes: Count | None = None
     seconds: Figure | None = None
@@ -158,16 +175,17 @@ class Continued(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure(Event):
-    """A worker failed, and with which class; `retry` overrules the class's own."""
+class Failure(InPhase):
+    """A worker failed, and with which class; `retry` overrules the class's own. `rank` is the one
+    of several processes that failed first."""
 
     NAME = "failure"
 
     failure: Word
     message: Line
     detail: Line | Annotated[tuple[Line, ...], Most(1000)] = ()
-    phase: Word | None = optional()
     retry: bool | None = optional()
+    rank: int | None = optional()
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -176,24 +194,22 @@ class Failure(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restarting(Event):
+class Restarting(OfPhase):
     """A phase is begun again after a failure."""
 
     NAME = "restarting"
 
-    phase: Word
     why: Line
     failure: Word | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Log(Event):
+class Log(InPhase):
     """The figures of one step. A figure that JSON cannot hold may be text."""
 
     NAME = "log"
 
     step: _Step
-    phase: Word | None = optional()
     total_steps: _Step | None = None
     loss: Loss | Line | None = None
     learning_rate: Loss | Line | None = None
@@ -204,17 +220,16 @@ class Log(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated(Event):
+class Evaluated(AtStep):
     """The held-out loss at a step."""
 
     NAME = "eval"
 
-    step: _Step
     loss: Loss | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress(Event):
+class Progress(InPhase):
     """How far a phase without steps is."""
 
     NAME = "progress"
@@ -222,16 +237,14 @@ class Progress(Event):
     done: Annotated[float, Between(0)]
     total: Annotated[float, Between(0)] | None
     unit: Line
-    phase: Word | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(Event):
+class Summary(InPhase):
     """What a phase that succeeded has to say of its results; `results` are its own."""
 
     NAME = "summary"
 
-    phase: Word | None = optional()
     peak_memory: Mapping[Word, Figure] | None = optional()
     metrics: Mapping[Line, Any] | None = optional()
     output: Line | None = optional()
@@ -239,13 +252,12 @@ class Summary(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note(Event):
+class Note(InPhase):
     """Something that people should know."""
 
     NAME = "note"
 
     text: Line
-    phase: Word | None = optional()
 
 
 @dataclass(frozen=True, kw_only=True)

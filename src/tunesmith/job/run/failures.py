@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from tunesmith.core.errors import TunesmithError
+from tunesmith.job.run import messages
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,17 @@ class JobError(TunesmithError):
         message: str,
         detail: tuple[str, ...] = (),
         *,
+        hint: str = "",
         retry: bool | None = None,
     ) -> None:
-        super().__init__(message, detail)
+        super().__init__(message, detail, hint=hint)
         self.failure = CLASSES[failure].name
         self.retry = retry
 
 
-# The first pattern that matches decides. Texts as PyTorch, the NVIDIA driver, glibc,
-# LLaMA-Factory 0.9.3 and datasets 3.6 print them.
-_PATTERNS: tuple[tuple[str, str], ...] = (
+# The first that matches decides: what the machine says, as PyTorch, the NVIDIA driver and glibc
+# print it, then LLaMA-Factory's own sentences (messages.py), then those of what it calls.
+_MACHINE: tuple[tuple[str, str], ...] = (
     ("gpu_oom", r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"),
     (
         "driver",
@@ -118,25 +120,52 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
         r"DataLoader worker \(pid[^)]*\) is killed by signal: (?:Bus error|Killed)"
         r"|Cannot allocate memory|DefaultCPUAllocator: can't allocate memory|^MemoryError",
     ),
+)
+# transformers 4.52, datasets 3.6, peft 0.15 and torch.
+_LIBRARIES: tuple[tuple[str, str], ...] = (
     (
         "data",
-        r"Cannot find valid samples|Undefined dataset|DatasetGenerationError|JSONDecodeError"
-        r"|Cannot find sufficient samples|ArrowInvalid",
+        r"DatasetGenerationError|JSONDecodeError|ArrowInvalid|^StopIteration"
+        r"|num_samples should be a positive integer value, but got num_samples=0",
     ),
     (
         "config",
-        r"Some keys are not used by the HfArgumentParser|Some specified arguments are not used"
-        r"|Template .* does not exist|Please specify|Target modules .* not found",
+        r"Some keys are not used by the HfArgumentParser|Please specify|(?:^|: )`?--\w+"
+        r"|requires non-zero --|lr_scheduler_type \w+ requires|Seed must be between 0"
+        r"|Target modules .* not found|must be an integer if bigger than 1"
+        r"|warmup_(?:ratio|steps) must |At most one of fp16 and bf16"
+        r"|Your setup doesn't support bf16/gpu|requires Ampere or a newer GPU"
+        r"|batch_size should be a positive integer|num_proc must be an integer"
+        r"|num_workers option should be non-negative|`r` should be a positive integer"
+        r"|dropout probability has to be between|Invalid (?:learning rate|beta parameter|epsilon)"
+        r"|Invalid weight_decay value|test_size=\S+ should be|EarlyStoppingCallback requires"
+        r"|Can't find 'adapter_config.json' at|is not supported, only azure_ml"
+        # A package that a key asks for.
+        r"|No package metadata was found|You need to (?:install|have) `|is not installed!"
+        r"|Callback requires \w+ to be installed|: Please install |transformers\S+ is required"
+        r"|No module named '(?:swanlab|wandb|mlflow|galore_torch|apollo_torch|badam|adam_mini"
+        r"|deepspeed|unsloth|hqq|eetq|aqlm|auto_gptq|awq|optimum|MoD|vllm|sglang)'",
     ),
 )
 
 
+def of_the_machine(text: str) -> str | None:
+    """Return the class of an error text that speaks of GPU, memory or disk; None for any other."""
+    return _first(_MACHINE, text)
+
+
 def classify_text(text: str) -> str:
     """Return the class of an error text; `code` when nothing else fits."""
-    for name, pattern in _PATTERNS:
-        if re.search(pattern, text, re.MULTILINE):
-            return name
-    return "code"
+    if machine := of_the_machine(text):
+        return machine
+    if sentence := messages.find(text):
+        return sentence.failure
+    return _first(_LIBRARIES, text) or "code"
+
+
+def _first(patterns: tuple[tuple[str, str], ...], text: str) -> str | None:
+    found = (name for name, pattern in patterns if re.search(pattern, text, re.MULTILINE))
+    return next(found, None)
 
 
 def classify_exit(code: int, log_tail: str, *, oom_killed: bool) -> tuple[str, str]:

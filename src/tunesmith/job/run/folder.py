@@ -25,7 +25,7 @@ from tunesmith.job.run.schema import Adjustments, CopyRecord, RunRequest, RunSta
 from tunesmith.job.run.stored import DamagedError, read_mapping, read_record
 from tunesmith.job.system import disk
 
-PHASES = ("fetch", "before", "train", "after", "merge", "proof", "predict")
+PHASES = ("check", "fetch", "before", "train", "after", "merge", "proof", "predict")
 OWNER_FILE = ".tunesmith-owner.json"
 # In the copy of a run that lives on a host: from where, and what was copied.
 COPY_FILE = "pulled.json"

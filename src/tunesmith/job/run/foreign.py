@@ -86,6 +86,16 @@ _LONGEST = 100_000  # characters of a text
 _MOST = 10_000  # items of a list
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+_RUN = re.compile(r"run:[A-Za-z0-9][A-Za-z0-9_.+@=,-]{0,127}")
+# Keys that may name them (plan/models.py).
+_MODEL_KEYS = (
+    "model_name_or_path",
+    "adapter_name_or_path",
+    "ref_model",
+    "ref_model_adapters",
+    "reward_model",
+    "reward_model_adapters",
+)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@/-]{0,199}")
 
 
@@ -187,7 +197,9 @@ def request_of(foreign: RunRequest, run_id: str) -> RunRequest:
             if item.key in CONFIG_KEYS and _plain(item.value) and _plain(item.was)
         ),
         # The base model comes otherwise here, and before the run.
-        phases=tuple(p for p in PHASES if p in (foreign.phases or ()) and p != "fetch"),
+        phases=tuple(
+            p for p in PHASES if p in (foreign.phases or ()) and p not in ("check", "fetch")
+        ),
         prompts=tuple(map(_cut, foreign.prompts[:_MOST])),
         guard=tuple(map(_cut, foreign.guard[:_MOST])),
         evaluate=foreign.evaluate,
@@ -196,6 +208,7 @@ def request_of(foreign: RunRequest, run_id: str) -> RunRequest:
         env={},
         preset=foreign.preset if foreign.preset in ("fast", "none") else None,
         price=_price_of(foreign.price),
+        origins=tuple(o for o in foreign.origins if o.key in _MODEL_KEYS and _named(o.written)),
     )
 
 
@@ -206,6 +219,11 @@ def config_of(foreign: Values) -> dict[str, Any]:
         for key, value in foreign.items()
         if key in CONFIG_KEYS and (_plain(value) or (key in _WORDS and isinstance(value, str)))
     }
+
+
+def _named(written: str) -> bool:
+    """Whether a config named a run's result or a model of a hub, no path of the other machine."""
+    return _RUN.fullmatch(written) is not None or _MODEL_NAME.fullmatch(written) is not None
 
 
 def _plain(value: Any) -> bool:

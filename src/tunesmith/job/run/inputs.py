@@ -15,12 +15,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tunesmith.basemodel import kinds
+from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core.callbacks import OnBytes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import read_json, write_json
-from tunesmith.job.run.config import starting_adapters
+from tunesmith.core.names import ENVIRONMENT_MARKER
+from tunesmith.job.run.config import other_adapters, other_models, starting_adapters
 from tunesmith.job.run.remedies import new_run
 from tunesmith.job.run.schema import (
+    Download,
     FileRecord,
     InputRecord,
     ModelRef,
@@ -33,7 +37,8 @@ from tunesmith.job.run.seals import ENVIRONMENT, rewriting, sha256_of, unheard
 # The parts of run.json's `inputs`, and what they are inputs of.
 TRAIN, PREDICT = "train", "predict"
 STAMPS = ".stamps.json"
-ENVIRONMENT_MARKER = ".tunesmith-environment.json"
+# Keys that name a JSON file, or hold what stands in one.
+JSON_KEYS = ("deepspeed", "fsdp_config", "accelerator_config")
 _REGISTRY = "dataset_info.json"
 _MEDIA = ("images", "videos", "audios")
 # Rows lie beside media where media_dir is not given.
@@ -56,6 +61,20 @@ def recorded(
     values = {TRAIN: config or {}, PREDICT: request.predict or {}}
     added = {n: _described(values[n], known or {}) for n in lacking(request, config)}
     return replace(request, inputs={**request.inputs, **added})
+
+
+def with_files(request: RunRequest, item: Download, model: ModelFolder) -> RunRequest:
+    """Return run.json with the files of a model that was just fetched among its inputs."""
+    own = item.key == "adapter_name_or_path"
+    files = {
+        str(model.path / name): InputRecord(record.size, record.sha256, own)
+        for name, record in model.files.items()
+    }
+    made = {
+        part: replace(found, files=dict(sorted({**found.files, **files}.items())))
+        for part, found in request.inputs.items()
+    }
+    return replace(request, inputs=made)
 
 
 def lacking(request: RunRequest, config: Values | None) -> list[str]:
@@ -186,9 +205,11 @@ def _described(config: Values, known: Mapping[Path, FileRecord]) -> RunInputs:
         folders.append(tokenized)
     files += [path for folder in folders for path in _below(folder)]
     files += _media(config, data, entries)
-    for key in ("deepspeed", "fsdp_config"):
-        if isinstance(config.get(key), str):
+    for key in JSON_KEYS:
+        if isinstance(config.get(key), str) and not str(config[key]).startswith("{"):
             files.append(Path(str(config[key])))
+    files += [path for name in other_adapters(config) for path in _adapter(config, Path(name))]
+    files += [path for name in other_models(config) for path in _weights(Path(name))]
     adapters = [path for name in starting_adapters(config) for path in _adapter(config, Path(name))]
     there = [path for path in dict.fromkeys([*files, *adapters]) if path.is_file()]
     records = {
@@ -231,9 +252,17 @@ def _media(config: Values, data: Path, entries: Values) -> Iterator[Path]:
 def _adapter(config: Values, folder: Path) -> Iterator[Path]:
     """Yield the files of an adapter, without checkpoints and model card; none of the run's own
     output, whose files have seals."""
-    own = str(config.get("output_dir") or "")
-    if folder.is_dir() and folder.resolve() != Path(own).with_name("output").resolve():
+    place = config.get("output_dir")
+    own = Path(str(place)).with_name("output").resolve() if place else None
+    if folder.is_dir() and folder.resolve() != own:
         yield from (p for p in sorted(folder.iterdir()) if p.is_file() and p.name != "README.md")
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    """Yield the files of a model that is read beside the base model."""
+    if folder.is_dir():
+        names = [path.name for path in folder.iterdir() if path.is_file()]
+        yield from (folder / name for name in kinds.choose("reward_model", names))
 
 
 def _below(folder: Path) -> Iterator[Path]:

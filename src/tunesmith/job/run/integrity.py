@@ -66,7 +66,7 @@ def _unreadable(run_dir: Path, error: OSError) -> UsageError:
 def _check(run_dir: Path, use: str, say: OnText, tell: OnBytes) -> None:
     folder = RunFolder(run_dir)
     seals.check(run_dir, REQUEST, tell)
-    if use == "fetch":
+    if use in ("check", "fetch"):
         return
     request = folder.request()
     config = run_config.read_config(run_dir) if folder.config_file.is_file() else {}
@@ -93,7 +93,7 @@ def _check(run_dir: Path, use: str, say: OnText, tell: OnBytes) -> None:
         seals.check_files(run_dir, ("merged/MANIFEST.json",))
     if use in _ANY_MODEL:
         loaded = request.predict or {} if use == "predict" else config
-        for name in run_config.starting_adapters(loaded):
+        for name in (*run_config.starting_adapters(loaded), *run_config.other_adapters(loaded)):
             refuse_code(Path(name))
     if "output" in results:
         refuse_code(run_manifest.output_of(folder))

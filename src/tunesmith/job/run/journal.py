@@ -198,3 +198,13 @@ class Reporter:
         for _ in range(relay.send(list(self._events))):
             self._events.popleft()
         return not self._events
+
+
+class SilentReporter(Reporter):
+    """That of a rank besides the first: what all have to tell, the first one tells."""
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Tell nothing."""
+
+    def heartbeat(self, value: dict[str, Any]) -> None:
+        """Tell nothing."""

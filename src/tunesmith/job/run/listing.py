@@ -5,6 +5,7 @@ Standard library and yaml only.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.core.errors import TunesmithError, UsageError
@@ -64,7 +65,9 @@ def list_runs(runs: Path) -> list[ListedRun]:
             continue
         try:
             request = run.request()
-            found.append(_listed(run.status(), request.created, request.title, folder))
+            item = _listed(run.status(), request.created, request.title, folder)
+            origins = dict.fromkeys(origin.written for origin in request.origins)
+            found.append(replace(item, origins=tuple(origins)))
         except TunesmithError as error:
             found.append(_damaged(run, error.line))
         except OSError as error:

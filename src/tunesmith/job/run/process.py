@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 SUPERVISOR_PID = "TUNESMITH_SUPERVISOR_PID"
+# The folder of a run, in the environment of its worker and of all that this starts.
+WORKER_OF = "TUNESMITH_WORKER_OF"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.codec import (
     Between,
@@ -173,6 +174,36 @@ class FetchSpec:
 
 
 @dataclass(frozen=True)
+class Download:
+    """A further model or adapter that comes from a hub: the `place`-th name, from 0, of a key."""
+
+    key: Word
+    name: Line
+    kind: Kind = "model"
+    place: Count = omitted(0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """From where a model or an adapter came: the `place`-th name, from 0, of a config's `key`.
+
+    `written` is what the config said. `run` is the run whose result it is, and `result` the folder
+    of it (output or merged); `host` is where that was trained if not here. `source` and `revision`
+    are a hub's. `sha256` is over the names and sha256 of its files (basemodel/kinds.py).
+    """
+
+    key: Word
+    written: FileName
+    place: Count = omitted(0)
+    run: RunName | None = optional()
+    result: Word | None = optional()
+    host: Line | None = optional()
+    source: Line | None = optional()
+    revision: Line | None = optional()
+    sha256: Sha256 | None = optional()
+
+
+@dataclass(frozen=True)
 class InputRecord:
     """Size and sha256 of a file that a run reads; `adapter`: of one the training starts from."""
 
@@ -192,13 +223,24 @@ class RunInputs:
 
 
 @dataclass(frozen=True)
+class GpuChoice:
+    """The GPUs of a training: so many, the first there are, or those with these numbers."""
+
+    count: Annotated[int, Between(1, 1000)]
+    ids: tuple[Annotated[int, Between(0, 1000)], ...] = omitted(())
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """run.json: what was asked. Written before the start; the fetch phase adds where the model
     lies.
 
     `evaluate`, `merge` (LLaMA-Factory's export keys, and accept_mismatch), `limits`, `after`:
     how the phases go, and what follows a success. `turn`: whether a host at work is waited for.
-    `inputs`: what the training and a prediction read (job/run/inputs.py).
+    `inputs`: what the training and a prediction read (job/run/inputs.py). `keep_batch`: several
+    processes share the rows of a step that the config gives to one.
+    `downloads`: further models that the fetch phase brings; `origins`: from where models and
+    adapters came.
     """
 
     run_id: RunName = omitted("")
@@ -224,9 +266,13 @@ class RunRequest:
     fetch: FetchSpec | None = optional()
     price: Figure | Price | None = optional()
     turn: Literal["refuse", "wait"] | None = optional()
+    gpus: GpuChoice | None = optional()
+    keep_batch: bool = omitted(False)
     after: PostRunCommand | None = optional()
     predict: Values | None = optional()
     inputs: Mapping[Word, RunInputs] = omitted_mapping()
+    downloads: Annotated[tuple[Download, ...], Most(100)] = omitted(())
+    origins: Annotated[tuple[Origin, ...], Most(100)] = omitted(())
     version: Count = CONTRACT
 
     def needed_model(self) -> ModelRef:
@@ -308,13 +354,15 @@ class RunStatus:
 class ListedRun(RunStatus):
     """A run in a list of runs: its status, and what its request says it is.
 
-    `on` is the target that has it; a target names itself.
+    `on` is the target that has it; a target names itself. `origins`: the models and adapters it
+    came from, as its config named them.
     """
 
     created: Line = ""
     title: Line = ""
     path: FileName = ""
     on: Line = omitted("")
+    origins: Annotated[tuple[FileName, ...], Most(100)] = omitted(())
 
 
 @dataclass(frozen=True)

@@ -127,13 +127,18 @@ def _recorded(order: RunOrder, taken: dict[Path, FileRecord], now: Path, final: 
 
 
 def _moved(value: Any, old: Path, new: Path) -> Any:
-    """Return a value of JSON whose paths below `old` are below `new`."""
+    """Return a value of JSON whose paths below `old` are below `new`; a key may list several."""
     if isinstance(value, dict):
         return {_moved(k, old, new): _moved(v, old, new) for k, v in value.items()}
     if isinstance(value, list):
         return [_moved(item, old, new) for item in value]
-    inside = isinstance(value, str) and value.startswith(f"{old}/")
-    return f"{new}{value[len(str(old)) :]}" if inside else value
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")
+    inside = f"{old}/"
+    return ",".join(
+        f"{new}/{part[len(inside) :]}" if part.startswith(inside) else part for part in parts
+    )
 
 
 def renew(run: RunFolder, order: RunOrder) -> RunNamed:

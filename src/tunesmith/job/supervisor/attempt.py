@@ -13,13 +13,15 @@ from pathlib import Path
 
 from tunesmith.core import isolated
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.process import SUPERVISOR_PID
+from tunesmith.job.run.process import SUPERVISOR_PID, WORKER_OF
 from tunesmith.job.run.schema import Heartbeat
 from tunesmith.job.run.stored import DamagedError, read_record
-from tunesmith.job.system import disk, resources
+from tunesmith.job.system import disk, processes, resources
 
 _WORKER = "tunesmith.job.supervisor.worker"
 _LOG_TAIL_BYTES = 16_384
+# Then it hangs in the kernel, and nothing ends it.
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ class Attempt:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=workplace,
-                env={**environment, SUPERVISOR_PID: str(os.getpid())},
+                env={
+                    **environment,
+                    SUPERVISOR_PID: str(os.getpid()),
+                    WORKER_OF: str(run.path),
+                },
                 # Its own session and group: Ctrl-C in a terminal reaches only the supervisor,
                 # and a signal to the group reaches the worker's children too.
                 start_new_session=True,
@@ -77,17 +83,22 @@ class Attempt:
             self._read_heartbeat()
             return None
         # Children that outlive their worker would hold the GPU's memory.
-        self._signal_group(signal.SIGKILL)
+        self.kill()
         oom_killed = resources.oom_kills() > self._oom_kills
         return Ended(code, self._stalled, oom_killed, self.log_tail())
 
     def request_stop(self) -> None:
-        """Ask for a checkpoint and an end."""
-        self._signal_group(signal.SIGTERM)
+        """Ask for a checkpoint and an end.
+
+        The worker alone: its loaders of data would die of it, and it passes it on to ranks.
+        """
+        self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the worker and its children at once."""
+        """End the worker and all that it has started at once, ranks in sessions of their own
+        among them."""
         self._signal_group(signal.SIGKILL)
+        end_workers(self._run)
 
     def sign(self) -> None:
         """Count something that the worker reported as a sign of life."""
@@ -102,7 +113,10 @@ class Attempt:
         self._stalled = True
         # SIGCONT first: a stopped process could not write its stacks.
         self._signal_group(signal.SIGCONT)
+        mine = processes.marked(WORKER_OF, str(self._run.path))
+        processes.tell(mine, signal.SIGCONT)
         self._process.send_signal(signal.SIGUSR1)
+        processes.tell([one for one in mine if one.rank is not None], signal.SIGUSR1)
         time.sleep(dump_seconds)
         self.kill()
 
@@ -157,3 +171,12 @@ class Attempt:
             os.killpg(self._process.pid, signum)
         except ProcessLookupError:
             return  # it is gone: nothing to signal
+
+
+def end_workers(run: RunFolder) -> None:
+    """End what is left of a run's workers; whoever calls has the run's lock.
+
+    A rank holds no lock: one whose agent was killed may be left behind, hanging in a
+    collective, with the memory of its GPU.
+    """
+    processes.end(WORKER_OF, str(run.path), _END_SECONDS)

@@ -14,7 +14,7 @@ from tunesmith.job.run.adjustments import adjusted_config
 from tunesmith.job.run.events import mend_events
 from tunesmith.job.run.folder import RunFolder, claim_output
 from tunesmith.job.run.journal import Journal
-from tunesmith.job.run.schema import RunRequest
+from tunesmith.job.run.schema import GpuChoice, RunRequest
 from tunesmith.job.system import disk
 
 
@@ -63,4 +63,16 @@ def worker_environment(request: RunRequest) -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     environment["PATH"] = f"{programs}{os.pathsep}{environment['PATH']}"
     environment["PYTHONUNBUFFERED"] = "1"
-    return environment | {key: str(value) for key, value in (request.env or {}).items()}
+    environment |= {key: str(value) for key, value in (request.env or {}).items()}
+    if request.gpus is not None:
+        environment |= _devices(request.gpus, environment.get("CUDA_VISIBLE_DEVICES"))
+    return environment
+
+
+def _devices(gpus: GpuChoice, visible: str | None) -> dict[str, str]:
+    """Let the worker see the chosen GPUs alone, of those that are `visible` to us."""
+    known = [word for word in (visible or "").split(",") if word]
+    chosen = gpus.ids or tuple(range(gpus.count))
+    # One that is not there is left out, and missed when torch counts them.
+    seen = [known[number] for number in chosen if number < len(known)] if known else chosen
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, seen)), "NPROC_PER_NODE": str(gpus.count)}

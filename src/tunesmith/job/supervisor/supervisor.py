@@ -24,6 +24,7 @@ from tunesmith.core import formats
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run import events, integrity, queue
 from tunesmith.job.run.adjustments import refusal, step_down
+from tunesmith.job.run.exit_codes import FAILED, STOPPED
 from tunesmith.job.run.failures import CLASSES
 from tunesmith.job.run.folder import (
     PHASES,
@@ -36,11 +37,10 @@ from tunesmith.job.run.limits import carry_out
 from tunesmith.job.run.relay import RELAY
 from tunesmith.job.run.schema import Cause, Limits, RunRequest
 from tunesmith.job.supervisor import preparation, workplace
-from tunesmith.job.supervisor.attempt import Attempt, Ended
+from tunesmith.job.supervisor.attempt import Attempt, Ended, end_workers
 from tunesmith.job.supervisor.intake import Intake
 from tunesmith.job.supervisor.outcome import Outcome, crashed, refused, reported
 from tunesmith.job.supervisor.record import StatusRecord
-from tunesmith.job.supervisor.worker import FAILED, STOPPED
 from tunesmith.job.system import disk
 
 _POLL_SECONDS = 0.2
@@ -68,6 +68,7 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
     lock = acquire(run)
     journal = Journal(run)
     try:
+        end_workers(run)
         preparation.make_room(run, journal)
         with workplace.of(run) as place:
             supervisor = _Supervisor(run, request, lock, journal, place, cause)

@@ -14,6 +14,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,20 +25,19 @@ from tunesmith.core.files import write_json
 from tunesmith.job.patches import imports
 from tunesmith.job.run import streams
 from tunesmith.job.run.adjustments import refusal
+from tunesmith.job.run.exit_codes import FAILED, STOPPED
 from tunesmith.job.run.failures import JobError, classify_text
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.journal import Reporter
-from tunesmith.job.run.process import SUPERVISOR_PID, die_with_parent, is_first_rank
+from tunesmith.job.run.journal import Reporter, SilentReporter
+from tunesmith.job.run.process import SUPERVISOR_PID, die_with_parent, is_first_rank, rank_count
+from tunesmith.job.supervisor import ranks
 from tunesmith.job.system import disk
 from tunesmith.job.system.resources import peak_memory
-
-STOPPED = 20
-FAILED = 21
-
 
 Run = Callable[..., dict[str, Any]]
 
 _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "check": ("tunesmith.job.training.config_check", {}),
     "fetch": ("tunesmith.job.training.fetch", {}),
     "before": ("tunesmith.job.evaluation.phase", {"phase": "before"}),
     "train": ("tunesmith.job.training.phase", {}),
@@ -46,6 +46,8 @@ _PHASES: dict[str, tuple[str, dict[str, Any]]] = {
     "proof": ("tunesmith.job.proof.phase", {}),
     "predict": ("tunesmith.job.evaluation.predict", {}),
 }
+# What begins with LLaMA-Factory's parser (job/training/config_check.py); train asks it itself.
+_ASKED_FIRST = ("before", "predict")
 # The proof is left out: it checks us, so it takes the libraries as they come.
 _ASK_THE_MODEL = ("before", "after", "predict")
 
@@ -53,7 +55,7 @@ _ASK_THE_MODEL = ("before", "after", "predict")
 def main(argv: list[str]) -> int:
     """Run one phase and return its exit code."""
     run, phase = RunFolder(Path(argv[0])), argv[1]
-    report = Reporter(run)
+    report = Reporter(run) if is_first_rank() else SilentReporter(run)
     if not die_with_parent(os.environ.get(SUPERVISOR_PID)):
         return STOPPED
     # `stalled` is diagnosed from this: the supervisor asks, the stacks go to train.log.
@@ -62,17 +64,19 @@ def main(argv: list[str]) -> int:
     module, extra = _PHASES[phase]
     try:
         entry: Run = importlib.import_module(module).run
+        if phase in _ASKED_FIRST:
+            # Now: naming the device touches the GPU.
+            importlib.import_module(_PHASES["check"][0]).beside(run.path, run.request())
         # Naming the device loads torch, which these have no need of; a merge does it elsewhere.
-        if phase not in ("fetch", "merge") and is_first_rank():
+        if phase not in ("check", "fetch", "merge") and is_first_rank():
             from tunesmith.job.system.versions import versions
 
             write_json(run.path / "versions.json", versions())
         if phase in _ASK_THE_MODEL:
             imports.trim()
         summary = functools.partial(entry, run.path, run.request(), report, **extra)()
-    except SystemExit as end:
-        return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001 - every end of a worker is reported
+        # SystemExit too: a library that leaves with 0 has not done the phase.
         return _report(run, report, phase, error)
     report("summary", phase=phase, **summary, peak_memory=peak_memory())
     return 0
@@ -98,6 +102,10 @@ def _report(run: RunFolder, report: Reporter, phase: str, error: BaseException) 
         message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]
         # A disk may take something again: the supervisor waits for it.
         retry = True if failure in (disk.FULL, disk.READ_ONLY) else None
+    if rank_count() > 1:
+        # One of them is the cause; the process that started them finds out which.
+        ranks.leave_word(ranks.RankFailure(failure, message, tuple(detail), retry, time.time()))
+        return FAILED
     passing = {} if retry is None else {"retry": retry}
     report("failure", phase=phase, failure=failure, message=message, detail=detail, **passing)
     return FAILED

@@ -159,8 +159,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Seal the checkpoint just written, drop the oldest, and end a run asked to stop."""
+        """Seal the checkpoint just written, drop the oldest, and end a run asked to stop.
+
+        Every rank writes its own part of it: sealed is what all have written, and no rank ends
+        before it is.
+        """
         output = Path(args.output_dir)
+        _wait_for_all_ranks()
         if state.is_world_process_zero:
             sealed = checkpoints.seal(output / f"checkpoint-{state.global_step}")
             self._checkpoint_bytes = sealed.size
@@ -174,6 +179,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
                 bytes=sealed.size,
                 seconds=round(time.monotonic() - self._save_began, 3),
             )
+        _wait_for_all_ranks()
         if self._stop and state.global_step < state.max_steps:
             raise Stopped(state.global_step)
 
@@ -236,6 +242,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             time.sleep(1)
         if began is not None:
             self._report("continued", step=state.global_step)
+
+
+def _wait_for_all_ranks() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 def _lack(folder: Path, needed: int) -> tuple[str, str] | None:

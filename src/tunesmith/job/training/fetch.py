@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,18 +19,29 @@ import yaml
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.catalogue import load_models
-from tunesmith.basemodel.judge import Machine, Seen, Wish, zero_stage_of
+from tunesmith.basemodel.judge import Machine, Seen, Wish, require_trainable, zero_stage_of
 from tunesmith.basemodel.judge import judge as judge_model
+from tunesmith.basemodel.kinds import Kind
 from tunesmith.core import formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
 from tunesmith.core.mirrors import load_mirror
+from tunesmith.job.merge.adapter import check_start
 from tunesmith.job.run import inputs, seals
 from tunesmith.job.run.codec import encode
+from tunesmith.job.run.config import starting_adapters
+from tunesmith.job.run.downloads import named_config, with_origin
 from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
-from tunesmith.job.run.schema import FetchSpec, FileRecord, ModelRef, RunRequest
+from tunesmith.job.run.schema import (
+    Download,
+    FetchSpec,
+    FileRecord,
+    ModelRef,
+    RunRequest,
+    Values,
+)
 from tunesmith.job.system import gpu, resources
 
 # Kinds of hub.NoSourceError that may be gone in a minute.
@@ -45,7 +56,8 @@ _TRIED = (
 
 
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonObject:
-    """Fetch and prove the base model; write into run.json and the config where it lies.
+    """Fetch and prove the base model and further ones; write into run.json and config where they
+    lie.
 
     Raises JobError of class `model` naming each source and why it failed; `disk_full` when
     it did not fit.
@@ -67,8 +79,13 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonOb
             emit("note", phase="fetch", text=f"memory: the training takes about {taken}")
 
     code = bool(wish.values.get("trust_remote_code"))
-    model = _fetch(asked, Path(os.environ["HF_HOME"]), emit, remote_code=code, judge=judge)
-    _write(RunFolder(run_dir), request, model)
+    hf_home = Path(os.environ["HF_HOME"])
+    model = _fetch(asked, hf_home, emit, remote_code=code, judge=judge)
+    others = [
+        (item, _fetch(_order(asked, item), hf_home, emit, remote_code=code, kind=item.kind))
+        for item in request.downloads
+    ]
+    _write(RunFolder(run_dir), request, model, others)
     return {"path": str(model.path), "source": model.source, "fetched": model.fetched}
 
 
@@ -84,16 +101,24 @@ def _wish(run: RunFolder, request: RunRequest, known: tuple[str, ...]) -> Wish:
     if request.preset == "fast":
         # It tries by itself how many rows fit: what was written is the measure.
         values |= {key.key: key.was for key in request.owned if key.key in _TRIED}
+    machine = Machine(
+        tuple(one.memory_total for one in gpu.ask() if one.memory_total),
+        resources.memory_limit(),
+    )
+    if request.gpus:
+        machine = machine.taking(request.gpus.count, request.gpus.ids)
     return Wish(
         values=values,
         insisted=frozenset((*request.overrides, *known)),
         merge="merge" in (request.phases or ()),
         zero=zero_stage_of(values.get("deepspeed")),
-        machine=Machine(
-            tuple(one.memory_total for one in gpu.ask() if one.memory_total),
-            resources.memory_limit(),
-        ),
+        machine=machine,
     )
+
+
+def _order(asked: FetchSpec, item: Download) -> FetchSpec:
+    """Return how another model comes: the way of the base model, at its hub's newest revision."""
+    return replace(asked, name=item.name, revision=None)
 
 
 def _fetch(
@@ -102,7 +127,8 @@ def _fetch(
     emit: Callable[..., None],
     *,
     remote_code: bool,
-    judge: model_fetch.Judge,
+    judge: model_fetch.Judge = require_trainable,
+    kind: Kind = "model",
 ) -> model_fetch.ModelFolder:
     if asked.programs:
         # Where a host keeps uv, which proves wheels.
@@ -120,6 +146,7 @@ def _fetch(
             allow_pickle=asked.allow_pickle,
             remote_code=remote_code,
             judge=judge,
+            kind=kind,
             progress=_Teller(emit),
         )
     except model_fetch.NoSourceError as error:
@@ -161,7 +188,12 @@ class _Teller:
         self._emit("progress", phase="fetch", done=done, total=total, unit=unit)
 
 
-def _write(run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder) -> None:
+Others = Sequence[tuple[Download, model_fetch.ModelFolder]]
+
+
+def _write(
+    run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder, others: Others
+) -> None:
     record = ModelRef(
         name=request.model.name if request.model and request.model.name else model.name,
         path=str(model.path),
@@ -171,21 +203,51 @@ def _write(run: RunFolder, request: RunRequest, model: model_fetch.ModelFolder) 
     )
     named = [f.name for f in (run.request_file, run.config_file) if f.exists()]
     with seals.rewriting(run.path, "fetch", *named):
-        _write_both(run, request, record)
+        changed = _write_both(run, request, record, others)
     inputs.remember_model(run.path, record)
+    inputs.remember(run.path, changed, changed.inputs, _unread(changed, others))
 
 
-def _write_both(run: RunFolder, request: RunRequest, record: ModelRef) -> None:
+def _write_both(
+    run: RunFolder, request: RunRequest, record: ModelRef, others: Others
+) -> RunRequest:
+    changed = replace(request, model=record)
     if run.config_file.exists():
         config = run.config()
         config["model_name_or_path"] = record.path
+        for item, model in others:
+            config = named_config(request, config, item, model.path)
+        _check_adapters(config)
         body = yaml.safe_dump(config, allow_unicode=True, sort_keys=True)
         write_text(run.config_file, body)
-    changed = replace(request, model=record)
     if request.predict is not None:
         predict = {**request.predict, "model_name_or_path": record.path}
+        for item, model in others:
+            predict = named_config(request, predict, item, model.path)
+        if inputs.TRAIN not in request.inputs:
+            _check_adapters(predict)
         changed = replace(changed, predict=predict)
+    for item, model in others:
+        changed = inputs.with_files(with_origin(changed, item, model), item, model)
     _replace_request(run.request_file, changed)
+    return changed
+
+
+def _check_adapters(config: Values) -> None:
+    """Raise JobError where an adapter to start from is of another base model."""
+    if not (adapters := starting_adapters(config)):
+        return
+    try:
+        check_start(Path(str(config["model_name_or_path"])), map(Path, adapters))
+    except UsageError as error:
+        raise JobError("model", error.line, error.detail) from None
+
+
+def _unread(request: RunRequest, others: Others) -> list[Path]:
+    """Return the inputs that were not read here just now."""
+    read = {model.path / name for _, model in others for name in model.files}
+    names = {name for part in request.inputs.values() for name in part.files}
+    return [path for path in map(Path, names) if path not in read]
 
 
 def _replace_request(file: Path, request: RunRequest) -> None:

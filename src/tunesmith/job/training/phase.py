@@ -20,12 +20,13 @@ from tunesmith.job.patches import imports
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.run import checkpoints, seals
 from tunesmith.job.run.codec import encode
+from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.folder import RunFolder
 from tunesmith.job.run.journal import Reporter
-from tunesmith.job.run.process import is_first_rank
+from tunesmith.job.run.process import is_first_rank, rank_count
 from tunesmith.job.run.schema import Limits, RunRequest
 from tunesmith.job.system import resources
-from tunesmith.job.training import dataset_cache
+from tunesmith.job.training import dataset_cache, parser
 
 # Below this many rows per process a fork costs more than it saves (measured: 1,000 rows
 # take 0.65 s in one process and 9.4 s in sixteen on two cores).
@@ -43,22 +44,28 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     """
     folder = RunFolder(run_dir)
     config = arguments(folder)
-    processes = process_count()
-    if processes > 1 and "RANK" not in os.environ:
-        _exec_torchrun(run_dir, processes)
-    limits = request.limits or Limits()
+    if not config.get("do_train"):
+        # LLaMA-Factory would end at once, and well.
+        raise JobError("config", "`do_train`: it is not true", hint="write `do_train: true`")
     finished = _finished(config)
+    processes = process_count()
+    if finished is None and processes > 1 and "RANK" not in os.environ:
+        _exec_ranks(run_dir, processes)
+    limits = request.limits or Limits()
     if finished is not None:
         _take_result(finished, Path(config["output_dir"]))
         return _ended(folder, request, emit, Path(config["output_dir"]))
     keep = config.pop("save_total_limit", None)
     fit(config, request, emit)
+    _tell_ranks(config, emit)
 
     imports.trim()
     scores = bool(config.get("predict_with_generate"))
     with imports.only(str(config.get("stage", "sft")), scores=scores):
         from llamafactory.train.tuner import run_exp
+    parser.refuse(config)
 
+    from tunesmith.job.data.cuts import CutReport
     from tunesmith.job.training.callback import RunCallback
 
     if not config.get("template") and config.get("stage", "sft") != "pt":
@@ -73,8 +80,9 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
     callback = RunCallback(emit, keep=keep, disk_wait=limits.disk_wait_seconds)
     install(KEEP_EPOCH_WHEN_SKIPPING)
     dataset_cache.hasten(config)
-    run_exp(config, callbacks=[callback])
-    return _ended(folder, request, emit, Path(config["output_dir"]))
+    cuts = CutReport.of(config, emit)
+    run_exp(config, callbacks=[callback, cuts])
+    return {**_ended(folder, request, emit, Path(config["output_dir"])), **cuts.record()}
 
 
 def fit(config: Arguments, request: RunRequest, emit: Callable[..., None]) -> None:
@@ -90,6 +98,11 @@ def fit(config: Arguments, request: RunRequest, emit: Callable[..., None]) -> No
         config["overwrite_cache"] = False
         why = "prepared rows are cached by their content; changed rows are prepared again"
         emit("changed", what="overwrite_cache", to=False, **{"from": True}, why=why)
+
+
+def fitted(config: Arguments, request: RunRequest) -> Arguments:
+    """Return a config as `fit` makes it, without its view of the rows; nothing is told."""
+    return config | {change.key: change.value for change in _fit_to_machine(config, request)}
 
 
 def arguments(folder: RunFolder) -> Arguments:
@@ -150,27 +163,51 @@ def _take_result(checkpoint: Path, output: Path) -> None:
 
 def process_count() -> int:
     """Return how many processes train: one a GPU, or what NPROC_PER_NODE says."""
-    if "NPROC_PER_NODE" in os.environ:
-        return int(os.environ["NPROC_PER_NODE"])
     import torch
 
-    return max(1, int(torch.cuda.device_count()))
+    have = int(torch.cuda.device_count())
+    wanted = int(os.environ.get("NPROC_PER_NODE") or max(1, have))
+    # On a machine without GPUs the processes share its processors.
+    if wanted > have and (have or any(Path("/dev").glob("nvidia[0-9]*"))):
+        raise JobError(
+            "config",
+            f"{wanted} processes were asked for, a GPU each, and {have} of the GPUs that "
+            f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')} names are here",
+        )
+    return wanted
 
 
-def _exec_torchrun(run_dir: Path, processes: int) -> None:
-    """Become torchrun: one worker a process, and the same pid for the supervisor."""
-    rank = isolated.argv(
-        sys.executable,
-        "tunesmith.job.supervisor.worker",
-        str(run_dir),
-        "train",
-        options=isolated.UNBUFFERED,
-    )
-    words = ("--standalone", "--nproc-per-node", str(processes), "--no-python", *rank)
+def _exec_ranks(run_dir: Path, processes: int) -> None:
+    """Become the process that starts the ranks: the same pid for the supervisor."""
+    words = (str(run_dir), str(processes))
     argv = isolated.argv(
-        sys.executable, "torch.distributed.run", *words, options=isolated.UNBUFFERED
+        sys.executable, "tunesmith.job.supervisor.ranks", *words, options=isolated.UNBUFFERED
     )
     os.execv(sys.executable, argv)  # noqa: S606 - an argv list built here, no shell
+
+
+def _tell_ranks(config: Arguments, emit: Callable[..., None]) -> None:
+    """Say how many rows a step has when several processes train, and let a CPU resume."""
+    count = rank_count()
+    if count == 1:
+        return
+    rows = int(config.get("per_device_train_batch_size") or 8)
+    steps = int(config.get("gradient_accumulation_steps") or 1)
+    emit(
+        "note",
+        phase="train",
+        text=f"{count} processes x {rows} rows x {steps} accumulated = "
+        f"{count * rows * steps} rows a step",
+    )
+    import torch
+
+    if not torch.cuda.is_available():
+        # transformers loads a rank's states to "cpu:0", a device that torch does not restore to.
+        torch.serialization.register_package(5, lambda _: None, _restored_to_cpu)
+
+
+def _restored_to_cpu(storage: object, location: str) -> object | None:
+    return storage if location.startswith("cpu:") else None
 
 
 @dataclass(frozen=True)
@@ -199,6 +236,11 @@ def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
     elif config.get("bf16") and torch.cuda.get_device_capability() < (8, 0):
         # bf16 is emulated there, and transformers refuses it.
         changes += [Change("bf16", False, True), Change("fp16", True, False)]
+    if rank_count() > 1 and request.keep_batch:
+        changes += _share_batch(config, rank_count())
+    if rank_count() > 1 and config.get("average_tokens_across_devices") is None:
+        why = "every token counts the same on all processes, as it does on one"
+        changes.append(Change("average_tokens_across_devices", True, None, why))
     cpus = resources.cpu_count()
     if request.preset == "fast" and torch.cuda.is_available():
         if config.get("optim", "adamw_torch") == "adamw_torch":
@@ -218,6 +260,22 @@ def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
     if loaders and int(loaders) > cpus:
         changes.append(Change("dataloader_num_workers", cpus, loaders))
     return changes
+
+
+def _share_batch(config: Arguments, processes: int) -> list[Change]:
+    """Return the change that keeps the rows of a step on so many processes.
+
+    Raises JobError where the accumulated steps cannot be shared evenly.
+    """
+    steps = int(config.get("gradient_accumulation_steps") or 1)
+    if steps % processes:
+        raise JobError(
+            "config",
+            f"--keep-batch: gradient_accumulation_steps {steps} cannot be shared by {processes} "
+            f"processes; `gradient_accumulation_steps={processes}` can, or leave --keep-batch out",
+        )
+    why = f"{processes} processes share the rows of a step (--keep-batch)"
+    return [Change("gradient_accumulation_steps", steps // processes, steps, why)]
 
 
 def _ended(

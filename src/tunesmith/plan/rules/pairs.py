@@ -14,6 +14,12 @@ from tunesmith.plan.rules.pair import Change, Pair, given
 from tunesmith.plan.rules.settings import Settings
 from tunesmith.plan.rules.trainer_pairs import TRAINER_PAIRS
 
+# RayArguments without use_ray, which is no key of a YAML.
+_RAY = (
+    *("ray_run_name", "ray_num_workers", "ray_storage_path", "ray_storage_filesystem"),
+    *("resources_per_worker", "placement_strategy", "ray_init_kwargs"),
+)
+
 
 def _other_stage(settings: Settings) -> bool:
     return settings.stage != "sft"
@@ -26,7 +32,10 @@ def _probabilities(settings: Settings, key: str) -> bool:
 
 def _equal_shares(settings: Settings) -> Change:
     number = len(settings.names("dataset")) or 1
-    return {"interleave_probs": ",".join([f"{1 / number:.3g}"] * number)}
+    share = round(1 / number, 3)
+    # The last takes the rest: datasets refuses shares that do not add up to 1.
+    last = round(1 - share * (number - 1), 3)
+    return {"interleave_probs": ",".join(f"{x:g}" for x in (*[share] * (number - 1), last))}
 
 
 def _memory_optimizers(settings: Settings) -> list[str]:
@@ -209,6 +218,14 @@ _LLAMAFACTORY = (
             {key: 4},
         )
         for key in ("ref_model_quantization_bit", "reward_model_quantization_bit")
+    ),
+    # hparams/training_args.py, RayArguments: read only where USE_RAY is set, which no job here has.
+    Pair(
+        "ray_num_workers",
+        "RayArguments",
+        lambda s: s.on("ray_run_name") or s.number("ray_num_workers") > 1,
+        "Ray is not used here: the training runs on the GPUs of one machine, whatever `ray_*` say",
+        lambda s: given(s, *_RAY),
     ),
     # hparams/model_args.py
     Pair(

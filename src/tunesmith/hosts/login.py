@@ -23,6 +23,10 @@ from tunesmith.core.printable import quoted
 from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.address import Address
 from tunesmith.hosts.answers import PYTHON, AnswerSource, Text
+from tunesmith.hosts.probe.answer import Answer
+from tunesmith.hosts.probe.script import ProbeSettings
+from tunesmith.hosts.probe.script import script as probe_script
+from tunesmith.hosts.probe.software import Pythons
 from tunesmith.hosts.remote import FloodError, execute
 from tunesmith.hosts.ssh_errors import Reason
 from tunesmith.hosts.sshconfig import render
@@ -31,27 +35,15 @@ from tunesmith.hosts.sshconfig import render
 PATIENCE = 10.0
 # ssh's own time for a login: through a jump host, to a host with a slow start file.
 _LOGIN_SECONDS = 60.0
-# Prints the first Python that Ansible's modules can run on (ansible-core 2.19: >= 3.8).
-# A conda's comes first: on images such as AutoDL's it is the only one.
-_FIND_PYTHON = """
-for python in "$HOME/miniconda3/bin/python" /opt/conda/bin/python /root/miniconda3/bin/python \\
-    "$HOME/miniforge3/bin/python" /root/miniforge3/bin/python \\
-    "$(command -v python3)" "$(command -v python)"; do
-    if [ -x "$python" ] && "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 8))'; then
-        printf '%s\\n' "$python"
-        exit 0
-    fi
-done 2>/dev/null
-"""
-
-
+# What Ansible's modules can run on (ansible-core 2.19).
+_OLDEST_PYTHON = (3, 8)
 # A known_hosts line, as ssh itself writes it.
 _NONE = Reason("")
 _KEY = Text(r"[^\s,|]{1,300} [a-z0-9@.-]{1,80} [A-Za-z0-9+/]{40,6000}={0,2}", 6400, "a host key")
 
 
 @dataclass(frozen=True)
-class Probe:
+class KeyScan:
     """What answered at an address, before any login.
 
     `kind` is ok, or why not; `reason` tells people. `keys` are known_hosts lines of the host key,
@@ -73,7 +65,7 @@ class Login:
     python: str | None = None
 
 
-def probe(name: str, address: Address, *, patience: float = PATIENCE) -> Probe:
+def scan_key(name: str, address: Address, *, patience: float = PATIENCE) -> KeyScan:
     """Look at an address: TCP, SSH's banner, the host key. Nobody logs in."""
     if not address.jump:
         reached = _reach(name, address, patience)
@@ -102,38 +94,37 @@ def probe(name: str, address: Address, *, patience: float = PATIENCE) -> Probe:
         return _not(name, address, kind, ssh_errors.last_line(done.stderr))
     asked = AnswerSource(name, "its host key")
     keys = tuple(_KEY.read(asked, key) for key in keys)
-    return Probe("ok", fingerprint=fingerprint(keys), keys=keys)
+    return KeyScan("ok", fingerprint=fingerprint(keys), keys=keys)
 
 
 def log_in(
     name: str,
     address: Address,
     keys: Sequence[str],
-    script: str = _FIND_PYTHON,
+    script: str | None = None,
     *,
     options: Sequence[str] = (),
     ssh_env: Mapping[str, str] | None = None,
 ) -> Login:
     """Log in to the host with exactly these host keys, once, and find a Python there.
 
-    Raises TunesmithError when what the host calls its Python is no plain path.
+    With a `script` that is run instead, and no Python is found. Raises TunesmithError when what
+    the host calls its Python is no plain path.
     """
+    text = script or probe_script([Pythons.SECTION], ProbeSettings())
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         pinned = Path(folder) / "known_hosts"
         pinned.write_text("".join(f"{line}\n" for line in keys), encoding="utf-8")
         argv = _argv(Path(folder), name, address, pinned, tuple(keys), options)
         try:
-            done, began = execute(argv, script, timeout=_LOGIN_SECONDS, ssh_env=ssh_env)
+            done, began = execute(argv, text, timeout=_LOGIN_SECONDS, ssh_env=ssh_env)
         except subprocess.TimeoutExpired:
             said = f"no end of the login within {_LOGIN_SECONDS:g} s"
             return _login(name, address, "blocked", said)
         except FloodError as flood:
             return _login(name, address, "unknown", f"it sends {flood}")
     if began and done.returncode == 0:
-        # Into the inventory, whose texts Ansible obeys.
-        python = done.stdout.strip()
-        asked = AnswerSource(name, "its Python for Ansible")
-        return Login("ok", python=PYTHON.read(asked, python) if python else None)
+        return Login("ok", python=None if script else _python(done.stdout, name))
     if began:
         said = ssh_errors.last_line(done.stderr)
         return _login(name, address, "unknown", f"exit code {done.returncode}: {said}")
@@ -147,6 +138,20 @@ def log_in(
         )
         return _login(name, address, "unknown", said)
     return _login(name, address, kind, ssh_errors.last_line(done.stderr))
+
+
+def _python(told: str, name: str) -> str | None:
+    """Return the first interpreter that Ansible can use, None where there is none."""
+    found = Answer(told, name, (Pythons,)).of(Pythons).pythons
+    fit = (p.path for p in found if p.version and _numbers(p.version) >= _OLDEST_PYTHON)
+    python = next(fit, None)
+    # Into the inventory, whose texts Ansible obeys.
+    asked = AnswerSource(name, "its Python for Ansible")
+    return PYTHON.read(asked, python) if python else None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"[0-9]{1,4}", version))
 
 
 def fingerprint(keys: Sequence[str]) -> str:
@@ -172,7 +177,7 @@ def blobs(keys: Sequence[str]) -> frozenset[str]:
     return frozenset(line.split()[2] for line in keys if len(line.split()) > 2)
 
 
-def _reach(name: str, address: Address, patience: float) -> Probe:
+def _reach(name: str, address: Address, patience: float) -> KeyScan:
     try:
         stream = socket.create_connection((address.host, address.port), timeout=patience)
     except socket.gaierror as error:
@@ -186,13 +191,13 @@ def _reach(name: str, address: Address, patience: float) -> Probe:
         return _banner(name, address, stream, patience)
 
 
-def _banner(name: str, address: Address, stream: socket.socket, patience: float) -> Probe:
+def _banner(name: str, address: Address, stream: socket.socket, patience: float) -> KeyScan:
     """Wait for SSH's first line; a host may send a few others before it (RFC 4253, 4.2)."""
     ends = time.monotonic() + patience
     text = b""
     while len(text) < 1 << 14:
         if any(line.startswith(b"SSH-") for line in text.split(b"\n")):
-            return Probe("ok")
+            return KeyScan("ok")
         left = ends - time.monotonic()
         if left <= 0:
             break
@@ -247,8 +252,8 @@ def _refused(name: str, address: Address, stderr: str) -> Reason:
     return ssh_errors.reason("wrong_key", name, address.text, said)
 
 
-def _not(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> Probe:
-    return Probe(kind, ssh_errors.reason(kind, name, address.text, said, jump=address.jump))
+def _not(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> KeyScan:
+    return KeyScan(kind, ssh_errors.reason(kind, name, address.text, said, jump=address.jump))
 
 
 def _login(name: str, address: Address, kind: ssh_errors.Kind, said: str) -> Login:

@@ -1,19 +1,6 @@
-#!/bin/sh
-# What provisioning left on a host, and what is there now. POSIX sh (dash, busybox).
-#
-#   drift.sh --record BASE FINGERPRINT   after a good run: write BASE/state.json
-#   drift.sh --check DISK...             print what was recorded and what is found now;
-#                                        the home folder is the last DISK
-#
-# --record prints `recorded`, or `same` when the file already says so. --check changes
-# nothing and prints `tunesmith-state`, the base folder (empty: no state.json on any DISK),
-# state.json as it is, `tunesmith-now`, and the same file as it would be written now;
-# provision/drift.py compares the two. Both run as the user who logs in.
-set -u
-LC_ALL=C
-export LC_ALL
-# Programs that a non-interactive login may lack on PATH.
-PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/nvidia/bin:/usr/lib/wsl/lib"
+# shellcheck shell=sh
+# Section findings: what provisioning left on a host, as recorded after the last good run and as
+# it is now. provision/record.sh records what `found` prints.
 
 # Start files of shells and of conda that may hold a line of ours. They lie on the system
 # disk, which a platform may reset while the data disk stays.
@@ -25,13 +12,10 @@ start_files() {
         /etc/profile.d/*.sh
 }
 
-gpu() {
-    # Driver and name decide which flavour runs; a driver that hangs must not hang us.
-    limit=
-    command -v timeout >/dev/null && limit='timeout 20'
-    said=$($limit nvidia-smi --query-gpu=driver_version,name --format=csv,noheader 2>/dev/null) ||
-        said=none
-    printf 'gpu=%s\n' "$(printf '%s' "${said:-none}" | tr '\n' ';')"
+found_gpu() {
+    # Driver and name decide which flavour runs.
+    find_smi && answer=$(ask_smi --query-gpu=driver_version,name 2>/dev/null) || answer=none
+    printf 'gpu=%s\n' "$(printf '%s' "${answer:-none}" | tr '\n' ';')"
 }
 
 checksum() { # of stdin
@@ -40,7 +24,7 @@ checksum() { # of stdin
 
 small_things() { # BASE
     printf 'user=%s\n' "$(id -u)"
-    printf 'disk=%s\n' "$(df -P "$1" 2>/dev/null | sed -n '2s/^.*% *//p')"
+    printf 'disk=%s\n' "$(usage "$1" | sed 's/^.*% *//')"
     [ -f "$1/env.sh" ] && printf 'file:env.sh=%s\n' "$(checksum <"$1/env.sh")"
     start_files | while IFS= read -r file; do
         [ -f "$file" ] || continue
@@ -129,68 +113,20 @@ broken_models() { # BASE
     done
 }
 
-found() { # BASE
+# found BASE: one line KEY=VALUE a finding.
+found() {
+    # Programs that a non-interactive login may lack on PATH.
+    PATH="$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     # nvidia-smi, which may take a second, runs beside the rest: its line waits in the pipe.
-    gpu | {
+    found_gpu | {
         small_things "$1"
         trees "$1"
         cat
     } | tr -cd '\012\040-\176' | sort
 }
 
-state() { # BASE FINGERPRINT [also]
-    printf '{\n  "format": 1,\n  "fingerprint": "%s",\n  "found": [\n' "$2"
-    { found "$1" && ${3:-:} "$1"; } | sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/    "&"/; $!s/$/,/'
-    printf '  ]\n}\n'
+section_findings() {
+    [ -n "$provisioned" ] || return
+    lines recorded <"$provisioned/state.json"
+    { found "$provisioned" && broken_models "$provisioned"; } | lines found
 }
-
-record() { # BASE FINGERPRINT
-    [ -d "$1" ] || {
-        printf 'drift.sh: %s: no such folder\n' "$1" >&2
-        return 1
-    }
-    now=$(state "$1" "$2")
-    if [ -f "$1/state.json" ] && [ "$now" = "$(cat "$1/state.json")" ]; then
-        echo same
-        return
-    fi
-    umask 077
-    part=$1/.state.json.$$
-    printf '%s\n' "$now" >"$part" && sync "$part" && mv "$part" "$1/state.json" && echo recorded && return
-    rm -f "$part"
-    printf 'drift.sh: %s/state.json could not be written\n' "$1" >&2
-    return 1
-}
-
-# The folder that start files name, wherever it is: preflight_base may have set it.
-named_base() {
-    sed -n "/^# BEGIN tunesmith/,/^# END tunesmith/s/^if \[ -r '*\(.*\)\/env\.sh'* \]; .*/\1/p" \
-        "$HOME/.bashrc" "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" 2>/dev/null |
-        head -n 1
-}
-
-check() { # DISK...
-    base=$(named_base)
-    [ -f "$base/state.json" ] || base=
-    for disk in "$@" "$HOME"; do
-        [ -z "$base" ] || break
-        [ -f "$disk/tunesmith/state.json" ] && base=$disk/tunesmith
-    done
-    printf 'tunesmith-state\n%s\n' "$base"
-    [ -n "$base" ] || return 0
-    cat "$base/state.json"
-    printf 'tunesmith-now\n'
-    state "$base" '' broken_models
-}
-
-main() {
-    case ${1-} in
-    --record) [ $# -eq 3 ] && record "$2" "$3" && return ;;
-    --check) shift && check "$@" && return ;;
-    *) echo 'drift.sh: --record BASE FINGERPRINT, or --check DISK...' >&2 && return 2 ;;
-    esac
-    return 1
-}
-
-# Read to its end before it starts: what runs here must not eat the script from stdin.
-main "$@" </dev/null
