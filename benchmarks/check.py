@@ -97,7 +97,7 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
             met=ratio >= RATIO,
             why="" if ratio >= RATIO else "the check decodes JSON as the other side does",
             commands={
-                "ours": "check_file() as `inv train` does it; OURS in benchmarks/check.py",
+                "ours": "check_file() as called by `inv train`; OURS in benchmarks/check.py",
                 "other": f"json.loads of each line and get_dataset() of LLaMA-Factory with "
                 f"preprocessing_num_workers={cpu_count()}; THEIRS in benchmarks/check.py",
             },
@@ -112,8 +112,8 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
             ratio=None,
             bar=f"<= {MEMORY / 1e6:.0f} MB",
             met=most.peak <= MEMORY,
-            why="" if most.peak <= MEMORY else "what is kept of each row is too much",
-            commands={"ours": "check_file() as `inv train` does it; OURS in benchmarks/check.py"},
+            why="" if most.peak <= MEMORY else "too much is kept of each row",
+            commands={"ours": "check_file() as called by `inv train`; OURS in benchmarks/check.py"},
             detail={
                 "seconds": {f"{count:,} rows": round(one.wall, 2) for count, one in _sorted(grown)},
                 "plots": [_plot(grown, "seconds"), _plot(grown, "MB")],
@@ -165,9 +165,9 @@ class _Bench:
 
     def ours(self, file: Path, count: int) -> Measured:
         """Check a file of sound rows."""
-        took, told = self._check(file)
-        if told != {"rows": count, "kept": count, "errors": []}:
-            raise CommandFailed(f"{file}: our check says {told}")
+        took, report = self._check(file)
+        if report != {"rows": count, "kept": count, "errors": []}:
+            raise CommandFailed(f"{file}: our check says {report}")
         return took
 
     def theirs(self, file: Path, count: int) -> Measured:
@@ -177,9 +177,9 @@ class _Bench:
         argv = [self._python, "-c", THEIRS, file, json.dumps(config)]
         env = plain_env(HF_HOME=str(self._work / "huggingface"))
         took = measure(argv, self._log, env=env, cwd=self._work)
-        told = self._told()
-        if told != {"rows": count, "kept": count}:
-            raise CommandFailed(f"{file}: the other side says {told}")
+        report = self._report()
+        if report != {"rows": count, "kept": count}:
+            raise CommandFailed(f"{file}: the other side says {report}")
         return took
 
     def finds_what_is_broken(self, file: Path) -> None:
@@ -189,16 +189,16 @@ class _Bench:
             lines[number - 1] = json.dumps(json.loads(lines[number - 1]) | {"output": value})
         broken = self._work / "broken.jsonl"
         broken.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _, told = self._check(broken)
-        if set(told["errors"]) != {17, 501, 9000}:
-            raise CommandFailed(f"broken rows 17, 501, 9000: our check says {told}")
+        _, report = self._check(broken)
+        if set(report["errors"]) != {17, 501, 9000}:
+            raise CommandFailed(f"broken rows 17, 501, 9000: our check says {report}")
 
     def _check(self, file: Path) -> tuple[Measured, dict[str, Any]]:
         env = plain_env(PYTHONPATH=str(ROOT / "src"))
         took = measure([sys.executable, "-c", OURS, file], self._log, env=env)
-        return took, self._told()
+        return took, self._report()
 
-    def _told(self) -> dict[str, Any]:
+    def _report(self) -> dict[str, Any]:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         found: dict[str, Any] = json.loads(lines[-1])
         return found

@@ -245,7 +245,7 @@ def _ours(images: Images, hub: Hub, folder: Path, say: Say) -> _Came:
         debian = int(host.sh("cat /var/cache/apt/archives/*.deb | wc -c"))
         came = _Came(provisioned, ready, debian, _lists(host))
     shutil.rmtree(folder)
-    say(f"  {_told(came.provisioned)}, then {_told(came.ready)}")
+    say(f"  {_amounts(came.provisioned)}, then {_amounts(came.ready)}")
     return came
 
 
@@ -273,7 +273,7 @@ def _other(images: Images, hub: Hub, say: Say) -> _Came:
         wanted = hashlib.sha256(hub.repos[MODEL].files[WEIGHTS]).hexdigest()
         if wanted not in host.sh(f"sha256sum /root/autodl-tmp/model/{WEIGHTS}"):
             raise CommandFailed("the tutorial's download of the model has another sha256")
-    say(f"  {_told(came.ready)}")
+    say(f"  {_amounts(came.ready)}")
     return came
 
 
@@ -302,10 +302,11 @@ def _killed(
     of_lock = (provisioned - before).arrived - calm.provisioned.arrived
     twice = came.arrived - calm.ready.arrived
     share = 100 * twice / calm.ready.arrived
-    say(f"  {_told(came)}: {formats.size(twice)} twice")
+    say(f"  {_amounts(came)}: {formats.size(twice)} twice")
     return Result(
         id="cold-killed",
-        what="fetched twice because all was killed at half of the bytes and at half of the model",
+        what="downloaded twice after everything was killed at half of the bytes and at half of "
+        "the model",
         ours=round(share, 1),
         other=None,
         unit="%",
@@ -315,12 +316,12 @@ def _killed(
         why="" if share <= 2 else PARTIAL_WHEELS,
         commands={"ours": KILLED},
         detail={
-            "MB had come when it was killed": round(at / 1e6),
-            "MB fetched twice": {
+            "MB received before the kill": round(at / 1e6),
+            "MB downloaded twice": {
                 "of the environment": round(of_lock / 1e6),
                 "of the model": round((twice - of_lock) / 1e6),
             },
-            "MB in all": {
+            "MB in total": {
                 "killed": round(came.arrived / 1e6),
                 "undisturbed": round(calm.ready.arrived / 1e6),
             },
@@ -329,8 +330,8 @@ def _killed(
 
 
 PARTIAL_WHEELS = (
-    "uv unpacks a wheel while it comes and keeps nothing of one that has not come to its end; it "
-    "fetches all large ones at once, so at half of the bytes hardly one is whole"
+    "uv unpacks a wheel while downloading it and discards incomplete ones; it downloads all "
+    "large ones in parallel, so at half of the bytes hardly any is complete"
 )
 
 
@@ -386,22 +387,23 @@ def _bytes(needed: Mapping[str, int], ours: _Came, other: _Came | None) -> Resul
     ratio = ours.ready.arrived / whole
     beside = {
         "all": round((ours.ready.arrived - whole) / 1e6, 1),
-        "the index's lists, one pass": round(ours.lists / 1e6, 1),
+        "listings of the index, once": round(ours.lists / 1e6, 1),
         "Debian packages, a C compiler": round(ours.debian / 1e6, 1),
         "conda's Python": round(ours.ready.own / 1e6, 1),
     }
     detail: dict[str, Any] = {
         "MB needed": {name: round(size / 1e6, 1) for name, size in needed.items()},
         "MB ours": _parts(ours.ready),
-        "times what is needed": {"ours": round(ratio, 3)},
-        "MB beside the lock and the model": beside,
+        "multiples of what is needed": {"ours": round(ratio, 3)},
+        "MB besides the lock and the model": beside,
     }
     if other:
         detail["MB otherwise"] = _parts(other.ready)
-        detail["times what is needed"]["otherwise"] = round(other.ready.arrived / whole, 3)
+        detail["multiples of what is needed"]["otherwise"] = round(other.ready.arrived / whole, 3)
     return Result(
         id="cold-bytes",
-        what="bytes a fresh host receives until it can train, against the lock's files and model",
+        what="bytes a fresh host receives until it can train, compared with the lock's files "
+        "and the model",
         ours=round(ours.ready.arrived / 1e6),
         other=round(whole / 1e6),
         unit="MB",
@@ -412,7 +414,7 @@ def _bytes(needed: Mapping[str, int], ours: _Came, other: _Came | None) -> Resul
         commands={
             "ours": f"inv provision --on {NAME} --flavour {FLAVOUR}\ninv train --on {NAME}",
             "other": "uv pip compile --no-deps --format pylock.toml --python-version 3.10 "
-            f"configs/locks/{FLAVOUR}.txt  # the sum of the sizes, and of the model's files",
+            f"configs/locks/{FLAVOUR}.txt  # the sum of these sizes and of the model's files",
             "the tutorial": (TUTORIAL + DOWNLOAD.format(endpoint="HUB", model=MODEL)).strip(),
         },
         detail=detail,
@@ -420,19 +422,19 @@ def _bytes(needed: Mapping[str, int], ours: _Came, other: _Came | None) -> Resul
 
 
 BESIDE = (
-    "the index that this machine reaches sends its lists unpacked (gzip makes a quarter of them); "
-    "a C compiler is installed, which kernels need that are compiled at run time; then there are "
-    "uv (18 MB), conda's Python, Debian's lists and TLS"
+    "the package index used here sends its listings uncompressed (gzip would reduce them to a "
+    "quarter); a C compiler is installed for kernels that are compiled at run time; the rest is "
+    "uv (18 MB), conda's Python, Debian's package lists and TLS"
 )
 
 
 def _parts(came: Traffic) -> dict[str, float]:
     return {
-        "through its line": round(came.received / 1e6, 1),
+        "through its network link": round(came.received / 1e6, 1),
         "the same with headers": round(came.frames / 1e6, 1),
         "from its own conda channel": round(came.own / 1e6, 1),
     }
 
 
-def _told(came: Traffic) -> str:
+def _amounts(came: Traffic) -> str:
     return f"{came.arrived / 1e6:,.1f} MB ({came.own / 1e6:.1f} MB of its own channel)"

@@ -107,15 +107,15 @@ def run(work: Path, say: Say) -> list[Result]:
         adapter, whole, odd = _ours(images, hub, work / "ours", say)
     gate = agree(whole, other)
     detail = {
-        "seconds of ours": adapter.rounded(),
-        "seconds otherwise": other.rounded(),
+        "our seconds": adapter.rounded(),
+        "seconds of the alternative": other.rounded(),
         "MB back to the user": {
             "ours": round(adapter.back / 1e6, 1),
             "otherwise": round(other.back / 1e6, 1),
         },
         "elements of the weights that differ from the host's merge": odd,
-        "note": "each side once: two fresh hosts; at 100 Mbit/s the base model comes to the user "
-        f"in {hub_bytes(hub) / BACK:.0f} s while the host is provisioned",
+        "note": "one run per side, on two fresh hosts; at 100 Mbit/s the user downloads the "
+        f"base model in {hub_bytes(hub) / BACK:.0f} s while the host is provisioned",
         "plots": [
             {
                 "title": ", ".join(f"{n} {stage}" for n, stage in enumerate(STAGES, 1)),
@@ -127,19 +127,21 @@ def run(work: Path, say: Say) -> list[Result]:
     }
     more = {
         "gate": gate,
-        "seconds of ours": whole.rounded(),
+        "our seconds": whole.rounded(),
         "MB back to the user": {
             "ours": round(whole.back / 1e6, 1),
             "otherwise": round(other.back / 1e6, 1),
         },
-        "note": "the run of the row above: what came after its training",
+        "note": "the run of the row above, after its training",
     }
-    line = "lines of 1 Gbit/s and 100 Mbit/s"
-    what = f"from SSH that works to the merged model on the user's disk, {line}"
-    there = "the same by --then merge,pull: merged and proven on the host, all of it brought"
+    line = "links of 1 Gbit/s and 100 Mbit/s"
+    what = f"from working SSH to the merged model on the user's disk, {line}"
+    whole_run = (
+        "the same with --then merge,pull: merged and proven on the host, everything downloaded"
+    )
     return [
         _row("end-to-end", what, adapter, other, _commands(HERE), detail),
-        _row("end-to-end-host", there, whole, other, _commands(THERE), more),
+        _row("end-to-end-host", whole_run, whole, other, _commands(THERE), more),
     ]
 
 
@@ -170,8 +172,8 @@ def _row(
 def _why(ours: Way) -> str:
     share = ours.reached[STAGES[0]] / ours.wall
     return (
-        f"{share:.0%} of our time is the environment: its 4.4 GB fill the line for 37 s on either "
-        "side, and unpacking and compiling 8 GB is the rest on two cores"
+        f"{share:.0%} of our time is the environment: its 4.4 GB fill the link for 37 s on either "
+        "side; the rest is unpacking and compiling 8 GB on two cores"
     )
 
 

@@ -205,7 +205,7 @@ def _again(ours: _Ours, other: _Other, say: Say) -> list[Result]:
     return [
         Result(
             "image-rebuild",
-            "building again after a one-line change in src/",
+            "rebuild after a one-line change in src/",
             round(took["ours"], 1),
             round(took["other"], 1),
             "s",
@@ -223,7 +223,7 @@ def _again(ours: _Ours, other: _Other, say: Say) -> list[Result]:
         ),
         Result(
             "image-rebuild-bytes",
-            "what a one-line change in src/ changes of the image",
+            "bytes of the image changed by a one-line change in src/",
             round(most / 1e6, 2),
             round(theirs / 1e6, 2),
             "MB",
@@ -237,7 +237,7 @@ def _again(ours: _Ours, other: _Other, say: Say) -> list[Result]:
                     f"{part}, MB": round(n / 1e6, 2)
                     for part, n in zip(PARTS, moved["ours"], strict=True)
                 },
-                "with the layers above it at most, MB": round(max(above) / 1e6, 2),
+                "with the layers above it, at most, MB": round(max(above) / 1e6, 2),
             },
         ),
     ]
@@ -256,7 +256,7 @@ def _sizes(project: Project, client: Any, name: str) -> list[Result]:
             None,
             "GB",
             None,
-            f"<= {allowed / 1e9:.2f} GB, the lock's size and 0.35",
+            f"<= {allowed / 1e9:.2f} GB (the lock's size plus 0.35)",
             size <= allowed,
             commands={"ours": BUILD},
         ),
@@ -267,7 +267,7 @@ def _sizes(project: Project, client: Any, name: str) -> list[Result]:
             None,
             "GB",
             None,
-            f"<= {half / 1e9:.2f} GB, half of it",
+            f"<= {half / 1e9:.2f} GB (half of that)",
             packed <= half,
             commands={"ours": f"docker save {name} | zstd -3 | wc -c"},
         ),
@@ -362,8 +362,8 @@ def _forget(client: Any) -> None:
         found |= more
     # What others stand on goes when they have gone.
     while found:
-        told = [client.api.prune_builds(filters={"id": [one]}, all=True) for one in found]
-        gone = {one for answer in told for one in answer["CachesDeleted"] or ()}
+        answers = [client.api.prune_builds(filters={"id": [one]}, all=True) for one in found]
+        gone = {one for answer in answers for one in answer["CachesDeleted"] or ()}
         if not gone & found:
             raise CommandFailed(f"the builder keeps {len(found)} records of the reference")
         found -= gone

@@ -62,12 +62,12 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
         raise CommandFailed("the two sides did not install the same distributions")
     ours, other = middle(found["B"]), middle(found["A"])
     ratio = other.wall / ours.wall
-    why = "links and bytecode are what is left; the bytecode takes all processors here, one there"
+    why = "what remains is linking and compiling bytecode; ours compiles on all CPUs, pip on one"
     return [
         Result(
             id="install",
-            what="training environment from local wheels, bytecode of what jobs import included "
-            "(pip makes that of all)",
+            what="training environment from local wheels, with the bytecode that jobs need (pip "
+            "compiles all)",
             ours=round(ours.wall, 1),
             other=round(other.wall, 1),
             unit="s",

@@ -52,7 +52,7 @@ from pathlib import Path
 from tunesmith.job.merge import matmul, pool, streaming
 from tunesmith.job.merge.adapter import check_fits
 base, adapter, out = map(Path, sys.argv[1:])
-shards = streaming.guessed(base, "BF16", float(999))
+shards = streaming.predicted_files(base, "BF16", float(999))
 out.mkdir()
 streaming.merge(base, check_fits(base, adapter), shards, out, matmul.best(), pool.fitting())
 """
@@ -61,7 +61,7 @@ INNER = (
     "pool.fitting())'"
 )
 # What the end of a training does, in a process that has loaded what a training loads.
-KIT = """
+BUNDLE = """
 import json, resource, sys, time
 from pathlib import Path
 from tunesmith.job.merge import bundle
@@ -75,8 +75,8 @@ import tunesmith.job.training.callback
 run = RunFolder(Path(sys.argv[1]))
 made = []
 def make():
-    tell = lambda *_, **told: sys.exit(str(told))
-    made.append(bundle.after_training(run.path, run.request(), tell))
+    fail = lambda *_, **fields: sys.exit(str(fields))
+    made.append(bundle.after_training(run.path, run.request(), fail))
 before = time.process_time()
 grown = resources.growth_during(make)
 cpu = time.process_time() - before
@@ -99,13 +99,13 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
     results = _demo(work / "135m", python, shapes, say)
     bench = _Bench(work / "1.5b", python)
     bench.make(SMALL)
-    say("A is llamafactory-cli export, W our weights, P our phase, N the same without kit, C cp")
-    say(f"  the kit: {bench.kit['wall']:.2f} s wall, {bench.kit['bytes'] / 1e6:.0f} MB more")
+    say("A llamafactory-cli export, W our weights, P our phase, N our phase without a bundle, C cp")
+    say(f"  bundle: {bench.bundle['wall']:.2f} s wall, {bench.bundle['bytes'] / 1e6:.0f} MB more")
     sides = {"A": bench.export, "W": bench.weights, "P": bench.phase}
     sides |= {"N": bench.phase_alone, "C": bench.copy}
     found = interleave(sides, "AWPNCAWPNCAWPNC", say)
     shapes.append(_Shape(bench.numbers, found))
-    results += _against_export("merge-1.5b", "the weights, 1.5B shape", found, "W", INNER)
+    results += _against_export("merge-1.5b", "merge of the weights, 1.5B shape", found, "W", INNER)
     results += _phase(bench, found, say)
     results.append(_against_copy(found))
     results.append(_bytes(bench, say))
@@ -163,7 +163,7 @@ class _Bench:
         self.adapter_bytes = 0
         self._log = work / "log"
         self._hashes: set[str] = set()
-        self.kit: dict[str, float] = {}
+        self.bundle: dict[str, float] = {}
         self.numbers = 0
 
     def make(self, shape: Shape, **merge: Any) -> None:
@@ -207,9 +207,9 @@ class _Bench:
         }
         (self.run / "run.json").write_text(json.dumps(request))
         self.numbers = parameter_count(self.base)
-        told = self.work / "kit.json"
-        self._do([self.python, "-c", KIT, self.run, told])
-        self.kit = json.loads(told.read_text())
+        report = self.work / "bundle.json"
+        self._do([self.python, "-c", BUNDLE, self.run, report])
+        self.bundle = json.loads(report.read_text())
 
     def _do(self, argv: Sequence[str | Path]) -> Measured:
         return measure(argv, self._log, env=plain_env())
@@ -241,8 +241,8 @@ class _Bench:
         return self._timed(self.phase_argv, self.run / "merged")
 
     def phase_alone(self, _turn: int) -> Measured:
-        """Ours, where the training made no kit: LLaMA-Factory is started beside the merge."""
-        aside = self.work / "around"
+        """Ours, where the training made no bundle: LLaMA-Factory is started beside the merge."""
+        aside = self.work / "aside"
         (self.run / bundle.FOLDER).rename(aside)
         try:
             return self._timed(self.phase_argv, self.run / "merged")
@@ -337,7 +337,9 @@ def _demo(
     found = interleave(sides, "AWPAWPAWP", say)
     shapes.append(_Shape(bench.numbers, found))
     shutil.rmtree(work)
-    return _against_export("merge-135m", "the weights, SmolLM2-135M", found, "W", INNER)[:1]
+    return _against_export("merge-135m", "merge of the weights, SmolLM2-135M", found, "W", INNER)[
+        :1
+    ]
 
 
 def _against_export(
@@ -353,7 +355,7 @@ def _against_export(
     memory = "peak memory of the largest process"
     figures = (
         ("", "wall time", ours.wall, other.wall, "s", 3.0),
-        ("-cpu", "processor time", ours.cpu, other.cpu, "s", 4.0),
+        ("-cpu", "CPU time", ours.cpu, other.cpu, "s", 4.0),
         ("-memory", memory, ours.peak / 1e6, other.peak / 1e6, "MB", 9.0),
     )
     results = []
@@ -363,7 +365,7 @@ def _against_export(
         results.append(
             Result(
                 id=name + end,
-                what=f"merge, {what}: {figure}; same sha256",
+                what=f"{what}: {figure}; same sha256",
                 ours=round(one, 2),
                 other=round(two, 2),
                 unit=unit,
@@ -377,7 +379,7 @@ def _against_export(
                         key: [[round(m.wall, 2), round(m.cpu, 2), m.peak] for m in found[key]]
                         for key in found
                     },
-                    "turns are": "wall s, processor s, peak bytes",
+                    "turns are": "wall s, CPU s, peak bytes",
                     **(detail or {}),
                 },
             )
@@ -391,27 +393,27 @@ def _phase(
     """Compare the whole phase, as a run has it after its training."""
     hashing, alone, held = bench.hashing(), middle(found["N"]), bench.held()
     say(f"  hashing: {hashing.wall:.2f} s wall, {hashing.cpu:.2f} s cpu; all {held / 1e6:.0f} MB")
-    spent = bench.kit
+    spent = bench.bundle
     what = (
-        "the whole phase after a training, 1.5B shape (what the training spent for it: "
+        "merge, the whole phase after a training, 1.5B shape (time added to the training: "
         f"{spent['wall']:.1f} s)"
     )
     why = (
         f"of its {middle(found['P']).cpu:.1f} s, {hashing.cpu:.1f} s hash base and result, which "
-        "the export does not do; most of the rest is the kernel's, for reading and writing"
+        "the export does not do; most of the rest is kernel time for reading and writing"
     )
     detail = {
-        "what the training spent": {
+        "added to the training": {
             "wall s": round(spent["wall"], 2),
-            "processor s": round(spent["cpu"], 2),
-            "MB more than it held": round(spent["bytes"] / 1e6, 1),
+            "CPU s": round(spent["cpu"], 2),
+            "additional MB": round(spent["bytes"] / 1e6, 1),
         },
-        "without it (LLaMA-Factory started beside the merge)": {
+        "without a bundle (LLaMA-Factory started in parallel)": {
             "wall s": round(alone.wall, 2),
-            "processor s": round(alone.cpu, 2),
+            "CPU s": round(alone.cpu, 2),
             "peak MB": round(alone.peak / 1e6, 1),
         },
-        "hashing base and result alone, wall and processor s": [
+        "hashing base and result alone, wall and CPU s": [
             round(hashing.wall, 2),
             round(hashing.cpu, 2),
         ],
@@ -425,7 +427,7 @@ def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
     ratio = ours.wall / other.wall
     return Result(
         id="merge-cp",
-        what="merge, the weights, 1.5B shape, against copying the file: wall time",
+        what="merge of the weights, 1.5B shape, compared with copying the file: wall time",
         ours=round(ours.wall, 2),
         other=round(other.wall, 2),
         unit="s",
@@ -434,10 +436,10 @@ def _against_copy(found: Mapping[str, Sequence[Measured]]) -> Result:
         met=ratio <= 1.5,
         why=""
         if ratio <= 1.5
-        else f"{ours.cpu:.1f} s of processor time on two cores, where cp takes {other.cpu:.1f}: "
-        "a third is the kernel's, which cp has too, a tenth Python's start and PyTorch's library, "
-        "the rest widening, multiplying, adding and rounding, bound by the memory's bandwidth; a "
-        "disk that has to be waited for hides the difference",
+        else f"{ours.cpu:.1f} s of CPU time on two cores, where cp takes {other.cpu:.1f}: "
+        "a third is kernel time, which cp needs too, a tenth is spent starting Python and "
+        "loading PyTorch's library, the rest converting, multiplying, adding and rounding, "
+        "limited by memory bandwidth; a slow disk hides the difference",
         commands={"ours": INNER, "other": "cp base/model.safetensors out/"},
     )
 
@@ -460,23 +462,24 @@ def _bytes(bench: _Bench, say: Callable[[str], None]) -> Result:
     ratio = whole / bench.adapter_bytes
     return Result(
         id="result-bytes",
-        what="the merged model on the user's disk: adapter brought, merged there without PyTorch",
+        what="the merged model on the user's disk: adapter downloaded, merged there without "
+        "PyTorch",
         ours=round(bench.adapter_bytes / 1e6, 1),
         other=round(whole / 1e6, 1),
         unit="MB",
         ratio=round(ratio, 1),
-        bar=">= 90x fewer bytes, < 100 MB of memory, same sha256 where torch is",
+        bar=">= 90x fewer bytes, < 100 MB of memory, same sha256 with torch",
         met=ratio >= 90 and found.peak < 100e6,
         commands={
             "ours": "inv pull --on HOST --run RUN --merge-here",
             "other": "inv pull --on HOST --run RUN  # after inv merge --on HOST",
         },
         detail={
-            "all files brought, MB": round(brought / 1e6, 1),
+            "all downloaded files, MB": round(brought / 1e6, 1),
             "peak memory of the merge without torch, MB": round(found.peak / 1e6, 1),
-            "wall and processor seconds of it": [round(found.wall, 2), round(found.cpu, 2)],
-            "numbers rounded otherwise without torch": off,
-            "numbers": numbers,
+            "its wall and CPU seconds": [round(found.wall, 2), round(found.cpu, 2)],
+            "elements rounded differently without torch": off,
+            "elements": numbers,
             "same sha256 without torch": same,
             "seconds at 100 Mbit/s": {
                 "ours": round(brought * 8 / 100e6, 1),
@@ -517,7 +520,7 @@ def _flat(
     return [
         Result(
             id="merge-7b-memory",
-            what="merge, the weights, 7B shape: peak memory against the 1.5B shape's",
+            what="merge of the weights, 7B shape: peak memory compared with the 1.5B shape",
             ours=round(one.peak / 1e6, 1),
             other=round(small.peak / 1e6, 1),
             unit="MB",
@@ -528,16 +531,16 @@ def _flat(
             commands={"ours": INNER, "other": f"{INNER}  # 1.5B"},
             detail={
                 "wall s": round(one.wall, 2),
-                "processor s": round(one.cpu, 2),
+                "CPU s": round(one.cpu, 2),
                 "the phase": {
                     "wall s": round(phase.wall, 2),
-                    "processor s": round(phase.cpu, 2),
+                    "CPU s": round(phase.cpu, 2),
                     "peak MB, 7B and 1.5B": [
                         round(phase.peak / 1e6, 1),
                         round(phase_small.peak / 1e6, 1),
                     ],
                 },
-                "the export": "not measured at 7B: it takes more memory than the model has bytes",
+                "the export": "not measured at 7B: it needs more memory than the size of the model",
             },
         )
     ]

@@ -134,7 +134,7 @@ def _cold(
         detail={
             "workers": {"ours": bench.workers[("B", count)], "other": bench.workers[("A", count)]},
             "cpu": {"ours": round(ours.cpu, 2), "other": round(other.cpu, 2)},
-            "note": "processor seconds are of the whole process, imports included",
+            "note": "CPU seconds cover the whole process, including imports",
         },
     )
 
@@ -162,7 +162,7 @@ def _again(
 
 
 _COMMANDS = {
-    "ours": "get_dataset() of LLaMA-Factory on the config as the train phase fits it "
+    "ours": "LLaMA-Factory's get_dataset() with the config as the train phase prepares it "
     "(tunesmith.job.training.phase.fit, dataset_cache.hasten); PROBE in benchmarks/prepare.py",
     "other": "the same with preprocessing_num_workers=16 overwrite_cache=true",
 }

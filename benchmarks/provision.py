@@ -163,13 +163,13 @@ def _cold(images: Images, work: Path, say: Callable[[str], None]) -> Result:
     a, b = middle(found["A"]), middle(found["B"])
     ratio = a.wall / b.wall
     why = (
-        "processors are what both sides wait for, two of them here: half of ours' time there is "
-        "uv's, which unpacks 3.5 GB into 8 GB, a fifth makes bytecode, a tenth is LLaMA-Factory's "
-        "own start, a tenth installs a C compiler, which the tutorial leaves out; pip uses one"
+        "both sides are limited by the two CPUs here: uv spends half of our time there "
+        "unpacking 3.5 GB into 8 GB, a fifth compiles bytecode, a tenth is LLaMA-Factory's own "
+        "start, a tenth installs a C compiler, which the tutorial omits; pip uses one CPU"
     )
     return Result(
         id="provision-cold",
-        what="a fresh host until `llamafactory-cli version` answers",
+        what="fresh host until `llamafactory-cli version` works",
         ours=round(b.wall, 1),
         other=round(a.wall, 1),
         unit="s",
@@ -231,12 +231,10 @@ def _in_state(project: HostProject, work: Path, say: Callable[[str], None]) -> l
         f"{NAME} --extra-vars '{{...}}'  # stock.yml: gather facts, then provision.yml"
     )
     stock_why = (
-        "even stock Ansible has little to do here: the playbook asks a host all its questions in "
-        "one task and skips the rest, where the 60 tasks of a usual one take 45 s"
+        "even stock Ansible has little to do here: the playbook probes a host in a single task "
+        "and skips the rest, while the 60 tasks of a typical playbook take 45 s"
     )
-    few = (
-        "the playbook asks a host everything in one task, so stock Ansible has not much more to do"
-    )
+    few = "the playbook probes a host in a single task, so stock Ansible has little more to do"
     return [
         Result(
             id="provision-fast",
@@ -247,7 +245,9 @@ def _in_state(project: HostProject, work: Path, say: Callable[[str], None]) -> l
             ratio=None,
             bar="<= 1.5 s",
             met=f.wall <= 1.5,
-            why="" if f.wall <= 1.5 else "Python, one SSH connection and a look at all files there",
+            why=""
+            if f.wall <= 1.5
+            else "Python, one SSH connection and a check of all files there",
             commands={"ours": command},
         ),
         Result(
@@ -264,7 +264,8 @@ def _in_state(project: HostProject, work: Path, say: Callable[[str], None]) -> l
         ),
         Result(
             id="provision-stock",
-            what="host in state, fast path against our playbook by plain ansible-playbook",
+            what="host in state, fast path compared with our playbook run by plain "
+            "ansible-playbook",
             ours=round(f.wall, 2),
             other=round(s.wall, 2),
             unit="s",
@@ -305,8 +306,8 @@ def _growth(images: Images, work: Path, say: Callable[[str], None]) -> Result:
     together, apart = median(made[most]), most * one
     return Result(
         id="provision-growth",
-        what=f"{most} fresh hosts at once, wheels already on their disks, against {most} times "
-        "the seconds of one",
+        what=f"{most} fresh hosts in parallel, wheels already on their disks, compared with {most} "
+        "times the time of one",
         ours=round(together, 1),
         other=round(apart, 1),
         unit="s",
@@ -315,7 +316,7 @@ def _growth(images: Images, work: Path, say: Callable[[str], None]) -> Result:
         met=together < apart,
         why=""
         if together < apart
-        else "the hosts are containers of this machine and share its processors",
+        else "the hosts are containers on this machine and share its CPUs",
         commands={
             "ours": f"inv provision --on {NAME}0,...,{NAME}{most - 1} --mirror FILE "
             f"--flavour {FLAVOUR}",
@@ -324,8 +325,8 @@ def _growth(images: Images, work: Path, say: Callable[[str], None]) -> Result:
         },
         detail={
             "seconds": {str(count): [round(one, 1) for one in made[count]] for count in HOSTS},
-            "note": "the hosts are containers that share this machine's processors and disk; "
-            "rented ones have their own",
+            "note": "the hosts are containers that share this machine's CPUs and disk; rented "
+            "hosts have their own",
             "plots": [
                 {
                     "title": "Fresh hosts, wheels at hand",
@@ -369,18 +370,18 @@ def _drift(project: HostProject, host: Replica, say: Callable[[str], None]) -> R
         finally:
             _apply(host, undo)
         took.append(seconds)
-        told = any(word in line for line in lines)
-        (found if told else missed).append(name)
+        detected = any(word in line for line in lines)
+        (found if detected else missed).append(name)
         say(f"  {name}: {'; '.join(lines) or 'in state'} ({seconds:.2f} s)")
         if (again := _look(project)[0]) and again != []:
             raise CommandFailed(f"{name} was undone, and the fast path still says {again}")
     why = (
-        f"not named: {', '.join(missed)}; weights are large and users' own, so what `inv train` "
-        "is about to use is verified then, by size and sha256"
+        f"not detected: {', '.join(missed)}; weights are large and belong to users, so `inv train` "
+        "verifies those it uses, by size and sha256"
     )
     return Result(
         id="drift",
-        what="changes made by hand that the fast path names, of five",
+        what="manual changes that the fast path detects, of five",
         ours=float(len(found)),
         other=None,
         unit="of 5",
@@ -389,7 +390,7 @@ def _drift(project: HostProject, host: Replica, say: Callable[[str], None]) -> R
         met=not missed,
         why=why if missed else "",
         commands={"ours": f"inv provision --on {NAME} --mirror FILE --flavour {FLAVOUR}"},
-        detail={"named": found, "seconds of a look": round(median(took), 2)},
+        detail={"detected": found, "seconds per check": round(median(took), 2)},
     )
 
 

@@ -21,8 +21,8 @@ PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "pictures"
 # By the start of an id, in the order of the page.
 SECTIONS = (
-    ("doors", "Doors"),
-    ("start", "Start of a job"),
+    ("doors", "Commands"),
+    ("start", "Job start"),
     ("prepare", "Data preparation"),
     ("check", "Data check"),
     ("throughput", "Training throughput"),
@@ -31,20 +31,20 @@ SECTIONS = (
     ("image", "Image"),
     ("provision", "Provisioning"),
     ("drift", "Provisioning"),
-    ("cold", "Bytes on the way"),
+    ("cold", "Bytes downloaded"),
     ("end", "End to end"),
     ("", "Others"),
 )
 HEAD = """\
 # Performance
 
-What this project does against what one would do otherwise. Both sides of a row are measured in
-one run on one machine, by turns (A B A B A), and medians are compared; each benchmark also
-checks that both sides came to the same result. Times depend on the machine, ratios much less.
-`make bench` measures all, `make bench ONLY=merge` one, and both render this page from
+This project compared with the usual alternative. Both sides of a row are measured in one session on
+one machine, in turns (A B A B A), and medians are compared; each benchmark also checks that both
+sides produce the same result. Times depend on the machine, ratios much less. `make bench` runs all
+benchmarks, `make bench ONLY=merge` one of them; both render this page from
 `benchmarks/results.json`.
 
-A bar is what we set out to reach. Where it is not reached the row says so, and why.
+A bar is the goal we set. If it is missed, the row says so, and its section says why.
 """
 # Okabe and Ito's colours, which colour-blind people tell apart; each line has its own mark too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -68,7 +68,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     lines = [HEAD, f"{met} of {len(rows)} bars are met.", ""]
     if _overview(rows):
         lines += ["![How far each figure is from its bar](pictures/performance_bars.png)", ""]
-    lines += ["| what | ours | otherwise | ratio | bar | met | measured | with |"]
+    lines += ["| what | ours | otherwise | ratio | bar | met | date | setup |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in rows:
         mark = settings.index(_setting(row)) + 1
@@ -80,12 +80,12 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         )
     lines.append("")
     for number, (machine, versions) in enumerate(settings, 1):
-        told = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
-        lines.append(f"{number}. {machine}; {told}")
+        shown = ", ".join(f"{name} {version}" for name, version in json.loads(versions).items())
+        lines.append(f"{number}. {machine}; {shown}")
     for title, found in sections:
         lines += ["", f"## {title}"]
         for row in found:
-            lines += _told(row)
+            lines += _section(row)
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +101,7 @@ def draw(results: Sequence[Mapping[str, Any]]) -> None:
             _draw_plot(plot, PICTURES / _picture(row, number))
 
 
-def _told(row: Mapping[str, Any]) -> list[str]:
+def _section(row: Mapping[str, Any]) -> list[str]:
     lines = ["", f"### {row['id']}", "", f"{_sentence(row['what'])}"]
     if row["why"]:
         lines += ["", f"{'Why' if row['met'] else 'Why it is missed'}: {row['why']}."]

@@ -66,8 +66,8 @@ def run(work: Path, say: Callable[[str], None]) -> list[Result]:
         ),
         _result(
             "start-bare",
-            "job start where packages have no bytecode (uv pip install, nothing kept): theirs "
-            "compiles at every start, ours was compiled when it was installed",
+            "job start without bytecode of packages (uv pip install, bytecode not kept): "
+            "LLaMA-Factory compiles at every start, ours was compiled at installation",
             bare,
             3.0,
             "PYTHONDONTWRITEBYTECODE=1 PYTHONPYCACHEPREFIX=DIR llamafactory-cli train config.yaml"
@@ -94,7 +94,7 @@ def _result(
         commands={"ours": "python -m tunesmith.job run RUN train", "other": theirs},
         detail={
             "cpu": {"ours": round(ours.cpu, 2), "other": round(other.cpu, 2)},
-            "note": "processor seconds are of the whole job, its end included",
+            "note": "CPU seconds cover the whole job, including its exit",
             "walls": {side: [round(one.wall, 2) for one in found[side]] for side in found},
         },
     )

@@ -119,12 +119,12 @@ def run(work: Path, say: Say) -> list[Result]:
         for name in ("other", "ours", "64")
     }
     same, many = launches["other"] / launches["ours"], launches["other"] / launches["64"]
-    words = "kernel launches a row, 28-layer Qwen2, bf16"
+    words = "kernel launches per row, 28-layer Qwen2, bf16"
     return [
         *([_on_processor(results)] if timed else []),
         Result(
             "throughput-launches",
-            f"{words}: the same 8 rows a step",
+            f"{words}: the same 8 rows per step",
             round(launches["ours"]),
             round(launches["other"]),
             "launches",
@@ -132,11 +132,11 @@ def run(work: Path, say: Say) -> list[Result]:
             ">= 11x fewer",
             same >= 11,
             commands=COMMANDS,
-            detail={"with a CUDA graph": "1 launch a step"},
+            detail={"with a CUDA graph": "1 launch per step"},
         ),
         Result(
             "throughput-launches-64",
-            f"{words}: 64 rows a step, end to end",
+            f"{words}: 64 packed rows per step",
             round(launches["64"]),
             round(launches["other"]),
             "launches",
@@ -157,7 +157,7 @@ def _on_processor(results: Mapping[str, Any]) -> Result:
     numbers = "bf16" if multiplies_bf16() else "float32"
     return Result(
         "throughput-cpu",
-        "training of SmolLM2-135M on a processor, rows of 150 tokens, the same 8 rows a step",
+        "training SmolLM2-135M on a CPU, rows of 150 tokens, the same 8 rows per step",
         round(ours, 1),
         round(other, 1),
         "tokens/s",
@@ -167,18 +167,19 @@ def _on_processor(results: Mapping[str, Any]) -> Result:
         why="" if ours / other >= 3 else LIMITED_BY_ARITHMETIC,
         commands=COMMANDS,
         detail={
-            "largest difference of a step's loss": gap,
-            "numbers": f"bf16 by the example, {numbers} by the job runner here",
+            "largest relative loss difference in a step": gap,
+            "dtype": f"bf16 in the example, {numbers} in our job runner here",
             **proofs(results["ours0"]),
         },
     )
 
 
 LIMITED_BY_ARITHMETIC = (
-    "a processor is busy with arithmetic and memory, not with launches: a third of our step is "
-    "matrix products and a sixth attention, which both sides have; most of the rest are passes of "
-    "norms, activations and adapters over memory, each a kernel of PyTorch's. Saved are the second "
-    "forward pass of checkpointing, padding, the head where nothing is learnt, small matrices"
+    "a CPU is limited by arithmetic and memory, not by launches: a third of our step is matrix "
+    "products and a sixth attention, which both sides compute; most of the rest is norms, "
+    "activations and adapters passing over memory, each a separate PyTorch kernel. What is "
+    "saved: the second forward pass of checkpointing, padding, the head at untrained positions, "
+    "small matrices"
 )
 
 
@@ -215,7 +216,7 @@ def gpu(tokenizer: Path, work: Path) -> list[Result]:
     return [
         Result(
             "throughput-gpu",
-            "training of the 1.5B shape on a GPU, rows of 150 tokens, the same 8 rows a step",
+            "training the 1.5B shape on a GPU, rows of 150 tokens, the same 8 rows per step",
             round(ours),
             round(other),
             "tokens/s",
@@ -224,8 +225,8 @@ def gpu(tokenizer: Path, work: Path) -> list[Result]:
             ours / other >= 20 and gap < 0.01,
             commands=COMMANDS,
             detail={
-                "largest difference of a step's loss": gap,
-                "64 rows a step, tokens/s": round(wide),
+                "largest relative loss difference in a step": gap,
+                "64 rows per step, tokens/s": round(wide),
                 **proofs(found["ours0"]),
                 "plots": [plot],
             },
@@ -242,7 +243,7 @@ def gpu(tokenizer: Path, work: Path) -> list[Result]:
             why=""
             if share >= 0.45
             else "the passes over activations between the matrix products (norms, rotary "
-            "embedding, adapters in float32, logits in float32) are kernels of their own",
+            "embedding, adapters in float32, logits in float32) are separate kernels",
             commands=COMMANDS,
             detail={"product, TFLOP/s": round(peak / 1e12)},
         ),
@@ -281,8 +282,8 @@ def _trained(python: Path, work: Path, variant: dict[str, Any]) -> dict[str, Any
     if done.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
         raise CommandFailed(f"{variant['name']}: exit code {done.returncode}\n{tail}")
-    told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return told
+    report: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return report
 
 
 def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -296,8 +297,8 @@ def proofs(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "first and last loss": [round(one["losses"][0], 3), round(one["losses"][-1], 3)],
         "mean gradient norm": round(fmean(one["norms"]), 3),
-        "tokens a step": round(one["tokens_per_step"]),
-        "told": one["told"],
+        "tokens per step": round(one["tokens_per_step"]),
+        "chosen": one["chosen"],
     }
 
 

@@ -97,12 +97,14 @@ def main(order_file: Path, result_file: Path) -> None:
 def train(variant: dict[str, Any]) -> dict[str, Any]:
     """Run one training; return tokens a second and what proves that it trained."""
     clock = Clock(int(variant["warmup"]), bool(variant.get("count")))
-    told: list[Any] = []
+    messages: list[Any] = []
     if variant.get("fast"):
         from tunesmith.job.training import fast_trainer
 
         fast_trainer.use(
-            variant["config"], lambda *words, **more: told.append([*words, more]), told.append
+            variant["config"],
+            lambda *words, **more: messages.append([*words, more]),
+            messages.append,
         )
     began = time.monotonic()
     run_exp(dict(variant["config"]), callbacks=[clock])
@@ -117,7 +119,7 @@ def train(variant: dict[str, Any]) -> dict[str, Any]:
         "timed_steps": clock.timed,
         "all_seconds": time.monotonic() - began,
         "launches": clock.launches,
-        "told": told,
+        "chosen": messages,
         "losses": clock.losses,
         "norms": clock.norms,
         "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

@@ -56,8 +56,8 @@ def check(patch: Patch, *given: Any) -> None:
 
 def check_private(private: PrivateName) -> None:
     """Assert that a private name is there, or used where it is said to be."""
-    check_version(f"{private.place}: {private.name}", private.versions)
-    place = value_of(private.place)
+    check_version(f"{private.owner}: {private.name}", private.versions)
+    place = value_of(private.owner)
     assert hasattr(place, private.name) or private.name in names_in(place), private
     for reader in private.readers:
         file = Path(tunesmith.__file__).parent / f"{reader.replace('.', '/')}.py"

@@ -91,7 +91,7 @@ def test_a_run_is_made_whole_or_not_at_all(agent: Agent, tmp_path: Path) -> None
     run = agent.folder("one")
     assert (run.path / "inputs/data/rows.json").read_bytes() == b"[1]"
     assert yaml.safe_load(run.config_file.read_text()) == {"template": "模板"}
-    assert "is there already" in agent.ask("create", stdin=order, code=2)["error"]
+    assert "already exists" in agent.ask("create", stdin=order, code=2)["error"]
     assert [path.name for path in agent.runs.iterdir()] == ["one"]
 
 

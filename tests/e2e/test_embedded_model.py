@@ -100,7 +100,7 @@ def test_a_wrong_conversion_is_found(
     bos, newlines, weights = _told(training_python, "spoilt_conversions.py", folder)
     assert 'does not give back its text: "<|im_start|>Hello' in bos
     assert "does not give back its text" in newlines
-    assert "does not know English" in weights
+    assert "fails on English text" in weights
 
 
 def test_a_file_of_another_kind_is_refused(training_python: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_board_in_a_browser_and_a_training_that_outlives_it(
     (home / "board" / "data").unlink()
     (home / "board" / "data").mkdir()
     said = cli.refusal(inv("webui", "--no-open"), code=1)
-    assert f"local: {home}/board/data: something else is there" in said
+    assert f"local: {home}/board/data: already exists" in said
     assert "move it away" in said
     (home / "board" / "data").rmdir()
 

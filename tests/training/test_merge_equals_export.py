@@ -147,7 +147,8 @@ class Bench:
             theirs={file.name: sha256_of(file) for file in sorted(theirs.iterdir())},
             ours={file.name: sha256_of(file) for file in sorted(ours.iterdir())},
             way=way,
-            foreseen=shards == streaming.guessed(base, inputs.SAFETENSORS_NAMES[case.dtype], 5),
+            foreseen=shards
+            == streaming.predicted_files(base, inputs.SAFETENSORS_NAMES[case.dtype], 5),
             proof={check.name: check.passed for check in proof},
             numpy=_difference([(ours / shard.file, apart / shard.file) for shard in shards]),
         )

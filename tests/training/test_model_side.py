@@ -476,7 +476,7 @@ def test_an_adapter_of_zeros_is_found(merged: Merged, tmp_path: Path) -> None:
     merged.unmerge()
     failed = merged.failed(facts=check_fits(merged.tuned.base, zero))
     assert [check.name for check in failed] == ["effect"]
-    assert "the adapter does nothing" in failed[0].detail
+    assert "the adapter has no effect" in failed[0].detail
 
 
 def test_another_base_of_equal_shapes_is_found(merged: Merged, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_patch_is_for_this_version_and_its_caller_reads_it(patch: Patch) -> No
     patch_checks.check(patch, *([object()] if patch in HOOKS else []))
 
 
-@pytest.mark.parametrize("private", PRIVATE, ids=lambda name: f"{name.place}: {name.name}")
+@pytest.mark.parametrize("private", PRIVATE, ids=lambda name: f"{name.owner}: {name.name}")
 def test_a_private_name_is_there(private: Any) -> None:
     patch_checks.check_private(private)
 

@@ -20,7 +20,7 @@ from tunesmith.job.run.schema import RunRequest
 # them is asked, not what loads them.
 RESULTS = {
     "output": ("train", ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json")),
-    "around": ("around", ("kit.json", "config.json")),
+    "bundle": ("bundle", ("bundle.json", "config.json")),
     "merged": ("merge", ("model.safetensors", "config.json", "MANIFEST.json", "Modelfile")),
     "predict": ("predict", ("generated_predictions.jsonl", "predict_results.json")),
     "export": ("export", ("run-bf16.gguf", "Modelfile")),

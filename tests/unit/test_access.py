@@ -207,7 +207,7 @@ def test_the_address_it_listens_on_and_named_ones_are_served() -> None:
 
 @pytest.mark.parametrize("word", ["*", "*.example", "http://lab", "lab/", "lab:port", "a b", "@"])
 def test_a_pattern_is_no_name(word: str) -> None:
-    with pytest.raises(UsageError, match="no name of a host"):
+    with pytest.raises(UsageError, match="not a host name"):
         access.parse_names(f"lab.example,{word}")
 
 

@@ -29,6 +29,7 @@ from tunesmith.job.run.process import identify
 from tunesmith.job.run.replies import RunSnapshot
 from tunesmith.job.run.schema import CAUSES, RunRequest, RunStatus
 from tunesmith.plan import start
+from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
 from tunesmith.report import timing
 from tunesmith.report.i18n import translator
@@ -105,7 +106,7 @@ def test_a_resume_says_that_it_is_one(
 
 def test_what_a_user_asks_for_says_so(project: Project, tmp_path: Path) -> None:
     target = local(project, tmp_path / "said")
-    plan: Any = SimpleNamespace(run_id="r", phases=("merge",), needs={}, request=RunRequest())
+    plan = Plan(target.location("r"), ("merge",), RunRequest())
     start.start_on_run(target, plan)
     assert (tmp_path / "said").read_text().split()[-3:] == ["merge", "--cause", "user"]
 

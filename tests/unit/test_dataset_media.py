@@ -143,7 +143,7 @@ def test_pictures_go_along_to_a_host(folder: Path) -> None:
     report = checked(folder, [row(["pictures/a.png"])])
     values: dict[str, object] = {"dataset_dir": str(folder)}
     target: Any = Elsewhere()
-    sent = {item.name for item in stage_inputs(target, "r", values, [report])}
+    sent = {item.name for item in stage_inputs(target, "r", values, [report]).inputs}
     assert "dataset_dir/pictures/a.png" in sent
     assert "dataset_dir/b.png" not in sent
 

@@ -76,7 +76,7 @@ def test_only_a_proven_model_is_exported(tmp_path: Path) -> None:
             (run / "proof.json").write_text(json.dumps({"passed": passed}))
         with pytest.raises(UsageError, match="no proven merged model") as refused:
             export.run(run, "gguf")
-        assert refused.value.hint == f"`inv merge --run {run.name}` makes one"
+        assert refused.value.hint == f"`inv merge --run {run.name}` creates it"
 
 
 def test_a_model_that_changed_since_its_proof_is_refused(tmp_path: Path) -> None:

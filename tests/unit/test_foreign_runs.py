@@ -463,7 +463,7 @@ def test_adapters_below_that_are_not_here_are_told(host: Host, tmp_path: Path) -
     assert caught.value.hint.endswith("--on gpu1")
 
 
-def test_a_kit_of_the_host_fits_the_run_here(host: Host, tmp_path: Path) -> None:
+def test_a_bundle_of_the_host_fits_the_run_here(host: Host, tmp_path: Path) -> None:
     run = pulled(host, tmp_path, cache_dir="/data/cache", fsdp_config={"a": 1})
     keys = {"export_size": 5}
     there = bundle.key_of(
@@ -478,12 +478,12 @@ def test_a_kit_of_the_host_fits_the_run_here(host: Host, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["../../x.json", "/etc/x.json", "modeling.py", "a\nb.json", ".x"])
 @pytest.mark.parametrize("key", ["files", "shards"])
-def test_a_kit_writes_files_of_a_model_only(tmp_path: Path, key: str, name: str) -> None:
+def test_a_bundle_writes_files_of_a_model_only(tmp_path: Path, key: str, name: str) -> None:
     record: dict[str, Any] = {"key": "k", "shards": {}, "prompts": {}, "files": {}}
-    record[key] = {name: {"in": "around", "sha256": SHA}}
-    write_json(tmp_path / "around/kit.json", record)
+    record[key] = {name: {"in": "bundle", "sha256": SHA}}
+    write_json(tmp_path / "bundle/bundle.json", record)
     asked: Any = SimpleNamespace(config={}, keys={}, adapters=["x"], base=tmp_path)
-    with pytest.raises(UsageError, match=f"{key} names a file"):
+    with pytest.raises(UsageError, match=f"{key} lists a file"):
         bundle.find(tmp_path, tmp_path / "part", RunRequest(), asked)
 
 

@@ -203,7 +203,7 @@ def test_names_to_be_published_under_are_names(
         monkeypatch.setenv("TUNESMITH_ALLOWED_HOSTS", wrong)
         assert cli_container.main(["webui"]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"error: TUNESMITH_ALLOWED_HOSTS: '{wrong}' is no name of a host")
+        assert said.startswith(f"error: TUNESMITH_ALLOWED_HOSTS: '{wrong}' is not a host name")
         assert len(said.splitlines()) == 1
 
 

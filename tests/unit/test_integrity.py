@@ -52,7 +52,7 @@ READS = {
     "before": REQUEST | DATA | MODEL | START | OTHER,
     "train": REQUEST | DATA | MODEL | START | OTHER,
     "after": REQUEST | DATA | MODEL | START | OTHER | of("output", "evaluation.json"),
-    "merge": REQUEST | MODEL | START | of("output", "around"),
+    "merge": REQUEST | MODEL | START | of("output", "bundle"),
     "proof": REQUEST
     | MODEL
     | START
@@ -170,7 +170,7 @@ def test_one_bit_of_what_is_shown_or_sent_is_refused(top: Path, verb: str, reads
         ("api --what merged", "merged/model.safetensors"),
         ("export", "merged/model.safetensors"),
         ("merge without an environment", "output/adapter_model.safetensors"),
-        ("kit", "output/adapter_model.safetensors"),
+        ("bundle", "output/adapter_model.safetensors"),
     ],
 )
 def test_verbs_refuse_before_anything_is_loaded(
@@ -203,7 +203,7 @@ def test_verbs_refuse_before_anything_is_loaded(
         "api": lambda: api.arguments(run, what),
         "export": lambda: export.run(run, "gguf"),
         "merge": lambda: offline._merge(RunFolder(run)),
-        "kit": lambda: bundle.make(run),
+        "bundle": lambda: bundle.make(run),
     }[verb.split()[0]]
     with pytest.raises(Loaded):
         do()

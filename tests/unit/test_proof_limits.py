@@ -48,7 +48,7 @@ def test_rounding_may_not_take_the_whole_adapter() -> None:
     assert _logits_check(effect(0.03), moved, LOST, "bfloat16").passed is True
     noted = _logits_check(effect(NOTED + 0.01), moved, LOST, "bfloat16")
     assert noted.passed is True
-    assert "infer_dtype: float32 keeps it" in noted.detail
+    assert "infer_dtype: float32 preserves it" in noted.detail
     assert _logits_check(effect(1.01), moved, LOST, "bfloat16").passed is False
     assert _logits_check(effect(NOTED + 0.01), moved, NOTED, "bfloat16").passed is False
     assert _logits_check(effect(math.nan), moved, LOST, "bfloat16").passed is False

@@ -240,7 +240,7 @@ def test_what_numpy_merged_is_merged_and_not_proven(tmp_path: Path) -> None:
     assert (status.state, status.step) == ("succeeded", 3)
 
 
-def test_one_at_a_time_makes_the_kit(tmp_path: Path) -> None:
+def test_one_at_a_time_makes_the_bundle(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def second() -> None:
@@ -255,10 +255,10 @@ def test_one_at_a_time_makes_the_kit(tmp_path: Path) -> None:
     assert entered.is_set()
 
 
-def test_the_kit_comes_with_the_adapter(tmp_path: Path) -> None:
-    for name in ("around/kit.json", "output/adapter_model.safetensors", "merged/config.json"):
+def test_the_bundle_comes_with_the_adapter(tmp_path: Path) -> None:
+    for name in ("bundle/bundle.json", "output/adapter_model.safetensors", "merged/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     parts = {item.name: item.part for item in items_of(RunFolder(tmp_path))}
-    assert parts["around/kit.json"] == "adapter"
+    assert parts["bundle/bundle.json"] == "adapter"
     assert parts["merged/config.json"] == "merged"

@@ -35,14 +35,14 @@ FILES = {
     "report.html": "page",
     "proof.json": "{}",
     "output/adapter_model.safetensors": "adapter",
-    "around/kit.json": "{}",
+    "bundle/bundle.json": "{}",
     "merged/model.safetensors": "merged there",
     "merged/MANIFEST.json": "{}",
     "predict/generated_predictions.jsonl": "{}",
     "export/model.gguf": "gguf",
 }
 BY_PART = {
-    "adapter": {"output/adapter_model.safetensors", "around/kit.json"},
+    "adapter": {"output/adapter_model.safetensors", "bundle/bundle.json"},
     "merged": {"merged/model.safetensors", "merged/MANIFEST.json"},
     "log": {"train.log"},
     "report": set(),  # it is made here
@@ -130,7 +130,7 @@ def test_what_was_pulled_before_stays(host: Host, first: str, second: str) -> No
 def test_what_the_host_has_anew_is_told_and_what_it_lost_goes_when_asked_for(host: Host) -> None:
     host.pull("r", PARTS)
     host.write("merged/model.safetensors", "merged again")
-    (host.there / "r/around/kit.json").unlink()
+    (host.there / "r/bundle/bundle.json").unlink()
     host.said.clear()
     folder = host.pull("r", ["adapter"])
     assert host.said == [
@@ -138,7 +138,7 @@ def test_what_the_host_has_anew_is_told_and_what_it_lost_goes_when_asked_for(hos
         "`inv pull --on gpu1 --run r --what merged` brings it"
     ]
     assert (folder / "merged/model.safetensors").read_text() == "merged there"
-    assert not (folder / "around").exists()
+    assert not (folder / "bundle").exists()
     folder = host.pull("r", ["merged"])
     assert (folder / "merged/model.safetensors").read_text() == "merged again"
 

@@ -166,7 +166,13 @@ def test_parity_shows_the_trained_prompt_and_what_was_corrected(run: Path) -> No
     assert "You are SmolLM" in text
     parity = json.loads((run / "parity.json").read_text(encoding="utf-8"))
     parity |= {"passed": False, "accepted": True, "ends": ["generation_config.json: x"]}
-    difference = {"way": "api", "probe": "row 1", "at": 3, "expected": "<think>", "found": "hm"}
+    difference = {
+        "renderer": "api",
+        "probe": "row 1",
+        "at": 3,
+        "expected": "<think>",
+        "found": "hm",
+    }
     (run / "parity.json").write_text(json.dumps(parity | {"differences": [difference]}))
     text = shown(run).text
     assert "LLaMA-Factory's API differs row 1: 'hm' / '<think>' (id 3)" in text

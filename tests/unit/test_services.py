@@ -143,9 +143,9 @@ def test_an_end_is_waited_for_to_the_last_thread() -> None:
         state = Path(f"/proc/{process.pid}/stat")
         until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "a zombie")
         socket.create_connection(("127.0.0.1", port)).close()
-        assert not process_tree._gone(zombie(process.pid))
+        assert not process_tree._has_ended(zombie(process.pid))
         process.kill()
-        until(lambda: process_tree._gone(zombie(process.pid)), "its end")
+        until(lambda: process_tree._has_ended(zombie(process.pid)), "its end")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
@@ -189,7 +189,7 @@ def test_each_client_of_a_living_service_gets_in(tmp_path: Path, process: Any) -
     assert service.key() is None, "the key stays that of its start"
     assert access.spend(service.tokens, "1" * 43)
     assert access.spend(service.tokens, "2" * 43)
-    with pytest.raises(UsageError, match="a token of 0 letters"):
+    with pytest.raises(UsageError, match="a token of 0 characters"):
         manager.start(service, ServiceRequest({}, {}, tokens=("",)))
 
 
@@ -312,7 +312,7 @@ def test_without_a_key_nobody_is_served(tmp_path: Path, root: Path, name: str, m
         check=False,
     )
     assert done.returncode == 2
-    assert done.stdout == f"refused: {name} was started without a key; `inv {name}` makes one\n"
+    assert done.stdout == f"refused: {name} was started without a key; `inv {name}` creates one\n"
 
 
 def test_a_record_of_a_client_never_opens_more_than_loopback(
@@ -361,7 +361,7 @@ def test_a_service_of_a_container_leaves_the_records_of_others_alone(
         check=False,
     )
     assert "no merged model\n" in done.stdout, done.stderr
-    assert f"hint: `inv merge --run {RUN_ID}` makes it" in done.stdout
+    assert f"hint: `inv merge --run {RUN_ID}` creates it" in done.stdout
     assert not list(passing.iterdir())
     assert [file.name for file in outside.folder.iterdir()] == ["api.json"]
     assert outside.record_file.read_bytes() == before
@@ -372,7 +372,9 @@ def test_a_base_model_that_is_elsewhere_is_told(tmp_path: Path) -> None:
     run = build_run(tmp_path)
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"model_name_or_path": "/no/model"}))
-    with pytest.raises(UsageError, match=rf"^/no/model: the base model of run {RUN_ID} is not "):
+    with pytest.raises(
+        UsageError, match=rf"^/no/model: the base model of run {RUN_ID} is missing; "
+    ):
         api.arguments(run, "adapter")
 
 
@@ -455,7 +457,7 @@ def test_a_run_that_is_gone_is_no_longer_shown(tmp_path: Path, house: dict[str, 
 
 def test_a_data_folder_in_the_way_is_not_removed(tmp_path: Path, house: dict[str, str]) -> None:
     (tmp_path / "board" / "data").mkdir(parents=True)
-    with pytest.raises(UsageError, match="board/data: something else is there"):
+    with pytest.raises(UsageError, match="board/data: already exists"):
         board.populate(tmp_path / "board", house, NAMES)
 
 
@@ -491,13 +493,13 @@ def test_curves_of_a_run_continued_from_a_checkpoint(tmp_path: Path) -> None:
     curve = tensorboard.Curve(
         run / "events.jsonl", lambda _when, step, values: written.append((step, dict(values)))
     )
-    curve.go_on(lambda _when, step: again.append(step))
+    curve.update(lambda _when, step: again.append(step))
     steps = [step for step, values in written if "train/loss" in values]
     assert steps == [*range(1, 68), *range(61, 105)]
     assert again == [61]
     assert set(written[0][1]) == {"train/loss", "train/learning_rate", "train/grad_norm"}
     assert [values for step, values in written if step == 13][1].keys() == {"eval/loss"}
-    curve.go_on(lambda _when, step: again.append(step))
+    curve.update(lambda _when, step: again.append(step))
     assert len(written) == len(steps) + 9
 
 

@@ -145,7 +145,7 @@ def merged(tmp_path: Path, dtype: str = "BF16", export_size: float = 5) -> Path:
     out = tmp_path / "out"
     out.mkdir()
     facts = check_fits(tmp_path / "base", tmp_path / "adapter")
-    shards = streaming.guessed(tmp_path / "base", dtype, export_size)
+    shards = streaming.predicted_files(tmp_path / "base", dtype, export_size)
     assert shards is not None
     streaming.merge(tmp_path / "base", facts, shards, out, by_numpy())
     return out / "model.safetensors"
@@ -191,10 +191,10 @@ def test_a_base_of_another_dtype_is_rounded_before_the_sum(
 
 def test_a_tied_head_is_left_out_and_a_model_too_large_is_asked_for(tmp_path: Path) -> None:
     make_base(tmp_path / "base", tie_word_embeddings=True)
-    shards = streaming.guessed(tmp_path / "base", "BF16", 5)
+    shards = streaming.predicted_files(tmp_path / "base", "BF16", 5)
     assert shards is not None
     assert "lm_head.weight" not in shards[0].tensors
-    assert streaming.guessed(tmp_path / "base", "BF16", 1e-9) is None
+    assert streaming.predicted_files(tmp_path / "base", "BF16", 1e-9) is None
 
 
 def test_the_files_may_hold_the_tensors_in_any_arrangement(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_any_number_of_processes_writes_the_same_bytes(
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     values = expected(make_base(base), make_adapter(adapter), 2.0)
     facts = check_fits(base, adapter)
-    shards = streaming.guessed(base, "BF16", 5)
+    shards = streaming.predicted_files(base, "BF16", 5)
     assert shards is not None
     out = tmp_path / "out"
     out.mkdir()
@@ -247,7 +247,7 @@ def merge_by(multiply: Any, folder: Path) -> None:
     make_base(folder / "base")
     make_adapter(folder / "adapter")
     facts = check_fits(folder / "base", folder / "adapter")
-    shards = streaming.guessed(folder / "base", "BF16", 5)
+    shards = streaming.predicted_files(folder / "base", "BF16", 5)
     assert shards is not None
     way = Products("the test's", exact=False, multiply=multiply)
     streaming.merge(folder / "base", facts, shards, folder, way, 2)
@@ -320,7 +320,7 @@ def test_a_number_that_is_none_is_left_to_peft(tmp_path: Path) -> None:
         open_file.seek(where.start)
         open_file.write(b"\xff\xff")
     make_adapter(tmp_path / "adapter")
-    with pytest.raises(UnsupportedMerge, match="not a number"):
+    with pytest.raises(UnsupportedMerge, match="NaN"):
         merged(tmp_path)
 
 
@@ -440,11 +440,11 @@ def test_other_reasons_to_leave_it_to_peft(tmp_path: Path) -> None:
     arrays = get(tmp_path / "adapter" / "adapter_model.safetensors")
     extra = {"base_model.model.model.norm.lora_magnitude_vector": np.ones(3, np.float32)}
     put(tmp_path / "adapter" / "adapter_model.safetensors", "F32", arrays | extra)
-    assert reason() == f"the adapter holds {next(iter(extra))} too"
+    assert reason() == f"the adapter also contains {next(iter(extra))}"
     (base / "config.json").write_text(
         json.dumps(read_json(base / "config.json") | {"auto_map": {"AutoConfig": "x.Y"}})
     )
-    assert reason() == "the model's code is its own"
+    assert reason() == "the model has its own code"
 
 
 def test_differing_stops_at_the_first_bit(tmp_path: Path) -> None:
@@ -486,12 +486,12 @@ def prepare(tmp_path: Path) -> tuple[Path, RunRequest]:
     folder = run / bundle.FOLDER
     folder.mkdir()
     (folder / "Modelfile").write_text("FROM .")
-    shards = streaming.guessed(base, "BF16", 5)
+    shards = streaming.predicted_files(base, "BF16", 5)
     assert shards is not None
     places = {"Modelfile": folder, **dict.fromkeys(("config.json", "tokenizer.json"), base)}
     places["tokenizer_config.json"] = base
     known = {
-        name: {"in": "around" if place == folder else "base", "sha256": sha256_of(place / name)}
+        name: {"in": "bundle" if place == folder else "base", "sha256": sha256_of(place / name)}
         for name, place in places.items()
     }
     record = {
@@ -500,7 +500,7 @@ def prepare(tmp_path: Path) -> tuple[Path, RunRequest]:
         "prompts": PROMPTS,
         "files": known,
     }
-    (folder / bundle.RECORD).write_text(json.dumps(record))
+    (folder / bundle.MANIFEST).write_text(json.dumps(record))
     return run, decode(RunRequest, request)
 
 
@@ -511,7 +511,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_kit_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
+def test_a_bundle_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
     told: list[str] = []
     summary = merge_phase.run(run, request, lambda event, **_: told.append(event))
@@ -531,7 +531,7 @@ def test_a_kit_and_numpy_make_the_whole_model(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("change", ["none", "template", "dtype", "base"])
-def test_a_kit_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> None:
+def test_a_bundle_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> None:
     run, request = prepare(tmp_path)
     if change == "template":
         text = (run / "config.yaml").read_text()
@@ -549,7 +549,7 @@ def test_a_kit_of_another_merge_is_not_taken(tmp_path: Path, change: str) -> Non
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_kit_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_whose_file_was_changed_is_refused(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
     (run / bundle.FOLDER / "Modelfile").write_text("FROM else")
     with pytest.raises(TunesmithError, match="Modelfile: not the file"):
@@ -588,13 +588,13 @@ def after_training(run: Path, request: RunRequest) -> tuple[float | None, list[s
     return seconds, notes
 
 
-def test_a_kit_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
+def test_a_bundle_of_the_same_key_is_not_made_again(tmp_path: Path) -> None:
     run, request = prepare(tmp_path)
-    before = identity_of(run / bundle.FOLDER / bundle.RECORD)
+    before = identity_of(run / bundle.FOLDER / bundle.MANIFEST)
     seconds, notes = after_training(run, request)
     assert seconds is not None
     assert notes == []
-    assert identity_of(run / bundle.FOLDER / bundle.RECORD) == before
+    assert identity_of(run / bundle.FOLDER / bundle.MANIFEST) == before
 
 
 @pytest.mark.parametrize("case", ["several ranks", "no merge", "full", "quantized", "dora"])
@@ -643,13 +643,13 @@ def test_where_the_training_process_must_not_make_it_a_note_says_why(
     elif case == "memory":
         monkeypatch.setattr(resources, "memory_available", lambda: 499_000_000)
     else:
-        (run / ".around.part").mkdir()
+        (run / ".bundle.part").mkdir()
     seconds, notes = after_training(run, request)
     assert seconds is None
     assert [note.endswith(why) for note in notes] == [True], notes
     assert not (run / bundle.FOLDER).exists()
     # What a training that died has left is gone: the next one may try.
-    assert not (run / ".around.part").exists()
+    assert not (run / ".bundle.part").exists()
 
 
 def test_a_file_that_cannot_be_read_costs_no_training(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Base models: which there are, fetch, prove and keep them. Both halves; Python 3.10."""
+"""Base models: catalogue, download, verification and store. Both halves; Python 3.10."""

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument("--verify", choices=("quick", "full"), default="quick")
     given = parser.parse_args(argv)
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         _line(sys.stderr, dataclasses.asdict(progress))
 
     try:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from_path=given.from_path,
             allow_pickle=given.allow_pickle,
             verify=given.verify,
-            progress=tell,
+            progress=report,
         )
     except TunesmithError as error:
         _line(sys.stdout, {"error": error.line, "detail": list(error.detail)})

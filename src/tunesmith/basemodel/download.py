@@ -1,9 +1,9 @@
-"""One model from one endpoint: probe, download, prove. Standard library, Python 3.10.
+"""Download one model from one endpoint and verify it. Standard library, Python 3.10.
 
-huggingface_hub resumes files but checks their size only, does not survive a connection cut
-in the middle of a body, and waits for ever on some stalls (facts measured with 0.36.2). So
-the retries, the stall watch and the proof are here; the transfer itself is its own, in a
-process of `tunesmith.basemodel.hub_client`, into its own cache layout.
+huggingface_hub resumes files but checks only their size, does not survive a connection that breaks
+inside a response body, and waits forever on some stalls (measured with 0.36.2). So this module
+retries, detects stalls and verifies; huggingface_hub does the transfer, in a process of
+`tunesmith.basemodel.hub_client`, into its own cache layout.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tunesmith.core import disk, formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 
-# Free space that must stay beside a download: 5 % of it and this.
+# Bytes that must stay free after a download, besides 5 % of its size.
 _RESERVE = 1 << 30
 _LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a fetch is doing. `done` of `total` bytes; `total` None: a line, no measure."""
+    """The progress of a fetch: `done` of `total` bytes; `total` is None for a plain message."""
 
     what: str
     text: str
@@ -44,7 +44,7 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A proven download: its folder in the cache, commit and files."""
+    """A verified download: its folder in the cache, commit and files."""
 
     path: Path
     commit: str
@@ -53,7 +53,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class _Remote:
-    """A file as the hub describes it: `sha256` for LFS files, else `blob_id` (git's sha1)."""
+    """A file in the hub's listing: `sha256` for LFS files, else `blob_id` (git's sha1)."""
 
     name: str
     size: int
@@ -66,10 +66,10 @@ class _Remote:
 
 
 def download(order: DownloadSpec, endpoint: str, tell: OnProgress) -> Snapshot:
-    """Bring a model into huggingface_hub's cache from one endpoint, and prove every file.
+    """Download a model from one endpoint to huggingface_hub's cache, and verify every file.
 
-    Raises SourceError when this endpoint cannot give it, UsageError when the disk is too
-    small or the model is one that cannot be trained on.
+    Raises SourceError if this endpoint cannot provide it, UsageError if the disk is too small or
+    the model cannot be trained on.
     """
     reach(endpoint, order.mirror, order.limits.connect)
     healed: set[str] = set()
@@ -91,7 +91,7 @@ def download(order: DownloadSpec, endpoint: str, tell: OnProgress) -> Snapshot:
 
 
 def require_space(folder: Path, needed: int, what: str, hint: str) -> None:
-    """Raise UsageError unless `needed` bytes, 5 % and 1 GiB are free where `folder` lies."""
+    """Raise UsageError unless `needed` bytes plus 5 % and 1 GiB are free at `folder`."""
     if needed:
         detail = [f"{formats.size(needed)} + 5 % + 1 GiB reserve"]
         disk.require(folder, int(needed * 1.05) + _RESERVE, what, hint=hint, detail=detail)
@@ -100,24 +100,24 @@ def require_space(folder: Path, needed: int, what: str, hint: str) -> None:
 def _transfer(
     order: DownloadSpec, endpoint: str, tell: OnProgress
 ) -> tuple[str, tuple[_Remote, ...]]:
-    """Download until everything is there; retry while bytes keep coming."""
+    """Download until complete; retry as long as new bytes arrive."""
     limits = order.limits
-    in_vain, most = 0, _held(order.storage)
+    fruitless, most = 0, _held(order.storage)
     while True:
         try:
             return _attempt(order, endpoint, tell)
         except SourceError as error:
-            held = _held(order.storage)
-            in_vain = 1 if held > most else in_vain + 1
-            most = max(most, held)
-            if not error.retry or in_vain >= limits.attempts:
+            received = _held(order.storage)
+            fruitless = 1 if received > most else fruitless + 1
+            most = max(most, received)
+            if not error.retry or fruitless >= limits.attempts:
                 raise
-            pause = min(error.after or limits.pause * 2 ** (in_vain - 1), _LONGEST_PAUSE)
+            pause = min(error.after or limits.pause * 2 ** (fruitless - 1), _LONGEST_PAUSE)
             tell(
                 Progress(
                     "note",
                     f"{endpoint}: {error.text}; again in {formats.duration(pause)} "
-                    f"({in_vain} of {limits.attempts})",
+                    f"({fruitless} of {limits.attempts})",
                 )
             )
             time.sleep(pause)
@@ -137,7 +137,7 @@ def _attempt(
         needed = max(0, sum(file.size for file in missing) - _held(order.storage))
         hint = "free space there, or set HF_HOME to a folder on a larger disk"
         require_space(order.hf_home, needed, order.name, hint)
-        # What the small ones say is judged before a weight comes.
+        # The small files are judged before any weights are downloaded.
         small = [file for file in missing if not model_files.is_weights(file.name)]
         weights = [file for file in missing if model_files.is_weights(file.name)]
         if small:
@@ -160,7 +160,7 @@ def _watch(
     total: int,
     tell: OnProgress,
 ) -> None:
-    """Follow a transfer to its end; end it when no byte has come for `limits.stall` s."""
+    """Follow a transfer to its end; stop it after `limits.stall` seconds without a new byte."""
     most, since = -1, time.monotonic()
     at_first = _complete(order.storage)
     for event in worker.events():
@@ -168,13 +168,13 @@ def _watch(
         if done > most or event:
             most, since = max(done, most), time.monotonic()
         if time.monotonic() - since > order.limits.stall:
-            text = f"no byte has come for {formats.duration(order.limits.stall)}"
+            text = f"no data received for {formats.duration(order.limits.stall)}"
             raise SourceError("cut", text, retry=True)
         tell(Progress("download", f"{order.name} from {endpoint}", min(done, total), total))
 
 
 def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
-    """Return the files to take, each with a checksum. Raises SourceError when that fails."""
+    """Return the files to download, each with a checksum. Raises SourceError if that fails."""
     remote = {file["name"]: file for file in listing["files"]}
     if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:
         raise SourceError("broken", f"it answers with commit {listing['commit']}")
@@ -211,10 +211,10 @@ def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
 def _prove(
     folder: Path, files: Sequence[_Remote], pins: Mapping[str, FileRecord], tell: OnProgress
 ) -> tuple[dict[str, FileRecord], dict[str, str]]:
-    """Read every file; return ({name: record}, {name: fault}).
+    """Verify every file; return ({name: record}, {name: fault}).
 
-    LFS files against their sha256, the others against git's blob id (the sha1 of
-    "blob <size>\\0" and the content), and pinned ones against their pin.
+    LFS files are compared with their sha256, the others with git's blob id (the sha1 of
+    "blob <size>\\0" and the content), and pinned ones with their pin.
     """
     records, wrong = {}, {}
     total, done = sum(file.size for file in files), 0
@@ -252,7 +252,7 @@ def _remove(storage: Path, pointer: Path) -> None:
 
 
 def _drop_overlong(storage: Path, files: Sequence[_Remote]) -> None:
-    # Continuing one asks for bytes behind the end: 416, for ever.
+    # Resuming one would request bytes after the end and always get a 416.
     for file in files:
         part = storage / "blobs" / f"{file.etag}.incomplete"
         if part.exists() and part.stat().st_size > file.size:
@@ -269,7 +269,7 @@ def _complete(storage: Path) -> int:
 
 
 def _held(storage: Path) -> int:
-    """Return the bytes of a model on disk, partial files included."""
+    """Return the bytes of a model on disk, including partial files."""
     return _complete(storage) + _partial(storage)
 
 
@@ -277,5 +277,5 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        # Renamed by the worker between the listing and the look.
+        # The worker renamed it after it was listed.
         return 0

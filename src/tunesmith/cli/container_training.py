@@ -15,7 +15,7 @@ from tunesmith.cli.options import TRAIN_CONFIG
 
 _TRAIN = (
     *("config", "prompts", "run", "revision", "mirror", "evaluate", "preset", "then"),
-    *("price", "max-hours", "max-cost", "overrides"),
+    *("gpus", "keep-batch", "price", "max-hours", "max-cost", "overrides"),
 )
 
 
@@ -35,6 +35,8 @@ def train(
     mirror: str = "",
     evaluate: bool = True,
     preset: str = "",
+    gpus: str = "",
+    keep_batch: bool = False,
     then: str = "",
     price: str = "",
     max_hours: str = "",
@@ -66,6 +68,8 @@ def train(
         max_hours=max_hours,
         max_cost=max_cost,
         preset=preset,
+        gpus=gpus,
+        keep_batch=keep_batch,
     )
     project = session.project
     target = target_of(project, "local")

@@ -1,1 +1,1 @@
-"""What every room may use: errors, files, archives, mirrors, processes. Python 3.10."""
+"""Shared by all rooms: errors, files, archives, mirrors, processes. Python 3.10."""

@@ -1,8 +1,8 @@
-"""Archives from outside, unpacked without trust. Standard library, Python 3.10.
+"""Safe unpacking of untrusted archives. Standard library, Python 3.10.
 
-tarfile's own `filter="data"` came late in 3.10 and was bypassed since (CVE-2025-4517 and
-its family), so nothing of tarfile or zipfile decides here where a byte goes: every entry
-is judged first, then its bytes are copied into a file that we open ourselves.
+tarfile's own `filter="data"` came late in 3.10 and was bypassed later (CVE-2025-4517 and
+related), so neither tarfile nor zipfile decides where bytes are written: every entry is checked
+first, then its bytes are copied into a file that we open ourselves.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from tunesmith.core.printable import printable
 _PIECE = 1 << 20
 _MAX_NAME = 1024
 _LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
-# Of a header that says more about a file (a long name): read whole, before anything is judged.
+# Of an extended header (such as a long name), which is read completely before any check.
 _MAX_EXTENDED = 64 << 10
-# Of a zip's list of files, which is read whole, too.
+# Of a zip's central directory, which is read completely, too.
 _MAX_DIRECTORY = 16 << 20
 
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    # RecursionError: a header that only leads to the next, again and again.
+    # RecursionError: an endless chain of headers.
     *(EOFError, NotImplementedError, OSError, ValueError, RecursionError),
 )
 
 
 @dataclass(frozen=True)
 class UnpackLimits:
-    """How much an archive may unpack: entries and bytes."""
+    """The most that an archive may unpack: entries and bytes."""
 
     entries: int = 2_000
     size: int = 1_000_000_000_000
@@ -48,7 +48,7 @@ class UnpackLimits:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file or folder of an archive; `fault` says why it is refused ("" for none)."""
+    """A file or folder of an archive; `fault` is the reason to refuse it ("" if there is none)."""
 
     name: str
     size: int
@@ -58,16 +58,16 @@ class _Entry:
 
 
 def is_archive(path: Path) -> bool:
-    """Tell whether `path` is a tar (plain or compressed) or zip file."""
+    """Return whether `path` is a tar (plain or compressed) or zip file."""
     return path.is_file() and (zipfile.is_zipfile(path) or _is_tar(path))
 
 
 def extract(archive: Path, folder: Path, limits: UnpackLimits | None = None) -> None:
     """Unpack a .tar, .tar.gz or .zip below `folder`, which must exist and be empty.
 
-    The whole archive is judged before the first byte is written. Raises UsageError for an
+    The whole archive is checked before the first byte is written. Raises UsageError for an
     absolute name, `..`, a link, a device, a duplicate, an encrypted or sparse entry, or
-    more than `limits`; TunesmithError when the archive is cut or damaged.
+    more than `limits`; TunesmithError if the archive is truncated or damaged.
     """
     limits = limits or UnpackLimits()
     try:
@@ -97,10 +97,10 @@ class _RefusedError(Exception):
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar, looked at before tarfile reads what it announces.
+    """A tar header, checked before tarfile reads the data it announces.
 
-    tarfile calls these methods of its own class for what it finds (CPython 3.10 to 3.13);
-    tests/unit/test_caps.py notices a version that does not.
+    tarfile calls these methods of its own class (CPython 3.10 to 3.13); tests/unit/test_caps.py
+    fails with a version that does not.
     """
 
     def _proc_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo:
@@ -108,8 +108,8 @@ class _Header(tarfile.TarInfo):
             raise _RefusedError(f"a header of {formats.size(self.size)} says more about a file")
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _RefusedError(f"{self.name!r} is sparse")
-        found: tarfile.TarInfo = super()._proc_member(opened)  # type: ignore[misc]
-        return found
+        member: tarfile.TarInfo = super()._proc_member(opened)  # type: ignore[misc]
+        return member
 
     def _sparse(self, *_: object) -> None:
         raise _RefusedError(f"{self.name!r} is sparse")
@@ -124,7 +124,7 @@ _EXTENDED = (
 
 
 def _is_tar(path: Path) -> bool:
-    """As tarfile.is_tarfile; one whose first header is refused is a tar, too."""
+    """Like tarfile.is_tarfile, but a file whose first header is refused counts as a tar, too."""
     try:
         tarfile.open(path, tarinfo=_Header).close()
     except _RefusedError:
@@ -135,19 +135,19 @@ def _is_tar(path: Path) -> bool:
 
 
 def _check_directory(archive: Path) -> None:
-    """Raise UsageError for a zip whose list of files is too large to be read whole."""
+    """Raise UsageError for a zip whose central directory is too large to read."""
     with open_plain(archive) as stream:
-        found = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
-    if found and int(found[zipfile._ECD_SIZE]) > _MAX_DIRECTORY:  # type: ignore[attr-defined]
-        size = formats.size(found[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
+        record = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
+    if record and int(record[zipfile._ECD_SIZE]) > _MAX_DIRECTORY:  # type: ignore[attr-defined]
+        size = formats.size(record[zipfile._ECD_SIZE])  # type: ignore[attr-defined]
         raise UsageError(f"{archive}: its list of files has {size}; nothing was unpacked")
 
 
 def _extract(
     archive: Path, entries: Callable[[], Iterator[_Entry]], folder: Path, limits: UnpackLimits
 ) -> None:
-    _judge(archive, entries(), limits)
-    left = limits.size
+    _check(archive, entries(), limits)
+    remaining = limits.size
     for entry in entries():
         target = folder.joinpath(*_parts(entry.name))
         if entry.is_folder:
@@ -158,10 +158,10 @@ def _extract(
         if source is None:
             raise UsageError(f"{archive}: {entry.name!r} is not a file; nothing was unpacked")
         with source, target.open("xb") as out:
-            # The header may lie about the size: what is written counts.
+            # The header may give a false size; the limit applies to the bytes written.
             while piece := source.read(_PIECE):
-                left -= len(piece)
-                if left < 0:
+                remaining -= len(piece)
+                if remaining < 0:
                     raise _too_large(archive, limits)
                 out.write(piece)
         if target.stat().st_size != entry.size:
@@ -172,7 +172,7 @@ def _extract(
             )
 
 
-def _judge(archive: Path, entries: Iterable[_Entry], limits: UnpackLimits) -> None:
+def _check(archive: Path, entries: Iterable[_Entry], limits: UnpackLimits) -> None:
     seen: dict[tuple[str, ...], bool] = {}
     total = 0
     for count, entry in enumerate(entries, 1):
@@ -184,16 +184,16 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: UnpackLimits) -> No
         if not fault and not parts and not entry.is_folder:
             fault = "has no name"
         if not fault and parts in seen and not (entry.is_folder and seen[parts]):
-            fault = "is there twice"
+            fault = "appears twice"
         if not fault and any(seen.get(parts[:n]) is False for n in range(1, len(parts))):
-            fault = "lies below a file"
+            fault = "is below a file"
         if fault:
             raise UsageError(f"{archive}: {entry.name!r} {fault}; nothing was unpacked")
         seen[parts] = entry.is_folder
         total += entry.size
         if total > limits.size:
             raise _too_large(archive, limits)
-    # A file that comes before the folder it claims to be.
+    # A file listed before entries that use its name as a folder.
     for parts, is_folder in seen.items():
         if not is_folder and any(o != parts and o[: len(parts)] == parts for o in seen):
             name = "/".join(parts)
@@ -202,7 +202,7 @@ def _judge(archive: Path, entries: Iterable[_Entry], limits: UnpackLimits) -> No
 
 def _too_large(archive: Path, limits: UnpackLimits) -> UsageError:
     size = formats.size(limits.size)
-    return UsageError(f"{archive}: unpacks to more than {size}, which is all there is room for")
+    return UsageError(f"{archive}: unpacks to more than {size}, the limit for the free space")
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Files of others, read with bounds. Standard library, Python 3.10.
+"""Untrusted files, read with limits. Standard library, Python 3.10.
 
-A pipe would make us wait for ever, a line of 700 MB takes gigabytes, and a value that is nested
-deep enough ends Python's own reader. Each is refused before it is met.
+A pipe would block forever, a line of 700 MB takes gigabytes of memory, and a deeply nested value
+crashes Python's own parsers. Each is refused before it is read.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# Of JSON that describes something (a config, a tokenizer, a registry). The largest tokenizers
-# have 35 MB; data have no such bound.
+# Size of descriptive JSON (a config, a tokenizer, a registry). The largest tokenizers have 35 MB.
+# Data files have no such limit.
 MOST_BYTES = 64 << 20
-# Of YAML that people write; reading it takes a minute for as much.
+# Size of YAML written by people; this much takes a minute to parse.
 MOST_OF_YAML = 2 << 20
-# Of one line or one row of data.
+# Size of one line or one row of data.
 LONGEST_ROW = 32 << 20
-# Keys of a row, and of all rows together: each becomes a column of a table.
+# Distinct keys of one row, and of all rows: each becomes a column of a table.
 MOST_COLUMNS = 1000
-# No data and no config are nested half as deep; readers end at some hundreds.
+# Real data and configs are not nested half as deep; parsers fail at a few hundred levels.
 DEEPEST = 100
 _COUNTED = 100_000
 _SHORT = 1 << 20
@@ -43,17 +43,17 @@ class TooDeepError(ValueError):
 
 
 def kind_fault(path: Path) -> str:
-    """Return what `path` (of a link: what it leads to) is instead of a file, "" for a file.
+    """Return what `path` (or the target of a link) is instead of a file, "" for a file.
 
-    Raises FileNotFoundError when nothing is there.
+    Raises FileNotFoundError if it does not exist.
     """
     return _fault_of(path.stat().st_mode)
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file to be read, and nothing else: what is a pipe or a device is not waited for.
+    """Open a regular file for reading, without blocking on a pipe or a device.
 
-    Raises OSError; for what is no file its text says what it is.
+    Raises OSError, whose text says what `path` is if it is not a file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if fault := _fault_of(os.fstat(descriptor).st_mode):
@@ -63,7 +63,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return what a file holds. Raises OSError as `open_plain`, ValueError for more than `most`."""
+    """Return a file's content. Raises OSError like `open_plain`, ValueError above `most` bytes."""
     with open_plain(path) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
@@ -73,15 +73,15 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """Return the UTF-8 text of a file. Raises as `read_bytes`, and UnicodeDecodeError."""
+    """Return a file's UTF-8 text. Raises like `read_bytes`, and UnicodeDecodeError."""
     return read_bytes(path, most).decode("utf-8")
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """Return what JSON says (`options` are json.loads'). Raises ValueError, of deep nesting too."""
+    """Parse JSON (`options` of json.loads). Raises ValueError, also for deep nesting."""
     if isinstance(text, bytes):
         text = text.decode("utf-8")
-    # Of a long text the looking would take longer than the reading.
+    # In a long text, counting the depth first would take longer than parsing.
     depth = depth_at(text) if len(text) < _SHORT else 0
     if depth <= DEEPEST:
         try:
@@ -92,8 +92,8 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def depth_at(text: str, start: int = 0, end: int | None = None) -> int:
-    """Return how deep the value that begins at `start` is nested; 0 when it is certainly
-    not deeper than DEEPEST. Counts to 100 000; nothing behind `end` is looked at."""
+    """Return the nesting depth of the value that begins at `start`, 0 if it is certainly not
+    deeper than DEEPEST. Counts to 100 000 and ignores everything after `end`."""
     stop = len(text) if end is None else end
     if text.count("[", start, stop) + text.count("{", start, stop) <= DEEPEST:
         return 0
@@ -113,4 +113,4 @@ def depth_at(text: str, start: int = 0, end: int | None = None) -> int:
 
 
 def _fault_of(mode: int) -> str:
-    return next((told for is_one, told in _KINDS if is_one(mode)), "")
+    return next((fault for is_one, fault in _KINDS if is_one(mode)), "")

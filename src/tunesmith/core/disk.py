@@ -18,12 +18,12 @@ def nearest(folder: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return what this user may still write to the disk of a folder that need not exist yet."""
+    """Return the bytes this user can write to a folder's disk; the folder may not exist yet."""
     return shutil.disk_usage(nearest(folder)).free
 
 
 def shortage(where: object, free: int, needed: int, what: str) -> str | None:
-    """Return in words that `what` needs more bytes than are free; None when it does not."""
+    """Return a message if `what` needs more bytes than are free, None otherwise."""
     if free >= needed:
         return None
     return f"{where}: {formats.size(free)} free, {what} needs {formats.size(needed)}"
@@ -40,7 +40,7 @@ def require(
 ) -> None:
     """Raise UsageError unless `needed` bytes are free.
 
-    `where` is a folder of this machine; with `free` it is only named: another machine's disk.
+    `where` is a folder of this machine; with `free` it is only a label for another machine's disk.
     """
     have = free_bytes(Path(where)) if free is None else free
     if (fault := shortage(where, have, needed, what)) is not None:

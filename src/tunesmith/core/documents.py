@@ -1,7 +1,7 @@
-"""Documents of other projects, named by whose they are; what is ours has classes of its own.
+"""Types of other projects' documents, named after their owner; our own documents have classes.
 
-Their keys are their project's to define and change, so a value is read key by key where it is
-used, and what is not read passes through untouched.
+The other project defines and changes their keys, so a value is read key by key where it is used,
+and unread keys pass through unchanged.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, TypedDict
 
 # A flat config of LLaMA-Factory 0.9.3: keys of the dataclasses in its hparams/.
 Config = Mapping[str, Any]
-# The same keys, made ready for one of its functions, which may change them.
+# The same keys, prepared for one of its functions, which may change them.
 Arguments = dict[str, Any]
 # config.json, generation_config.json, tokenizer_config.json and tokenizer.json of a model folder.
 ModelConfig = Mapping[str, Any]
-# An object that another program answers with, or a file of its own kind.
+# A JSON object from another program's answer or file.
 JsonObject = dict[str, Any]
-# Rows and columns by name, as the datasets library and trainers hand them over.
+# Rows, or columns by name, as the datasets library and trainers pass them.
 Columns = dict[str, Any]
 # {"role": "user" | "assistant" | ..., "content": str}
 Message = Mapping[str, str]
@@ -36,7 +36,7 @@ class AlignedRow(TypedDict):
 
 
 class TokenizedRow(TypedDict):
-    """A row after LLaMA-Factory's processor: three lists of one length, and media."""
+    """A row after LLaMA-Factory's processor: three lists of equal length, and media."""
 
     input_ids: list[int]
     attention_mask: list[int]

@@ -1,8 +1,7 @@
-"""Errors meant for people: one line first, detail below.
+"""Errors for people: one line first, details below.
 
-Used by both halves, so this module imports nothing outside the standard library
-and runs on Python 3.10. What a message quotes of a host, a file or a model cannot command
-the terminal it is printed on.
+Used by both halves, so this module imports only the standard library and runs on Python 3.10.
+Quoted text of a host, a file or a model contains no control characters for the terminal.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from tunesmith.core.printable import printable
 class TunesmithError(Exception):
     """The work failed. Exit code 1.
 
-    `message` is the one line a person reads first: it names the file, row, key or host and the
-    value found. `detail` lines follow it. `hint` names a command or action that works when followed
+    `message` is the line a person reads first: it names the file, row, key or host and the value
+    found. `detail` lines follow it. `hint` is a command or action that works when followed
     literally.
     """
 
@@ -30,7 +29,7 @@ class TunesmithError(Exception):
 
     @property
     def line(self) -> str:
-        """Message and hint as one line, for a log or a table, and where only one text travels."""
+        """Message and hint as one line, for logs, tables and other places with only one text."""
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def render(self) -> str:
@@ -46,10 +45,10 @@ class UsageError(TunesmithError):
 
 
 def printed_error(text: str, exit_code: int, otherwise: str) -> TunesmithError:
-    """Return the error that another process of ours printed before it ended with `exit_code`.
+    """Return the error that another of our processes printed before it exited with `exit_code`.
 
-    `text` is what `render` made, perhaps with other lines before it; `otherwise` is the message
-    where there is no text at all.
+    `text` is the output of `render`, possibly after other lines; `otherwise` is the message if
+    there is no text at all.
     """
     lines = text.strip().splitlines() or [otherwise]
     began = next((n for n, line in enumerate(lines) if line.startswith("error: ")), 0)

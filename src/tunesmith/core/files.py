@@ -1,4 +1,4 @@
-"""Files that are whole or absent. Used by both halves: standard library and yaml, Python 3.10."""
+"""Atomic file operations. Used by both halves: standard library and yaml, Python 3.10."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tunesmith.core.bounded import open_plain
 from tunesmith.core.callbacks import OnText
 from tunesmith.core.errors import UsageError
 
-# A file system, or a kernel, that cannot: NFS refuses a lock on a folder opened to be read.
+# Errors of a file system or kernel without such locks: NFS cannot lock a read-only descriptor.
 _NO_FOLDER_LOCK = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only one who reads `path`, changes it and writes it again; made for short work.
+    """Hold an exclusive lock to read, change and rewrite `path`; meant for short operations.
 
-    `path` itself is replaced by each writer, so the lock is on its folder, which must exist: it
-    leaves nothing there, and holds between users too. Where a folder cannot be locked a file
-    `.NAME.lock` beside `path` is. Not to be taken twice by one process.
+    Each writer replaces `path` itself, so the lock is on its folder, which must exist: that leaves
+    no file behind and works across users. If a folder cannot be locked, a file `.NAME.lock` beside
+    `path` is locked instead. One process must not take it twice.
     """
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -49,10 +49,11 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(lock: Path, waiting: OnText) -> Iterator[int]:
-    """Hold the lock file `lock` for long work; yield its descriptor.
+    """Hold the lock file `lock` for a long operation; yield its descriptor.
 
-    `waiting` hears at once who holds it, if somebody does. A child that gets the descriptor
-    holds it too. The kernel lets go of it when the last of them ends, however it ends.
+    If another process holds it, `waiting` is called at once with its description. A child that
+    inherits the descriptor holds the lock too. The kernel releases it when the last holder ends,
+    however it ends.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -70,15 +71,15 @@ def held(lock: Path, waiting: OnText) -> Iterator[int]:
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder that only its owner can look into; one of ours that is open is closed.
+    """Create a folder that only its owner can read; restrict an existing one of ours. Return it.
 
-    Returns it. One that belongs to somebody else (a volume of a container) stays as it is. Raises
-    UsageError for one that others use too, as /tmp: closing it would take their files from them.
+    A folder of another owner (a container's volume) stays as it is. Raises UsageError for a folder
+    that others use too, such as /tmp: restricting it would lock them out of their files.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    there = folder.stat()
-    if there.st_mode & 0o077 and os.geteuid() in (0, there.st_uid):
-        if there.st_mode & stat.S_ISVTX:
+    status = folder.stat()
+    if status.st_mode & 0o077 and os.geteuid() in (0, status.st_uid):
+        if status.st_mode & stat.S_ISVTX:
             raise UsageError(
                 f"{folder} is shared by all users of this machine and would be closed to them",
                 hint=f"set TUNESMITH_HOME to a folder of its own, e.g. {folder / 'tunesmith'}",
@@ -98,8 +99,8 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     part = Path(name)
     try:
-        # mkstemp makes 0600; a file people share should get what their umask allows, one in a
-        # folder that is its owner's alone stays so when it is copied out.
+        # mkstemp uses 0600. A shared file gets the mode that the umask allows; a file in a private
+        # folder stays private, also when it is copied elsewhere.
         umask = os.umask(0)
         os.umask(umask)
         part.chmod((0o666 if path.parent.stat().st_mode & 0o077 else 0o600) & ~umask)
@@ -112,7 +113,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def fsync_file(file: Path) -> None:
-    """Make what `file` holds survive a power loss."""
+    """Make the content of `file` survive a power loss."""
     _fsync(file, os.O_RDONLY)
 
 
@@ -141,7 +142,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read UTF-8 JSON of ours. Raises OSError and ValueError, of deep nesting too."""
+    """Read one of our JSON files (UTF-8). Raises OSError, and ValueError, also for deep nesting."""
     text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text)
@@ -150,11 +151,11 @@ def read_json(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML of ours says, by libyaml where there is one: a tenth of the time.
+    """Parse one of our YAML texts, with libyaml if available: it takes a tenth of the time.
 
     Raises yaml.YAMLError.
     """
-    import yaml  # here: who reads no YAML must not wait for it
+    import yaml  # here, because callers that read no YAML must not wait for it
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -168,20 +169,20 @@ def sha256_of(
 ) -> str:
     """Return the sha256 of a file as 64 hex digits, read in 1 MiB pieces.
 
-    `progress` hears the bytes of each piece. Of a file that grows, only its first `most` bytes
-    are read.
+    `progress` is called with the bytes of each piece. `most` limits the bytes read, for a file
+    that grows.
     """
     digest = hashlib.sha256()
-    left = sys.maxsize if most is None else most
+    remaining = sys.maxsize if most is None else most
     with open_plain(path) as stream:
-        while left and (piece := stream.read(min(left, 1 << 20))):
+        while remaining and (piece := stream.read(min(remaining, 1 << 20))):
             digest.update(piece)
-            left -= len(piece)
+            remaining -= len(piece)
             if progress is not None:
                 progress(len(piece))
     return digest.hexdigest()
 
 
 def short_digest(value: object) -> str:
-    """Return 16 hex digits that stand for a value in a state's fingerprint."""
+    """Return 16 hex digits that represent a value in a fingerprint."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

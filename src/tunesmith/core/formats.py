@@ -1,4 +1,4 @@
-"""How durations, sizes and counts are written for people: one way everywhere.
+"""Durations, sizes and counts for people, in the same format everywhere.
 
 Used by both halves: standard library only, Python 3.10.
 """

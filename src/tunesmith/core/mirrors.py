@@ -1,6 +1,6 @@
 """configs/mirrors/NAME.yml as frozen values. Standard library and PyYAML, Python 3.10.
 
-A mirror says where bytes come from, never what is installed: pins and hashes hold for all.
+A mirror defines where bytes come from, never what is installed: pins and hashes apply to all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NEVER_EMPTY = ("hf_endpoints", "pypi_indexes", "conda_channels", "miniforge_url
 
 @dataclass(frozen=True)
 class Mirror:
-    """Addresses, each list in the order of trying, without a slash at the end.
+    """Addresses without trailing slash, each list in the order of attempts.
 
     `ca_bundle` is a PEM file that replaces the system's certificate authorities;
     `http_proxy` is used for http and https.
@@ -55,10 +55,10 @@ def mirror_file(name: str, folder: Path) -> Path:
     """Return the file that describes a mirror. Raises UsageError when there is none."""
     path = Path(name).expanduser().absolute() if name.endswith(".yml") else folder / f"{name}.yml"
     if not path.is_file() or not (name.endswith(".yml") or _NAME.match(name)):
-        known = ", ".join(known_mirrors(folder)) or "none"
+        names = ", ".join(known_mirrors(folder)) or "none"
         raise UsageError(
-            f"unknown mirror {name!r}; known in {folder} are: {known}",
-            hint="name one of these, or give the path of your own file, ending in .yml",
+            f"unknown mirror {name!r}; known in {folder} are: {names}",
+            hint="use one of these, or the path of your own file, ending in .yml",
         )
     return path
 
@@ -66,8 +66,8 @@ def mirror_file(name: str, folder: Path) -> Path:
 def load_mirror(name: str, folder: Path) -> Mirror:
     """Return the mirror `folder`/`name`.yml, or of a file whose path ends in .yml.
 
-    Raises UsageError for an unknown name (the known ones are listed), an unknown key, an
-    address that is not https (plain http is for 127.0.0.1 only), or a secret in one.
+    Raises UsageError for an unknown name (the message lists the known ones), an unknown key, an
+    address that is not https (plain http is only for 127.0.0.1), or an address with a secret.
     """
     path = mirror_file(name, folder)
     try:
@@ -78,8 +78,8 @@ def load_mirror(name: str, folder: Path) -> Mirror:
         raise UsageError(f"{path}: expected keys, found {type(raw).__name__}")
     for key in raw:
         if key not in (*_LISTS, "ca_bundle", "http_proxy"):
-            known = ", ".join((*_LISTS, "ca_bundle", "http_proxy"))
-            raise UsageError(f"{path}: unknown key `{key}`; known are: {known}")
+            keys = ", ".join((*_LISTS, "ca_bundle", "http_proxy"))
+            raise UsageError(f"{path}: unknown key `{key}`; known are: {keys}")
     lists = {key: _urls(path, key, raw.get(key)) for key in _LISTS}
     return Mirror(
         name=path.stem,
@@ -100,13 +100,13 @@ def _urls(path: Path, key: str, value: Any) -> tuple[str, ...]:
 def _https(path: Path, key: str, url: str) -> str:
     parts = _split(url)
     if "@" in parts.netloc:
-        # Not repeated: the message must not spread the secret.
-        raise UsageError(f"{path}: `{key}`: {_bare(url)} has a user name or password in it")
+        # The message must not repeat the secret.
+        raise UsageError(f"{path}: `{key}`: {_bare(url)} contains a user name or password")
     local = parts.scheme == "http" and parts.hostname == "127.0.0.1"
     if (parts.scheme != "https" and not local) or not parts.hostname:
         raise UsageError(f"{path}: `{key}`: {url!r} is not an https address")
     if parts.query or parts.fragment:
-        raise UsageError(f"{path}: `{key}`: {url!r} has more than an address in it")
+        raise UsageError(f"{path}: `{key}`: {url!r} contains more than an address")
     return url.rstrip("/")
 
 
@@ -124,7 +124,7 @@ def _proxy(path: Path, value: Any) -> str | None:
     parts = _split(value)
     if "@" in parts.netloc:
         raise UsageError(
-            f"{path}: `http_proxy`: {_bare(value)} has a user name or password in it",
+            f"{path}: `http_proxy`: {_bare(value)} contains a user name or password",
             hint="set HTTPS_PROXY in your own environment instead; secrets do not belong in "
             "a config file",
         )

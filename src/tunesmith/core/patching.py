@@ -1,9 +1,9 @@
-"""Patches of other people's code: declared, bound to versions, applied in one way.
+"""Patches of libraries: declared, bound to versions, applied in one way.
 
-A patch replaces one attribute of a library. It says for which versions that was tried, who reads
-the attribute, why, and when it can go; with another version it is refused by its name, because a
-patch that no longer meets its caller would fail in silence. Private names that are only read are
-declared too, so that a new version of a library has a list to look through.
+A patch replaces one attribute of a library. It declares the versions it was tested with, the code
+that reads the attribute, the reason, and when it can be removed. With another version it is
+refused by name, because a patch that its caller no longer reads would fail silently. Private names
+that we only read are declared too, as a checklist for a new version of the library.
 
 Used by both halves: standard library and packaging.
 """
@@ -25,12 +25,11 @@ from tunesmith.core.errors import TunesmithError
 class Patch:
     """One replaced attribute.
 
-    `target` is "module:name" or "module:Class.name"; `caller`, of the same form, is the code of
-    the library that reads it; empty where that is no Python. `versions` is a requirement (a name
-    and a specifier). `make` gets the original, and what `install` was given besides, and returns
-    the replacement. `upstream` is the issue there, empty where none is known. `removal` says when
-    the patch can go.
-    `absent`: the library looks for the attribute and has none of its own.
+    `target` is "module:name" or "module:Class.name"; `caller`, in the same form, is the library
+    code that reads it, or empty if that is not Python. `versions` is a requirement (name and
+    specifier). `make` gets the original and the further arguments of `install`, and returns the
+    replacement. `upstream` is the issue there, empty if none is known. `removal` says when the
+    patch can be removed. `absent`: the library looks for the attribute but does not define it.
     """
 
     target: str
@@ -45,38 +44,38 @@ class Patch:
 
 @dataclass(frozen=True)
 class PrivateName:
-    """A private name that is read, or set on one object, and otherwise left as it is.
+    """A private name that we read, or set on one object, but do not replace.
 
-    `place` ("module:name") has the attribute `name`, or is the code that uses it. `readers` are
-    modules of ours.
+    `owner` ("module:name") has the attribute `name`, or is the code that uses it. `readers` are
+    our modules.
     """
 
     name: str
-    place: str
+    owner: str
     versions: str
     readers: tuple[str, ...]
 
 
 class PatchError(TunesmithError):
-    """A patch or a private name is not for the installed version of its library."""
+    """A patch or a private name does not fit the installed version of its library."""
 
 
 _ABSENT = object()
-# What stood at each patched target of this process.
+# The original value of each patched target in this process.
 _originals: dict[str, Any] = {}
 
 
-def install(patch: Patch, *given: Any) -> None:
+def install(patch: Patch, *arguments: Any) -> None:
     """Replace the attribute in this process; replacing it again starts from the original.
 
-    Raises PatchError when the library has another version, or the attribute is gone.
+    Raises PatchError if the library has another version or the attribute does not exist.
     """
     check_version(patch.target, patch.versions)
     owner, name = resolve(patch.target)
     if patch.target not in _originals:
-        there = _ABSENT if patch.absent else _read(owner, name, patch.target)
-        _originals[patch.target] = there
-    setattr(owner, name, patch.make(_originals[patch.target], *given))
+        original = _ABSENT if patch.absent else _read(owner, name, patch.target)
+        _originals[patch.target] = original
+    setattr(owner, name, patch.make(_originals[patch.target], *arguments))
 
 
 def uninstall(patch: Patch) -> None:
@@ -84,15 +83,15 @@ def uninstall(patch: Patch) -> None:
     owner, name = resolve(patch.target)
     original = _originals.pop(patch.target)
     delattr(owner, name)
-    # One that was inherited is there again.
+    # An inherited one is visible again.
     if original is not _ABSENT and getattr(owner, name, _ABSENT) is not original:
         setattr(owner, name, original)
 
 
 @contextlib.contextmanager
-def installed(patch: Patch, *given: Any) -> Iterator[None]:
-    """Replace the attribute within this."""
-    install(patch, *given)
+def installed(patch: Patch, *arguments: Any) -> Iterator[None]:
+    """Replace the attribute inside the context."""
+    install(patch, *arguments)
     try:
         yield
     finally:
@@ -116,21 +115,21 @@ def resolve(target: str) -> tuple[Any, str]:
 
 
 def value_of(target: str) -> Any:
-    """Return what stands at a target now. Raises PatchError when there is no such name."""
+    """Return the current value of a target. Raises PatchError if there is no such name."""
     owner, name = resolve(target)
     return _read(owner, name, target)
 
 
 def check_version(target: str, versions: str) -> None:
-    """Raise PatchError unless the installed version is one that `versions` names."""
+    """Raise PatchError unless `versions` includes the installed version."""
     from packaging.requirements import Requirement
 
     requirement = Requirement(versions)
-    found = importlib.metadata.version(requirement.name)
-    if not requirement.specifier.contains(found, prereleases=True):
+    version = importlib.metadata.version(requirement.name)
+    if not requirement.specifier.contains(version, prereleases=True):
         raise PatchError(
-            f"{target}: this patch is for {versions}, and {requirement.name} {found} is installed; "
-            "look whether it still holds, then change its versions"
+            f"{target}: this patch is for {versions}, and {requirement.name} {version} is "
+            "installed; check whether it is still correct, then change its versions"
         )
 
 

@@ -1,4 +1,4 @@
-"""Processes found by an argument of theirs, and their end. Linux and macOS."""
+"""Finding processes by an argument, and ending them. Linux and macOS."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PROC = Path("/proc")
 
 
 def with_argument(text: str) -> tuple[int, ...]:
-    """Return the ids of the processes, ours excepted, that have `text` in their command."""
+    """Return the ids of all other processes that have `text` in their command line."""
     return tuple(pid for pid, command in _commands() if text in command and pid != os.getpid())
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory a process has in use; 0 when it is gone, or the system does not tell."""
+    """Return a process's resident memory; 0 if it has ended or the system does not report it."""
     try:
         pages = (_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]
     except (OSError, IndexError):
@@ -28,25 +28,25 @@ def resident_bytes(pid: int) -> int:
 
 
 def end_all(pids: Iterable[int], *, grace: float) -> None:
-    """Ask processes to end, and kill those that are left after `grace` seconds in all.
+    """Terminate processes, and kill those that remain after `grace` seconds in total.
 
-    One after the other, the oldest first: a parent gets the time to end its children, which
-    may clear up when it asks them.
+    One after the other, oldest first, so that a parent has time to end its children, which may
+    clean up when it asks them to.
     """
     deadline = time.monotonic() + grace
     for pid in sorted(pids):
-        there = _signal(pid, signal.SIGTERM)
-        while there and time.monotonic() < deadline:
+        alive = _signal(pid, signal.SIGTERM)
+        while alive and time.monotonic() < deadline:
             time.sleep(0.05)
-            there = _signal(pid, 0)
-        if there:
+            alive = _signal(pid, 0)
+        if alive:
             _signal(pid, signal.SIGKILL)
 
 
 def _commands() -> Iterable[tuple[int, str]]:
     if (_PROC / "self" / "cmdline").exists():
         for folder in _PROC.glob("[0-9]*"):
-            # A process that ended meanwhile, or is another user's.
+            # The process may have ended, or belong to another user.
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().decode(errors="replace")
                 yield int(folder.name), command.replace("\0", " ")
@@ -60,7 +60,7 @@ def _commands() -> Iterable[tuple[int, str]]:
 
 
 def _signal(pid: int, number: int) -> bool:
-    """Send a signal (0: none, only look); False when the process is gone."""
+    """Send a signal (0: only check); return False if the process does not exist."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

@@ -1,9 +1,9 @@
-"""Put a finished file tree in the place of another: at every moment one of them is there, whole.
+"""Replacing a folder atomically: at every moment either the old or the new one is complete.
 
-The kernel exchanges two names in one step (renameat2 of Linux, renamex_np of macOS). A file system
-that cannot (some network disks) gets a journal: what was cut off between its two renames is
-finished, or taken back, by `recover`, which whoever looks into such a folder calls first. What was
-replaced is deleted only when its successor has its name. Used by both halves: standard library.
+The kernel exchanges two names in one step (renameat2 on Linux, renamex_np on macOS). On file
+systems that cannot (some network disks) a journal is used: `recover` completes or undoes an
+interruption between the two renames; call it before using such a folder. The old folder is deleted
+only after the new one has its name. Used by both halves: standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tunesmith.core.files import fsync_folder, read_json, write_json
 
 _AT_FDCWD = -100  # linux/fcntl.h: names are relative to the working folder
 _EXCHANGE = 2  # linux/fs.h RENAME_EXCHANGE and sys/stdio.h RENAME_SWAP
-# How a system says that it, or this file system, cannot exchange.
+# Errors of a system or file system that cannot exchange names.
 _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
 _JOURNAL = ".swap.json"
 _OLD = ".swap.old"
@@ -30,11 +30,11 @@ _LOCK = ".swap.lock"
 
 
 def put_in_place(fresh: Path, final: Path) -> None:
-    """Give the folder `fresh` the name `final`; what had it before is deleted.
+    """Rename the folder `fresh` to `final`, replacing and deleting what was there.
 
-    Both lie on one file system. Killed at any moment, `final` is the old folder or the new one
-    (after `recover`, where two names cannot be exchanged), whole; what is left to be deleted lies
-    under `fresh` or beside `final` under a hidden name.
+    Both must be on one file system. After a kill at any moment, `final` is the complete old or new
+    folder (after `recover`, if names cannot be exchanged); whatever still has to be deleted is at
+    `fresh`, or beside `final` under a hidden name.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     recover(final.parent)
@@ -42,7 +42,7 @@ def put_in_place(fresh: Path, final: Path) -> None:
         fresh.rename(final)
     elif exchange(fresh, final):
         fsync_folder(final.parent)
-        # Under its name it would be taken for something to go on with.
+        # Under the name `fresh` it would look like work to be resumed.
         old = _hidden(final, _OLD)
         shutil.rmtree(old, ignore_errors=True)
         fresh.rename(old)
@@ -53,14 +53,14 @@ def put_in_place(fresh: Path, final: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish, or take back, what a killed `put_in_place` has left half-done in `folder`."""
+    """Complete or undo what a killed `put_in_place` left unfinished in `folder`."""
     if not any(_journals(folder)):
         return
     with _alone(folder):
         for journal in _journals(folder):
             final = folder / journal.name[1 : -len(_JOURNAL)]
             old = _hidden(final, _OLD)
-            # The journal was written when `fresh` was whole.
+            # The journal was written when `fresh` was complete.
             candidates = [path for path in (*_named(journal), old) if path.exists()]
             if candidates and not final.exists():
                 candidates[0].rename(final)
@@ -71,7 +71,7 @@ def recover(folder: Path) -> None:
 
 
 def _named(journal: Path) -> list[Path]:
-    """Return the folder that a journal names; of a damaged one none, and the old one stays."""
+    """Return the folder in a journal; for a damaged journal none, and the old folder stays."""
     try:
         return [Path(str(read_json(journal)["fresh"]))]
     except (ValueError, KeyError, TypeError):
@@ -79,7 +79,7 @@ def _named(journal: Path) -> list[Path]:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False where that cannot be done."""
+    """Exchange two names in one step; return False if the system cannot."""
     code = _exchanged(os.fsencode(one), os.fsencode(other))
     if code in _CANNOT:
         return False
@@ -128,7 +128,7 @@ def _journals(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait for another who swaps, or recovers, in this folder."""
+    """Wait for other processes that swap or recover in this folder."""
     with (folder / _LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,1 +1,1 @@
-"""The container image: build it, ask it what it is, bring it elsewhere; and the engine."""
+"""The container image: build, measure, ship and push it; and the Docker engine."""

@@ -1,7 +1,7 @@
-"""Build the image: a plan (argv, labels, secrets), and the docker command that carries it out.
+"""Build the image: a plan (argv, labels, secrets), and the docker command that executes it.
 
-The SDK has only the classic builder, so BuildKit is reached through the docker command:
-through buildx, or in clients before 23 through the builder they carry themselves.
+The SDK has only the classic builder, so BuildKit is used through the docker command: buildx, or
+the built-in builder of clients before 23.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tunesmith.project import Project
 from tunesmith.stack.definition import Flavour, driver_requirement
 from tunesmith.stack.sources import app_digest, image_digest
 
-# Clients before this one carry BuildKit's client themselves; from it on it is buildx's.
+# Clients before this version have a built-in BuildKit client; later ones need buildx.
 _BUILDX_SINCE = 23
 _DOCKER_HUB = "https://registry-1.docker.io"
-# The environment, and wheels that are fetched while others are unpacked.
+# The environment, and wheels that are downloaded while others are unpacked.
 _BUILD_ROOM = 1.3
 # BuildKit's plain output: `#12 [image 4/9] RUN ...` where a step begins.
 _STEP = re.compile(r"#\d+ (\[.+)")
@@ -49,7 +49,7 @@ class Builder:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What will be built: everything but the secrets' content is in `argv`."""
+    """A build: `argv` contains everything but the content of secrets."""
 
     tag: str
     flavour: Flavour
@@ -59,7 +59,7 @@ class ImagePlan:
     room_bytes: int
 
     def render(self) -> str:
-        """Return the plan as a person reads it."""
+        """Return the plan as text."""
         lines = [f"image    {self.tag}", f"base     {self.base}"]
         lines += [f"lock     {self.flavour.lock} ({self.flavour.lock_sha256[:12]})"]
         lines += [f"disk     {formats.size(self.room_bytes)} while it is built"]
@@ -75,18 +75,18 @@ def plan_build(
     *,
     toolkit: bool = False,
 ) -> ImagePlan:
-    """Return what `image.build` will do. Pure but for reading the repository.
+    """Return the plan of `image.build`. Pure except for reading the repository.
 
-    `base` (BASE_IMAGE) replaces the stack's base image; without it the mirror's first
-    registry is asked for the stack's, by the same digest. Raises UsageError for an unknown
-    flavour or a mirror's certificate file that is not there.
+    `base` (BASE_IMAGE) replaces the stack's base image; without it the stack's is pulled from the
+    mirror's first registry, by the same digest. Raises UsageError for an unknown flavour or a
+    missing certificate file of a mirror.
     """
     stack = project.stack
     chosen = stack.flavour(flavour)
     tag = engine.tag_of(chosen) + ("-toolkit" if toolkit else "")
     image = base or at_registry(stack.image_base, mirror.docker_registries)
     arguments = {
-        # Written into the image's config; with it the image itself is a cache.
+        # Stored in the image's config, which makes the image itself a cache.
         "BUILDKIT_INLINE_CACHE": "1",
         "BASE_IMAGE": image,
         "FLAVOUR": chosen.name,
@@ -127,7 +127,7 @@ def build(plan: ImagePlan, log: Path, step: OnText) -> str:
     with tempfile.TemporaryDirectory(prefix="tunesmith-build-") as scratch:
         argv = [*tool.argv, *plan.argv]
         if built:
-            # Its layers count when the builder's own cache was emptied (`inv image.prune`).
+            # Its layers are the cache after the builder's own was emptied (`inv image.prune`).
             argv += ["--cache-from", plan.tag]
         for name, content in plan.secrets.items():
             file = Path(scratch) / name
@@ -189,24 +189,24 @@ def _built(client: object, tag: str) -> bool:
 def builder() -> Builder:
     """Return the first docker command on PATH that can build with BuildKit.
 
-    Raises UsageError when there is none.
+    Raises UsageError if there is none.
     """
-    seen = []
+    programs = []
     for program in _on_path("docker"):
-        said = _output(program, "--version")
-        # Debian's own client answers to buildx only when a package brings it.
+        output = _output(program, "--version")
+        # Debian's client supports buildx only with an extra package.
         if _output(program, "buildx", "version"):
             return Builder((program, "buildx"), {})
-        if 18 <= engine.version_of(said) < _BUILDX_SINCE:
+        if 18 <= engine.version_of(output) < _BUILDX_SINCE:
             return Builder((program,), {"DOCKER_BUILDKIT": "1"})
-        seen.append(program)
-    if not seen:
+        programs.append(program)
+    if not programs:
         raise UsageError(
             "there is no docker command on PATH",
             hint="install Docker (docs.docker.com/engine/install)",
         )
     raise UsageError(
-        f"{', '.join(seen)}: no BuildKit (docker buildx is missing)",
+        f"{', '.join(programs)}: no BuildKit (docker buildx is missing)",
         hint="install it with `sudo apt-get install docker-buildx-plugin` (Debian: docker-buildx)",
     )
 
@@ -223,9 +223,9 @@ def at_registry(base: str, registries: tuple[str, ...]) -> str:
 
 
 def labels(project: Project, flavour: Flavour, base: str) -> dict[str, str]:
-    """Return the image's labels: OCI's, and the digests of what it was made from.
+    """Return the image's labels: OCI's, and the digests of its inputs.
 
-    The time is the commit's, so that building again changes nothing.
+    The time is that of the commit, so that a rebuild changes nothing.
     """
     name, _, digest = base.partition("@")
     found = {

@@ -1,4 +1,4 @@
-"""The Docker engine, through its SDK, with errors as people need them."""
+"""The Docker engine, through its SDK, with readable errors."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from tunesmith.core.printable import one_line
 from tunesmith.stack.definition import Flavour
 
 REPOSITORY = "tunesmith"
-# Labels of an image of ours: what it is, and the digests of what it was made from.
+# Labels of our images: what it is, and the digests of its inputs.
 TITLE = "org.opencontainers.image.title"
 STACK, LOCK, APP = "tunesmith.stack.sha256", "tunesmith.lock.sha256", "tunesmith.app.sha256"
-# APP is of what works on runs, SOURCES of all of ours (stack/sources.py).
+# APP covers the code that works on runs, SOURCES all our code (stack/sources.py).
 SOURCES = "tunesmith.sources.sha256"
 FLAVOUR = "tunesmith.flavour"
 
 DEFAULT = "unix:///var/run/docker.sock"
 # The NVIDIA container toolkit's name among an engine's runtimes.
 NVIDIA = "nvidia"
-# A limit, not a reservation: what NCCL and data loaders ask for, whatever the machine has.
+# A limit, not a reservation: enough for NCCL and data loaders on any machine.
 SHM_SIZE = "8g"
 
 
 def tag_of(flavour: Flavour) -> str:
-    """Return the name an image of a flavour has on the engine that built it."""
+    """Return the tag of a flavour's image on the engine that built it."""
     return f"{REPOSITORY}:{flavour.name}"
 
 
 def address() -> str:
     """Return where the engine listens: DOCKER_HOST, else the current context's.
 
-    The docker command does the same; the SDK alone would not look at contexts.
+    The docker command does the same; the SDK alone ignores contexts.
     """
     own = os.environ.get("DOCKER_HOST")
     if own:
@@ -52,9 +52,9 @@ def address() -> str:
 
 
 def connect(base_url: str | None = None, timeout: float = 600) -> docker.DockerClient:
-    """Return a client of the engine. Raises UsageError when none answers or it is not ours.
+    """Return a client of the engine. Raises UsageError if none answers or access is denied.
 
-    `timeout` is in seconds, for one answer of the engine.
+    `timeout` is the time limit of one request, in seconds.
     """
     url = base_url or address()
     try:
@@ -66,9 +66,9 @@ def connect(base_url: str | None = None, timeout: float = 600) -> docker.DockerC
     return client
 
 
-def reason(url: str, said: str) -> tuple[str, str]:
+def reason(url: str, error: str) -> tuple[str, str]:
     """Return why an engine does not answer, and the hint."""
-    if "Permission denied" in said or "PermissionError" in said:
+    if "Permission denied" in error or "PermissionError" in error:
         return (
             f"this user has no access to the Docker engine at {url}",
             "run `sudo usermod -aG docker $USER`, then log in again",
@@ -87,26 +87,26 @@ def reason(url: str, said: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def explained(what: str, *, foreign: bool = False) -> Iterator[None]:
-    """Turn an error of the SDK into a line that begins with `what`.
+    """Convert an error of the SDK to a message that begins with `what`.
 
-    `foreign`: the engine is a host's, whose answers may lack what the SDK and we look for; then
-    that is told, too. The block must ask the engine and do nothing else.
+    `foreign`: the engine is a host's, whose answers may lack fields that the SDK and we read; that
+    is reported, too. The block must only send requests to the engine.
     """
     try:
         yield
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         if not foreign:
             raise
-        said = one_line(f"{type(error).__name__}: {error}")
-        raise TunesmithError(f"{what} answers what no Docker engine does ({said})") from None
+        text = one_line(f"{type(error).__name__}: {error}")
+        raise TunesmithError(f"{what} answers what no Docker engine does ({text})") from None
     except (DockerException, NoConnection) as error:
         text = getattr(error, "explanation", None) or str(error)
-        said = " ".join(str(text).split())
-        raise TunesmithError(f"{what}: {said}", hint=_hint(said)) from None
+        line = " ".join(str(text).split())
+        raise TunesmithError(f"{what}: {line}", hint=_hint(line)) from None
 
 
 def _hint(text: str) -> str:
-    """Return what helps against an engine's error, where that is known."""
+    """Return the hint for a known error of an engine."""
     if 'could not select device driver "" with capabilities: [[gpu]]' in text or (
         "unknown or invalid runtime name: nvidia" in text
     ):
@@ -120,7 +120,7 @@ def _hint(text: str) -> str:
 
 
 def find_image(client: docker.DockerClient, name: str) -> Image:
-    """Return an image of the engine. Raises UsageError when it has none of this name."""
+    """Return an image of the engine. Raises UsageError if it has none of this name."""
     try:
         return client.images.get(name)
     except ImageNotFound:
@@ -130,9 +130,9 @@ def find_image(client: docker.DockerClient, name: str) -> Image:
 
 
 def run_in(client: docker.DockerClient, image: str, argv: list[str]) -> str:
-    """Run a command in a hardened container that is removed again; return its output.
+    """Run a command in a temporary hardened container; return its output.
 
-    Raises TunesmithError with the end of its standard error when it fails.
+    Raises TunesmithError with the end of its standard error if it fails.
     """
     with explained(f"{image}: {argv[0]}"):
         container = client.containers.create(image, argv[1:], entrypoint=argv[:1], **HARDENED)
@@ -151,7 +151,7 @@ def run_in(client: docker.DockerClient, image: str, argv: list[str]) -> str:
     return output
 
 
-# What every container of ours gets: nothing it has no need of. `init` is the image's own.
+# The minimal privileges of all our containers. `init` is the image's own.
 HARDENED: JsonObject = {
     "read_only": True,
     "cap_drop": ["ALL"],
@@ -172,6 +172,6 @@ def _cdi(info: JsonObject) -> list[JsonObject]:
 
 
 def version_of(text: str) -> int:
-    """Return the major version in `docker --version`'s line, 0 when there is none."""
+    """Return the major version in the output of `docker --version`, 0 if there is none."""
     found = re.search(r"version (\d+)\.", text)
     return int(found[1]) if found else 0

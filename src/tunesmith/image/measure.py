@@ -1,4 +1,4 @@
-"""What an image says about itself: versions, packages, sizes. Nothing is taken on trust."""
+"""Versions, packages and sizes, measured inside an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROBE = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
 
 @dataclass(frozen=True)
 class Package:
-    """One installed package; `licence` as its author wrote it, cut to a line."""
+    """An installed package; `licence` as written by its author, truncated to one line."""
 
     name: str
     version: str
@@ -29,7 +29,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is in an image. `system` holds (name, version, architecture) of dpkg's packages."""
+    """The content of an image. `system` lists (name, version, architecture) of dpkg's packages."""
 
     image_id: str
     labels: Mapping[str, str]
@@ -40,7 +40,7 @@ class Measured:
     os: tuple[str, str]
 
     def version(self, name: str) -> str:
-        """Return a package's version. Raises TunesmithError when the image has it not."""
+        """Return a package's version. Raises TunesmithError if the image lacks it."""
         for package in self.packages:
             if package.name.lower() == name:
                 return package.version
@@ -48,33 +48,35 @@ class Measured:
 
 
 def measure(client: docker.DockerClient, name: str) -> Measured:
-    """Ask an image what it holds. Raises UsageError when it is not there."""
+    """Measure an image's content. Raises UsageError if it does not exist."""
     image = engine.find_image(client, name)
-    said = json.loads(engine.run_in(client, name, isolated.code("python", _PROBE)))
+    answer = json.loads(engine.run_in(client, name, isolated.code("python", _PROBE)))
     return Measured(
         image_id=str(image.id),
         labels=dict(image.labels),
-        python=said["python"],
-        cuda=said["cuda"],
+        python=answer["python"],
+        cuda=answer["cuda"],
         packages=tuple(
-            sorted((Package(n, v, _line(licence)) for n, v, licence in said["packages"]), key=_key)
+            sorted(
+                (Package(n, v, _line(licence)) for n, v, licence in answer["packages"]), key=_key
+            )
         ),
-        system=tuple((n, v, a) for n, v, a in said["system"]),
-        os=(said["os"][0], said["os"][1]),
+        system=tuple((n, v, a) for n, v, a in answer["system"]),
+        os=(answer["os"][0], answer["os"][1]),
     )
 
 
 def sizes(client: docker.DockerClient, name: str) -> dict[str, int]:
     """Return the bytes of each folder of site-packages, largest first."""
     argv = isolated.code("python", _PROBE, "sizes")
-    said: dict[str, int] = json.loads(engine.run_in(client, name, argv))
-    return dict(sorted(said.items(), key=lambda item: -item[1]))
+    answer: dict[str, int] = json.loads(engine.run_in(client, name, argv))
+    return dict(sorted(answer.items(), key=lambda item: -item[1]))
 
 
 def tags(measured: Measured) -> tuple[str, ...]:
-    """Return the tags an image is known by elsewhere, the most exact first.
+    """Return an image's registry tags, the most specific first.
 
-    Made of what was found inside, so that a tag cannot promise what is not there.
+    They are made from the measured content, so that a tag cannot be wrong.
     """
     python = ".".join(measured.python.split(".")[:2])
     cuda = f"cu{measured.cuda.replace('.', '')}" if measured.cuda else "cpu"
@@ -84,7 +86,7 @@ def tags(measured: Measured) -> tuple[str, ...]:
 
 
 def drift(measured: Measured, wanted: Mapping[str, str]) -> list[str]:
-    """Return one line for each thing an image was made from that this clone has otherwise."""
+    """Return one line for each input of an image that differs in this clone."""
     names = {
         engine.STACK: "configs/stack.yml",
         engine.LOCK: "the lock",
@@ -98,7 +100,7 @@ def drift(measured: Measured, wanted: Mapping[str, str]) -> list[str]:
 
 
 def sbom(measured: Measured, name: str) -> str:
-    """Return a CycloneDX document (JSON) of an image, from what was found in it."""
+    """Return a CycloneDX document (JSON) of an image, from its measured content."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.model.license import DisjunctiveLicense
@@ -141,7 +143,7 @@ def normal(name: str) -> str:
 
 
 def _line(licence: Any) -> str | None:
-    """Return a licence's name; some packages put its whole text there."""
+    """Return a licence's name; some packages contain its whole text instead."""
     lines = str(licence or "").strip().splitlines()
     return lines[0][:80] if lines and lines[0].strip() not in ("", "UNKNOWN") else None
 

@@ -1,6 +1,6 @@
-"""Sent into an image to measure it: prints what is installed, and how large, as JSON.
+"""Runs inside an image to measure it: prints installed packages and sizes as JSON.
 
-Standard library only: it runs there as `python -c`, whatever tunesmith the image has.
+Standard library only: it is run as `python -c`, whatever tunesmith version the image has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PACKAGES = next(Path(path) for path in sys.path if path.endswith("site-packages"
 
 
 def cuda() -> str | None:
-    """Read torch's CUDA without loading torch, which would take seconds."""
+    """Return torch's CUDA version without importing torch, which takes seconds."""
     text = (PACKAGES / "torch/version.py").read_text()
     found = re.search(r"^cuda.*= '([0-9.]+)'", text, re.MULTILINE)
     return found[1] if found else None
@@ -33,8 +33,8 @@ def packages() -> Iterator[tuple[str, str, str | None]]:
 
 def system() -> list[list[str]]:
     form = "${binary:Package}\t${Version}\t${Architecture}\n"
-    asked = ["dpkg-query", "-W", "-f", form]
-    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    argv = ["dpkg-query", "-W", "-f", form]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
     return [line.split("\t") for line in done.stdout.splitlines()]
 
 
@@ -45,7 +45,7 @@ def release() -> list[str]:
 
 
 def sizes() -> dict[str, int]:
-    """Return the bytes of each folder of site-packages, and of each file that lies in none."""
+    """Return the bytes of each folder and top-level file of site-packages."""
     found: dict[str, int] = {}
     for folder, _, files in os.walk(PACKAGES):
         for file in (Path(folder) / name for name in files):

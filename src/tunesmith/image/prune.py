@@ -1,4 +1,4 @@
-"""Free what older builds hold: images of ours without a name, and the builder's cache."""
+"""Free the space of older builds: our untagged images, and the build cache."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tunesmith.image import engine
 
 
 def replaced(client: docker.DockerClient, *, everything: bool = False) -> list[Image]:
-    """Return our images that a newer build took the name from; with `everything` all of ours.
+    """Return our images replaced by newer builds, or with `everything` all our images.
 
-    Ours are told by their label: nobody else's image is ever touched.
+    Our images are identified by a label; other images are never touched.
     """
     ours = client.images.list(all=False, filters={"label": f"{engine.TITLE}={engine.REPOSITORY}"})
     return [image for image in ours if everything or not image.tags]
@@ -25,6 +25,6 @@ def remove(client: docker.DockerClient, image: Image) -> None:
 
 
 def empty_cache(client: docker.DockerClient) -> int:
-    """Empty BuildKit's cache; return the bytes that became free."""
+    """Empty BuildKit's cache; return the freed bytes."""
     with engine.explained("the builder's cache"):
         return int(client.api.prune_builds()["SpaceReclaimed"] or 0)

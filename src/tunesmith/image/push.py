@@ -1,4 +1,4 @@
-"""Push an image to a registry under the tags that were measured from it."""
+"""Push an image to a registry under its measured tags."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def push(
                     layers[str(line.get("id"))] = done
                     moved(*map(sum, zip(*layers.values(), strict=True)))
                 if "error" in line:
-                    said = str(line["error"])
-                    raise TunesmithError(f"{to}:{tag}: {said}", hint=_hint(to, said))
+                    error = str(line["error"])
+                    raise TunesmithError(f"{to}:{tag}: {error}", hint=_hint(to, error))
                 digest = str(line.get("aux", {}).get("Digest", digest))
         if not digest:
             raise TunesmithError(f"{to}:{tag}: the registry named no digest")

@@ -1,4 +1,4 @@
-"""A host's Docker engine, for the SDK: its socket brought here by an ssh of its own.
+"""A host's Docker engine for the SDK, through its socket forwarded by a separate ssh.
 
 The SDK's own `ssh://` reads ~/.ssh/config only, not the inventory's file with the pinned keys.
 """
@@ -24,22 +24,22 @@ _OPEN_SECONDS = 40.0
 
 @contextlib.contextmanager
 def client(remote: Remote) -> Iterator[docker.DockerClient]:
-    """Give a client of the host's engine, as long as the block lasts.
+    """Yield a client of the host's engine.
 
-    Raises TunesmithError when ssh fails, UsageError when no engine answers there.
+    Raises TunesmithError if ssh fails, UsageError if no engine answers there.
     """
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-        here = Path(folder) / "docker.sock"
+        socket = Path(folder) / "docker.sock"
         options = ["BatchMode=yes", "LogLevel=ERROR", "ControlMaster=no", "ControlPath=none"]
         options += ["ExitOnForwardFailure=yes", "StreamLocalBindMask=0177"]
-        words = [word for option in options for word in ("-o", option)]
-        argv = ["ssh", "-F", str(remote.config), "-N", "-T", *words]
-        argv += ["-L", f"{here}:{_SOCKET}", remote.name]
+        arguments = [word for option in options for word in ("-o", option)]
+        argv = ["ssh", "-F", str(remote.config), "-N", "-T", *arguments]
+        argv += ["-L", f"{socket}:{_SOCKET}", remote.name]
         with tempfile.TemporaryFile() as errors:
             ssh = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=errors)
             try:
-                _wait(ssh, here, remote, errors)
-                engine = image_engine.connect(f"unix://{here}")
+                _wait(ssh, socket, remote, errors)
+                engine = image_engine.connect(f"unix://{socket}")
                 try:
                     yield engine
                 finally:
@@ -49,9 +49,9 @@ def client(remote: Remote) -> Iterator[docker.DockerClient]:
                 ssh.wait()
 
 
-def _wait(ssh: subprocess.Popen[bytes], here: Path, remote: Remote, errors: IO[bytes]) -> None:
+def _wait(ssh: subprocess.Popen[bytes], socket: Path, remote: Remote, errors: IO[bytes]) -> None:
     deadline = time.monotonic() + _OPEN_SECONDS
-    while not here.exists():
+    while not socket.exists():
         if ssh.poll() is not None or time.monotonic() > deadline:
             raise remote.failure(last_words(errors))
         time.sleep(0.05)

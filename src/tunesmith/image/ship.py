@@ -1,10 +1,9 @@
-"""Bring an image into a host's Docker over SSH, where no registry can be reached.
+"""Send an image to a host's Docker over SSH, for hosts that reach no registry.
 
-A docker archive is taken apart into one compressed file a layer, named by the digest of
-what is in it. Layers that an image of the host has already stay here; the others go by
-rsync, which takes up a cut connection where it ended; over there the archive is put
-together again and loaded. The engine checks each layer's digest, and the id of the image,
-which is the digest of the list of them, is compared at the end.
+A docker archive is split into one compressed file per layer, named by the digest of its content.
+Layers that an image of the host already has are skipped; rsync sends the others and resumes after
+an interruption; on the host the archive is reassembled and loaded. The engine checks each layer's
+digest, and finally the image's id, the digest of its list of layers, is compared.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from tunesmith.hosts.probe.software import Engine
 from tunesmith.hosts.remote import Remote
 from tunesmith.image import engine
 
-# On fast lines the processor would be the limit, on slow ones the line is: level 1 is a
-# third of the time of level 6 and costs 3 % in size on these layers.
+# On fast connections the CPU would be the limit: level 1 takes a third of the time of level 6 and
+# costs 3 % in size on these layers.
 _LEVEL = 1
-# Larger than any list of layers or image config, smaller than a layer worth a file.
+# Bytes: larger than any list of layers or image config, smaller than any relevant layer.
 _SMALL = 1 << 20
 _FOLDER = ".cache/tunesmith/image"
 
@@ -55,7 +54,7 @@ _CLEAN = 'cd "$1" && rm -f -- *.tar.gz manifest.json config.json sums && rm -rf 
 
 @dataclass(frozen=True)
 class Archive:
-    """An image as a docker archive would hold it: config, and its layers' digests in order."""
+    """An image as in a docker archive: config, and its layers' digests in order."""
 
     image_id: str
     tag: str
@@ -65,7 +64,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Far:
-    """A host's engine: where things may be put, how much room is there, what it has."""
+    """A host's engine: a folder for files, free bytes, and its images."""
 
     folder: str
     free_bytes: int
@@ -76,7 +75,7 @@ class Far:
         return any(found == image_id for found, _ in self.images)
 
     def shared(self, layers: Sequence[str]) -> int:
-        """Return how many of the first layers an image there has, too."""
+        """Return how many of the first layers an image there already has."""
         return max((_common(layers, theirs) for _, theirs in self.images), default=0)
 
 
@@ -108,7 +107,7 @@ def ship(
     except _NotLoaded:
         if not there:
             raise
-        # An engine that keeps images otherwise wants all of them.
+        # An engine with another image store needs all of them.
         tell("the engine there wants every layer")
         archive = pack(client, name, layers, set(layers), cache, tell, bar)
         _bring(archive, 0, remote, far, cache, tell, bar)
@@ -119,7 +118,7 @@ def ship(
 
 
 class _NotLoaded(TunesmithError):
-    """The engine over there refused the archive."""
+    """The host's engine refused the archive."""
 
 
 def look(remote: Remote) -> Far:
@@ -161,9 +160,9 @@ def pack(
     tell: OnText,
     bar: Bar = unseen,
 ) -> Archive:
-    """Have a compressed file of each wanted layer in `cache`; return what the image is.
+    """Create a compressed file of each wanted layer in `cache`; return the image's archive.
 
-    A layer that is there from an earlier try is not made again.
+    Layers from an earlier attempt are reused.
     """
     image = engine.find_image(client, name)
     cache.mkdir(parents=True, exist_ok=True)
@@ -175,9 +174,9 @@ def pack(
             pieces = _counted(image.save(named=name), int(image.attrs["Size"]), moved)
             stream = io.BufferedReader(_Stream(pieces), 1 << 20)
             _take_apart(stream, missing, cache, config, tell)
-    left = [layer for layer in wanted if not _file(cache, layer).is_file()]
-    if left or not config.is_file():
-        raise TunesmithError(f"{name}: docker save did not hold {len(left)} of its layers")
+    lacking = [layer for layer in wanted if not _file(cache, layer).is_file()]
+    if lacking or not config.is_file():
+        raise TunesmithError(f"{name}: docker save did not hold {len(lacking)} of its layers")
     return Archive(str(image.id), name, config.read_bytes(), layers)
 
 
@@ -199,7 +198,7 @@ def _take_apart(
                 if f"sha256:{digest}" in missing:
                     _compress(io.BytesIO(data), _file(cache, f"sha256:{digest}"))
                 continue
-            # Its digest is known at its end only, and most layers may not be wanted.
+            # The digest is known only at the end, and most layers may not be wanted.
             digest = f"sha256:{_copy(content, raw)}"
             if digest in missing:
                 target = _file(cache, digest)
@@ -211,9 +210,9 @@ def _take_apart(
 
 
 def _bring(
-    archive: Archive, there: int, remote: Remote, far: Far, cache: Path, tell: OnText, bar: Bar
+    archive: Archive, shared: int, remote: Remote, far: Far, cache: Path, tell: OnText, bar: Bar
 ) -> None:
-    files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[there:]}
+    files = {_file(cache, layer).name: _file(cache, layer) for layer in archive.layers[shared:]}
     size = sum(file.stat().st_size for file in files.values())
     disk.require(
         remote.name,
@@ -230,22 +229,22 @@ def _bring(
     small["sums"] = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
     for name, data in small.items():
         (cache / name).write_bytes(data)
-    tell(f"sending {formats.size(size)} in {len(files)} layers ({there} are there)")
+    tell(f"sending {formats.size(size)} in {len(files)} layers ({shared} are there)")
     everything = files | {name: cache / name for name in small}
     with bar("sending") as moved:
         transfer.upload(remote, everything, far.folder, tell, moved)
     with bar(f"{remote.name}: loading"):
         done = remote.run(_LOAD, arguments=(far.folder, archive.tag), timeout=3600)
-    said = done.stderr.strip().splitlines()[-3:]
+    errors = done.stderr.strip().splitlines()[-3:]
     if done.returncode == 3:
         remote.run(_CLEAN, arguments=(far.folder,))
         raise TunesmithError(
             f"{remote.name}: what arrived differs from what was sent, and was removed",
-            said,
+            errors,
             hint="run this again",
         )
     if done.returncode != 0:
-        raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", said)
+        raise _NotLoaded(f"{remote.name}: its Docker does not load {archive.tag}", errors)
     found = one_line(done.stdout, 80)
     if found != archive.image_id:
         raise TunesmithError(
@@ -263,7 +262,7 @@ def _counted(pieces: Iterable[bytes], total: int, moved: OnBytes) -> Iterator[by
 
 
 class _Stream(io.RawIOBase):
-    """The SDK's pieces of bytes as a file to read."""
+    """The SDK's byte chunks as a readable file."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
@@ -295,7 +294,7 @@ def _copy(source: IO[bytes], target: Path) -> str:
 
 
 def _compress(source: IO[bytes], target: Path) -> None:
-    """Write gzip whose bytes depend on the content alone, so that a half-sent one goes on."""
+    """Write gzip whose bytes depend only on the content, so that a partial upload can resume."""
     with (
         replacing(target) as part,
         part.open("wb") as raw,

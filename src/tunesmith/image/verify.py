@@ -1,4 +1,4 @@
-"""Ask a container of the image what tests/state asks of a host."""
+"""Run the tests of tests/state in a container of the image, as on a host."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tunesmith.project import Project
 
 
 def verify(project: Project, client: docker.DockerClient, name: str) -> Verified:
-    """Run the state suite in a hardened container of image `name`; it is removed afterwards.
+    """Run the state suite in a temporary hardened container of image `name`.
 
-    Raises UsageError when the image is not there, TunesmithError when pytest could not run.
+    Raises UsageError if the image does not exist, TunesmithError if pytest could not run.
     """
     engine.find_image(client, name)
     with engine.explained(name):

@@ -1,4 +1,4 @@
-"""The answers before and after, how they score, and whether every way asks alike. Pure."""
+"""Answers before and after, their scores, and prompt parity. Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LONG_ANSWER = 400  # characters; a longer answer is folded after this many
 LONG_LINES = 6  # or after this many lines: an untuned model likes to repeat line breaks
 
 
-FEW_PATTERNS = 3  # so many patterns are said once above the table rather than in each row
+FEW_PATTERNS = 3  # up to this many patterns are listed above the table instead of in each row
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: its beginning, the folded rest, and whether it met what was expected.
+    """One answer: its beginning, the folded rest, and whether it met its expectation.
 
-    `cut` says that the token limit ended it, not the model.
+    `cut`: it was ended by the token limit, not by the model.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One prompt with both answers; `before` or `after` is None where it was not asked."""
+    """One prompt with both answers; `before` or `after` is None if there is none."""
 
     prompt: str
     reference: str
@@ -44,7 +44,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSet:
-    """Prompts of one kind, and the patterns their answers are judged by, each once.
+    """Prompts of one kind, and the patterns for their answers, each once.
 
     With more than FEW_PATTERNS of them `patterns` is empty and each row shows its own.
     """
@@ -55,7 +55,7 @@ class AnswerSet:
 
 
 def comparisons(record: Record) -> list[AnswerSet]:
-    """The answers side by side, by set, the prompts first."""
+    """Return the answers side by side, by set, the prompts first."""
     found: dict[str, list[Comparison]] = {}
     for name, before, after in pair_answers(record.before, record.after):
         row = after or before or {}
@@ -77,7 +77,7 @@ def comparisons(record: Record) -> list[AnswerSet]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One figure of both measurements, as text; "–" where it was not measured."""
+    """One value of both evaluations, as text; "–" if it was not measured."""
 
     label: str
     before: str
@@ -85,7 +85,7 @@ class Score:
 
 
 def scores(record: Record, name: str, t: Translator) -> list[Score]:
-    """ROUGE, BLEU, exact matches and met prompts of one set; for the guard set its loss too."""
+    """Return ROUGE, BLEU, exact matches and met prompts of one set; with loss for the guard set."""
     entries = [record.evaluation.get(when) or {} for when in ("before", "after")]
     found = []
 
@@ -112,14 +112,14 @@ def _of(item: Mapping[str, Any] | None) -> str | None:
     return f"{item['met']} / {item['of']}" if item else None
 
 
-def parity_ways(record: Record) -> list[tuple[str, str]]:
-    """Each way to the merged model with its first difference, empty where it agrees."""
-    found: dict[str, str] = {}
+def parity_renderers(record: Record) -> list[tuple[str, str]]:
+    """Each prompt renderer with its first difference, empty if it agrees."""
+    differences: dict[str, str] = {}
     for item in record.parity.get("differences", []):
-        said = f"{item['probe']}: {item['found']!r} / {item['expected']!r} (id {item['at']})"
-        found.setdefault(str(item["way"]), said)
+        text = f"{item['probe']}: {item['found']!r} / {item['expected']!r} (id {item['at']})"
+        differences.setdefault(str(item["renderer"]), text)
     names = ("chat", "inv_chat", "api", "chat_template", "modelfile")
-    return [(name, found.get(name, "")) for name in names]
+    return [(name, differences.get(name, "")) for name in names]
 
 
 def answer(row: Row | None) -> Answer | None:
@@ -128,7 +128,7 @@ def answer(row: Row | None) -> Answer | None:
         return None
     text = str(row.get("answer", "")).strip()
     end = len(text)
-    if end > LONG_ANSWER * 1.2:  # hardly longer is not worth a fold
+    if end > LONG_ANSWER * 1.2:  # folding a slightly longer answer is not worth it
         end = text.rfind(" ", LONG_ANSWER - 40, LONG_ANSWER) + 1 or LONG_ANSWER
     lines = text[:end].splitlines(keepends=True)
     end = min(end, sum(len(line) for line in lines[:LONG_LINES]))

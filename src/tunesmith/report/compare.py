@@ -23,13 +23,13 @@ from tunesmith.report.page import template
 from tunesmith.report.picture import NARROW, compared_svg
 from tunesmith.report.record import GUARD, Record, Row, met_of, read_record
 
-# Keys that differ between any two runs and say nothing.
+# Keys that always differ between runs and are not informative.
 _OWN = frozenset({"output_dir", "run_name", "logging_dir"})
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of every run; `best` is the place of the best one, None where none is."""
+    """One value of every run; `best` is the index of the best one, or None."""
 
     label: str
     values: tuple[str, ...]
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ComparedPrompt:
-    """One prompt with every run's answer after training; None where a run was not asked."""
+    """One prompt with every run's answer after training, None for runs without it."""
 
     prompt: str
     reference: str
@@ -47,7 +47,7 @@ class ComparedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a page or a terminal shows of several runs."""
+    """The content of a comparison page or table."""
 
     records: tuple[Record, ...]
     curves: tuple[Curve, ...]
@@ -58,9 +58,9 @@ class Comparison:
 
 
 def compare(run_dirs: Sequence[Path], language: str = "en") -> Comparison:
-    """Read the runs and set them side by side.
+    """Read runs and compare them.
 
-    Raises UsageError for fewer than two, for one named twice, or where a run.json is missing.
+    Raises UsageError for fewer than two, for duplicates, or if a run.json is missing.
     """
     t = translator(checked_language(language))
     if len(run_dirs) < 2 or len(set(run_dirs)) < len(run_dirs):
@@ -80,7 +80,7 @@ def compare(run_dirs: Sequence[Path], language: str = "en") -> Comparison:
 
 
 def write_comparison(run_dirs: Sequence[Path], path: Path, *, language: str = "en") -> Path:
-    """Write the page at `path` and return it; nothing is written where the runs do not fit."""
+    """Write the page to `path` and return it; nothing is written if the runs cannot be compared."""
     found = compare(run_dirs, language)
     curves = {
         record.run_id: curve for record, curve in zip(found.records, found.curves, strict=True)
@@ -99,7 +99,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path, *, language: str = "e
 
 
 def comparison_table(run_dirs: Sequence[Path], *, language: str = "en") -> Table:
-    """Return the results and the differing parameters as a table, the best of a line in green."""
+    """Return results and differing parameters as a table, the best of each line in green."""
     t = translator(checked_language(language))
     found = compare(run_dirs, language)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -174,23 +174,23 @@ def _figures(
     shape: str,
     best: Callable[[list[float]], float] | None = None,
 ) -> Line:
-    known = [value for value in values if value is not None]
-    found = best(known) if best and len(set(known)) > 1 else None
-    said = tuple("–" if value is None else shape.format(value) for value in values)
-    return Line(label, said, None if found is None else list(values).index(found))
+    values_known = [value for value in values if value is not None]
+    found = best(values_known) if best and len(set(values_known)) > 1 else None
+    texts = tuple("–" if value is None else shape.format(value) for value in values)
+    return Line(label, texts, None if found is None else list(values).index(found))
 
 
 def _shares(label: str, values: Sequence[tuple[int, int] | None]) -> Line:
     shares = [None if value is None else value[0] / value[1] for value in values]
     found = _figures(label, shares, "{}", max)
-    said = tuple("–" if value is None else f"{value[0]} / {value[1]}" for value in values)
-    return Line(label, said, found.best)
+    texts = tuple("–" if value is None else f"{value[0]} / {value[1]}" for value in values)
+    return Line(label, texts, found.best)
 
 
 def _timed(label: str, values: Sequence[float | None]) -> Line:
     found = _figures(label, values, "{}", min)
-    said = tuple("–" if value is None else formats.duration(value) for value in values)
-    return Line(label, said, found.best)
+    texts = tuple("–" if value is None else formats.duration(value) for value in values)
+    return Line(label, texts, found.best)
 
 
 def _passed(record: Row) -> str | None:
@@ -204,7 +204,7 @@ def _model(record: Record) -> str:
 
 
 def _parameters(records: Sequence[Record]) -> list[Line]:
-    """The config keys in which the runs differ."""
+    """Return the config keys in which the runs differ."""
     keys = dict.fromkeys(key for record in records for key in record.config)
     lines = []
     for key in keys:
@@ -233,7 +233,7 @@ def _asked(records: Sequence[Record]) -> list[ComparedPrompt]:
 
 
 def _warnings(records: Sequence[Record], t: Translator) -> list[str]:
-    """What makes figures of these runs no comparison."""
+    """Return warnings about values of these runs that cannot be compared."""
     found = []
     held = {
         (

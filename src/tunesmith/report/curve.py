@@ -37,7 +37,7 @@ class EvalPoint:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint that was saved; size in bytes and time in seconds where they were logged."""
+    """A saved checkpoint; size in bytes and time in seconds if they were logged."""
 
     step: int
     bytes: int | None
@@ -46,7 +46,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """A restart from a checkpoint. `lost` counts the logged steps done a second time."""
+    """A restart from a checkpoint. `lost` is the number of logged steps that were repeated."""
 
     step: int
     checkpoint: str
@@ -55,7 +55,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What the training went through, each tuple sorted by step, each step once."""
+    """The course of a training; each tuple is sorted by step and contains each step once."""
 
     train: tuple[TrainPoint, ...]
     evals: tuple[EvalPoint, ...]
@@ -65,21 +65,21 @@ class Curve:
 
     @property
     def finite(self) -> tuple[TrainPoint, ...]:
-        """The training points whose loss is a number."""
+        """The training points with a finite loss."""
         return tuple(point for point in self.train if math.isfinite(point.loss))
 
     @property
     def last_step(self) -> int:
-        """The last logged step, 0 where none was logged."""
+        """The last logged step, 0 if none was logged."""
         return self.train[-1].step if self.train else 0
 
 
 def read_curve(found: Iterable[events.Event]) -> Curve:
-    """Build the curve from events in the order they were written.
+    """Build the curve from events in the order in which they were written.
 
-    After a restart steps repeat. What an abandoned attempt logged at or after the step
-    that is done again is dropped, so the last record of a step wins and no point of a
-    lost attempt stays behind the place the run has reached.
+    After a restart steps repeat. Everything that an abandoned attempt logged at or after the
+    repeated step is dropped, so the last record of a step wins and no point of a lost attempt
+    remains after the run's current step.
     """
     train: dict[int, TrainPoint] = {}
     evals: dict[int, EvalPoint] = {}
@@ -117,7 +117,7 @@ def read_curve(found: Iterable[events.Event]) -> Curve:
 def smoothed(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Return steps and values of the trend: equal lengths, at most SMOOTH_POINTS, no lag.
 
-    A running median takes out single outliers, then a straight line is fitted around
+    A running median removes single outliers, then a straight line is fitted around
     each point with tricube weights (Cleveland, LOWESS 1979). Unlike a moving average this
     does not flatten the first steep steps or lag behind the last ones. Values are finite.
     """

@@ -1,7 +1,7 @@
-"""What the curve says, in words, each with the figures it was read from. Pure.
+"""Diagnosis of a curve: statements with the values they are based on. Pure.
 
-Every rule looks at one thing and returns findings or nothing. The words stand in
-`tunesmith.report.i18n`, so a rule holds thresholds and figures only.
+Every rule checks one aspect and returns findings or nothing. The texts are in
+`tunesmith.report.i18n`, so a rule contains only thresholds and values.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _EXPLAINS = (
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What the diagnosis must know besides the curve. None: not known.
+    """Inputs of the diagnosis besides the curve. None: unknown.
 
     Losses of the held-out rows and of the guard set are nat/token, before and after training.
-    `finished` says that the training came to its own end: only then has the end of the curve a
+    `finished`: the training reached its regular end; only then does the end of the curve have a
     meaning.
     """
 
@@ -74,7 +74,7 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One statement. `change` is what to set in the config, empty where nothing need change."""
+    """One statement. `change` contains suggested config values, empty if none are needed."""
 
     code: str
     level: Level
@@ -107,7 +107,7 @@ class _Shape:
 
     @property
     def end_error(self) -> float:
-        """What noise alone may move an end of the trend.
+        """How far noise alone can move an end of the trend.
 
         A weighted line is loose at its end: its variance there is six times that of a mean.
         """
@@ -125,7 +125,7 @@ class _Shape:
 
 
 def diagnose(curve: Curve, facts: RunFacts, language: str = "en") -> tuple[Advice, ...]:
-    """Return what the curve says, warnings first; never empty."""
+    """Return the statements about a curve, warnings first; never empty."""
     shape = _shape_of(curve)
     findings = [*_not_finite(curve, facts), *_zero_gradient(curve), *_small_data(curve, facts)]
     if shape is None:
@@ -134,7 +134,7 @@ def diagnose(curve: Curve, facts: RunFacts, language: str = "en") -> tuple[Advic
         findings += [*_spikes(shape, facts), *_trend(shape, facts), *_overfit(curve, shape, facts)]
     findings += [*_no_gain(facts), *_forgetting(facts)]
     codes = {finding.code for finding in findings}
-    # What one fault explains is not reported a second time as another.
+    # A symptom explained by one fault is not reported again as another.
     hidden = {code for cause, code in _EXPLAINS if cause in codes}
     findings = [finding for finding in findings if finding.code not in hidden]
     if shape and codes <= {"few_rows", "few_steps", "few_spikes", "forgetting", "fewer_right"}:
@@ -181,7 +181,7 @@ def facts_of(
 
 
 def _guard_right(evaluation: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Return right answers before and after, and of how many, where both were judged."""
+    """Return the right answers before and after, and their number, if both were evaluated."""
     judged = [
         ((evaluation.get(when) or {}).get("guard") or {}).get("expected")
         for when in ("before", "after")

@@ -1,4 +1,4 @@
-"""The words of the report, in English and Chinese.
+"""The texts of the report, in English and Chinese.
 
 English is the key of the page's short phrases, as in gettext: a phrase that has no
 Chinese yet shows in English. Advice is keyed by its code in both languages.
@@ -129,7 +129,7 @@ _ADVICE = {
 
 
 def checked_language(language: str) -> str:
-    """Return `language`, or raise UsageError where the report does not speak it."""
+    """Return `language`, or raise UsageError if the report does not support it."""
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)
         raise UsageError(f"report language {language!r} is unknown", hint=f"use one of: {known}")
@@ -137,7 +137,7 @@ def checked_language(language: str) -> str:
 
 
 def advice_text(code: str, figures: Mapping[str, float | int | str], language: str) -> str:
-    """Return the sentence of an advice with its figures filled in."""
+    """Return the sentence of an advice with its values filled in."""
     english, chinese = _ADVICE[code]
     return (chinese if language == "zh" else english).format(**figures)
 
@@ -148,13 +148,13 @@ def translator(language: str) -> Translator:
     return lambda phrase: words.get(phrase, phrase)
 
 
-# Where the key is no phrase: names of ways in parity.json.
+# Keys that are not phrases: names of prompt renderers in parity.json.
 _ENGLISH = {
-    "way chat": "LLaMA-Factory's chat",
-    "way inv_chat": "inv chat",
-    "way api": "LLaMA-Factory's API",
-    "way chat_template": "chat template (transformers, vLLM)",
-    "way modelfile": "Modelfile (Ollama)",
+    "renderer chat": "LLaMA-Factory's chat",
+    "renderer inv_chat": "inv chat",
+    "renderer api": "LLaMA-Factory's API",
+    "renderer chat_template": "chat template (transformers, vLLM)",
+    "renderer modelfile": "Modelfile (Ollama)",
 }
 
 
@@ -200,11 +200,11 @@ _CHINESE: dict[str, str] = {
     "First difference": "首个差异",
     "agrees": "一致",
     "differs": "不一致",
-    "way chat": "LLaMA-Factory 对话",
-    "way inv_chat": "inv chat",
-    "way api": "LLaMA-Factory API",
-    "way chat_template": "对话模板（transformers、vLLM）",
-    "way modelfile": "Modelfile（Ollama）",
+    "renderer chat": "LLaMA-Factory 对话",
+    "renderer inv_chat": "inv chat",
+    "renderer api": "LLaMA-Factory API",
+    "renderer chat_template": "对话模板（transformers、vLLM）",
+    "renderer modelfile": "Modelfile（Ollama）",
     "end of answers": "回答的结束",
     "Accepted by the user at the merge.": "用户在合并时已接受此差异。",
     "Corrected in the export": "导出时已更正",

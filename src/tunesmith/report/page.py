@@ -122,7 +122,7 @@ def _view(record: Record, curve: Curve, language: str) -> dict[str, Any]:
         "guard": next((item for item in compared if item.name == GUARD), None),
         "guard_scores": answers.scores(record, GUARD, t),
         "held_out_scores": answers.scores(record, "held_out", t),
-        "parity_ways": answers.parity_ways(record),
+        "parity_renderers": answers.parity_renderers(record),
         "cost": timing.cost(record, times),
         "advice": diagnose(curve, facts, language),
         "parameters": sections.parameters(record),

@@ -1,1 +1,1 @@
-"""LLaMA Board, API and TensorBoard of a target, and the tunnel to them."""
+"""A target's LLaMA Board, API and TensorBoard, and the tunnel to them."""

@@ -1,4 +1,4 @@
-"""The web services of a target, from this side: what is asked of tunesmith.job.services.manager."""
+"""The client side of a target's web services: requests to tunesmith.job.services.manager."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tunesmith.job.services.manager import PORTS, REFUSED
 # Entries of a dataset_info.json by name, as LLaMA-Factory reads them.
 Registry = Mapping[str, JsonObject]
 
-# A service is waited for in pieces, each one command, so that Ctrl-C is answered soon.
+# A wait is split into several commands, so that Ctrl-C is handled soon.
 _PIECE_SECONDS = 5
 _REGISTRY = "dataset_info.json"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A service: what people call it, its task, the local port people know it by.
+    """A service: its title, its task, and its usual local port.
 
     `patience` is the longest time from start to answer, in seconds: a cold disk reads
     gigabytes of libraries first, and the API its model.
@@ -45,7 +45,7 @@ class Kind:
     patience: float
     path: str
     browsed: bool
-    """Opened by an address with a token; else by the key alone."""
+    """Accessed by an address with a token; otherwise only by the key."""
 
 
 KINDS = {
@@ -55,7 +55,7 @@ KINDS = {
         "tensorboard", "TensorBoard", PORTS["tensorboard"], 300.0, "/", browsed=True
     ),
 }
-# What we make ourselves; a host's answer goes into a header and onto the screen.
+# The form of our own secrets; a host's answer goes into a header and onto the screen.
 _KEY = re.compile(r"[A-Za-z0-9_-]{43,128}")
 
 
@@ -67,7 +67,7 @@ class _Body(TypedDict):
 
 
 class Body(_Body, total=False):
-    """What a service is started with: job.services.manager.start, as JSON on its stdin.
+    """The request to start a service: JSON on stdin of job.services.manager.
 
     `settings` are for the service's module, `serves` is what a living one must serve to be taken.
     """
@@ -87,7 +87,7 @@ class _State(TypedDict):
 
 
 class ServiceState(_State, total=False):
-    """How a service is: job.services.manager.state, read by hosts.replies.Service.
+    """The state of a service: job.services.manager.state, read by hosts.replies.Service.
 
     `state` is absent, starting, ready, ended, stopped or kept; only that is always there.
     """
@@ -103,7 +103,7 @@ class ServiceState(_State, total=False):
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders of a target, as paths of its own."""
+    """Folders of a target, as paths on that target."""
 
     base: PurePath
     data: PurePath
@@ -111,7 +111,7 @@ class Folders:
     runs: PurePath
 
     def settings(self) -> dict[str, str]:
-        """Return what every service's module reads."""
+        """Return the settings of every service's module."""
         return {
             "data": str(self.data),
             "models": str(self.models),
@@ -120,27 +120,27 @@ class Folders:
 
 
 class ServiceAccess(Protocol):
-    """The way to the web services of one target: what starts, asks and ends them there."""
+    """Access to the web services of one target: starts, queries and stops them."""
 
     name: str
     folders: Folders
     remote: Remote | None
-    """How its ports are reached; None: they are this machine's."""
+    """How its ports are reached, None if they are this machine's."""
     mends: str
     """The command that repairs a broken environment."""
 
     def ask(
         self, verb: str, *words: str, body: Body | None = None, timeout: float = 60
     ) -> ServiceState:
-        """Ask tunesmith.job.services.manager there. Raises what it refused with."""
+        """Send a request to tunesmith.job.services.manager there. Raises its refusal."""
         ...
 
     def stage_data(self, tell: OnText) -> Registry:
-        """Bring the data sets of this clone there; return entries to register there."""
+        """Upload this clone's data sets; return the entries to register there."""
         ...
 
     def stage_packages(self, folder: Path, tell: OnText) -> PurePath:
-        """Bring a folder of packages there; return where it is."""
+        """Upload a folder of packages; return its path there."""
         ...
 
 
@@ -149,34 +149,34 @@ class Services(Protocol):
     """A target that LLaMA Board, the API and TensorBoard can run on."""
 
     def ports(self) -> Remote | None:
-        """Return how its ports are reached; None: they are this machine's."""
+        """Return how its ports are reached, None if they are this machine's."""
         ...
 
     def services(self, *, ending: bool = False) -> ServiceAccess:
-        """Return the way to its services, for `ending` to end one only.
+        """Return the access to its services; with `ending` only to stop one.
 
-        Raises UsageError where it is not ready for one.
+        Raises UsageError if the target is not ready for a service.
         """
         ...
 
 
 def registered(data: Path) -> tuple[Registry, dict[str, Path], list[str]]:
-    """Return the entries of a dataset_info.json, the files they need, and what is not there.
+    """Return the entries of a dataset_info.json, the files they need, and what is missing.
 
-    Names are relative to the folder; an entry whose file lies outside of it, or is missing, is
-    told and left out, one that names a hub is kept. Raises UsageError when it is not JSON.
+    Names are relative to the folder. An entry whose file is outside of it or missing is reported
+    and omitted; one that refers to a hub is kept. Raises UsageError if it is not JSON.
     """
     registry = data / _REGISTRY
     try:
-        known = read_json(registry) if registry.is_file() else {}
+        content = read_json(registry) if registry.is_file() else {}
     except ValueError as error:
         raise UsageError(f"{registry}: not JSON: {error}") from None
-    if not isinstance(known, dict):
-        raise UsageError(f"{registry}: expected data sets by name, found {type(known).__name__}")
+    if not isinstance(content, dict):
+        raise UsageError(f"{registry}: expected data sets by name, found {type(content).__name__}")
     entries: dict[str, JsonObject] = {}
     files: dict[str, Path] = {}
     missing = []
-    for key, entry in known.items():
+    for key, entry in content.items():
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if name is None:
             entries[key] = entry
@@ -216,18 +216,18 @@ def asked_of(
 
 
 def new_secret() -> str:
-    """Return a key or token of 256 bits, of letters that need no quotes in a shell or address.
+    """Return a key or token of 256 bits that needs no quotes in a shell or address.
 
-    Made on this side, so that no text of a host is opened as an address.
+    It is generated on the client, so that no text of a host is opened as an address.
     """
     return secrets.token_urlsafe(32)
 
 
 def start(access: ServiceAccess, kind: Kind, body: Body, tell: OnText) -> ServiceState:
-    """Start a service, or take the living one; return its state once it answers there.
+    """Start a service, or reuse the running one; return its state once it answers.
 
-    Raises UsageError when the living one serves something else, TunesmithError with the end
-    of its log when it does not come up.
+    Raises UsageError if the running one serves something else, TunesmithError with the end of its
+    log if it does not start.
     """
     try:
         began = access.ask("start", kind.name, body=body)
@@ -274,7 +274,7 @@ def _stops(access: ServiceAccess, kind: Kind) -> str:
 
 
 def _patient(access: ServiceAccess, kind: Kind, tell: OnText) -> ServiceState:
-    """Ask how a service that starts is, some times if need be: it goes on without us."""
+    """Query a starting service, repeatedly if necessary: it starts without us."""
     for pause in (1.0, 2.0, 4.0, 8.0):
         try:
             return access.ask("wait", kind.name, str(_PIECE_SECONDS))
@@ -287,7 +287,7 @@ def _patient(access: ServiceAccess, kind: Kind, tell: OnText) -> ServiceState:
 
 
 def ended(access: ServiceAccess, kind: Kind, state: ServiceState, how: str) -> TunesmithError:
-    """Return the error for a service that is gone: the last line of its log, then more."""
+    """Return the error for a service that has ended: the last line of its log, then more."""
     lines = [str(line) for line in state.get("tail") or ()]
     last = lines[-1].strip() if lines else "its log is empty"
     if last.startswith(REFUSED):
@@ -302,7 +302,7 @@ def ended(access: ServiceAccess, kind: Kind, state: ServiceState, how: str) -> T
 def answer_of(
     access: ServiceAccess, verb: str, done: subprocess.CompletedProcess[str]
 ) -> ServiceState:
-    """Return what the manager answered to `verb`, read by types. Raises what it refused with."""
+    """Return the manager's typed answer to `verb`. Raises its refusal."""
     asked = AnswerSource(access.name, f"its answer to `{verb}` of a service")
     value = _last_object(asked, done.stdout.splitlines())
     if value is not None and "error" in value:

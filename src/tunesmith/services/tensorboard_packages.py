@@ -1,7 +1,7 @@
-"""The packages of TensorBoard, which the training environment does not have.
+"""The packages of TensorBoard, which the training environment does not contain.
 
-They are installed from a lock of their own into a folder beside it, here, and brought to a
-host by rsync: a host needs no package index for it.
+They are installed locally from a separate lock into a separate folder, and copied to a host with
+rsync: a host needs no package index for them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def lock_of(project: Project) -> Path:
 
 
 def folder_name(project: Project) -> str:
-    """Return what the folder of this lock's packages is called, here and on a host."""
+    """Return the name of the folder of this lock's packages, here and on a host."""
     return f"tensorboard-{sha256_of(lock_of(project))[:16]}"
 
 
 def install(project: Project, mirror: str) -> Path:
-    """Return the folder of the packages below .tunesmith/packages/, made if it is not there.
+    """Return the folder of the packages below .tunesmith/packages/, created if missing.
 
     For the training environment's Python and platform (stack.yml), whatever this machine is.
-    Raises TunesmithError when no index of the mirror has them.
+    Raises TunesmithError if no index of the mirror has them.
     """
     folder = project.folder("packages") / folder_name(project)
     with locked(folder):
@@ -47,7 +47,7 @@ def _fetch(project: Project, folder: Path, mirror: str) -> Path:
     argv += ["--require-hashes", "--only-binary", ":all:", "--python", sys.executable]
     argv += ["--python-version", stack.python, "--python-platform", stack.platform]
     argv += ["--requirements", str(lock_of(project))]
-    said = ""
+    output = ""
     try:
         for index in project.mirror(mirror).pypi_indexes:
             variables = {**os.environ, "UV_NO_CONFIG": "1", "UV_DEFAULT_INDEX": index}
@@ -55,11 +55,11 @@ def _fetch(project: Project, folder: Path, mirror: str) -> Path:
             if done.returncode == 0:
                 part.rename(folder)
                 return folder
-            said = done.stderr
+            output = done.stderr
     finally:
         shutil.rmtree(part, ignore_errors=True)
     raise TunesmithError(
         "TensorBoard's packages could not be fetched; `inv tensorboard --mirror cn` asks other "
         "indexes",
-        said.splitlines()[-3:],
+        output.splitlines()[-3:],
     )

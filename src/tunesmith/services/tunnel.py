@@ -1,7 +1,7 @@
-"""A port of a host, brought to this machine's loopback by an ssh of its own.
+"""A host's port forwarded to this machine's loopback by a separate ssh.
 
-Apart from the kept connection: that one belongs to short commands, and a forward in it would
-outlive us. The ssh here ends with us, and is opened again when the connection breaks.
+It is separate from the shared connection, which is for short commands; a forward in that one would
+outlive this process. This ssh ends with us, and is restarted when the connection breaks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from tunesmith.hosts import ssh_errors
 from tunesmith.hosts.remote import Remote, last_words
 
 LOOPBACK = "127.0.0.1"
-# Pauses between attempts to connect again, in seconds; the last one is kept to.
+# Pauses between reconnection attempts, in seconds; the last one is repeated.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
-# What does not mend itself, however often one tries.
+# Errors that no retry can fix.
 _FATAL = ("changed", "unpinned", "wrong_key")
 _OPEN_SECONDS = 40.0
 _PR_SET_PDEATHSIG = 1
@@ -35,9 +35,9 @@ _LISTENING = "0A"
 
 
 def free_port(wanted: int | None, usual: int | None = None) -> int:
-    """Return a local port that is free now: the wanted one, else the usual one, else any.
+    """Return a free local port: the wanted one, otherwise the usual one, otherwise any.
 
-    Raises UsageError when the wanted one is taken or no port at all.
+    Raises UsageError if the wanted one is taken or invalid.
     """
     if wanted is not None:
         if not 0 < wanted < 65536:

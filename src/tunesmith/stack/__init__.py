@@ -1,1 +1,1 @@
-"""configs/stack.yml, and the training environment that is made of it."""
+"""configs/stack.yml, and the training environment built from it."""

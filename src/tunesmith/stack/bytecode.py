@@ -1,11 +1,11 @@
-"""Makes bytecode of an environment's modules, but of those that no job imports.
+"""Compiles the bytecode of an environment's modules, except those that no job imports.
 
     python stack/bytecode.py SITE_PACKAGES PROCESSES PATTERN...
 
-A PATTERN says what is left out, as a path below any folder: `tests/*` is every folder `tests`
-with all that is below it. With `!` before it, it takes back what earlier ones left out. Python
-makes that bytecode itself when somebody imports such a module. What is there and up to date
-stays. Standard library only: an installation on a host sends this file and runs it there.
+A PATTERN excludes modules, as a path below any folder: `tests/*` is every folder `tests` with
+everything below it. With `!` in front, it includes what earlier ones excluded. Python compiles
+excluded modules itself on import. Up-to-date bytecode is kept. Standard library only: an
+installation on a host sends this file and runs it there.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import Pool
 from pathlib import Path
 
-# Modules a process takes at a time.
+# Modules per task.
 _CHUNK = 16
 
 
 def wanted(folder: Path, left_out: Sequence[str]) -> Iterator[Path]:
-    """Yield the modules below a folder that no pattern leaves out."""
+    """Yield the modules below a folder that no pattern excludes."""
     rules = [rule(pattern) for pattern in left_out]
     start = len(str(folder)) + 1
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
-        inside = f"{place}/"[start:]
+        inside = f"{parent}/"[start:]
         for name in files:
             if name.endswith(".py") and is_wanted(inside + name, rules):
-                yield Path(place, name)
+                yield Path(parent, name)
 
 
 def rule(pattern: str) -> tuple[bool, re.Pattern[str]]:
-    """Return whether a pattern takes back, and what it matches."""
+    """Return whether a pattern includes again, and its expression."""
     back = pattern.startswith("!")
     return back, re.compile("(?:.*/)?" + fnmatch.translate(pattern[back:]))
 
 
 def is_wanted(path: str, rules: Sequence[tuple[bool, re.Pattern[str]]]) -> bool:
-    """Whether no rule leaves a path out, or a later one takes it back."""
+    """Whether no rule excludes a path, or a later one includes it again."""
     for back, matching in reversed(rules):
         if matching.match(path):
             return back
@@ -54,15 +54,15 @@ def is_wanted(path: str, rules: Sequence[tuple[bool, re.Pattern[str]]]) -> bool:
 
 
 def make_bytecode(module: Path) -> None:
-    """Make one module's bytecode where it has none that is up to date.
+    """Compile one module unless its bytecode is up to date.
 
-    One that is no Python of this version (a template, say) stays without. Raises OSError when it
-    cannot be written.
+    Files that are not valid Python of this version (such as templates) are skipped. Raises OSError
+    if the bytecode cannot be written.
     """
     target = Path(importlib.util.cache_from_source(str(module)))
     if target.is_file() and _head(target) == _head_of(module):
         return
-    # Whoever imports it is told by Python.
+    # An import of it would report the error.
     with contextlib.suppress(py_compile.PyCompileError):
         py_compile.compile(str(module), str(target), doraise=True)
 
@@ -73,16 +73,16 @@ def _head(bytecode: Path) -> bytes:
 
 
 def _head_of(module: Path) -> bytes:
-    """Return how bytecode begins that goes with the file as it is (PEP 552)."""
-    there = module.stat()
-    sizes = (0, int(there.st_mtime) & 0xFFFFFFFF, there.st_size & 0xFFFFFFFF)
+    """Return the header of up-to-date bytecode of a file (PEP 552)."""
+    status = module.stat()
+    sizes = (0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
     return importlib.util.MAGIC_NUMBER + struct.pack("<III", *sizes)
 
 
 def make_all(folder: Path, processes: int, left_out: Sequence[str]) -> None:
-    """Make the bytecode of all modules wanted."""
+    """Compile all included modules."""
     modules = list(wanted(folder, left_out))
-    # What their authors might mend is no news here.
+    # Warnings about other people's code are of no use here.
     warnings.simplefilter("ignore")
     with Pool(processes) as pool:
         for _ in pool.imap_unordered(make_bytecode, modules, _CHUNK):

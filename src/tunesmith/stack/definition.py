@@ -1,4 +1,4 @@
-"""configs/stack.yml as frozen values, and the rules they must obey."""
+"""configs/stack.yml as frozen values, and its rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import parse_yaml, sha256_of
 
-# The first line of a lock names what it was resolved from, so that drift is seen.
+# The first line of a lock contains the digest of its inputs, so that drift is detected.
 DIGEST_PREFIX = "# tunesmith-inputs-sha256: "
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
@@ -28,10 +28,9 @@ _PINNED = re.compile(r"^([a-z0-9][a-z0-9_.-]*)==", re.MULTILINE)
 class Flavour:
     """One build of the training environment.
 
-    `minimum_driver` is the major version of the NVIDIA driver it starts on, higher for the
-    compute capabilities in `minimum_driver_of_capability`; from `native_driver` on nothing
-    has to be tried first. `compute_capabilities` are those its binaries hold code for,
-    `size_bytes` is what it takes on disk.
+    `minimum_driver` is the minimum major version of the NVIDIA driver, higher for the compute
+    capabilities in `minimum_driver_of_capability`; from `native_driver` on no self-test is needed.
+    `compute_capabilities` are those supported by its binaries, `size_bytes` is its size on disk.
     """
 
     name: str
@@ -46,18 +45,18 @@ class Flavour:
 
     @property
     def lock_sha256(self) -> str:
-        """Digest of the lock file: the identity of what is installed."""
+        """Digest of the lock file, which identifies the installed packages."""
         return sha256_of(self.lock)
 
     @property
     def packages(self) -> frozenset[str]:
-        """Names of the packages that the lock holds, as PyPI normalises them."""
+        """Names of the packages in the lock, normalised as on PyPI."""
         return frozenset(_PINNED.findall(self.lock.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
 class CondaInstaller:
-    """The Miniforge installer for hosts that have no conda (Linux x86-64)."""
+    """The Miniforge installer for hosts without conda (Linux x86-64)."""
 
     version: str
     size_bytes: int
@@ -66,10 +65,9 @@ class CondaInstaller:
 
 @dataclass(frozen=True)
 class Stack:
-    """The one definition of the training environment.
+    """The only definition of the training environment.
 
-    `uncompiled` are patterns of modules whose bytecode is not made at the installation
-    (stack/bytecode.py).
+    `uncompiled` are patterns of modules that are not compiled at installation (stack/bytecode.py).
     """
 
     path: Path
@@ -92,7 +90,7 @@ class Stack:
 
     @property
     def build_constraints(self) -> Path:
-        """Hashed versions of the build tools for what has no wheel."""
+        """Hashed versions of the build tools for packages without a wheel."""
         return self.path.parent / "locks" / "build-constraints.txt"
 
     @property
@@ -104,21 +102,21 @@ class Stack:
         """Return a flavour, by default the default one. Raises UsageError if unknown."""
         name = name or self.default_flavour
         if name not in self.flavours:
-            known = ", ".join(self.flavours)
-            raise UsageError(f"flavour {name!r} is not in {self.path}; known are {known}")
+            names = ", ".join(self.flavours)
+            raise UsageError(f"flavour {name!r} is not in {self.path}; known are {names}")
         return self.flavours[name]
 
     @property
     def host_free_bytes(self) -> int:
-        """What must be free on a host's data disk, whichever flavour it gets."""
+        """Bytes that must be free on a host's data disk, for any flavour."""
         return max(f.size_bytes for f in self.flavours.values()) + self.host_spare_bytes
 
     def inputs(self, flavour: Flavour) -> tuple[str, ...]:
-        """Return the requirement lines a lock is resolved from."""
+        """Return the requirement lines that a lock is resolved from."""
         return (*self.requirements, *flavour.requirements)
 
     def inputs_digest(self, flavour: Flavour) -> str:
-        """Return the sha256 of everything that decides what a lock holds."""
+        """Return the sha256 of all inputs of a lock."""
         material = [self.python, self.platform, sorted(self.inputs(flavour))]
         return hashlib.sha256(json.dumps(material).encode()).hexdigest()
 
@@ -126,8 +124,8 @@ class Stack:
 def load_stack(path: Path) -> Stack:
     """Read stack.yml and check its rules.
 
-    Raises UsageError naming the key when one is missing or wrong, and when PyPI forbids
-    the pair of Python and LLaMA-Factory.
+    Raises UsageError with the key if one is missing or wrong, and if PyPI forbids the pair of
+    Python and LLaMA-Factory.
     """
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
@@ -179,20 +177,20 @@ def load_stack(path: Path) -> Stack:
 
 
 def driver_requirement(flavour: Flavour) -> str:
-    """Return what the NVIDIA container toolkit must find before it starts the image.
+    """Return the driver requirement that the NVIDIA container toolkit checks at start.
 
-    Its NVIDIA_REQUIRE_* syntax: words are alternatives, a comma in one means "and".
+    Syntax of NVIDIA_REQUIRE_*: words are alternatives, a comma inside one means "and".
     """
     special = flavour.minimum_driver_of_capability
     if not special:
         return f"driver>={flavour.minimum_driver}"
-    # Every GPU runs on the highest; one below the first special capability on the lowest, too.
+    # All GPUs run on the highest; those below the first special capability also on the lowest.
     first = min(special, key=float)
     return f"driver>={max(special.values())} arch<{first},driver>={flavour.minimum_driver}"
 
 
 def check_pair(stack: Stack) -> None:
-    """Refuse a Python and a LLaMA-Factory that PyPI does not let together."""
+    """Raise UsageError for a pair of Python and LLaMA-Factory that PyPI forbids."""
     accepts = stack.llamafactory_python.get(stack.llamafactory)
     if accepts is None:
         raise UsageError(
@@ -218,7 +216,7 @@ def check_pair(stack: Stack) -> None:
 
 
 def drift(stack: Stack) -> tuple[str, ...]:
-    """Return one line for every lock that was not resolved from the stack as it is now."""
+    """Return one line for every lock that was not resolved from the current stack."""
     lines = []
     for flavour in stack.flavours.values():
         if not flavour.lock.is_file():
@@ -234,7 +232,7 @@ def drift(stack: Stack) -> tuple[str, ...]:
 def _by_digest(image: JsonObject, path: Path) -> str:
     digest = str(image["digest"])
     if not _DIGEST.match(digest):
-        # A tag can be given to other bytes tomorrow.
+        # A tag may point to different bytes tomorrow.
         raise UsageError(f"{path}: image.digest must be sha256:64 hex digits (found {digest})")
     return f"{image['base']}@{digest}"
 

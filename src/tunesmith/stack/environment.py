@@ -1,7 +1,7 @@
 """Locks and environments: resolves configs/stack.yml with uv and installs the result.
 
-uv is a pinned dependency of the control environment, so nothing has to be installed by
-hand, and both environments are made by the same version of it.
+uv is a pinned dependency of the control environment, so nothing has to be installed manually, and
+both environments are built by the same version.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from tunesmith.stack.environment_users import users_of
 
 # Wheels in the cache, the environment and temporary files at the same time.
 _INSTALL_ROOM = 2.2
-# What a process takes that compiles: some modules of sympy are large.
+# Memory of a compiling process, in bytes: some modules of sympy are large.
 _PROCESS_BYTES = 400_000_000
 # What of uv's words an error shows.
 _UV_LINES = 20
 
-# The verb that ends a process of a module.
+# The verb that stops a process of a module.
 _SERVICES = {
     "tunesmith.job.services.board": "webui",
     "tunesmith.job.services.api": "api",
     "tunesmith.job.services.tensorboard": "tensorboard",
 }
 
-# What a training environment cannot do without; a Python built without one of them fails
-# late and strangely.
+# Modules that a training environment needs; a Python built without one of them fails late and in
+# confusing ways.
 _PROBE = "import bz2, ctypes, lzma, sqlite3, ssl, sys; print('%d.%d' % sys.version_info[:2])"
 
 
@@ -67,7 +67,7 @@ class Environment:
         return next((self.path / "lib").glob("python3.*")) / "site-packages"
 
     def current(self) -> bool:
-        """Whether it was finished, and from the lock as it is now."""
+        """Whether it is complete and was built from the current lock."""
         try:
             marker = read_json(self.path / ENVIRONMENT_MARKER)
         except (FileNotFoundError, ValueError):
@@ -82,7 +82,7 @@ def install(
     mirror: Mirror,
     tell: OnText = lambda _: None,
 ) -> JsonObject | None:
-    """Make the training environment from its hashed lock, with bytecode of what jobs import.
+    """Build the training environment from its hashed lock, with the bytecode that jobs need.
 
     Returns its versions, or None when it was already current, perhaps by another installation
     that was waited for (`tell` hears of it). It is built beside and takes its place whole, so
@@ -111,21 +111,21 @@ def install(
         )
         size = formats.size(environment.flavour.size_bytes)
         tell(f"training environment: installing {environment.flavour.name} ({size}) ...")
-        place = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
-        built = Environment(Path(place), environment.flavour)
+        folder = tempfile.mkdtemp(prefix=_beside(environment), dir=environment.path.parent)
+        built = Environment(Path(folder), environment.flavour)
         try:
             versions = _build(stack, built, project, mirror, lock)
-            # Again: that took a while. A process that starts from here on loads the new one.
+            # Again, since that took a while. Later processes load the new environment.
             refuse_while_used(environment)
             _take_place(built.path, environment.path)
         finally:
-            # What was replaced, or what did not become one.
+            # The replaced environment, or an unfinished one.
             shutil.rmtree(built.path, ignore_errors=True)
         return versions
 
 
 def refuse_while_used(environment: Environment) -> None:
-    """Raise UsageError naming the run, or the process, that works with an environment."""
+    """Raise UsageError with the run or process that uses an environment."""
     users = users_of(environment.path) if environment.path.exists() else ()
     if runs := sorted({user.run for user in users if user.run}):
         raise UsageError(
@@ -148,14 +148,14 @@ def refuse_while_used(environment: Environment) -> None:
 def _build(
     stack: Stack, environment: Environment, project: Path, mirror: Mirror, lock: int
 ) -> JsonObject:
-    """Make an environment that works wherever it is moved to; `lock` is held by uv, too."""
+    """Build a relocatable environment; uv holds `lock`, too."""
     interpreter = find_python(stack.python) or stack.python
-    # Relocatable: its programs look for their Python beside themselves.
+    # Relocatable: its programs find Python in their own folder.
     _uv(["venv", "--relocatable", "--python", interpreter, str(environment.path)], inherited=lock)
     _uv(
         [
             *("pip", "install", "--python", str(environment.python)),
-            # The lock says everything: no package has to be asked what it depends on.
+            # The lock is complete, so dependencies need not be resolved.
             *("--require-hashes", "--no-deps", "--only-binary", ":all:"),
             *(f"--no-binary={name}" for name in stack.source_packages),
             *("--build-constraints", str(stack.build_constraints)),
@@ -164,7 +164,7 @@ def _build(
         mirror,
         inherited=lock,
     )
-    # tunesmith itself, as on a host: the job half is the one in this folder.
+    # tunesmith itself, as on a host: the job half in this clone.
     (environment.packages / "tunesmith.pth").write_text(f"{project / 'src'}\n", encoding="utf-8")
     make_bytecode(environment, stack)
     versions = probe(environment)
@@ -183,7 +183,7 @@ def _build(
 
 
 def _beside(environment: Environment) -> str:
-    """Return how the names of folders begin in which this environment is built."""
+    """Return the name prefix of the folders in which this environment is built."""
     return f".{environment.path.name}.building-"
 
 
@@ -192,11 +192,11 @@ def _leftovers(environment: Environment) -> list[Path]:
 
 
 def _take_place(built: Path, path: Path) -> None:
-    """Put a finished environment under its name; what was there lies under the other then."""
+    """Exchange a finished environment with the one at its final path."""
     if not path.exists():
         built.rename(path)
     elif not exchange(built, path):
-        # Two steps: one that is killed between them leaves none, and the next makes it again.
+        # Two steps: after a kill between them there is none, and the next installation rebuilds it.
         aside = built.with_name(f"{built.name}.replaced")
         path.rename(aside)
         built.rename(path)
@@ -205,9 +205,9 @@ def _take_place(built: Path, path: Path) -> None:
 
 
 def make_bytecode(environment: Environment, stack: Stack) -> None:
-    """Make what stack.yml does not leave out. Raises TunesmithError where it cannot be written."""
+    """Compile what stack.yml does not exclude. Raises TunesmithError if it cannot be written."""
     processes = min(cpu_count(), max(1, memory_limit() // _PROCESS_BYTES))
-    # -I and -S: nothing of the environment or of ours is loaded, it is only read.
+    # -I and -S: no code of the environment or of ours is loaded, files are only read.
     argv = [str(environment.python), "-I", "-S", str(Path(bytecode.__file__))]
     argv += [str(environment.packages), str(processes), *stack.uncompiled]
     fault = "its bytecode could not be compiled"
@@ -225,7 +225,7 @@ def probe(environment: Environment) -> JsonObject:
 
 
 def _output(environment: Environment, argv: list[str], fault: str, hint: str) -> str:
-    """Return what a command of the environment prints; TunesmithError with `fault` if it fails."""
+    """Return the output of a command of the environment; raise TunesmithError if it fails."""
     done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         detail = done.stderr.strip().splitlines()[-8:]
@@ -234,10 +234,10 @@ def _output(environment: Environment, argv: list[str], fault: str, hint: str) ->
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of `version` that works, or None (uv then fetches one).
+    """Return a working interpreter of `version`, or None (uv then downloads one).
 
-    Looks at TUNESMITH_PYTHON, PATH, pyenv's versions and conda's environments, in this
-    order. A pyenv shim on PATH may stand for no version at all, so each is tried.
+    Searches TUNESMITH_PYTHON, PATH, pyenv's versions and conda's environments, in this order. A
+    pyenv shim on PATH may have no version behind it, so each candidate is run.
     """
     named = os.environ.get("TUNESMITH_PYTHON")
     candidates = [named] if named else _candidates(version)
@@ -267,8 +267,8 @@ def _candidates(version: str) -> list[str]:
 
 
 def lock(stack: Stack, project: Path, mirror: Mirror) -> tuple[Path, ...]:
-    """Resolve the stack into hashed locks: one a flavour, the control environment's, and what
-    TensorBoard needs beside a training environment, which stays as it is."""
+    """Resolve the stack into hashed locks: one per flavour, the control environment's, and that of
+    TensorBoard's packages, which are installed beside a training environment."""
     written = []
     for flavour in stack.flavours.values():
         lines = "".join(f"{line}\n" for line in stack.inputs(flavour))
@@ -309,7 +309,7 @@ def _compile(
     mirror: Mirror,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        # A fresh file: uv would keep the pins of one that is there.
+        # A new file: uv would keep the pins of an existing one.
         output = Path(scratch) / "lock.txt"
         options = ["--generate-hashes", "--no-annotate", "--no-header"]
         _uv(["pip", "compile", *options, *arguments, "-o", str(output), *inputs], mirror)
@@ -327,10 +327,10 @@ def _uv(
     It holds the lock `inherited` while it lives, though we may be killed. Raises TunesmithError
     with its words when it fails with all of them.
     """
-    from uv import find_uv_bin  # not in the image, which reads environments and makes none
+    from uv import find_uv_bin  # not in the image, which never builds environments
 
     environment = dict(os.environ)
-    # Ours alone decides: an active environment or a project's own settings must not.
+    # Only our options apply, not those of an active environment or a project.
     environment.pop("VIRTUAL_ENV", None)
     environment["UV_NO_CONFIG"] = "1"
     own_index = environment.get("UV_DEFAULT_INDEX")

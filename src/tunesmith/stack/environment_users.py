@@ -1,8 +1,7 @@
-"""Which processes run out of an environment, and for which run. Linux.
+"""Processes that use an environment, and their runs. Linux.
 
-A venv's interpreter is a link, so that /proc/PID/exe names another file. What tells is the
-command's own name (every process of ours is started as ENVIRONMENT/bin/python) and the
-libraries it has mapped, whatever name it was started by.
+A venv's interpreter is a link, so /proc/PID/exe is another file. Processes are identified by their
+command (ours start as ENVIRONMENT/bin/python) and by their mapped libraries, whatever the command.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _RUN_LOCK = "run.lock"
 
 @dataclass(frozen=True)
 class User:
-    """A process out of an environment: its command in words, and the run it works on."""
+    """A process that uses an environment: its command line, and its run."""
 
     pid: int
     command: str
@@ -27,18 +26,18 @@ class User:
 
 
 def users_of(environment: Path) -> tuple[User, ...]:
-    """Return the processes that run out of an environment, by their ids.
+    """Return the processes that use an environment, sorted by id.
 
-    Of another user's processes nothing can be read: they are not among them.
+    Other users' processes cannot be read and are not included.
     """
-    places = {str(environment.absolute()), str(environment.resolve())}
+    roots = {str(environment.absolute()), str(environment.resolve())}
     found = []
     for folder in sorted(_PROC.glob("[0-9]*"), key=lambda folder: int(folder.name)):
-        # One that ended meanwhile, or is another user's.
+        # The process may have ended, or belong to another user.
         with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            if any(_uses(folder, words[0], f"{place}{os.sep}") for place in places):
-                found.append(User(int(folder.name), " ".join(words).strip(), _run_of(folder)))
+            argv = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+            if any(_uses(folder, argv[0], f"{root}{os.sep}") for root in roots):
+                found.append(User(int(folder.name), " ".join(argv).strip(), _run_of(folder)))
     return tuple(found)
 
 
@@ -51,7 +50,7 @@ def _uses(process: Path, program: str, inside: str) -> bool:
 
 
 def _run_of(process: Path) -> str | None:
-    """Return the run whose lock a process holds open, as its supervisor and worker do."""
+    """Return the run whose lock a process holds, like its supervisor and worker."""
     for path in _descriptors(process):
         if path.name == _RUN_LOCK and (path.parent / "run.json").is_file():
             return path.parent.name

@@ -1,7 +1,7 @@
-"""tunesmith's own sources as they go to a host: one archive, the same bytes for one tree.
+"""tunesmith's sources for a host: one archive with the same bytes for the same tree.
 
-What goes there is what runs there: job/ and what it imports and reads. So a change of a verb or of
-the report asks for no provision and no build.
+It contains only what runs there: job/ and what it imports and reads. So a change of a verb or of
+the report needs no provision and no build.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Before and after a training; predictions; talk in a terminal."""
+"""Evaluation before and after a training; predictions; chat in a terminal."""

@@ -1,8 +1,8 @@
-"""Talk to a run's model in the terminal: `python -m tunesmith.job.evaluation.chat --run RUN`.
+"""Chat with a run's model in the terminal: `python -m tunesmith.job.evaluation.chat --run RUN`.
 
-The template and the thinking mode are those the run was trained with. Answers go to stdout
-as they come; everything else, LLaMA-Factory's log too, goes to stderr, so that with --prompt
-stdout holds the answer and nothing more.
+Template and thinking mode are those of the training. Answers are streamed to stdout; everything
+else, including LLaMA-Factory's log, goes to stderr, so that with --prompt stdout contains only the
+answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tunesmith.job.run import integrity
 from tunesmith.job.run.folder import MERGED
 
 _SAMPLING_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
-_HELP = "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+_HELP = "/clear starts a new conversation, /exit or Ctrl-D quits, Ctrl-C stops an answer"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     thinking = parser.add_mutually_exclusive_group()
     thinking.add_argument("--thinking", dest="thinking", action="store_true", default=None)
     thinking.add_argument("--no-thinking", dest="thinking", action="store_false")
-    parser.add_argument("--prompt", help="answer this one prompt and end")
+    parser.add_argument("--prompt", help="answer this prompt and exit")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--max-new-tokens", type=int, default=1024)
     parser.add_argument("--greedy", action="store_true", help="greedy decoding")
@@ -67,23 +67,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def model_arguments(options: argparse.Namespace) -> Arguments:
-    """Return LLaMA-Factory's inference arguments for the model that the options name.
+    """Return LLaMA-Factory's inference arguments for the model selected by the options.
 
-    Raises UsageError where it does not exist.
+    Raises UsageError if it does not exist.
 
-    With a run the thinking mode is the recorded one: --thinking would put a prompt before the
-    model that it was not trained on, so it is for --model only.
+    A run's thinking mode is the recorded one: --thinking would give the model a prompt it was not
+    trained on, so it is only for --model.
     """
     if options.model is not None:
         if not (options.model / "config.json").is_file():
             raise UsageError(f"{options.model}: not a model folder (no config.json)")
         if not options.template:
-            raise UsageError("--model needs --template, the name LLaMA-Factory gives its template")
+            raise UsageError("--model needs --template, LLaMA-Factory's name of its template")
         thinking = {} if options.thinking is None else {"enable_thinking": options.thinking}
         config = {"model_name_or_path": str(options.model), "template": options.template}
         return engine.arguments(config | thinking)
     if options.template or options.thinking is not None:
-        raise UsageError("--template and --thinking are for --model: a run records its own")
+        raise UsageError("--template and --thinking are only for --model: a run records its own")
     config = run_config.read_config(options.run)
     if options.what == "base":
         return engine.base_arguments(config)
@@ -91,7 +91,8 @@ def model_arguments(options: argparse.Namespace) -> Arguments:
         merged = options.run / MERGED
         if not merged.is_dir():
             raise UsageError(
-                f"{merged}: no merged model", hint=f"`inv merge --run {options.run.name}` makes it"
+                f"{merged}: no merged model",
+                hint=f"`inv merge --run {options.run.name}` creates it",
             )
         return engine.arguments(config, model=merged)
     output = Path(config["output_dir"])
@@ -103,18 +104,18 @@ def model_arguments(options: argparse.Namespace) -> Arguments:
 
 
 def choose_sampling(options: argparse.Namespace, args: Config) -> Sampling:
-    """Return the sampling: flags, then the run's config, then the model's generation_config.json.
+    """Return the sampling options: flags, then run config, then generation_config.json.
 
-    DeepSeek-R1 ships temperature 0.6 and top_p 0.95 there; a model that ships nothing answers
-    with LLaMA-Factory's defaults, 0.95 and 0.7 (hparams/generating_args.py).
+    DeepSeek-R1 ships temperature 0.6 and top_p 0.95 there; a model without one uses LLaMA-Factory's
+    defaults, 0.95 and 0.7 (hparams/generating_args.py).
     """
     if options.max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {options.max_new_tokens}: at least 1 expected")
+        raise UsageError(f"--max-new-tokens {options.max_new_tokens}: expected at least 1")
     plain = Sampling(max_new_tokens=options.max_new_tokens, seed=options.seed)
     if options.greedy:
         if options.temperature is not None or options.top_p is not None:
             raise UsageError(
-                "--greedy takes the likeliest token: --temperature, --top-p do nothing"
+                "--greedy always takes the most likely token: drop --temperature and --top-p"
             )
         return plain
     values: Arguments = {"temperature": 0.95, "top_p": 0.7}
@@ -138,10 +139,10 @@ def choose_sampling(options: argparse.Namespace, args: Config) -> Sampling:
 
 
 def _prepare(options: argparse.Namespace) -> tuple[LoadedModel, Sampling]:
-    # Before the libraries are imported, which read these once.
+    # Before importing the libraries, which read these once.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
-    # LLaMA-Factory logs to the sys.stdout it finds when it is first imported.
+    # LLaMA-Factory logs to the sys.stdout of its first import.
     with contextlib.redirect_stdout(sys.stderr):
         args = model_arguments(options)
         if options.run is not None:
@@ -151,13 +152,13 @@ def _prepare(options: argparse.Namespace) -> tuple[LoadedModel, Sampling]:
 
 
 def _write(text: str) -> None:
-    # What a model says, too: it was trained on data, and is somebody else's perhaps.
+    # A model's answers are untrusted, too.
     sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 
 def _converse(loaded: LoadedModel, sampling: Sampling, system: str | None) -> None:
-    """Ask and answer until /exit or the end of input, with the conversation so far."""
+    """Chat until /exit or the end of input, keeping the conversation."""
     print(_HELP, file=sys.stderr)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - line editing for input()
@@ -188,7 +189,7 @@ def _turn(
         answer = engine.stream(loaded, Question(tuple(turns), system), sampling, _write)
     except KeyboardInterrupt:
         _write("\n")
-        print("(stopped; this turn is forgotten)", file=sys.stderr)
+        print("(stopped; this turn is dropped)", file=sys.stderr)
         return history
     _write("\n")
     return [*turns, {"role": "assistant", "content": answer.text}]

@@ -1,7 +1,7 @@
-"""Held-out loss and answers, before and after training: the same rows, the same prompts.
+"""Held-out loss and answers before and after training, with the same rows and prompts.
 
-The guard set (general prompts the training knows nothing of) is measured too: what it loses is
-what the model has forgotten.
+The guard set (general prompts unrelated to the training) is evaluated too: a higher loss there
+shows what the model has forgotten.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.schema import PromptItem, RunRequest
 
 IGNORED = -100  # LLaMA-Factory's IGNORE_INDEX: positions without loss
-# Bytes the logits of one batch may take as float32, with one copy of them.
+# Limit in bytes for the logits of one batch in float32, including one copy.
 _LOGITS_BUDGET = 1_000_000_000
 _GUARD_TOKENS = 32
-_SHORT = 16  # characters of a reference that a right answer equals: a label, a number, a name
+_SHORT = 16  # longest reference, in characters, for exact match: a label, a number, a name
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many meet what was expected."""
+    """How many of a number of answers match their expectation."""
 
     met: int
     of: int
@@ -59,14 +59,14 @@ class AnswerRecord:
     reference: str | None
     set: str  # held_out, prompts or guard
     expect: str | None  # a regular expression
-    met: bool | None  # None: nothing was expected
+    met: bool | None  # None: no expectation
     tokens: int  # of the answer, with its stop token
     finished: bool
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What the model does with the guard set; losses as in Measurement."""
+    """The model's results on the guard set; losses as in Measurement."""
 
     loss: float | None
     perplexity: float | None
@@ -78,21 +78,21 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The figures of one phase in RUN/evaluation.json."""
+    """The results of one phase in RUN/evaluation.json."""
 
-    loss: float | None  # nat a trained token
+    loss: float | None  # nat per trained token
     perplexity: float | None
-    tokens: int  # trained tokens the loss is a mean of
+    tokens: int  # number of trained tokens in the mean
     rows: int
     seconds: float
-    expected: Share | None  # of the config's prompts
+    expected: Share | None  # of the run's prompts
     guard: Forgetting | None
     scores: Mapping[str, Scores]  # by set
     generation: Mapping[str, int | float | bool]
     dtype: str
     device: str
     answers: Mapping[str, int]  # by set
-    omitted: Mapping[str, str | None]  # what is missing, and why
+    omitted: Mapping[str, str | None]  # missing results, and why
 
 
 # ROUGE and BLEU by LLaMA-Factory's names, 0 to 100; "of": how many answers; "exact": a Share.
@@ -102,12 +102,12 @@ Scores = Mapping[str, object]
 def run(
     run_dir: Path, request: RunRequest, emit: Callable[..., None], phase: str
 ) -> dict[str, Any]:
-    """Measure the model before or after training and return the figures.
+    """Evaluate the model before or after training and return the results.
 
-    Writes RUN/<phase>.jsonl and the key <phase> of RUN/evaluation.json. Losses are in nat a
+    Writes RUN/<phase>.jsonl and the key <phase> of RUN/evaluation.json. Losses are in nat per
     trained token, weighted by tokens; ROUGE and BLEU are LLaMA-Factory's, 0 to 100. Raises
-    UsageError for a request that cannot be asked, JobError of class `data` when the tokenizer
-    loses text, of class `nan` for a loss that is no number.
+    UsageError for an invalid request, JobError of class `data` if the tokenizer loses text, of
+    class `nan` if a loss is NaN or infinite.
     """
     started = time.monotonic()
     config = run_config.read_config(run_dir)
@@ -141,7 +141,7 @@ def run(
     if guarded.rows:
         guard_loss, guard_tokens = mean_loss(loaded, guarded, batch_size)
     sampling = Sampling(max_new_tokens=settings.max_new_tokens, seed=int(config.get("seed", 42)))
-    # The guard set apart, and shorter: its answers take a sentence, and time is money.
+    # The guard set separately, with fewer tokens: one sentence is enough for an answer.
     brief = replace(sampling, max_new_tokens=min(_GUARD_TOKENS, sampling.max_new_tokens))
     on_answers = report("answers", len(items))
     answers = [
@@ -235,7 +235,7 @@ def _record(item: Item, answer: Answer) -> AnswerRecord:
 
 
 def _guard_rows(codec: Codec, guard: Sequence[Item]) -> HeldOut:
-    """Return the reference answers as rows with labels, encoded as a training row would be."""
+    """Return the reference answers as rows with labels, encoded like training rows."""
     rows: list[TokenizedRow] = []
     for item in guard:
         if item.reference:
@@ -264,11 +264,11 @@ def _perplexity(loss: float | None) -> float | None:
 
 
 def scores(tokenizer: Any, records: Sequence[AnswerRecord]) -> Scores | None:
-    """Return ROUGE, BLEU and exact matches of the answers that have a reference; None without.
+    """Return ROUGE, BLEU and exact matches of answers with a reference, None if there are none.
 
     ROUGE and BLEU are those of `inv predict`: LLaMA-Factory's ComputeSimilarity itself
-    (train/sft/metric.py), 0 to 100. Exact match counts only references short enough that a right
-    answer has hardly another form.
+    (train/sft/metric.py), 0 to 100. Exact match counts only references so short that a correct
+    answer has hardly any other form.
     """
     import numpy as np
     from llamafactory.train.sft.metric import ComputeSimilarity
@@ -278,7 +278,7 @@ def scores(tokenizer: Any, records: Sequence[AnswerRecord]) -> Scores | None:
         return None
 
     def padded(texts: Sequence[str]) -> Any:
-        # (texts x longest), int64, filled up with IGNORED.
+        # int64 [texts, longest], padded with IGNORED.
         rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         longest = max(1, *map(len, rows))
         return np.array([row + [IGNORED] * (longest - len(row)) for row in rows])
@@ -303,8 +303,8 @@ def mean_loss(
 ) -> tuple[float, int]:
     """Return (mean loss in nat over all trained tokens of the rows, number of these tokens).
 
-    Rows of like length share a batch. The trainer's eval_loss is another figure: a mean of
-    batch means, and in the training dtype. Raises JobError (class nan) when it is no number.
+    Rows of similar length share a batch. The trainer's eval_loss differs: it is a mean of batch
+    means, in the training dtype. Raises JobError (class nan) if the loss is NaN or infinite.
     """
     import torch
     from llamafactory.data import SFTDataCollatorWith4DAttentionMask
@@ -324,7 +324,7 @@ def mean_loss(
     rows = sorted(held_out.rows, key=lambda row: len(row["input_ids"]))
     total, tokens, done = 0.0, 0, 0
     for batch in _batches(rows, batch_size, _LOGITS_BUDGET // (8 * vocabulary)):
-        # All (rows x length), int64; the logits are (rows x length x vocabulary).
+        # All int64 [rows, length]; the logits are [rows, length, vocabulary].
         inputs = collate([dict(row) for row in batch])
         labels = inputs.pop("labels")[:, 1:]
         trained = labels != IGNORED
@@ -346,7 +346,7 @@ def mean_loss(
     if tokens == 0:
         raise JobError("data", "no validation row has a trained token: raise cutoff_len")
     if not math.isfinite(total):
-        raise JobError("nan", f"the held-out loss is {total}: the weights hold NaN or infinity")
+        raise JobError("nan", f"the held-out loss is {total}: the weights contain NaN or infinity")
     return total / tokens, tokens
 
 

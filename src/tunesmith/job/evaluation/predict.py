@@ -1,4 +1,4 @@
-"""The predict phase: LLaMA-Factory's do_predict or do_eval with a config of its own."""
+"""The predict phase: LLaMA-Factory's do_predict or do_eval with a separate config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _within(run_dir: Path, output: Path, name: str) -> bool:
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
     """Run `predict` of run.json (a flat LLaMA-Factory config) and return its metrics.
 
-    Raises TunesmithError when LLaMA-Factory ended without writing a result.
+    Raises TunesmithError if LLaMA-Factory ended without writing a result.
     """
     config: Arguments = dict(request.predict or {})
     output = Path(config["output_dir"])

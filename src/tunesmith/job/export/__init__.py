@@ -1,1 +1,1 @@
-"""A proven merged model in other formats; GGUF written and read."""
+"""A proven merged model in other formats; reading and writing GGUF."""

@@ -1,10 +1,10 @@
-"""A proven merged model elsewhere: `python -m tunesmith.job.export.export --run RUN --format F`.
+"""Export a proven merged model: `python -m tunesmith.job.export.export --run RUN --format F`.
 
-gguf        RUN/export/NAME.gguf, quantised on request, read back and held against the model
-ollama      a Modelfile with which `ollama create` makes the model, with a GGUF where it needs one
-vllm-check  whether vLLM would serve it as it was trained; with --server, asks a running one
+gguf        RUN/export/NAME.gguf, optionally quantised, read back and compared with the model
+ollama      a Modelfile for `ollama create`, with a GGUF if Ollama needs one
+vllm-check  whether vLLM would serve it with the training prompt; --server asks a running one
 
-What cannot be checked here is reported. The exit code is 0 when everything checked is right.
+Checks that are not possible here are reported. The exit code is 0 if all performed checks pass.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from tunesmith.job.run.folder import MERGED
 from tunesmith.job.run.remedies import part
 
 FORMATS = ("gguf", "ollama", "vllm-check")
-# What Ollama's import of safetensors takes (ollama, convert/convert.go).
+# The architectures that Ollama's import of safetensors supports (ollama, convert/convert.go).
 _OLLAMA = (
     *("LlamaForCausalLM", "MixtralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM"),
     *("Gemma3ForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "CohereForCausalLM"),
 )
-_CONVERTER = "convert_hf_to_gguf.py"  # llama.cpp's, for what is not written here
+_CONVERTER = "convert_hf_to_gguf.py"  # llama.cpp's, for models that we cannot write
 _QUANTIZER = "llama-quantize"
 _FOLDER = "export"
-_BROKEN = 1.0  # nat: beyond this mean divergence a quantised model is another model
-_SECONDS = 30  # for a server to answer
+_BROKEN = 1.0  # nat: mean divergence beyond which a quantised model is broken
+_SECONDS = 30  # timeout of a server's answer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class GgufExport:
 
     quantisation: str
     written_by: str  # gguf, or a program of llama.cpp
-    figures: gguf_writer.Figures | None  # None: not written here
+    figures: gguf_writer.Figures | None  # None: not written by us
     logits: Mapping[str, float] | None  # distance from the merged model's; None: not compared
     file: str  # path below the run's folder
     bytes: int
@@ -78,7 +78,7 @@ class OllamaExport:
 
 @dataclass(frozen=True)
 class VllmCheck:
-    """What was found about vLLM."""
+    """The result of the checks for vLLM."""
 
     lines: list[str]
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     try:
-        # LLaMA-Factory logs to the sys.stdout it finds when it is first imported.
+        # LLaMA-Factory logs to the sys.stdout of its first import.
         with contextlib.redirect_stdout(sys.stderr):
             lines = run(options.run, options.format, options.quantise, options.server)
     except TunesmithError as error:
@@ -108,30 +108,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tunesmith.job.export.export")
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--quantise", default="", help="q8_0, q4_0, ... (default: as it is)")
+    parser.add_argument("--quantise", default="", help="q8_0, q4_0, ... (default: not quantised)")
     parser.add_argument("--server", default="", help="address of a running vLLM, for vllm-check")
     return parser
 
 
 def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[str]:
-    """Export RUN/merged; return the lines to print. The facts are added to RUN/export.json.
+    """Export RUN/merged; return the lines to print. The result is added to RUN/export.json.
 
-    Raises UsageError where there is no proven merged model or the format cannot hold it,
-    TunesmithError where what was written is not the model.
+    Raises UsageError if there is no proven merged model or the format does not support it,
+    TunesmithError if the written files differ from the model.
     """
     merged = run_dir / MERGED
     proof = read_json(run_dir / "proof.json") if (run_dir / "proof.json").is_file() else {}
     if not merged.is_dir() or not proof.get("passed"):
         raise UsageError(
-            f"{merged}: no proven merged model", hint=f"`inv merge --run {run_dir.name}` makes one"
+            f"{merged}: no proven merged model", hint=f"`inv merge --run {run_dir.name}` creates it"
         )
-    # A sealed one is compared with its seals below, and read once.
+    # A sealed model is compared with its seals below, and read only once.
     older = not any(part(name) == MERGED for name in seals.read(run_dir))
     changed = manifest.faults(merged, manifest.listing(merged)) if older else []
     if changed:
         raise UsageError(
             f"{merged}: not the model that was proven ({changed[0]})",
-            hint=f"`inv merge --run {run_dir.name}` makes it again",
+            hint=f"`inv merge --run {run_dir.name}` merges again",
         )
     if server and kind != "vllm-check":
         raise UsageError("--server is for --format vllm-check")
@@ -147,11 +147,11 @@ def run(run_dir: Path, kind: str, quantise: str = "", server: str = "") -> list[
         facts, lines = _ollama(run_dir, merged, codec, config, quantise)
     else:
         facts, lines = _vllm(config, codec, merged, server)
-    known = run_dir / "export.json"
+    record_file = run_dir / "export.json"
     name = f"{kind} {facts.quantisation}" if isinstance(facts, GgufExport) else kind
-    with locked(known), seals.rewriting(run_dir, "export", known.name):
-        record = read_json(known) if known.is_file() else {}
-        write_json(known, {**record, name: asdict(facts)})
+    with locked(record_file), seals.rewriting(run_dir, "export", record_file.name):
+        record = read_json(record_file) if record_file.is_file() else {}
+        write_json(record_file, {**record, name: asdict(facts)})
     wrong = [line for line in lines if line.startswith("failed")]
     if wrong:
         raise TunesmithError(f"{kind}: {wrong[0]}", lines)
@@ -207,7 +207,7 @@ def _gguf(
 
 
 def _write(merged: Path, out: Path, chosen: str) -> str:
-    """Write the GGUF by the way that can; return its name. Raises UsageError when none can."""
+    """Write the GGUF with a program that can; return its name. Raises UsageError if none can."""
     reason = gguf_writer.why_not(merged)
     if not reason and chosen in gguf_writer.QUANTISATIONS:
         gguf_writer.write(merged, out, chosen)
@@ -219,12 +219,12 @@ def _write(merged: Path, out: Path, chosen: str) -> str:
                 f"--quantise {chosen}: needs {_QUANTIZER} of llama.cpp on PATH",
                 hint=f"without it: {', '.join(gguf_writer.QUANTISATIONS)}",
             )
-        whole = out.with_name(f".{out.name}.whole")
+        unquantised = out.with_name(f".{out.name}.whole")
         try:
-            gguf_writer.write(merged, whole, gguf_writer.default_quantisation(merged))
-            _call([quantizer, str(whole), str(out), chosen.upper()])
+            gguf_writer.write(merged, unquantised, gguf_writer.default_quantisation(merged))
+            _call([quantizer, str(unquantised), str(out), chosen.upper()])
         finally:
-            whole.unlink(missing_ok=True)
+            unquantised.unlink(missing_ok=True)
         return _QUANTIZER
     converter = shutil.which(_CONVERTER)
     if converter is None:
@@ -246,11 +246,11 @@ def _call(command: list[str]) -> None:
 
 
 def _compare_logits(merged: Path, file: Path, codec: Codec, chosen: str) -> dict[str, float]:
-    """Return how far the GGUF's logits are from the merged model's, both in float32.
+    """Return the distance of the GGUF's logits from the merged model's, both in float32.
 
-    transformers reads the GGUF with its own code, so names, order and vocabulary are seen by
-    other eyes. Raises TunesmithError beyond float32 arithmetic where nothing was quantised, and
-    beyond _BROKEN nat where something was.
+    transformers reads the GGUF with its own code, which verifies names, order and vocabulary
+    independently. Raises TunesmithError for differences beyond float32 arithmetic, or beyond
+    _BROKEN nat if the GGUF is quantised.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -282,15 +282,15 @@ def _compare_logits(merged: Path, file: Path, codec: Codec, chosen: str) -> dict
 def _ollama(
     run_dir: Path, merged: Path, codec: Codec, config: Config, quantise: str
 ) -> tuple[Export, list[str]]:
-    """Return the Modelfile to use: the merged folder's own, or one beside a GGUF."""
+    """Return the Modelfile to use: the merged folder's own, or one with a GGUF."""
     architecture = read_json(merged / "config.json")["architectures"][0]
     digest = gguf_writer.split_digest(merged)
     why = "it does not quantise imports" if quantise else ""
     if architecture not in _OLLAMA:
         why = f"it does not import {architecture}"
     elif digest not in gguf_writer.PRE_TOKENIZERS:
-        # It would take its default and cut numbers otherwise than the training did.
-        why = "its import does not know how this tokenizer splits text"
+        # It would use its default and split numbers differently than in training.
+        why = "its import does not support how this tokenizer splits text"
     if why:
         facts, lines = _gguf(run_dir, merged, codec, config, quantise)
         return facts, [f"Ollama gets a GGUF: {why}", *lines]
@@ -304,7 +304,7 @@ def _ollama(
 
 
 def _vllm(config: Config, codec: Codec, merged: Path, server: str) -> tuple[VllmCheck, list[str]]:
-    """Check what decides whether vLLM asks the model as it was trained."""
+    """Check whether vLLM would use the training prompt."""
     verdict = parity.check(config, codec, merged)
     relevant = [
         fault
@@ -325,8 +325,8 @@ def _vllm(config: Config, codec: Codec, merged: Path, server: str) -> tuple[Vllm
         lines.append(f"not checked: whether vLLM serves {architecture}: vLLM is not installed here")
     else:
         registry = importlib.import_module("vllm").ModelRegistry
-        known = architecture in registry.get_supported_archs()
-        lines.append(f"{'passed' if known else 'failed'}: vLLM knows {architecture}")
+        supported = architecture in registry.get_supported_archs()
+        lines.append(f"{'passed' if supported else 'failed'}: vLLM supports {architecture}")
     if server:
         lines += _ask_server(config, codec, server.rstrip("/"))
     else:
@@ -353,7 +353,7 @@ def _fetch(url: str, body: Mapping[str, object] | None) -> JsonObject:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310
     if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--server {url}: an address that begins with http:// expected")
+        raise UsageError(f"--server {url}: expected an address that begins with http://")
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
             value: JsonObject = json.load(answer)

@@ -1,14 +1,13 @@
-"""Turn a GGUF into a model folder: `python -m tunesmith.job.export.gguf_import SRC.gguf FOLDER`.
+"""Convert a GGUF to a model folder: `python -m tunesmith.job.export.gguf_import SRC.gguf FOLDER`.
 
-transformers reads the weights. Its GGUF tokenizer is not the model's own: it prepends a
-BOS, knows nothing of the pre-tokenizer, and puts a copy of the whole GGUF beside it as
-tokenizer.model. So the tokenizer is written here from the GGUF's vocabulary and merges, in
-the form of the original repository (for SmolLM2 the files are the original's, byte for
-byte: configs/models.yml pins them).
+transformers reads the weights. Its GGUF tokenizer differs from the model's own: it prepends a BOS,
+ignores the pre-tokenizer, and saves a copy of the whole GGUF as tokenizer.model. So this module
+writes the tokenizer from the GGUF's vocabulary and merges, in the form of the original repository
+(for SmolLM2 the files equal the original's, byte for byte: configs/models.yml pins them).
 
-A wrong conversion trains without an error, on text that lost its newlines or its Chinese
-(seen: first loss 9.92 instead of 2.23, exit code 0). Therefore the result is loaded as a
-job would load it, and proven, before it gets its name.
+With a wrong conversion training reports no error, but text loses its newlines or its Chinese
+(observed: first loss 9.92 instead of 2.23, exit code 0). Therefore the result is loaded as in a
+job, and checked, before it gets its name.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from tunesmith.core.files import fsync_folder, read_json
 SAMPLE = "Hello, I'm here.\n\n你好，我是谁？\n  3.14 + 2025 → 🙂\n"
 SENTENCE = "The sun rises in the east and sets in the west, and the moon is seen at night."
 
-# nat/token. The right conversion of SmolLM2-135M has about 2.5, a wrong one above 9.
+# nat/token. A correct conversion of SmolLM2-135M has about 2.5, a wrong one more than 9.
 _MAX_LOSS = 6.0
 
 # gguf's types of tokens: llama.cpp, include/llama.h, LLAMA_TOKEN_TYPE_CONTROL.
@@ -40,7 +39,7 @@ _BYTE_LEVEL = {
     "trim_offsets": True,
     "use_regex": True,
 }
-# How text is split before the merges, by the GGUF's tokenizer.ggml.pre.
+# How text is split before the merges, for each value of tokenizer.ggml.pre.
 _PRE_TOKENIZERS = {
     "smollm": {
         "type": "Sequence",
@@ -66,10 +65,10 @@ class Vocabulary:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the model of `gguf` as bf16 safetensors with its tokenizer into `folder`.
+    """Write the model in `gguf` as bf16 safetensors, with its tokenizer, into `folder`.
 
-    The same bytes each time. `folder` is complete or absent. Raises UsageError for a GGUF
-    of a kind that is not known here, TunesmithError when the result does not prove right.
+    The bytes are the same each time, and `folder` is either complete or absent. Raises UsageError
+    for an unsupported kind of GGUF, TunesmithError if the result fails its check.
     """
     if folder.exists():
         raise UsageError(f"{folder}: exists already")
@@ -89,7 +88,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def read_vocabulary(gguf: Path) -> Vocabulary:
-    """Return the tokenizer of a GGUF. Raises UsageError when it is of no known kind."""
+    """Return the tokenizer of a GGUF. Raises UsageError if its kind is not supported."""
     from gguf import GGUFReader
 
     try:
@@ -105,10 +104,10 @@ def read_vocabulary(gguf: Path) -> Vocabulary:
     architecture, kind = value("general.architecture"), value("tokenizer.ggml.model")
     pre = value("tokenizer.ggml.pre")
     if (architecture, kind) != ("llama", "gpt2") or pre not in _PRE_TOKENIZERS:
-        known = ", ".join(_PRE_TOKENIZERS)
+        supported = ", ".join(_PRE_TOKENIZERS)
         raise UsageError(
             f"{gguf}: architecture {architecture}, tokenizer {kind}/{pre} cannot be converted; "
-            f"supported: llama with gpt2/{known}; take the model's safetensors from the hub"
+            f"supported: llama with gpt2/{supported}; take the model's safetensors from the hub"
         )
     tokens = tuple(value("tokenizer.ggml.tokens"))
     types = value("tokenizer.ggml.token_type")
@@ -193,19 +192,19 @@ def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
         "pad_token": {"content": vocabulary.padding, **flags},
         "unk_token": {"content": vocabulary.unknown, **flags},
     }
-    # No newline at the end of the first: as the tokenizers library writes it.
+    # The first file has no final newline, as the tokenizers library writes it.
     _write(folder / "tokenizer.json", tokenizer, end="")
     _write(folder / "tokenizer_config.json", config)
     _write(folder / "special_tokens_map.json", special)
 
 
 def prove(folder: Path) -> None:
-    """Load a converted folder as a job would, and raise TunesmithError unless it is right."""
+    """Load a converted folder as a job would, and raise TunesmithError unless it is correct."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # A BOS put before the text shows here too.
+    # This also detects a BOS before the text.
     back = tokenizer.decode(tokenizer.encode(SAMPLE))
     if back != SAMPLE:
         raise TunesmithError(
@@ -220,7 +219,7 @@ def prove(folder: Path) -> None:
     # Also true for NaN.
     if not loss < _MAX_LOSS:
         raise TunesmithError(
-            f"{folder.name}: the model does not know English: loss {loss:.2f} nat/token, "
+            f"{folder.name}: the model fails on English text: loss {loss:.2f} nat/token, "
             f"expected below {_MAX_LOSS}"
         )
 
@@ -234,16 +233,16 @@ def _write_weights(gguf: Path, folder: Path, vocabulary: Vocabulary) -> None:
     )
     model.generation_config.eos_token_id = vocabulary.tokens.index(vocabulary.eos)
     model.generation_config.pad_token_id = vocabulary.tokens.index(vocabulary.padding)
-    # One file, however large: the model is small, and an index would be one more thing.
+    # Always one file: such models are small, and need no index.
     model.save_pretrained(folder, max_shard_size="100GB")
     config: JsonObject = read_json(folder / "config.json")
     config.pop("_model_name_or_path", None)
     config["eos_token_id"] = model.generation_config.eos_token_id
     config["pad_token_id"] = model.generation_config.pad_token_id
-    # GGUF keeps it in float32: 9.999999747378752e-06.
+    # GGUF stores it as float32: 9.999999747378752e-06.
     config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")
     _write(folder / "config.json", config)
-    # safetensors makes it readable for its owner only.
+    # safetensors makes it readable only by its owner.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 

@@ -1,9 +1,9 @@
 """A model folder as one GGUF file, written with the `gguf` package, quantised on request.
 
-What llama.cpp's convert_hf_to_gguf.py does for the same architectures: names by gguf's tensor
-map, Q and K of llama reordered for its rotary halves, the tokenizer as vocabulary, types and
-merges. Tensors pass through memory one at a time. Architectures, tokenizers and quantisations
-beyond what is written here are named and refused.
+It does the same as llama.cpp's convert_hf_to_gguf.py for these architectures: names by gguf's
+tensor map, Q and K of llama reordered for its rotary halves, the tokenizer as vocabulary, types and
+merges. Tensors pass through memory one at a time. Other architectures, tokenizers and
+quantisations are refused by name.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from tunesmith.job.merge.weights import TensorReader
 from tunesmith.job.prompts import templates
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
-# What gguf's own quants.py can write; each name is a member of GGMLQuantizationType.
+# The types that gguf's quants.py can write; each name is a member of GGMLQuantizationType.
 QUANTISATIONS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _STORED = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-_BLOCK = 32  # values that share a scale: a row must be a multiple of it
-# sha256 over the split expressions of tokenizer.json -> name of the pre-tokenizer in llama.cpp,
-# as Ollama's import tells them apart (ollama, convert/tokenizer.go).
+_BLOCK = 32  # elements that share a scale: a row must be a multiple of it
+# sha256 of the split expressions of tokenizer.json -> name of the pre-tokenizer in llama.cpp,
+# as in Ollama's import (ollama, convert/tokenizer.go).
 PRE_TOKENIZERS = {
     "d98f9631be1e9607a9848c26c1f9eac1aa9fc21ac6ba82a2fc0741af9780a48f": "llama-bpe",
     "03df5c5863ad70781dcfdef491ead25140f895fe8010964be0daefe27be32b02": "deepseek-llm",
     "21cde974d587f0d54dc8d56b183cc1e6239600172035c68fbd6d4b9f8da0576e": "deepseek-coder",
     "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e": "qwen2",
 }
-# What a type may take from a value, as a share of the largest value of the tensor: the step of
-# its scale, a tenth more for the scale's own 16 bits; half a unit in the last place of a float.
+# The largest error of an element in a type, relative to the largest element of the tensor: the
+# step of its scale, plus a tenth for the scale's own 16 bits; half a unit in the last place for
+# floats.
 _COARSE = {
     "q8_0": 1.1 / 127,
     "q5_0": 1.1 / 15,
@@ -61,7 +62,7 @@ class Vocabulary:
 
 
 def why_not(folder: Path) -> str | None:
-    """Return why this model cannot be written here; None when it can."""
+    """Return why this model cannot be written here, None if it can."""
     config = read_json(folder / "config.json")
     name = next(iter(config.get("architectures") or ["none"]))
     if name not in ARCHITECTURES:
@@ -75,23 +76,23 @@ def why_not(folder: Path) -> str | None:
 
 
 def default_quantisation(folder: Path) -> str:
-    """Return the name for the weights as they are."""
+    """Return the type name of the unquantised weights."""
     dtypes = {dtype for dtype, _ in tensor_shapes(folder).values()}
     return next((name for dtype, name in _STORED.items() if dtype in dtypes), "f32")
 
 
 def pre_tokenizer(folder: Path) -> str | None:
-    """Return llama.cpp's name of how the tokenizer splits text before its merges, or None."""
-    known = split_digest(folder)
-    if known in PRE_TOKENIZERS:
-        return PRE_TOKENIZERS[known]
+    """Return llama.cpp's name of the pre-tokenizer, None if it has none."""
+    digest = split_digest(folder)
+    if digest in PRE_TOKENIZERS:
+        return PRE_TOKENIZERS[digest]
     steps = _steps(folder)
     kinds = [(step["type"], bool(step.get("individual_digits"))) for step in steps]
     return "smollm" if kinds == [("Digits", True), ("ByteLevel", False)] else None
 
 
 def split_digest(folder: Path) -> str:
-    """Return the sha256 over the tokenizer's split expressions, by which Ollama knows it."""
+    """Return the sha256 of the tokenizer's split expressions, by which Ollama identifies it."""
     digest = hashlib.sha256()
     for step in _steps(folder):
         if step["type"] == "Split":
@@ -100,9 +101,9 @@ def split_digest(folder: Path) -> str:
 
 
 def write(folder: Path, out: Path, quantise: str) -> None:
-    """Write the model of `folder` as `out`, whole or not at all.
+    """Write the model of `folder` to `out`, completely or not at all.
 
-    Raises UsageError for what cannot be written (why_not, or a quantisation the package lacks).
+    Raises UsageError if it cannot be written (why_not, or an unsupported quantisation).
     """
     import gguf
 
@@ -110,7 +111,7 @@ def write(folder: Path, out: Path, quantise: str) -> None:
     if reason:
         raise UsageError(f"{folder}: {reason} cannot be written as GGUF here")
     if quantise not in QUANTISATIONS:
-        raise UsageError(f"quantisation {quantise!r}: one of {', '.join(QUANTISATIONS)} expected")
+        raise UsageError(f"quantisation {quantise!r}: expected one of {', '.join(QUANTISATIONS)}")
     config = read_json(folder / "config.json")
     arch = ARCHITECTURES[config["architectures"][0]]
     with replacing(out) as part, TensorReader(folder) as reader:
@@ -138,16 +139,16 @@ def write(folder: Path, out: Path, quantise: str) -> None:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a comparison of a GGUF with its model measured."""
+    """The result of comparing a GGUF with its model."""
 
     tensors: int
     max_difference: float  # of an element, absolute
 
 
 def check(folder: Path, file: Path) -> Figures:
-    """Read a GGUF back and hold every tensor against the folder's; return the figures.
+    """Read a GGUF back and compare every tensor with the folder's; return the figures.
 
-    Unquantised tensors must be equal, others what their own scale can say at best. Raises
+    Unquantised tensors must be equal, others within the resolution of their scale. Raises
     TunesmithError for the first that is not.
     """
     import gguf
@@ -168,31 +169,35 @@ def check(folder: Path, file: Path) -> Figures:
             values = _values(reader, source, config, arch)
             back = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape)
             off = float(np.abs(back - values).max())
-            kept = tensor.tensor_type.name.lower()
-            same = kept in ("f32", _STORED.get(shapes[source][0]))
-            allowed = 0.0 if same else _COARSE[kept] * float(np.abs(values).max()) + 2.0**-24
+            kind = tensor.tensor_type.name.lower()
+            same = kind in ("f32", _STORED.get(shapes[source][0]))
+            allowed = 0.0 if same else _COARSE[kind] * float(np.abs(values).max()) + 2.0**-24
             if not off <= allowed:
                 raise TunesmithError(f"{file}: {name} is off by {off:.3g}, {allowed:.3g} allowed")
             worst, count = max(worst, off), count + 1
     if written:
-        raise TunesmithError(f"{file}: holds {sorted(written)[0]}, which the model does not have")
+        raise TunesmithError(
+            f"{file}: contains {sorted(written)[0]}, which the model does not have"
+        )
     return Figures(count, float(f"{worst:.6g}"))
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Return the vocabulary of a byte-level BPE tokenizer.json, filled up to the embedding."""
+    """Return the vocabulary of a byte-level BPE tokenizer.json, padded to the embedding's rows."""
     tokenizer = read_json(folder / "tokenizer.json")
     config = read_json(folder / "config.json")
     settings = read_json(folder / "tokenizer_config.json")
     model, pre = tokenizer["model"], pre_tokenizer(folder)
     if model["type"] != "BPE" or pre is None:
-        raise UsageError(f"{folder}: its tokenizer ({model['type']}) is none of {_known_names()}")
+        raise UsageError(
+            f"{folder}: its tokenizer ({model['type']}) is none of {_supported_names()}"
+        )
     by_id = {number: (token, _NORMAL) for token, number in model["vocab"].items()}
     for added in tokenizer.get("added_tokens", []):
         kind = _CONTROL if added["special"] else _USER_DEFINED
         by_id[added["id"]] = (added["content"], kind)
     size = max(int(config["vocab_size"]), max(by_id) + 1)
-    # Rows of the embedding no token has; llama.cpp wants a name for each.
+    # Rows of the embedding without a token; llama.cpp needs a name for each.
     rows = [by_id.get(number, (f"[PAD{number}]", _UNUSED)) for number in range(size)]
     ids = {token: number for number, (token, _) in by_id.items()}
     special = {}
@@ -210,7 +215,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     )
 
 
-def _known_names() -> str:
+def _supported_names() -> str:
     return ", ".join(["smollm", *PRE_TOKENIZERS.values()])
 
 
@@ -262,7 +267,7 @@ def _vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def _sources(folder: Path, config: ModelConfig) -> Iterator[str]:
-    """Yield the tensors that go into the file: a head tied to the embedding is not one."""
+    """Yield the names of the tensors to write; a head tied to the embedding is not one."""
     for name in tensor_shapes(folder):
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
@@ -290,7 +295,7 @@ def _plan(
         elif quantise.startswith("q") and shape[-1] % _BLOCK:
             kind = kinds.F16
         elif quantise[:2] in ("q4", "q5") and name in ("token_embd.weight", "output.weight"):
-            # As llama.cpp: the first and the last matrix bear coarse steps badly.
+            # As in llama.cpp: the first and the last matrix suffer most from coarse steps.
             kind = kinds.Q8_0
         yield name, source, shape, kind
 
@@ -302,7 +307,7 @@ def _model_arch(arch: str) -> Any:
 
 
 def _stored(kind: Any) -> tuple[Any, int]:
-    """Return numpy's dtype of a written tensor, and the bytes of one of its items."""
+    """Return NumPy's dtype of a written tensor, and the bytes of one item."""
     import numpy as np
 
     plain = {"F32": (np.dtype(np.float32), 4), "F16": (np.dtype(np.float16), 2)}
@@ -310,13 +315,13 @@ def _stored(kind: Any) -> tuple[Any, int]:
 
 
 def _values(reader: TensorReader, name: str, config: ModelConfig, arch: str) -> Any:
-    """Return a tensor as float32, in the order of llama.cpp."""
+    """Return a tensor as a float32 array of its shape, in the order of llama.cpp."""
     values = reader.get(name).float().numpy()
     if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = int(config["num_attention_heads"])
         if "k_proj" in name:
             heads = int(config.get("num_key_value_heads") or heads)
-        # transformers keeps the two halves of a rotation apart, llama.cpp side by side.
+        # transformers stores the two halves of a rotation apart, llama.cpp interleaved.
         split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         values = split.swapaxes(1, 2).reshape(values.shape)
     return values

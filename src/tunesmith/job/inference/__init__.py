@@ -1,1 +1,1 @@
-"""A model loaded to answer, and the validation rows it is asked."""
+"""Inference with a loaded model, and the validation rows for it."""

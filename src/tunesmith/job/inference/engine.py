@@ -1,8 +1,8 @@
-"""Load a model and answer prompts through LLaMA-Factory's own loader and template.
+"""Load a model and answer prompts with LLaMA-Factory's own loader and template.
 
-Training, evaluation, chat and the proof must put the same ids in front of the model, so
-everything goes through LLaMA-Factory 0.9.3's template with the thinking mode of the train
-config. Torch and LLaMA-Factory are imported inside functions: importing this is cheap.
+Training, evaluation, chat and the proof must feed the same ids to the model, so all of them use
+LLaMA-Factory 0.9.3's template with the thinking mode of the train config. Torch and LLaMA-Factory
+are imported inside functions, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tunesmith.core.errors import UsageError
 from tunesmith.job.run.config import starting_adapters, tuned_adapters
 from tunesmith.job.run.failures import JobError
 
-# ModelArguments keys of the train config that must not follow into inference: other
-# engines, training-only kernels, and train_from_scratch, which would draw random weights.
+# ModelArguments keys of the train config that must not be used for inference: other engines,
+# training-only kernels, and train_from_scratch, which would initialise random weights.
 _NOT_FOR_INFERENCE = frozenset(
     {
         "adapter_name_or_path",
@@ -40,15 +40,15 @@ _NOT_FOR_INFERENCE = frozenset(
         "use_unsloth_gc",
     }
 )
-# DataArguments keys that decide the prompt's ids.
+# DataArguments keys that affect the prompt's ids.
 _TEMPLATE_KEYS = ("template", "enable_thinking", "default_system", "tool_format")
-# What a decoder writes for bytes that are no whole character.
+# A decoder's replacement for an incomplete character.
 _TORN = "\ufffd"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. The default is greedy: the same answer every time."""
+    """Sampling options. The default is greedy decoding: the same answer every time."""
 
     max_new_tokens: int = 64
     do_sample: bool = False
@@ -59,7 +59,7 @@ class Sampling:
     seed: int = 42
 
     def record(self) -> dict[str, int | float | bool]:
-        """Return what a reader needs to repeat the answers."""
+        """Return the options needed to reproduce the answers."""
         if self.do_sample:
             return dataclasses.asdict(self)
         return {"do_sample": False, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
@@ -67,7 +67,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that ends with what the model is asked."""
+    """A conversation that ends with a user message."""
 
     messages: tuple[Message, ...]
     system: str | None = None
@@ -81,16 +81,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. `tokens` counts the stop token too."""
+    """A model's answer. `tokens` includes the stop token."""
 
     text: str
     tokens: int
-    finished: bool  # it stopped by itself, not at max_new_tokens
+    finished: bool  # it ended with a stop token, not at max_new_tokens
 
 
 @dataclass(frozen=True)
 class Codec:
-    """LLaMA-Factory's tokenizer and template, with the arguments they were made from."""
+    """LLaMA-Factory's tokenizer and template, with the arguments they were created from."""
 
     tokenizer: Any
     processor: Any
@@ -99,7 +99,7 @@ class Codec:
     finetuning_args: Any
 
     def encode(self, question: Question) -> list[int]:
-        """Return the prompt's ids as LLaMA-Factory's chat makes them."""
+        """Return the prompt's ids as encoded by LLaMA-Factory's chat."""
         turns = [dict(m) for m in question.messages] + [{"role": "assistant", "content": ""}]
         ids, _ = self.template.encode_oneturn(
             self.tokenizer, turns, question.system, question.tools
@@ -114,14 +114,14 @@ class Codec:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer."""
+    """A model loaded for inference."""
 
     codec: Codec
     model: Any
 
     @property
     def dtype(self) -> str:
-        """Compute dtype, as torch writes it without its prefix: float32, bfloat16."""
+        """Compute dtype, torch's name without its prefix: float32, bfloat16."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
@@ -137,20 +137,20 @@ def arguments(
 ) -> Arguments:
     """Return LLaMA-Factory inference arguments with the model and template keys of `config`.
 
-    `model` replaces config["model_name_or_path"]. With adapters LLaMA-Factory merges them
+    `model` replaces config["model_name_or_path"]. LLaMA-Factory merges `adapters`
     in memory. infer_dtype is the config's, else `auto`: bfloat16 or float16 on a GPU, float32
     on a CPU, where bfloat16 is emulated (measured: 4 times slower with AVX2).
     """
     from llamafactory.hparams import ModelArguments
 
     names = {field.name for field in dataclasses.fields(ModelArguments) if field.init}
-    kept = {
+    keys = {
         key: value
         for key, value in config.items()
         if key in names - _NOT_FOR_INFERENCE and not key.startswith(("export_", "vllm_", "sglang_"))
     }
-    kept |= {key: config[key] for key in _TEMPLATE_KEYS if key in config}
-    kept |= {
+    keys |= {key: config[key] for key in _TEMPLATE_KEYS if key in config}
+    keys |= {
         "model_name_or_path": str(model or config["model_name_or_path"]),
         "finetuning_type": "lora" if adapters else config.get("finetuning_type", "lora"),
         "infer_dtype": config.get("infer_dtype", "auto"),
@@ -160,8 +160,8 @@ def arguments(
         comma = next((str(name) for name in adapters if "," in str(name)), None)
         if comma is not None:
             raise UsageError(f"{comma}: LLaMA-Factory splits adapter paths at commas: rename it")
-        kept["adapter_name_or_path"] = ",".join(str(name) for name in adapters)
-    return kept
+        keys["adapter_name_or_path"] = ",".join(str(name) for name in adapters)
+    return keys
 
 
 def base_arguments(config: Config) -> Arguments:
@@ -177,10 +177,10 @@ def tuned_arguments(config: Config, output: Path) -> Arguments:
 
 
 def codec(args: Arguments) -> Codec:
-    """Load tokenizer and template (seconds), not the weights.
+    """Load tokenizer and template, but not the weights; takes seconds.
 
-    Raises JobError of class `config` where no template is named and the model's chat template is
-    none that LLaMA-Factory can read one from.
+    Raises JobError of class `config` if no template is given and LLaMA-Factory cannot read one
+    from the model's chat template.
     """
     from jinja2 import TemplateError
     from llamafactory.data import get_template_and_fix_tokenizer
@@ -205,7 +205,7 @@ def codec(args: Arguments) -> Codec:
 
 
 def load(prepared: Codec) -> LoadedModel:
-    """Load the weights LLaMA-Factory's way, adapters merged in memory, ready for inference."""
+    """Load the weights with LLaMA-Factory, adapters merged in memory, for inference."""
     from llamafactory.model import load_model
 
     model = load_model(prepared.tokenizer, prepared.model_args, prepared.finetuning_args)
@@ -219,7 +219,7 @@ def generate(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Answer the questions in batches; answers come in the order of the questions.
+    """Answer the questions in batches; return the answers in the order of the questions.
 
     `progress` is called with the number of questions answered so far.
     """
@@ -233,8 +233,8 @@ def generate(
 
 
 def answer_of(tokenizer: Any, ids: Sequence[int], stop: Sequence[int]) -> Answer:
-    """Return what new ids say. The token limit may cut inside a character: the bytes of its
-    beginning, which decode to U+FFFD, are left out."""
+    """Decode new ids. If the token limit cuts a character, its first bytes, which decode to
+    U+FFFD, are dropped."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     finished = bool(ids) and ids[-1] in stop
     return Answer(text if finished else text.rstrip(_TORN), len(ids), finished)
@@ -249,10 +249,10 @@ def generate_ids(
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
-    """Return the new ids of every prompt, up to and with the first stop id.
+    """Return the new ids of every prompt, up to and including the first stop id.
 
-    Prompts of like length share a batch, padded on the left: `inputs` and `attention_mask` are
-    int64 (rows x longest prompt).
+    Prompts of similar length share a batch, padded on the left: `inputs` and `attention_mask` are
+    int64 [rows, longest prompt].
     """
     import torch
 
@@ -280,7 +280,7 @@ def generate_ids(
 def stream(
     loaded: LoadedModel, question: Question, sampling: Sampling, write: Callable[[str], None]
 ) -> Answer:
-    """Answer one question, passing the text to `write` piece by piece as it comes."""
+    """Answer one question, passing the text to `write` as it is generated."""
     import torch
 
     ids = loaded.codec.encode(question)
@@ -301,9 +301,9 @@ def stream(
 def _generation(sampling: Sampling, stop: Sequence[int], pad: int) -> Arguments:
     """Return keyword arguments of transformers' model.generate.
 
-    use_model_defaults=False matters: transformers >= 4.50 otherwise replaces every value
-    that equals its global default by the model's generation_config.json, so do_sample=False
-    silently became sampling for a model that ships do_sample: true, as DeepSeek-R1 does.
+    use_model_defaults=False matters: transformers >= 4.50 otherwise replaces every value that
+    equals its global default by the model's generation_config.json, so do_sample=False silently
+    becomes sampling for a model that ships do_sample: true, such as DeepSeek-R1.
     """
     from transformers import GenerationConfig
 
@@ -326,7 +326,7 @@ def _generation(sampling: Sampling, stop: Sequence[int], pad: int) -> Arguments:
 
 
 def _until_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
-    """Cut after the first stop id: what follows in a batch is padding."""
+    """Truncate after the first stop id: in a batch, padding follows it."""
     for position, token in enumerate(ids):
         if token in stop:
             return ids[: position + 1]
@@ -334,10 +334,10 @@ def _until_stop(ids: list[int], stop: Sequence[int]) -> list[int]:
 
 
 class _Pieces:
-    """A transformers streamer (put/end) that writes text as soon as it is whole.
+    """A transformers streamer (put/end) that writes text once its characters are complete.
 
     A Chinese character may span several tokens; until its last one the decoded text ends
-    with U+FFFD and is held back.
+    with U+FFFD and is withheld.
     """
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
@@ -348,7 +348,7 @@ class _Pieces:
         self._prompt = True
 
     def put(self, value: Any) -> None:
-        """Take the prompt (first call) or new ids."""
+        """Receive the prompt (first call) or new ids."""
         if self._prompt:
             self._prompt = False
             return
@@ -358,11 +358,11 @@ class _Pieces:
             return
         self._write(text[self._shown :])
         self._shown = len(text)
-        if text.endswith("\n"):  # a fresh start keeps decoding linear in the answer's length
+        if text.endswith("\n"):  # a reset keeps decoding linear in the answer's length
             self._ids, self._shown = [], 0
 
     def end(self) -> None:
-        """Write what is left, without the beginning of a character that was cut off."""
+        """Write the rest, without an incomplete last character."""
         self._write(self._text()[self._shown :].rstrip(_TORN))
 
     def _text(self) -> str:

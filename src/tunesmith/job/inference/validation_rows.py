@@ -1,7 +1,7 @@
-"""The held-out rows: LLaMA-Factory's own validation split, with the texts behind the ids.
+"""The held-out rows: LLaMA-Factory's own validation split, with the texts of the ids.
 
-LLaMA-Factory's get_dataset with the train config makes the rows (data/loader.py and
-data/data_utils.py of 0.9.3), so they are the ones the trainer never saw.
+LLaMA-Factory's get_dataset creates the rows from the train config (data/loader.py and
+data/data_utils.py of 0.9.3), so they are exactly those that were not trained on.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tunesmith.job.inference import engine
 from tunesmith.job.inference.engine import Codec, Question
 from tunesmith.job.run.failures import JobError
 
-# A stream has no length: this many of its validation rows are measured.
+# A stream has no length: this many of its validation rows are used.
 _STREAMED_ROWS = 1000
 _STAGES = ("sft", "pt")
-# Keys beside the DataArguments that decide which rows are held out.
+# Keys besides the DataArguments that determine the held-out rows.
 _SPLIT_KEYS = ("seed", "stage", "finetuning_type", "dataloader_num_workers")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt to answer, and what the answer is held against."""
+    """One prompt to answer, and the reference for its answer."""
 
     question: Question
-    shown: str  # the prompt as people read it
+    shown: str  # the prompt as shown to people
     origin: str  # "held_out" or "prompts"
     reference: str | None = None
     expect: str | None = None
@@ -39,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The validation rows: ids for the loss, texts for the answers, or why there are none."""
+    """The validation rows: ids for the loss, texts for the answers, or the reasons for none."""
 
     rows: list[TokenizedRow]
     items: list[Item]
@@ -51,15 +51,15 @@ class HeldOut:
 def load_held_out(config: Config, codec: Codec, answers: int) -> HeldOut:
     """Return LLaMA-Factory's validation rows of `config`, the first `answers` of them with text.
 
-    Where a loss or text cannot be had, the reason stands in its place.
+    If a loss or text is not available, the result contains the reason.
     """
     stage = config.get("stage", "sft")
     packed = bool(config.get("packing") or config.get("neat_packing"))
     nothing = None
     if stage not in _STAGES:
-        nothing = f"stage {stage} has no loss a token; prompts only"
+        nothing = f"stage {stage} has no loss per token; prompts only"
     elif not config.get("eval_dataset") and float(config.get("val_size") or 0) <= 1e-6:
-        nothing = "the config holds nothing out (val_size and eval_dataset are not set)"
+        nothing = "no held-out rows (val_size and eval_dataset are not set)"
     if nothing:
         return HeldOut([], [], False, nothing, nothing)
     split = _Split.load(config, codec)
@@ -69,11 +69,11 @@ def load_held_out(config: Config, codec: Codec, answers: int) -> HeldOut:
     if stage != "sft":
         reason = f"stage {stage} has no prompts and answers"
     elif packed:
-        reason = "packing joins rows, a row's own answer cannot be asked for"
+        reason = "packing joins rows, so single answers cannot be compared"
     elif config.get("streaming"):
-        reason = "streaming: the validation rows have no fixed places in the data"
+        reason = "streaming: the validation rows have no fixed positions in the data"
     elif config.get("tokenized_path"):
-        reason = "tokenized_path: the text of the rows is not kept"
+        reason = "tokenized_path: the text of the rows is not stored"
     else:
         reason = no_loss
     items: list[Item] = []
@@ -113,8 +113,10 @@ class _Split:
 
     def rows(self) -> list[TokenizedRow]:
         """Return the tokenized validation rows."""
-        held = self.module.get("eval_dataset")
-        parts = list(held.values()) if isinstance(held, dict) else [held] if held else []
+        dataset = self.module.get("eval_dataset")
+        parts = (
+            list(dataset.values()) if isinstance(dataset, dict) else [dataset] if dataset else []
+        )
         limit = _STREAMED_ROWS if self.data_args.streaming else None
         return list(itertools.islice(itertools.chain.from_iterable(parts), limit))
 
@@ -123,13 +125,13 @@ class _Split:
     ) -> tuple[list[Item], str | None]:
         """Return the first `count` validation rows as text, or why that was not possible.
 
-        0.9.3 splits after tokenizing, so the aligned rows are filtered as its processor does
-        and split by its own split_dataset on their places; then every used row is encoded
-        again and must give the ids of the tokenized row.
+        0.9.3 splits after tokenizing, so the aligned rows are filtered like in its processor and
+        their positions split by its own split_dataset; then every used row is encoded again and
+        must give the ids of the tokenized row.
         """
         aligned = self._aligned_validation(len(rows))
         if aligned is None:
-            return [], "LLaMA-Factory's split could not be repeated on the texts (counts differ)"
+            return [], "LLaMA-Factory's split could not be reproduced on the texts (counts differ)"
         items = []
         for raw, row in itertools.islice(zip(aligned, rows, strict=True), count):
             ids, _ = self.processor._encode_data_example(
@@ -144,7 +146,7 @@ class _Split:
             if list(ids) != list(row["input_ids"]):
                 return [], "a text and its tokenized validation row differ; no pair is shown"
             if raw["_images"] or raw["_videos"] or raw["_audios"]:
-                return [], "the rows hold images, video or audio; only text is answered"
+                return [], "the rows contain images, video or audio; only text is answered"
             items.append(_held_out_item(codec, raw))
         return items, None
 
@@ -157,22 +159,22 @@ class _Split:
         context = (self.model_args, self.data_args, self.training_args)
         transformers.set_seed(self.training_args.seed)
         train = _get_merged_dataset(self.data_args.dataset, *context, "sft")
-        held = _get_merged_dataset(
+        dataset = _get_merged_dataset(
             self.data_args.eval_dataset,
             *context,
             "sft",
             return_dict=self.data_args.eval_on_each_dataset,
         )
-        if held is not None:
-            parts = held.values() if isinstance(held, dict) else [held]
-            kept = [row for part in parts for row in part if _usable(row)]
-            return kept if len(kept) == expected else None
-        kept = [row for row in train if _usable(row)]
-        if len(kept) != len(self.module["train_dataset"]) + expected:
+        if dataset is not None:
+            parts = dataset.values() if isinstance(dataset, dict) else [dataset]
+            usable = [row for part in parts for row in part if _usable(row)]
+            return usable if len(usable) == expected else None
+        usable = [row for row in train if _usable(row)]
+        if len(usable) != len(self.module["train_dataset"]) + expected:
             return None
-        places = Dataset.from_dict({"place": list(range(len(kept)))})
-        split = split_dataset(places, None, self.data_args, seed=self.training_args.seed)
-        return [kept[place] for place in split["validation"]["place"]]
+        positions = Dataset.from_dict({"position": list(range(len(usable)))})
+        split = split_dataset(positions, None, self.data_args, seed=self.training_args.seed)
+        return [usable[position] for position in split["validation"]["position"]]
 
 
 def _arguments(config: Config) -> tuple[Any, Any, Any]:
@@ -183,14 +185,14 @@ def _arguments(config: Config) -> tuple[Any, Any, Any]:
     names = {field.name for field in dataclasses.fields(DataArguments) if field.init}
     data_keys = {key: value for key, value in config.items() if key in names}
     if not data_keys.get("packing") and not data_keys.get("neat_packing"):
-        # Order and count of unpacked rows do not depend on it, and forking for a few
+        # Order and number of unpacked rows do not depend on it, and forking for a few
         # hundred rows costs seconds.
         data_keys.pop("preprocessing_num_workers", None)
     if not Path(str(data_keys.get("tokenized_path"))).is_dir():
         data_keys.pop("tokenized_path", None)  # LLaMA-Factory would write it
     split_keys = {key: config[key] for key in _SPLIT_KEYS if key in config}
-    # Not get_train_args: it also demands torchrun on several GPUs and guards the output
-    # folder. What it derives for the data is repeated by the callers.
+    # Not get_train_args: it also requires torchrun on several GPUs and checks the output folder.
+    # The callers repeat what it derives for the data.
     model_args, data_args, training_args, _, _ = _parse_train_args(
         {
             **engine.base_arguments(config),
@@ -204,16 +206,16 @@ def _arguments(config: Config) -> tuple[Any, Any, Any]:
 
 
 def first_rows(config: Config, codec: Codec, count: int) -> tuple[list[AlignedRow], str | None]:
-    """Return the first `count` training rows of each data set as LLaMA-Factory converts them.
+    """Return the first `count` training rows of each data set, converted by LLaMA-Factory.
 
-    Where that is not possible, no row and the reason. Rows with tools, images, video or audio
-    are left out: they cannot be said in a text.
+    If that is not possible, return no rows and the reason. Rows with tools, images, video or audio
+    are omitted because they are not plain text.
     """
     stage = str(config.get("stage", "sft"))
     if stage != "sft":
         return [], f"stage {stage} has no prompts with one answer each"
     if config.get("streaming") or str(config.get("dataset_dir")).startswith(("ONLINE", "REMOTE:")):
-        return [], "the data are fetched while training"
+        return [], "the data are loaded during training"
     from datasets.exceptions import DatasetsError
     from llamafactory.data.loader import _get_merged_dataset
 
@@ -233,7 +235,7 @@ def _has_media(row: AlignedRow) -> bool:
 
 
 def _usable(row: AlignedRow) -> bool:
-    """SupervisedDatasetProcessor.preprocess_dataset drops every other row."""
+    """Whether SupervisedDatasetProcessor.preprocess_dataset keeps the row."""
     return len(row["_prompt"]) % 2 == 1 and len(row["_response"]) == 1
 
 
@@ -262,21 +264,21 @@ def texts_of(item: Item) -> list[str]:
 def check_round_trip(tokenizer: Any, texts: Sequence[str]) -> None:
     """Raise JobError (class data) for a text that decode(encode(text)) does not contain.
 
-    A tokenizer that does not fit its files drops line breaks and whole scripts, and training
-    goes on without an error; the first loss is then several times too high.
+    A tokenizer that does not fit its files drops line breaks or entire scripts, and training
+    continues without an error; the first loss is then several times too high.
     """
     for text in texts:
         back = _and_back(tokenizer, text)
         if _normal(text) not in _normal(back):
             raise JobError(
                 "data",
-                f"the tokenizer does not give back the text {text[:40]!r} but {back[:40]!r}: its "
+                f"the tokenizer does not restore the text {text[:40]!r} but {back[:40]!r}: its "
                 "files do not fit this model or this version of transformers: fetch them again",
             )
 
 
 def can_say(tokenizer: Any, item: Item) -> bool:
-    """Return whether the tokenizer has all of an item's text: one for English has no Chinese."""
+    """Return whether the tokenizer preserves an item's text: an English one may lose Chinese."""
     return all(_normal(text) in _normal(_and_back(tokenizer, text)) for text in texts_of(item))
 
 

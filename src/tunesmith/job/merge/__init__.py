@@ -1,1 +1,1 @@
-"""Adapter and base model made one, block by block, with the bytes of the export."""
+"""Merging adapter and base model block by block, with the bytes of LLaMA-Factory's export."""

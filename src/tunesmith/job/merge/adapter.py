@@ -1,7 +1,7 @@
-"""What a LoRA adapter folder holds, and whether it belongs to a base model.
+"""The content of a LoRA adapter folder, and whether the adapter fits a base model.
 
-No torch: the question is answered from JSON and safetensors headers, in milliseconds, before
-any weight is read. Tensor names are PEFT 0.15.2's: `base_model.model.<module>.lora_A.weight`,
+No torch: JSON and safetensors headers are enough and take milliseconds, before any weight is
+read. Tensor names are those of PEFT 0.15.2: `base_model.model.<module>.lora_A.weight`,
 shape [rank, in_features], and `lora_B.weight`, shape [out_features, rank].
 """
 
@@ -21,7 +21,7 @@ from tunesmith.job.run.adapters import ADAPTER_CONFIG, refuse_code
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# What transformers' trainer leaves beside the weights.
+# Further weights that transformers' trainer may save.
 _TRAINER_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?$")
@@ -40,18 +40,18 @@ _BEYOND_PLAIN = (
 )
 
 
-Misfit = Callable[[str], UsageError]  # from a reason to the error that gives it
+Misfit = Callable[[str], UsageError]  # makes the error for a reason
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What of PEFT's adapter_config.json decides what an adapter does to its base."""
+    """The fields of PEFT's adapter_config.json that define an adapter's effect on its base."""
 
     base_named: str | None
     rank: int
     alpha: float
     rslora: bool
-    transposed: bool  # fan_in_fan_out: weights of the base are [in, out]
+    transposed: bool  # fan_in_fan_out: weights of the base have shape [in, out]
     target_modules: tuple[str, ...] | None  # None: a pattern, or not every module with the name
     beyond_plain: tuple[str, ...]
 
@@ -76,23 +76,23 @@ class AdapterFacts:
     """A LoRA adapter that fits the base model it was checked against."""
 
     folder: Path
-    base_named: str | None  # what the adapter says it was trained on
+    base_named: str | None  # the base model in the adapter's config
     rank: int
     alpha: float
     rslora: bool
     targets: Mapping[str, str]  # adapter module -> name of the base tensor it changes
     saved_whole: tuple[str, ...]  # modules_to_save: base tensors the adapter replaces
-    beyond_plain: tuple[str, ...]  # features for which W + scale * B @ A is not the whole truth
+    beyond_plain: tuple[str, ...]  # features that W + scale * B @ A does not cover
     parameters: int
 
     @property
     def scale(self) -> float:
-        """What B @ A is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
+        """The factor of B @ A: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
         return float(self.alpha / (self.rank**0.5 if self.rslora else self.rank))
 
 
 def read_adapter(folder: Path) -> tuple[AdapterConfig, Shapes]:
-    """Return the adapter's config and its tensors; UsageError when it is incomplete."""
+    """Return the adapter's config and tensor shapes. Raises UsageError if it is incomplete."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such adapter folder")
     weights = folder / ADAPTER_WEIGHTS
@@ -101,8 +101,8 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, Shapes]:
         pickled = [name for name in names if not name.startswith(_TRAINER_STATE)]
         if pickled:
             raise UsageError(
-                f"{folder}: holds only pickled weights ({', '.join(pickled)}), which can run code "
-                f"when loaded: save the adapter as {ADAPTER_WEIGHTS}"
+                f"{folder}: contains only pickled weights ({', '.join(pickled)}), which can run "
+                f"code when loaded: save the adapter as {ADAPTER_WEIGHTS}"
             )
         raise UsageError(f"{weights}: missing: the run has not finished or the copy is incomplete")
     config_file = folder / ADAPTER_CONFIG
@@ -116,23 +116,23 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, Shapes]:
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UsageError(f"{config_file}: peft_type is {kind!r}, 'LORA' expected")
     refuse_code(folder)
-    # Reward runs keep a value_head.safetensors beside it, which is no part of the adapter.
+    # Reward runs also save a value_head.safetensors, which is not part of the adapter.
     shapes = tensor_shapes(folder)
     tensors = {name: shape for name, shape in shapes.items() if name.startswith(_PREFIX)}
     if not tensors:
-        raise UsageError(f"{weights}: holds no tensors: train again or copy the file again")
+        raise UsageError(f"{weights}: contains no tensors: train again or copy the file again")
     return AdapterConfig.of(config), tensors
 
 
 def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
     """Return the adapter's facts if it was made for a model shaped like `base_folder`.
 
-    Compared: every lora_A/lora_B pair with the base tensor it changes, every module the
-    adapter's own target list selects in the base (a base with more layers has modules the
-    adapter knows nothing of), and the base's config with that of the base the adapter names,
-    where that folder still exists. Raises UsageError naming the first mismatch, what the
-    adapter says it was trained on, and what was given. A base of the same shapes but other
-    weights cannot be told from headers.
+    Three comparisons: every lora_A/lora_B pair with the base tensor it changes; the modules that
+    the adapter's target list selects in the base (a base with more layers has modules without
+    adapter weights); and the base's config with that of the base in the adapter's config, if that
+    folder still exists. Raises UsageError with the first mismatch, the base the adapter was
+    trained on, and the given one. A base with the same shapes but different weights cannot be
+    distinguished by headers.
     """
     config, tensors = read_adapter(adapter_folder)
     base = tensor_shapes(base_folder)
@@ -145,12 +145,12 @@ def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
     def misfit(reason: str) -> UsageError:
         return UsageError(
             f"adapter {adapter_folder} does not fit base model {base_folder}: {reason}; "
-            f"the adapter was trained on {named or 'a model it does not name'}: "
-            "give that base model as model_name_or_path"
+            f"the adapter was trained on {named or 'an unknown model'}: "
+            "use that base model as model_name_or_path"
         )
 
     find = _Finder(base, tied=bool(base_config.get("tie_word_embeddings")))
-    targets, whole, odd = _match(tensors, find, config.transposed, misfit)
+    targets, replaced, unusual = _match(tensors, find, config.transposed, misfit)
     _check_coverage(config.target_modules, base, targets, misfit)
     if named:
         _compare_configs(Path(named), base_config, misfit)
@@ -161,8 +161,8 @@ def check_fits(base_folder: Path, adapter_folder: Path) -> AdapterFacts:
         alpha=config.alpha,
         rslora=config.rslora,
         targets=targets,
-        saved_whole=whole,
-        beyond_plain=(*config.beyond_plain, *odd),
+        saved_whole=replaced,
+        beyond_plain=(*config.beyond_plain, *unusual),
         parameters=sum(math.prod(shape) for _, shape in tensors.values()),
     )
 
@@ -180,7 +180,7 @@ def check_start(base_folder: Path, adapters: Iterable[Path]) -> None:
 
 
 class _Finder:
-    """Finds the base tensor of a module, across the two name forms a checkpoint may have."""
+    """Finds the base tensor of a module, for both name forms that a checkpoint may have."""
 
     def __init__(self, base: Shapes, tied: bool) -> None:
         self.base = base
@@ -207,38 +207,38 @@ class _Finder:
 def _match(
     tensors: Shapes, find: _Finder, transposed: bool, misfit: Misfit
 ) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
-    """Return (module -> base tensor, tensors replaced whole, why not plain); raise on misfit."""
+    """Return (module -> base tensor, replaced tensors, non-plain features); raise on a misfit."""
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
-    whole: list[str] = []
-    odd: set[str] = set()
+    replaced: list[str] = []
+    unusual: set[str] = set()
     for name, (_, shape) in sorted(tensors.items()):
         stripped = name.removeprefix(_PREFIX)
         matched = _LORA.match(stripped)
         if matched:
             pairs.setdefault(matched["module"], {})[matched["side"]] = shape
             if matched["embedding"]:
-                odd.add("LoRA on an embedding")
+                unusual.add("LoRA on an embedding")
             elif len(shape) != 2:
-                odd.add("LoRA on a convolution")
+                unusual.add("LoRA on a convolution")
         elif ".lora_" in stripped:
-            continue  # magnitudes and biases: named by use_dora and lora_bias
+            continue  # magnitudes and biases: reported through use_dora and lora_bias
         elif find(stripped.removesuffix(".weight")) is None and stripped not in find.base:
             raise misfit(f"tensor {stripped} {list(shape)} has no counterpart in the base")
         else:
-            whole.append(find(stripped.removesuffix(".weight")) or stripped)
+            replaced.append(find(stripped.removesuffix(".weight")) or stripped)
     targets: dict[str, str] = {}
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            have = "lora_A" if "A" in pair else "lora_B"
-            raise misfit(f"module {module} has {have} only")
+            present = "lora_A" if "A" in pair else "lora_B"
+            raise misfit(f"module {module} has {present} only")
         weight = find(module)
         if weight is None:
             raise misfit(f"module {module} does not exist in the base")
         if weight != f"{module}.weight" and module.split(".")[-1] == "lm_head":
-            odd.add("LoRA on a head tied to the embedding")
+            unusual.add("LoRA on a head tied to the embedding")
         inner, outer = pair["A"], pair["B"]
         shape = find.base[weight][1]
-        embedding = "LoRA on an embedding" in odd and module.endswith(("embed_tokens", "wte"))
+        embedding = "LoRA on an embedding" in unusual and module.endswith(("embed_tokens", "wte"))
         given = (shape[1], shape[0]) if transposed or embedding else (shape[0], shape[1])
         if inner[0] != outer[1]:
             raise misfit(
@@ -250,8 +250,8 @@ def _match(
             raise misfit(f"{module}.{side} is {list(shown)}, base tensor {weight} {list(shape)}")
         targets[module] = weight
     if not targets:
-        raise misfit("it holds no lora_A/lora_B pair")
-    return targets, tuple(whole), sorted(odd)
+        raise misfit("it contains no lora_A/lora_B pair")
+    return targets, tuple(replaced), sorted(unusual)
 
 
 def _check_coverage(
@@ -260,7 +260,7 @@ def _check_coverage(
     targets: Mapping[str, str],
     misfit: Misfit,
 ) -> None:
-    """Raise when the adapter's target list selects a base module it has no weights for.
+    """Raise if the adapter's target list selects a base module for which it has no weights.
 
     PEFT matches a list entry to every module whose dotted name ends with it
     (tuners_utils.check_target_module_exists), so each one must have a pair.
@@ -277,7 +277,7 @@ def _check_coverage(
 
 
 def _compare_configs(named: Path, given: ModelConfig, misfit: Misfit) -> None:
-    """Compare with the config of the base the adapter names, where that folder exists."""
+    """Compare with the config of the base in the adapter's config, if that folder exists."""
     recorded_file = named / "config.json"
     if not recorded_file.is_file():
         return
@@ -290,12 +290,12 @@ def _compare_configs(named: Path, given: ModelConfig, misfit: Misfit) -> None:
 
 
 def _features(config: ModelConfig) -> list[str]:
-    """Return the adapter_config keys that make this more than W + scale * B @ A."""
+    """Return the adapter_config keys that go beyond W + scale * B @ A."""
     features = [key for key in _BEYOND_PLAIN if config.get(key)]
     if config.get("bias", "none") != "none":
         features.append(f"bias={config['bias']}")
     start = config.get("init_lora_weights", True)
-    # PiSSA, OLoRA and LoftQ also change the base weights when they start.
+    # PiSSA, OLoRA and LoftQ also change the base weights at initialisation.
     if isinstance(start, str) and start != "gaussian":
         features.append(f"init_lora_weights={start}")
     return features

@@ -1,8 +1,8 @@
-"""Blocks of numbers: read, widened to float32, rounded to a model's dtype. Needs NumPy.
+"""Blocks of elements: read, widened to float32, rounded to a model's dtype. Needs NumPy.
 
-A block is a flat (one-dimensional) NumPy array. `raw` arrays hold the bytes of a file in the
-dtype of WORDS; `values` are float32. Offsets and sizes of files are bytes, lengths of arrays
-are elements.
+A block is a flat (one-dimensional) NumPy array. `raw` arrays contain the bytes of a file with the
+dtype of WORDS; `values` are float32. Offsets and sizes of files are in bytes, lengths of arrays
+in elements.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ WORDS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
 
 
 class NotANumber(Exception):
-    """A block to round holds something that is not a number."""
+    """A block to round contains a NaN."""
 
 
 @dataclass
 class Scratch:
-    """Flat arrays by name, reused from block to block: fresh pages cost more than the sums."""
+    """Flat arrays by name, reused between blocks: new pages cost more than the arithmetic."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
 
     def take(self, name: str, count: int, dtype: Any) -> Array:
-        """Return an array of shape [count] and `dtype`; it holds what was last written to it."""
+        """Return an array of shape [count] and `dtype`, with whatever was last written to it."""
         import numpy as np
 
-        held = self.arrays.get(name)
-        if held is None or held.size < count or held.dtype != dtype:
-            held = self.arrays[name] = np.zeros(count, dtype)
-        return held[:count]
+        array = self.arrays.get(name)
+        if array is None or array.size < count or array.dtype != dtype:
+            array = self.arrays[name] = np.zeros(count, dtype)
+        return array[:count]
 
 
 class Sources:
-    """Files to read from, each opened once: path -> file descriptor."""
+    """Files for reading, each opened once: path -> file descriptor."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
         self._open: dict[Path, int] = {}
 
     def of(self, file: Path) -> int:
-        """Return a file's descriptor, which is closed with the stack."""
+        """Return a file's descriptor; it is closed with the stack."""
         if file not in self._open:
             self._open[file] = os.open(file, os.O_RDONLY)
             self._stack.callback(os.close, self._open[file])
@@ -60,14 +60,14 @@ class Sources:
 def read(
     sources: Sources, tensor: Stored, first: int, count: int, scratch: Scratch, name: str
 ) -> Array:
-    """Return elements `first` to `first + count` of a tensor: raw, shape [count]."""
+    """Return elements `first` to `first + count` of a tensor: shape [count], raw dtype."""
     raw = scratch.take(name, count, WORDS[tensor.dtype])
     get(sources.of(tensor.file), raw, tensor.start + first * Tensor(tensor.dtype, (1,)).size)
     return raw
 
 
 def get(source: int, into: Array, start: int) -> None:
-    """Fill the array `into` with the bytes of descriptor `source` from byte `start` on."""
+    """Fill the array `into` (any shape and dtype) from byte `start` of descriptor `source`."""
     view, done = memoryview(into).cast("B"), 0
     while done < len(view):
         count = os.preadv(source, [view[done:]], start + done)
@@ -85,7 +85,7 @@ def put(out: int, data: memoryview, at: int) -> int:
 
 
 def widen(dtype: str, raw: Array, values: Array, convert: Convert | None = None) -> None:
-    """Write `raw` [n] of `dtype` as float32 into `values` [n], exactly."""
+    """Convert `raw` [n] of `dtype` exactly to float32 in `values` [n]."""
     import numpy as np
 
     if dtype != "BF16":
@@ -99,16 +99,16 @@ def widen(dtype: str, raw: Array, values: Array, convert: Convert | None = None)
 def narrow(
     dtype: str, values: Array, out: Array, scratch: Scratch, convert: Convert | None = None
 ) -> Array:
-    """Round `values` [n] float32 to the nearest of `dtype`, ties to even, into `out` [n], raw.
+    """Round `values` [n], float32, to `dtype` in `out` [n], raw: to nearest, ties to even.
 
     Returns `out`; `values` is overwritten. Raises NotANumber.
     """
     import numpy as np
 
-    if np.isnan(values.max(initial=0)):  # a maximum takes a NaN over any number
+    if np.isnan(values.max(initial=0)):  # the maximum is NaN if any element is
         raise NotANumber
     if dtype != "BF16":
-        with np.errstate(over="ignore"):  # to infinity, as PyTorch
+        with np.errstate(over="ignore"):  # to infinity, like PyTorch
             out[:] = values
         return out
     if convert:

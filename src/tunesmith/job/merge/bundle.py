@@ -1,12 +1,12 @@
-"""RUN/around, the merge bundle: all of the merged model but its weights.
+"""RUN/bundle, the merge bundle: all files of the merged model except its weights.
 
-With it a run is merged where LLaMA-Factory is not installed.
+With it a run can be merged where LLaMA-Factory is not installed.
 
-A training makes it at its end, where LLaMA-Factory is loaded already; where that was not possible
-`python -m tunesmith.job.merge.bundle --run RUN` makes it, by a process with LLaMA-Factory. Neither
-reads the base model's weights. A pull brings it with the adapter. A merge that finds one with its
-own key uses it instead of starting LLaMA-Factory again. Files that equal one of the
-adapter's folder or of the base model are only named: both have to be there anyway.
+The training makes it at its end, with LLaMA-Factory still loaded. If that was not possible,
+`python -m tunesmith.job.merge.bundle --run RUN` makes it in a process with LLaMA-Factory. Neither
+reads the base model's weights. A pull downloads it with the adapter. A merge that finds a bundle
+with its own key uses it instead of starting LLaMA-Factory again. Files identical to one in the
+adapter's folder or in the base model are listed but not copied: a merge needs both anyway.
 """
 
 from __future__ import annotations
@@ -47,37 +47,37 @@ from tunesmith.job.system import resources
 if TYPE_CHECKING:
     from tunesmith.job.prompts.records import ParityRecord
 
-FOLDER = "around"
-RECORD = "kit.json"
-LOG = "around.log"
-_PART = ".around.part"
-_LOCK = ".around.lock"
-# Where a file of the merged model lies: in the bundle, with the adapter, with the base model.
-Place = Literal["around", "adapter", "base"]
-_HERE: Place = "around"
-_ADAPTER: Place = "adapter"
-_BASE: Place = "base"
-# Bytes it takes in a process that has LLaMA-Factory loaded, measured 150 MB.
+FOLDER = "bundle"
+MANIFEST = "bundle.json"
+LOG = "bundle.log"
+_PART = ".bundle.part"
+_LOCK = ".bundle.lock"
+# The folder that holds a file of the merged model: the bundle's, the adapter's, the base model's.
+Source = Literal["bundle", "adapter", "base"]
+_BUNDLE: Source = "bundle"
+_ADAPTER: Source = "adapter"
+_BASE: Source = "base"
+# Bytes needed in a process that has loaded LLaMA-Factory; 150 MB were measured.
 _MEMORY = 500_000_000
-# Ways to train after which models are loaded otherwise in the same process.
+# Options that change how models are loaded in the process that trained.
 _CHANGE_LOADING = ("deepspeed", "fsdp", "use_unsloth", "use_unsloth_gc", "use_ray")
 
 
-# Writes everything around the weights into a folder; returns weights files and prompts.
+# Writes all files but the weights into a folder; returns the weights files and the prompts.
 Maker = Callable[[Path], "tuple[list[Shard], ParityRecord]"]
 
 
 @dataclass(frozen=True)
 class BundledFile:
-    """A file of the merged model: where it lies and its sha256."""
+    """A file of the merged model: the folder that holds it and its sha256."""
 
     sha256: str
-    place: Place = named("in")
+    source: Source = named("in")
 
 
 @dataclass(frozen=True)
 class _ManifestRecord:
-    """kit.json."""
+    """bundle.json."""
 
     key: str
     shards: Values  # skeleton.Layout
@@ -87,9 +87,9 @@ class _ManifestRecord:
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """What a bundle was made for, and what it holds."""
+    """The merge a bundle was made for, and its files."""
 
-    key: str  # key_of the merge it belongs to
+    key: str  # key_of() of the merge it belongs to
     shards: list[Shard]
     prompts: ParityRecord
     files: Mapping[str, BundledFile]
@@ -97,13 +97,13 @@ class BundleManifest:
     @classmethod
     def read(cls, folder: Path) -> BundleManifest:
         """Read a bundle's manifest; it may come from a host. Raises UsageError."""
-        file, remedy = folder / RECORD, f"delete {folder}, and pull or merge again"
+        file, remedy = folder / MANIFEST, f"delete {folder}, and pull or merge again"
         record = read_record(file, _ManifestRecord, remedy)
         # Files are written under these names.
         for key, names in (("shards", record.shards), ("files", record.files)):
             for name in names:
                 if "/" in name or not part_of_allowed(f"{MERGED}/{name}"):
-                    raise DamagedError(file, f"{key} names a file {ascii(name)[:90]}", remedy)
+                    raise DamagedError(file, f"{key} lists a file {ascii(name)[:90]}", remedy)
         prompts = cast("ParityRecord", record.prompts)
         return cls(record.key, skeleton.shards_of(record.shards), prompts, record.files)
 
@@ -111,16 +111,16 @@ class BundleManifest:
         """Write it into a bundle's folder."""
         layout = skeleton.layout_of(self.shards)
         record = _ManifestRecord(self.key, layout, self.prompts, self.files)
-        write_json(folder / RECORD, encode(record))
+        write_json(folder / MANIFEST, encode(record))
 
 
 @dataclass(frozen=True)
 class MergeBundle:
-    """A bundle that fits a merge; it stands in for the process of job/merge/skeleton.py."""
+    """A bundle that fits a merge; it replaces the process of job/merge/skeleton.py."""
 
     folder: Path
-    part: Path  # where the merged model is put together
-    places: Mapping[Place, Path]
+    part: Path  # the merged model is assembled here
+    sources: Mapping[Source, Path]
     manifest: BundleManifest
 
     def files(self) -> list[Shard]:
@@ -128,22 +128,22 @@ class MergeBundle:
         return self.manifest.shards
 
     def prompts(self) -> ParityRecord:
-        """Put everything around the weights in its place; return parity.json's content."""
+        """Copy all files but the weights into `part`; return the content of parity.json."""
         for name, file in self.manifest.files.items():
-            source = self.places[file.place] / name
+            source = self.sources[file.source] / name
             if not source.is_file() or sha256_of(source) != file.sha256:
                 raise TunesmithError(
-                    f"{source}: not the file {RECORD} names: delete {self.folder}, and pull or "
-                    "merge again"
+                    f"{source}: not the file listed in {MANIFEST}: delete {self.folder}, and pull "
+                    "or merge again"
                 )
             shutil.copyfile(source, self.part / name)
         return self.manifest.prompts.copy()
 
 
 def key_of(request: RunRequest, config: Config, keys: Config) -> str:
-    """Return what a bundle belongs to: the run's config and base model, and how it is merged.
+    """Return the identity of a merge: the run's config, its base model and its merge options.
 
-    Of the config what holds on every machine: paths differ, and a pulled run has no more.
+    Paths are left out of the config: they differ between machines, and a pulled run has none.
     """
     plain = config_of(config)
     base = encode(request.model.files) if request.model else {}
@@ -152,29 +152,29 @@ def key_of(request: RunRequest, config: Config, keys: Config) -> str:
 
 
 def find(run_dir: Path, part: Path, request: RunRequest, merge: MergeInputs) -> MergeBundle | None:
-    """Return the run's bundle if it was made for this very merge."""
+    """Return the run's bundle if it was made for exactly this merge."""
     folder = run_dir / FOLDER
-    if not (folder / RECORD).is_file():
+    if not (folder / MANIFEST).is_file():
         return None
     manifest = BundleManifest.read(folder)
     if manifest.key != key_of(request, merge.config, merge.keys):
         return None
-    places = {_HERE: folder, _ADAPTER: Path(merge.adapters[-1]), _BASE: merge.base}
-    return MergeBundle(folder, part, places, manifest)
+    sources = {_BUNDLE: folder, _ADAPTER: Path(merge.adapters[-1]), _BASE: merge.base}
+    return MergeBundle(folder, part, sources, manifest)
 
 
 @contextlib.contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
-    """Wait for another process that makes the run's bundle: one of a client that was cut off."""
+    """Hold the bundle's lock. A process whose client lost its connection may still hold it."""
     with (run_dir / _LOCK).open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def make(run_dir: Path) -> None:
-    """Make the run's bundle in a process of its own, unless it is there.
+    """Make the run's bundle in a separate process, unless it exists.
 
-    Raises whatever keeps the run from merging elsewhere.
+    Raises TunesmithError if the run cannot be merged on another machine.
     """
     request = RunFolder(run_dir).request()
     integrity.check_here(run_dir, "merge")
@@ -195,13 +195,13 @@ def make(run_dir: Path) -> None:
 
 
 def after_training(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> float | None:
-    """Make the bundle in the process that trained; return the seconds, None if it was not made.
+    """Make the bundle in the training process; return the seconds, or None if it was not made.
 
-    LLaMA-Factory is loaded here already; a process of its own spends most of its time on that.
-    No training fails for it: a note says why a merge will have to make it. It is made for a run
-    that is to be merged by blocks, and where one process trained: to parse its arguments,
-    LLaMA-Factory opens a process group, and one of several would wait there for ranks that
-    have ended.
+    LLaMA-Factory is already loaded here; a separate process would spend most of its time loading
+    it. A training never fails because of the bundle: a note says why the merge will have to make
+    it. It is made only for a run that will be merged block by block, and only if a single process
+    trained: parsing its arguments, LLaMA-Factory opens a process group, and one rank of several
+    would wait there for ranks that have ended.
     """
     started = time.monotonic()
     if request.merge is None or rank_count() > 1:
@@ -210,7 +210,7 @@ def after_training(run_dir: Path, request: RunRequest, emit: Callable[..., None]
         try:
             merge = inputs.read(run_dir, request)
         except UsageError:
-            return None  # there is nothing to merge, as a merge will report
+            return None  # nothing to merge; the merge reports it
         if merge.why_whole():
             return None
         why = _why_not_here(run_dir, merge)
@@ -228,15 +228,15 @@ def after_training(run_dir: Path, request: RunRequest, emit: Callable[..., None]
 
 
 def _why_not_here(run_dir: Path, merge: MergeInputs) -> str | None:
-    """Return why the training process must not make the bundle; None: it may."""
+    """Return why the training process cannot make the bundle, None if it can."""
     if (run_dir / _PART).exists():
         return "an earlier training died while making it"
     changed = [key for key in _CHANGE_LOADING if merge.config.get(key)]
     if changed or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         return f"{(changed or ['fsdp'])[0]} changes how models are loaded"
-    have = resources.memory_available()
-    if have < _MEMORY:
-        return f"{formats.size(have)} of memory are free, {formats.size(_MEMORY)} needed"
+    free = resources.memory_available()
+    if free < _MEMORY:
+        return f"{formats.size(free)} of memory are free, {formats.size(_MEMORY)} needed"
     return None
 
 
@@ -247,7 +247,7 @@ def _made_here(part: Path, merge: MergeInputs) -> tuple[list[Shard], ParityRecor
 
 
 def _keep(run_dir: Path, request: RunRequest, merge: MergeInputs, maker: Maker) -> None:
-    """Make RUN/around, whole or not at all."""
+    """Make RUN/bundle, completely or not at all."""
     part = run_dir / _PART
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -256,17 +256,17 @@ def _keep(run_dir: Path, request: RunRequest, merge: MergeInputs, maker: Maker) 
         files: dict[str, BundledFile] = {}
         for file in sorted(part.iterdir()):
             digest = sha256_of(file)
-            places = ((_ADAPTER, Path(merge.adapters[-1])), (_BASE, merge.base))
-            twin = next((w for w, f in places if _same(f / file.name, file, digest)), None)
-            files[file.name] = BundledFile(digest, twin or _HERE)
+            others = ((_ADAPTER, Path(merge.adapters[-1])), (_BASE, merge.base))
+            twin = next((s for s, f in others if _same(f / file.name, file, digest)), None)
+            files[file.name] = BundledFile(digest, twin or _BUNDLE)
             if twin:
                 file.unlink()
         key = key_of(request, merge.config, merge.keys)
         BundleManifest(key, shards, prompts, files).write(part)
         seals.forget(run_dir, (FOLDER,))
         put_in_place(part, run_dir / FOLDER)
-        known = {f"{FOLDER}/{name}": {"sha256": file.sha256} for name, file in files.items()}
-        seals.seal(run_dir, FOLDER, (FOLDER,), known)
+        hashes = {f"{FOLDER}/{name}": {"sha256": file.sha256} for name, file in files.items()}
+        seals.seal(run_dir, FOLDER, (FOLDER,), hashes)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -278,7 +278,7 @@ def _same(twin: Path, file: Path, digest: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the bundle of a run; its log is RUN/around.log."""
+    """Make the bundle of a run; its log is RUN/bundle.log."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(prog="tunesmith.job.merge.bundle", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder")

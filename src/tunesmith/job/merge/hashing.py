@@ -1,4 +1,4 @@
-"""The sha256 of files that are being written: read as they grow, not once more at their end."""
+"""The sha256 of files while they are written, instead of reading them again at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from queue import SimpleQueue
 
 from tunesmith.core.errors import TunesmithError
 
-_PIECE = 1 << 18  # bytes read at once: they are still in the processor's cache when hashed
+_PIECE = 1 << 18  # bytes per read: still in the CPU's cache when they are hashed
 
 
 class StreamingHash:
-    """Hashes files one after another while tasks write them, never ahead of what is written.
+    """Hashes files in order while tasks write them, never ahead of the written bytes.
 
     `files` are (path, open descriptor, final size in bytes). `ends[i]` is the number of bytes,
-    counted over all files in their order, that are written once tasks 0 to i have ended.
+    over all files in order, that are written once tasks 0 to i have ended.
     """
 
     def __init__(self, files: Sequence[tuple[Path, int, int]], ends: Sequence[int]) -> None:

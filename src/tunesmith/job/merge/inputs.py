@@ -1,4 +1,4 @@
-"""What a run's result is merged from, and how: what a merge and its bundle read first."""
+"""The inputs of a merge: adapter, base model and options of a run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tunesmith.job.merge.adapter import AdapterFacts, check_fits
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run.schema import RunRequest
 
-# Bytes an element of each dtype, and its name in safetensors and in PyTorch.
+# Bytes per element of each dtype, and its names in safetensors and PyTorch.
 SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SAFETENSORS_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ACCEPT = "accept_mismatch"  # of run.json's `merge`: export although prompts differ
+ACCEPT = "accept_mismatch"  # in run.json's `merge`: export although prompts differ
 _OURS = ("model_name_or_path", "adapter_name_or_path", "export_dir", "finetuning_type", ACCEPT)
 
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """A run's adapter and base model, which fit; `keys` are LLaMA-Factory's export keys."""
+    """A run's adapter and the base model it fits; `keys` are LLaMA-Factory's export keys."""
 
     config: Config
     base: Path
@@ -34,15 +34,15 @@ class MergeInputs:
     keys: Config
 
     def why_whole(self) -> str | None:
-        """Return why it merges only with the whole model in memory; None where by blocks."""
+        """Return why the merge needs the whole model in memory; None if it works block by block."""
         return streaming.why_not(self.facts, self.adapters, self.keys, self.config, self.base)
 
 
 def read(run_dir: Path, request: RunRequest) -> MergeInputs:
-    """Return what is to be merged. Raises UsageError when nothing of this run can be.
+    """Return the inputs of a run's merge. Raises UsageError if the run cannot be merged.
 
-    That is so for full or freeze tuning, a quantised or damaged base, an adapter of another base,
-    and export keys that no proof could read the result of.
+    That is the case for full or freeze tuning, a quantised or damaged base, an adapter of another
+    base, and export keys whose result no proof can read.
     """
     config = run_config.read_config(run_dir)
     base = Path(config["model_name_or_path"])
@@ -54,16 +54,16 @@ def read(run_dir: Path, request: RunRequest) -> MergeInputs:
 
 
 def requires_full_merge(run_dir: Path, reason: str) -> UsageError:
-    """Return the error where a merge by blocks is wanted and the whole model is needed."""
+    """Return the error for a block-by-block merge that needs the whole model in memory."""
     return UsageError(
-        f"run {run_dir.name} merges only with the whole model in memory ({reason}): "
+        f"run {run_dir.name} can be merged only with the whole model in memory ({reason}): "
         f"`inv merge --on HOST --run {run_dir.name}` does it on the host, then "
         f"`inv pull --on HOST --run {run_dir.name} --what merged` downloads it"
     )
 
 
 def check_mergeable(config: Config, base: Path) -> None:
-    """Raise UsageError when this run's result cannot be merged, saying what to do instead."""
+    """Raise UsageError, with the alternative, if this run's result cannot be merged."""
     if fault := merging.by_settings(config):
         raise UsageError(fault.text, hint=fault.hint)
     if not (base / "config.json").is_file():

@@ -1,6 +1,6 @@
-"""MANIFEST.json in a merged model: what it was made of, and size and sha256 of each file.
+"""MANIFEST.json of a merged model: its inputs, and size and sha256 of each file.
 
-It goes where the model goes, so that a copy can be checked without the run.
+It is part of the model, so that a copy can be checked without the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BaseOrigin:
 
 @dataclass(frozen=True)
 class AdapterOrigin:
-    """An adapter that was merged: name of its folder, sha256 of its weights."""
+    """A merged adapter: name of its folder, sha256 of its weights."""
 
     name: str
     sha256: str
@@ -35,7 +35,7 @@ class AdapterOrigin:
 
 @dataclass(frozen=True)
 class LoraOrigin:
-    """The last adapter's figures; `scale` is what B @ A was multiplied by."""
+    """The last adapter's parameters; `scale` is the factor of B @ A."""
 
     rank: int
     alpha: float
@@ -44,20 +44,20 @@ class LoraOrigin:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a merged model was made of, and how; no path of the machine that made it."""
+    """The inputs and options of a merged model, without paths of the machine that made it."""
 
     run: str
     base: BaseOrigin
     adapters: tuple[AdapterOrigin, ...]
     lora: LoraOrigin
     dtype: str  # PyTorch's name: bfloat16, float16 or float32
-    arithmetic: str  # who did the sums
+    arithmetic: str  # the library that computed the sums
     parity: bool
     corrected: tuple[str, ...]  # files
 
 
 def write(folder: Path, origin: Origin, hashes: Mapping[str, str] | None = None) -> Files:
-    """Hash every file of `folder` but those whose sha256 is in `hashes`; write its manifest.
+    """Write the manifest of `folder`, hashing every file whose sha256 is not in `hashes`.
 
     Returns the files.
     """
@@ -74,17 +74,17 @@ def note(folder: Path, key: str, value: object) -> None:
 
 
 def listing(folder: Path, hashes: Mapping[str, str] | None = None) -> Files:
-    """Return the record of each file but the manifest itself."""
-    known = hashes or {}
+    """Return the record of each file except the manifest itself."""
+    computed = hashes or {}
     return {
-        file.name: FileRecord(file.stat().st_size, known.get(file.name) or sha256_of(file))
+        file.name: FileRecord(file.stat().st_size, computed.get(file.name) or sha256_of(file))
         for file in sorted(folder.iterdir())
         if file.is_file() and file.name != MANIFEST
     }
 
 
 def faults(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
-    """Return where `files` (a listing) are not what the manifest says."""
+    """Return the differences between `files` (a listing) and the manifest."""
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST}: missing"]
     listed = {
@@ -92,7 +92,7 @@ def faults(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
         for name, record in read_json(folder / MANIFEST)["files"].items()
     }
     wrong = [f"{name}: missing, {MANIFEST} names it" for name in sorted(listed.keys() - files)]
-    wrong += [f"{name}: not named in {MANIFEST}" for name in sorted(files.keys() - listed.keys())]
+    wrong += [f"{name}: not listed in {MANIFEST}" for name in sorted(files.keys() - listed.keys())]
     for name in sorted(listed.keys() & files.keys()):
         merged, now = listed[name], files[name]
         if merged.size != now.size:

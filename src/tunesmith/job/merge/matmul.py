@@ -1,10 +1,10 @@
-"""B @ A in float32, by the same instructions as PyTorch's own, or by NumPy's.
+"""B @ A in float32, with the same instructions as PyTorch, or with NumPy.
 
-PyTorch's CPU build carries MKL and multiplies float32 matrices with its `sgemm`
-(aten/src/ATen/native/CPUBlas.cpp). That one function is called here from libtorch_cpu.so: the
-product has PyTorch's very bits, for 130 MB instead of the 500 MB and two seconds of `import
-torch`, most of which is CUDA's libraries. Where a build has no MKL, PyTorch itself multiplies;
-where there is no PyTorch, NumPy does, whose sums may differ in the last bit.
+PyTorch's CPU build includes MKL and multiplies float32 matrices with its `sgemm`
+(aten/src/ATen/native/CPUBlas.cpp). This module calls that function in libtorch_cpu.so: the product
+has exactly PyTorch's bits, for 130 MB instead of the 500 MB and two seconds of `import torch`, most
+of which is CUDA's libraries. If a build has no MKL, PyTorch itself multiplies; without PyTorch,
+NumPy does, whose sums may differ in the last bit.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 Array = Any  # numpy.ndarray: NumPy is imported where it is used
 # (B [m, k], A [k, n], out [m, n]): float32, row-major, contiguous; out = B @ A.
 Multiply = Callable[[Array, Array, Array], None]
-# (source [n], out [n]): one float32, the other bfloat16's bits as uint16.
+# (source [n], out [n]): one is float32, the other the bits of bfloat16 as uint16.
 Convert = Callable[[Array, Array], None]
 
 
 @dataclass(frozen=True)
 class Products:
-    """A way to multiply. `exact`: every bit is PyTorch's, so a merge with it is PEFT's.
+    """An implementation of B @ A. `exact`: bit-identical to PyTorch, so its merges equal PEFT's.
 
-    `convert` rounds to the nearest, ties to even; None where NumPy must do it.
+    `multiply` takes B [m, k], A [k, n] and out [m, n], float32. `convert` (float32 <-> bfloat16,
+    [n]) rounds to nearest, ties to even; None if NumPy has to do it.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Products:
 
 
 def best() -> Products:
-    """Return PyTorch's product where PyTorch is installed, else NumPy's."""
+    """Return PyTorch's product if PyTorch is installed, otherwise NumPy's."""
     torch = importlib.util.find_spec("torch")
     if torch is None or torch.origin is None:
         return by_numpy()
@@ -46,7 +47,7 @@ def best() -> Products:
 
 
 def by_mkl(library: Path) -> Products | None:
-    """Return the product of the MKL inside libtorch_cpu.so; None where it has none."""
+    """Return the product of the MKL inside libtorch_cpu.so, None if it has no MKL."""
     try:
         loaded = ctypes.CDLL(str(library))
         sgemm, one_thread = loaded.sgemm_, loaded.MKL_Set_Num_Threads_Local
@@ -57,11 +58,11 @@ def by_mkl(library: Path) -> Products | None:
     word, ref = ctypes.c_int, ctypes.byref
 
     def multiply(b: Array, a: Array, out: Array) -> None:
-        # For this thread: on shared cores two OpenMP threads a product are slower than one.
+        # Set for this thread: on shared cores two OpenMP threads per product are slower than one.
         one_thread(1)
         (m, k), n = b.shape, a.shape[1]
         columns, shared = ref(word(n)), ref(word(k))
-        # Fortran's matrices are column by column: of ours it sees out' = A' @ B'.
+        # Fortran is column-major: it sees our matrices as out' = A' @ B'.
         sgemm(
             *(ref(plain), ref(plain), columns, ref(word(m)), shared, ref(one)),
             *(ctypes.c_void_p(a.ctypes.data), columns, ctypes.c_void_p(b.ctypes.data), shared),
@@ -72,7 +73,7 @@ def by_mkl(library: Path) -> Products | None:
 
 
 def _converting(loaded: ctypes.CDLL) -> Convert | None:
-    """Return the conversion of libtorch_cpu.so; None where it has no such interface."""
+    """Return the dtype conversion of libtorch_cpu.so, None if it has no such interface."""
     try:
         create, copy = loaded.aoti_torch_create_tensor_from_blob, loaded.aoti_torch_copy_
         threads = loaded._ZN2at15set_num_threadsEi  # at::set_num_threads(int)
@@ -85,26 +86,26 @@ def _converting(loaded: ctypes.CDLL) -> Convert | None:
         return None
     word, one = ctypes.c_int64, (ctypes.c_int64 * 1)(1)
     tensors: dict[tuple[int, int, str], ctypes.c_void_p] = {}
-    alone: list[int] = []  # id of the process that was set to one thread
+    single_threaded: list[int] = []  # id of the process that was set to one thread
 
     def tensor(array: Array) -> ctypes.c_void_p:
-        # A tensor owns nothing and blocks are few: those made once are kept.
+        # A tensor owns no memory and there are few blocks, so tensors are kept and reused.
         key = (array.ctypes.data, array.size, array.dtype.kind)
         if key not in tensors:
-            made = ctypes.c_void_p()
+            handle = ctypes.c_void_p()
             failed = create(
                 *(ctypes.c_void_p(key[0]), word(1), (word * 1)(array.size), one, word(0)),
-                *(codes[key[2]], cpu, 0, ctypes.byref(made)),
+                *(codes[key[2]], cpu, 0, ctypes.byref(handle)),
             )
             if failed:
                 raise RuntimeError("libtorch_cpu.so made no tensor: see stderr")
-            tensors[key] = made
+            tensors[key] = handle
         return tensors[key]
 
     def convert(source: Array, out: Array) -> None:
-        if alone != [os.getpid()]:
+        if single_threaded != [os.getpid()]:
             threads(1)
-            alone[:] = [os.getpid()]
+            single_threaded[:] = [os.getpid()]
         if copy(tensor(out), tensor(source), 0):
             raise RuntimeError("libtorch_cpu.so converted nothing: see stderr")
 

@@ -1,10 +1,10 @@
 """Merge a pulled run without a training environment.
 
 `python -m tunesmith.job.merge.offline RUN` needs Python and NumPy, a few blocks of memory, and
-RUN/around (job/merge/bundle.py). Sums are NumPy's and may end in another last bit than PyTorch's;
-how often depends on the processor. In bfloat16 some ten thousand of 1.5 billion numbers are rounded
-to the other neighbour, in float32 a few in a hundred differ in their last places. MANIFEST.json
-says so (`arithmetic`: numpy).
+RUN/bundle (job/merge/bundle.py). NumPy's sums may differ from PyTorch's in the last bit; how often
+depends on the CPU. In bfloat16 some ten thousand of 1.5 billion elements are rounded to the other
+neighbour, in float32 a few in a hundred differ in their last bits. MANIFEST.json records it
+(`arithmetic`: numpy).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _PHASE = "merge"
 
 
 def main(argv: list[str]) -> int:
-    """Merge; print the summary as JSON, on errors one line for people."""
-    # Blocks are multiplied by two workers already; more threads only take memory.
+    """Merge; print the summary as JSON, or an error of one line."""
+    # Two workers already multiply blocks; more threads would only need memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     run = RunFolder(Path(argv[0]))
     try:
-        # Held to the exit: a client that was ended leaves this process at work.
+        # Held until exit: this process continues if its client is killed.
         acquire(run)
         summary = _merge(run)
     except TunesmithError as error:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _merge(run: RunFolder) -> dict[str, Any]:
-    """Merge, with the events and the status that a supervisor would leave."""
+    """Merge, and write the events and the status that a supervisor would write."""
     request = run.request()
     integrity.check_here(run.path, _PHASE)
     mend_events(run.events_file)
@@ -60,7 +60,7 @@ def _merge(run: RunFolder) -> dict[str, Any]:
     run.emit("run_started", phases=[_PHASE], cause="user")
     run.emit("phase_started", phase=_PHASE, attempt=1)
     try:
-        summary = merge_phase.run(run.path, request, _tell) | {"peak_memory": peak_memory()}
+        summary = merge_phase.run(run.path, request, _report) | {"peak_memory": peak_memory()}
         state = "succeeded"
         run.emit("summary", phase=_PHASE, **summary)
     finally:
@@ -72,7 +72,7 @@ def _merge(run: RunFolder) -> dict[str, Any]:
 
 
 def record_merge(run: RunFolder) -> None:
-    """Let the status say that the run is merged; a proof was that of another merged model."""
+    """Set the status to merged; an existing proof belongs to another merged model."""
     status = run.status()
     phases = {p: s for p, s in status.phases.items() if p != "proof"} | {_PHASE: "succeeded"}
     status = replace(status, state="succeeded", phase=_PHASE, phases=phases)
@@ -80,7 +80,7 @@ def record_merge(run: RunFolder) -> None:
     write_json(run.status_file, encode(status))
 
 
-def _tell(event: str, **values: Any) -> None:
+def _report(event: str, **values: Any) -> None:
     if event == "changed":
         what = f"{values['what']}: {values['from']} -> {values['to']} ({values['why']})"
         print(what, file=sys.stderr, flush=True)

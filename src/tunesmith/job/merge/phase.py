@@ -1,13 +1,13 @@
-"""Adapter + base model -> merged model, the bytes of LLaMA-Factory's export, whole or not at all.
+"""Adapter + base model -> merged model: the bytes of LLaMA-Factory's export, complete or nothing.
 
-Plain LoRA is merged block by block (job/merge/streaming.py) while another process has LLaMA-Factory
-write everything around the weights (job/merge/skeleton.py). What is more than that goes through
-LLaMA-Factory's export with the whole model in memory, and is said so.
+Plain LoRA is merged block by block (job/merge/streaming.py) while LLaMA-Factory, in another
+process, writes all files but the weights (job/merge/skeleton.py). Other adapters go through
+LLaMA-Factory's export with the whole model in memory, and an event says so.
 
-LLaMA-Factory 0.9.3's export (train/tuner.py, export_model) writes into the folder it is
-given and only logs a warning when the tokenizer could not be saved; so everything is written into
-a folder of ours, which gets its name RUN/merged after everything in it was checked. Prompt parity
-is part of that: a model served with another prompt than it was trained with is not the model.
+LLaMA-Factory 0.9.3's export (train/tuner.py, export_model) writes directly into the given folder
+and only logs a warning if the tokenizer cannot be saved. So everything is written to a temporary
+folder, which is renamed to RUN/merged after all checks. Prompt parity is one of them: a model that
+gets a different prompt than in training behaves differently.
 """
 
 from __future__ import annotations
@@ -50,20 +50,19 @@ from tunesmith.job.system import resources
 
 _PART = ".merged.part"
 
-# Who did the sums, where the whole model was in memory.
+# The library that computed the sums if the whole model was in memory.
 PEFT = "peft"
 _BY_BLOCKS = {"from": "block by block"}
 
 
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
-    """Merge RUN/output into its base model as RUN/merged; return where it lies and its size.
+    """Merge RUN/output into its base model as RUN/merged; return its folder, size and figures.
 
-    `merge` of run.json has LLaMA-Factory's export keys. Raises UsageError when there
-    is nothing that can be merged (full or freeze tuning, quantised or damaged base, adapter of
-    another base), JobError when memory or disk do not suffice, TunesmithError when the export
-    is not complete, or when a way to the model puts another prompt before it than the training
-    did and accept_mismatch there is not true (RUN/parity.json says which). A merged
-    model of an earlier call stays until the new one is whole.
+    `merge` of run.json contains LLaMA-Factory's export keys. Raises UsageError if the run cannot
+    be merged (full or freeze tuning, quantised or damaged base, adapter of another base), JobError
+    if memory or disk do not suffice, TunesmithError if the export is incomplete, or if a path to
+    the model produces a different prompt than the training (RUN/parity.json says which) and
+    accept_mismatch is not true. An earlier merged model stays until the new one is complete.
     """
     started = time.monotonic()
 
@@ -85,20 +84,20 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[s
     task = _Task(run_dir, run_dir / _PART, request, merge, step)
     _clear(task.part)
     try:
-        made = _merge(task, emit)
+        result = _merge(task, emit)
         check_complete(task.part, merge.base, facts, keys["infer_dtype"])
         step(3)
-        prompts = _judged(task, made.prompts)
+        prompts = _checked_prompts(task, result.prompts)
         for correction in prompts["corrected"]:
             why = "to match the training prompt"
             emit("changed", what=correction["file"], to="replaced", why=why, **{"from": "exported"})
         step(4)
-        origin = _origin(task, prompts, made.arithmetic)
-        files = manifest.write(task.part, origin, made.hashes)
+        origin = _origin(task, prompts, result.arithmetic)
+        files = manifest.write(task.part, origin, result.hashes)
         seals.forget(run_dir, (MERGED, "proof.json"))
         _put_in_place(task.part, run_dir / MERGED)
-        known = {f"{MERGED}/{name}": asdict(record) for name, record in files.items()}
-        seals.seal(run_dir, "merge", (MERGED,), known)
+        hashes = {f"{MERGED}/{name}": asdict(record) for name, record in files.items()}
+        seals.seal(run_dir, "merge", (MERGED,), hashes)
     finally:
         shutil.rmtree(task.part, ignore_errors=True)
     step(5)
@@ -113,14 +112,14 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[s
         "targets": len(facts.targets),
         "parity": prompts["passed"],
         "corrected": [correction["file"] for correction in prompts["corrected"]],
-        "arithmetic": made.arithmetic,
+        "arithmetic": result.arithmetic,
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What one merge works with."""
+    """The inputs of one merge."""
 
     run_dir: Path
     part: Path
@@ -135,16 +134,16 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What a merge left: the prompts' comparison, who did the sums, known sha256 of files."""
+class _Merged:
+    """The result of a merge: prompt comparison, arithmetic library, computed sha256 of files."""
 
     prompts: ParityRecord
     arithmetic: str
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-def _merge(task: _Task, emit: Callable[..., None]) -> _Made:
-    """Merge into task.part, block by block where that is the whole truth; check the base."""
+def _merge(task: _Task, emit: Callable[..., None]) -> _Merged:
+    """Merge into task.part, block by block if that is possible; check the base."""
     merge = task.merge
     size = parameter_count(merge.base) * SIZES[merge.keys["infer_dtype"]]
     disk = int(1.2 * size)
@@ -157,54 +156,59 @@ def _merge(task: _Task, emit: Callable[..., None]) -> _Made:
             reason = str(other)
             _clear(task.part)
         except Exception:
-            check_base(merge.base, task.model)  # a damaged base explains whatever went wrong
+            check_base(merge.base, task.model)  # a damaged base would explain the error
             raise
     if not skeleton.possible():
         raise requires_full_merge(task.run_dir, reason)
     emit("changed", what="merge", to="whole model in memory, by PEFT", why=reason, **_BY_BLOCKS)
     check_room(task.run_dir, disk=disk, memory=int(1.2 * size) + 1_000_000_000)
     skeleton.record_versions(task.run_dir)
-    # The hashes are read beside the merge, which reads the same bytes; both must succeed.
+    # Hash in parallel with the merge, which reads the same bytes; both must succeed.
     with ThreadPoolExecutor(1) as beside:
-        whole = beside.submit(check_base, merge.base, task.model)
+        verified = beside.submit(check_base, merge.base, task.model)
         try:
             _export(merge, task.part)
         finally:
-            whole.result()
+            verified.result()
     task.step(2)
     codec = engine.codec(engine.arguments(merge.config))
-    return _Made(parity.align(merge.config, codec, task.part), PEFT)
+    return _Merged(parity.align(merge.config, codec, task.part), PEFT)
 
 
-def _stream(task: _Task) -> _Made:
-    """Write the weights; the rest is in the run's bundle, or another process writes it."""
+def _stream(task: _Task) -> _Merged:
+    """Write the weights; the other files come from the run's bundle or from another process."""
     merge, part = task.merge, task.part
     base, facts = merge.base, merge.facts
     dtype = SAFETENSORS_NAMES[merge.keys["infer_dtype"]]
-    way, workers = matmul.best(), pool.fitting()
+    products, workers = matmul.best(), pool.fitting()
     recorded = check_sizes(base, task.model)
     with _skeleton(task) as other:
-        shards = streaming.guessed(base, dtype, float(merge.keys["export_size"])) or other.files()
+        shards = (
+            streaming.predicted_files(base, dtype, float(merge.keys["export_size"]))
+            or other.files()
+        )
         beside = [base / name for name in recorded]
-        made = streaming.merge(base, facts, shards, part, way, workers, beside, hashed=True)
-        check_hashes(base, task.model, {path.name: made.hashes[path] for path in beside})
+        outcome = streaming.merge(base, facts, shards, part, products, workers, beside, hashed=True)
+        check_hashes(base, task.model, {path.name: outcome.hashes[path] for path in beside})
         if shards != other.files():
             for shard in shards:
                 (part / shard.file).unlink()
-            made = streaming.merge(base, facts, other.files(), part, way, workers, hashed=True)
+            outcome = streaming.merge(
+                base, facts, other.files(), part, products, workers, hashed=True
+            )
         task.step(2)
         prompts = other.prompts()
-    hashes = {shard.file: made.hashes[part / shard.file] for shard in other.files()}
-    return _Made(prompts, way.name, hashes)
+    hashes = {shard.file: outcome.hashes[part / shard.file] for shard in other.files()}
+    return _Merged(prompts, products.name, hashes)
 
 
 @contextlib.contextmanager
 def _skeleton(task: _Task) -> Iterator[skeleton.ExportSkeleton | bundle.MergeBundle]:
-    """Give what knows everything but the weights: the run's bundle, else LLaMA-Factory."""
+    """Yield the source of all files but the weights: the run's bundle, or LLaMA-Factory."""
     merge = task.merge
-    made = bundle.find(task.run_dir, task.part, task.request, merge)
-    if made:
-        yield made
+    found = bundle.find(task.run_dir, task.part, task.request, merge)
+    if found:
+        yield found
         return
     if not skeleton.possible():
         raise UsageError(
@@ -217,7 +221,7 @@ def _skeleton(task: _Task) -> Iterator[skeleton.ExportSkeleton | bundle.MergeBun
 
 
 def _memory(task: _Task) -> int:
-    """Return the bytes of memory a merge by blocks takes, LLaMA-Factory beside it included."""
+    """Return the bytes of memory of a block-by-block merge, including LLaMA-Factory if it runs."""
     ready = bundle.find(task.run_dir, task.part, task.request, task.merge)
     return streaming.MEMORY if ready or not skeleton.possible() else skeleton.MEMORY
 
@@ -227,8 +231,8 @@ def _clear(folder: Path) -> None:
     folder.mkdir()
 
 
-def _judged(task: _Task, prompts: ParityRecord) -> ParityRecord:
-    """Write RUN/parity.json; raise TunesmithError if a prompt still differs and must not."""
+def _checked_prompts(task: _Task, prompts: ParityRecord) -> ParityRecord:
+    """Write RUN/parity.json; raise TunesmithError if a prompt still differs and is not accepted."""
     accepted = bool((task.request.merge or {}).get(ACCEPT))
     prompts["accepted"] = accepted and not prompts["passed"]
     with seals.rewriting(task.run_dir, "merge", "parity.json"):
@@ -236,8 +240,8 @@ def _judged(task: _Task, prompts: ParityRecord) -> ParityRecord:
     if not prompts["passed"] and not accepted:
         faults = parity.faults_of(prompts)
         raise TunesmithError(
-            f"the merged model would not be asked as it was trained: {faults[0]}; "
-            f"{parity.advice(task.merge.config, prompts)}, or export it all the same: "
+            f"the merged model would get a different prompt than in training: {faults[0]}; "
+            f"{parity.advice(task.merge.config, prompts)}, or merge it anyway: "
             f"`inv merge --run {task.run_dir.name} --accept-mismatch`",
             faults[1:],
         )
@@ -263,23 +267,23 @@ def _origin(task: _Task, prompts: ParityRecord, arithmetic: str) -> manifest.Ori
 
 
 def check_base(base: Path, model: ModelRef) -> None:
-    """Raise UsageError unless the base is whole and the one the adapter was trained on.
+    """Raise UsageError unless the base is complete and the one the adapter was trained on.
 
-    `model` is run.json's record of it: size and sha256 of every file, so a base that was
-    exchanged since then is found here even when all shapes agree.
+    `model` is its record in run.json: size and sha256 of every file, so a base that was replaced
+    since then is detected even if all shapes agree.
     """
     recorded = check_sizes(base, model)
     check_hashes(base, model, {name: sha256_of(base / name) for name in recorded})
 
 
 def check_sizes(base: Path, model: ModelRef) -> list[str]:
-    """Return the files of the base on record; UsageError unless all are there in full."""
+    """Return the recorded files of the base. Raises UsageError unless all exist in full size."""
     require(base, model.name, _recorded(model))
     return list(_recorded(model))
 
 
 def check_hashes(base: Path, model: ModelRef, hashes: Mapping[str, str]) -> None:
-    """Raise UsageError unless the sha256 of the base's files, `hashes`, are those on record."""
+    """Raise UsageError unless `hashes`, the sha256 of the base's files, match the record."""
     problems = tuple(
         Problem(name, f"expected sha256 {record.sha256}, found {hashes[name]}")
         for name, record in _recorded(model).items()
@@ -294,7 +298,7 @@ def _recorded(model: ModelRef) -> dict[str, FileRecord]:
 
 
 def parameter_count(folder: Path) -> int:
-    """Return how many numbers the tensors of a model folder hold."""
+    """Return the number of parameters in a model folder."""
     return sum(math.prod(shape) for _, shape in tensor_shapes(folder).values())
 
 
@@ -302,17 +306,17 @@ def check_room(folder: Path, *, disk: int, memory: int) -> None:
     """Raise JobError unless `disk` bytes are free at `folder`, and `memory` bytes of RAM."""
     if (text := shortage(folder, free_bytes(folder), disk, "the merged model")) is not None:
         raise JobError("disk_full", f"{text}; free space there")
-    have = resources.memory_available()
-    if have < memory:
+    free = resources.memory_available()
+    if free < memory:
         raise JobError(
             "host_oom",
-            f"needs {formats.size(memory)} of memory, {formats.size(have)} are available: close "
+            f"needs {formats.size(memory)} of memory, {formats.size(free)} are available: close "
             "other programs, or merge on a machine with more",
         )
 
 
 def check_complete(folder: Path, base: Path, facts: AdapterFacts, dtype: str) -> None:
-    """Raise TunesmithError unless the export is a whole model, of `dtype`, and not the base."""
+    """Raise TunesmithError unless the export is a complete model of `dtype` and not the base."""
     problems = verify(folder)
     if problems:
         raise TunesmithError(
@@ -327,14 +331,14 @@ def check_complete(folder: Path, base: Path, facts: AdapterFacts, dtype: str) ->
         # LLaMA-Factory issue 9051: an export that wrote the original weights back.
         raise TunesmithError(
             f"the export equals the base model in all {len(facts.targets)} target tensors: the "
-            "adapter has no effect or was not applied; look at its lora_B weights"
+            "adapter has no effect or was not applied; check its lora_B weights"
         )
 
 
 def _changed(merged: Path, base: Path, facts: AdapterFacts) -> bool:
-    """Return whether any target tensor differs from the base's; stops at the first."""
+    """Return whether any target tensor differs from the base's; stop at the first one."""
     new, old = stored_below(merged), stored_below(base)
-    # A renamed tensor is the proof's to judge.
+    # Renamed tensors are left to the proof.
     names = sorted(set(facts.targets.values()) & new.keys())
     return any(streaming.differs(old[name], new[name]) for name in names)
 
@@ -343,18 +347,18 @@ def _export(merge: MergeInputs, part: Path) -> None:
     from llamafactory.train.tuner import export_model
 
     args = engine.arguments(merge.config, adapters=merge.adapters)
-    # A QLoRA run's adapter goes into the full base weights, never into quantized ones.
+    # A QLoRA run's adapter is merged into the full base weights, never into quantized ones.
     for key in [key for key in args if key.startswith(("quantization_", "double_quantization"))]:
         del args[key]
     export_model({**args, **merge.keys, "export_dir": str(part), "export_legacy_format": False})
 
 
 def _put_in_place(part: Path, merged: Path) -> None:
-    """Sync `part` to disk and give it the name `merged`; a proof of an older one goes."""
+    """Sync `part` to disk and rename it to `merged`; delete the proof of an older one."""
     mode = (part / "config.json").stat().st_mode
     for file in part.rglob("*"):
         if file.is_file():
-            file.chmod(mode)  # safetensors writes 0600: whoever may read the rest may read this
+            file.chmod(mode)  # safetensors writes 0600; use the mode of the other files
             fsync_file(file)
     fsync_folder(part)
     (merged.parent / "proof.json").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Numbered tasks, done by processes forked from this one.
 
-Threads of one Python take turns between any two short operations: two of them merge hardly
-faster than one. A forked process has what was loaded before it began, and shares its memory.
+Threads of one Python take turns between short operations: two of them merge hardly faster than
+one. A forked process already has everything loaded before the fork, and shares that memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from tunesmith.core.errors import TunesmithError
 from tunesmith.job.system import resources
 
-Do = Callable[[int], Any]  # does the task of a number; its result is pickled
+Do = Callable[[int], Any]  # does the task with this number; its result is pickled
 
 
 class Result(NamedTuple):
-    """What a worker sends back of one task: a value, or an error with its traceback as text."""
+    """A worker's result of one task: a value, or an error with its traceback as text."""
 
     task: int
     value: Any = None
@@ -30,26 +30,26 @@ class Result(NamedTuple):
     trace: str = ""
 
 
-# More of them wait for the disk and for the memory's bandwidth.
+# More of them would wait for the disk and for memory bandwidth.
 MOST = 4
-# Tasks a process has at hand, so that it never waits for the next one.
+# Tasks queued per process, so that it never waits for the next one.
 _AHEAD = 2
 
 
 def fitting() -> int:
-    """Return how many processes merge fastest here."""
+    """Return the number of processes that merge fastest on this machine."""
     return min(MOST, resources.cpu_count())
 
 
 class WorkerPool:
     """Forked worker processes, as a context manager that ends them; one worker: no fork.
 
-    Enter it before this process starts threads of its own: a fork knows nothing of them.
+    Enter it before this process starts threads: a fork does not copy them.
     """
 
     def __init__(self, do: Do, workers: int) -> None:
         self._do = do
-        # Elsewhere than on Linux libraries do not live through a fork.
+        # On other systems than Linux libraries do not survive a fork.
         self._workers = workers if workers > 1 and sys.platform == "linux" else 0
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
@@ -81,33 +81,35 @@ class WorkerPool:
     def each(self, count: int) -> Iterator[tuple[int, Any]]:
         """Yield (number, result) of the tasks 0 to count - 1 as they end.
 
-        They start in the order of their numbers. Raises what a task raised, and TunesmithError
-        when a worker died before its task ended.
+        They start in the order of their numbers. Raises the exception of a task, and
+        TunesmithError if a worker died before its task ended.
         """
         numbers = iter(range(count))
         if not self._pipes:
             for number in numbers:
                 yield number, self._do(number)
             return
-        owed = dict.fromkeys(self._pipes, 0)
+        pending = dict.fromkeys(self._pipes, 0)
         for pipe in self._pipes * _AHEAD:
-            self._give(pipe, numbers, owed)
-        while busy := [pipe for pipe in self._pipes if owed[pipe]]:
+            self._give(pipe, numbers, pending)
+        while busy := [pipe for pipe in self._pipes if pending[pipe]]:
             ready = set(wait(busy))
             for pipe in [pipe for pipe in busy if pipe in ready]:
                 number, value = self._take(pipe)
-                owed[pipe] -= 1
-                self._give(pipe, numbers, owed)
+                pending[pipe] -= 1
+                self._give(pipe, numbers, pending)
                 yield number, value
 
-    def _give(self, pipe: Connection, numbers: Iterator[int], owed: dict[Connection, int]) -> None:
+    def _give(
+        self, pipe: Connection, numbers: Iterator[int], pending: dict[Connection, int]
+    ) -> None:
         number = next(numbers, None)
         if number is not None:
             try:
                 pipe.send(number)
             except BrokenPipeError:
                 raise self._ended(pipe) from None
-            owed[pipe] += 1
+            pending[pipe] += 1
 
     def _take(self, pipe: Connection) -> tuple[int, Any]:
         try:
@@ -122,13 +124,13 @@ class WorkerPool:
         process = self._processes[self._pipes.index(pipe)]
         process.join()
         return TunesmithError(
-            f"a process of the merge ended with exit code {process.exitcode} (-9: killed, as a "
-            "machine without memory does): merge again"
+            f"a process of the merge ended with exit code {process.exitcode} (-9: killed, e.g. "
+            "because memory ran out): merge again"
         )
 
 
 def _work(do: Do, pipe: Connection, parent: int) -> None:
-    """Do the tasks whose numbers come through the pipe, until it is closed."""
+    """Do the tasks whose numbers arrive through the pipe, until it is closed."""
     from tunesmith.job.run.process import die_with_parent
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)

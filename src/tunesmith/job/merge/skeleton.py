@@ -1,11 +1,11 @@
-"""All of the merged model but its weights.
+"""All files of the merged model except its weights.
 
 `python -m tunesmith.job.merge.skeleton RUN PART PIPE PARENT`: LLaMA-Factory's own export_model
-writes configs, tokenizer and Modelfile, of a model that has no memory (PyTorch's meta device):
-where it would write the weights it only notes which tensors go into which file. Then the prompts
-are compared and corrected (job/prompts/parity.py). A process of its own: LLaMA-Factory takes a
-gigabyte and some seconds, which the merge beside it (job/merge/streaming.py) has no need to wait
-for or to hold.
+writes configs, tokenizer and Modelfile for a model without memory (PyTorch's meta device); where
+it would write the weights, only the assignment of tensors to files is recorded. Then the prompts
+are compared and corrected (job/prompts/parity.py). It is a separate process because LLaMA-Factory
+takes a gigabyte and some seconds, which the parallel merge (job/merge/streaming.py) need not wait
+for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tunesmith.job.run.failures import JobError
 if TYPE_CHECKING:
     from tunesmith.job.prompts.records import ParityRecord
 
-# Bytes: LLaMA-Factory with PyTorch's CUDA libraries, measured 1.1 GB, and what it may grow to.
+# Bytes: LLaMA-Factory with PyTorch's CUDA libraries (1.1 GB were measured), plus a margin.
 MEMORY = 1_500_000_000
 # PyTorch's names of dtypes -> safetensors'.
 _NAMES = {
@@ -58,7 +58,7 @@ Layout = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 class ErrorRecord(TypedDict, total=False):
-    """An error, as it goes through the pipe."""
+    """An error, as it is sent through the pipe."""
 
     kind: str  # job, usage, code or crash
     failure: str  # class of a JobError
@@ -68,20 +68,20 @@ class ErrorRecord(TypedDict, total=False):
 
 @dataclass
 class ExportSkeleton:
-    """The process that writes it. It reports the weights files first, the prompts at its end."""
+    """The process that writes them. It reports the weights files first and the prompts last."""
 
     process: subprocess.Popen[bytes]
     pipe: IO[str]
     shards: list[Shard] | None = None
 
     def files(self) -> list[Shard]:
-        """Return the weights files of the export, waiting for them."""
+        """Wait for the weights files of the export and return them."""
         if self.shards is None:
             self.shards = shards_of(self._next("shards"))
         return self.shards
 
     def prompts(self) -> ParityRecord:
-        """Return parity.json's content, waiting for the end."""
+        """Wait for the end and return the content of parity.json."""
         self.files()
         record: ParityRecord = self._next("prompts")
         self.process.wait()
@@ -104,8 +104,8 @@ class ExportSkeleton:
 def shards_of(layout: Layout) -> list[Shard]:
     """Return the weights files of a layout."""
     return [
-        Shard(file, {n: Tensor(dtype, tuple(shape)) for n, (dtype, shape) in held.items()})
-        for file, held in layout.items()
+        Shard(file, {n: Tensor(dtype, tuple(shape)) for n, (dtype, shape) in tensors.items()})
+        for file, tensors in layout.items()
     ]
 
 
@@ -130,11 +130,11 @@ def begin(
     keys: Config,
     log: IO[bytes] | None = None,
 ) -> Iterator[ExportSkeleton]:
-    """Start the process; at the block's end it is gone. Its output goes to `log`, or as ours."""
+    """Start the process; it has ended when the block ends. Its output goes to `log`, or to ours."""
     reading, writing = os.pipe()
-    words = (str(run_dir.absolute()), str(part.absolute()), str(writing), str(os.getpid()))
+    arguments = (str(run_dir.absolute()), str(part.absolute()), str(writing), str(os.getpid()))
     argv = isolated.argv(
-        sys.executable, "tunesmith.job.merge.skeleton", *words, options=isolated.UNBUFFERED
+        sys.executable, "tunesmith.job.merge.skeleton", *arguments, options=isolated.UNBUFFERED
     )
     with os.fdopen(reading, "r", encoding="utf-8") as pipe:
         try:
@@ -155,7 +155,7 @@ def begin(
 
 
 def main(argv: list[str]) -> int:
-    """Write everything around the weights into PART; report what was done through the pipe."""
+    """Write all files but the weights into PART; report the results through the pipe."""
     from tunesmith.job.run import streams
     from tunesmith.job.run.process import die_with_parent
 
@@ -191,7 +191,7 @@ def make(
     """Export without weights into `part`, then compare and correct the prompts.
 
     `on_shards` is called with the weights files as soon as they are known, seconds before the
-    end. Returns parity.json's content.
+    end. Returns the content of parity.json.
     """
     from tunesmith.job.patches import imports
     from tunesmith.job.prompts import parity
@@ -254,12 +254,12 @@ def _described(error: BaseException) -> ErrorRecord:
 
 
 def _raised(record: ErrorRecord) -> Exception:
-    """Return the error the process met, as one of this process."""
+    """Return an error of the other process as an exception of this one."""
     message, detail = record["message"], tuple(record["detail"])
     if record["kind"] == "job":
         return JobError(record["failure"], message, detail)
     if record["kind"] == "crash":
-        return RuntimeError(message)  # classified by its text, as any end of a worker
+        return RuntimeError(message)  # classified by its text, like any failure of a worker
     return (UsageError if record["kind"] == "usage" else TunesmithError)(message, detail)
 
 

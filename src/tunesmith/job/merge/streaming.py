@@ -2,11 +2,11 @@
 
 W' = round(W + (B @ A) * scale): product, scaling and sum in float32, one rounding to the merged
 dtype. These are the operations of PEFT 0.15.2 in their order (tuners/lora/layer.py,
-get_delta_weight and merge: an adapter in float32 makes a float32 delta, and `weight += delta`
-rounds once), so with products that are PyTorch's (job/merge/matmul.py) every file has the bytes
-LLaMA-Factory's export writes. What the adapter does not touch is copied inside the kernel.
+get_delta_weight and merge: an adapter in float32 gives a float32 delta, and `weight += delta`
+rounds once), so with PyTorch's products (job/merge/matmul.py) every file has the bytes that
+LLaMA-Factory's export writes. Everything the adapter does not touch is copied inside the kernel.
 
-Memory is a few blocks a process, whatever the model's size. Needs NumPy; not PyTorch.
+Memory is a few blocks per process, whatever the model's size. Needs NumPy, but not PyTorch.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from tunesmith.job.merge.blocks import (
 from tunesmith.job.merge.hashing import StreamingHash
 from tunesmith.job.merge.matmul import Array, Products
 from tunesmith.job.merge.pool import WorkerPool
-from tunesmith.job.merge.tensors import Stored, Tensor, beginning, known, stored, stored_below
+from tunesmith.job.merge.tensors import Stored, Tensor, beginning, stored, stored_below, writable
 
 FLOATS = ("BF16", "F16", "F32")
 WEIGHTS = "model.safetensors"
-# Bytes, whatever the model, of all processes: measured 175 MB with PyTorch's product and two
-# of them, each further one takes 10.
+# Bytes of all processes, whatever the model: 175 MB were measured with PyTorch's product and two
+# processes; each further one takes 10 MB.
 MEMORY = 300_000_000
 
-# Numbers in a block: with product and sum 3 MB. Measured best of 2^15 to 2^18.
+# Elements of a block: 3 MB with product and sum. The best of 2^15 to 2^18 in measurements.
 _BLOCK = 1 << 18
-# Blocks, and bytes of a copy, that are one task: some hundredths of a second.
+# Blocks, or bytes of a copy, per task: a few hundredths of a second.
 _BLOCKS = 16
 _COPIED = 1 << 24
-# A product of one row is summed in another order (a dot product) than the same row of many.
+# A product with one row is summed in a different order (a dot product) than a row among others.
 _LEAST_ROWS = 16
 _NOT_IN_KERNEL = {errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _ROTARY = "rotary_emb.inv_freq"  # a buffer old checkpoints carry, computed at load today
 
 
 class UnsupportedMerge(Exception):
-    """This merge is not the plain sum that this module computes; the text says why."""
+    """This merge is not the plain sum that this module computes; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to write and what it holds."""
+    """A file to write and its tensors."""
 
     file: str
     tensors: Mapping[str, Tensor]
@@ -71,24 +71,24 @@ class Shard:
 
 @dataclass(frozen=True)
 class MergeOutcome:
-    """What was written."""
+    """The result of a merge."""
 
     bytes: int  # of all files
-    copied: int  # of these, bytes that are the base's
-    changed: frozenset[str]  # target tensors with at least one bit that is not the base's
-    # sha256 of the files to hash beside, and of the files written where that was requested.
+    copied: int  # of these, bytes copied from the base
+    changed: frozenset[str]  # target tensors that differ from the base in at least one bit
+    # sha256 of the files in `beside`, and of the written files if `hashed`.
     hashes: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Range:
-    """A range of a file to write: a copy, or the tensor `name` with what the adapter adds."""
+    """A range of a file to write: a copy, or the tensor `name` plus the adapter's delta."""
 
     out: int  # descriptor
     at: int  # offset in the file, bytes
     source: Stored
     size: int  # bytes of the source
-    dtype: str  # safetensors' name of the dtype that is written
+    dtype: str  # dtype to write, safetensors' name
     name: str | None = None  # None: a copy of bytes
     pair: tuple[Stored, Stored] | None = None  # lora_A [rank, in], lora_B [out, rank], float32
 
@@ -98,9 +98,9 @@ class _Task:
     """A part of a range, for one worker."""
 
     of: _Range
-    # (first, last), last exclusive: bytes of a copy, or rows of a tensor, a block each.
+    # (first, last), last exclusive: bytes of a copy, or rows of a tensor, one pair per block.
     parts: tuple[tuple[int, int], ...]
-    end: int  # offset of its end, bytes, counted over all files in their order
+    end: int  # offset of its end in bytes, over all files in order
 
 
 def why_not(
@@ -110,7 +110,7 @@ def why_not(
     config: Config,
     base: Path,
 ) -> str | None:
-    """Return what keeps a merge from being the plain sum of this module; None: nothing does."""
+    """Return why a merge is not the plain sum of this module, None if it is."""
     if facts.beyond_plain:
         return ", ".join(facts.beyond_plain)
     if len(adapters) > 1:
@@ -120,7 +120,7 @@ def why_not(
     if config.get("mixture_of_depths"):
         return "mixture_of_depths changes the model"
     if "auto_map" in read_json(base / "config.json"):
-        return "the model's code is its own"
+        return "the model has its own code"
     tensors = stored_below(base)
     if not tensors:
         return "the base model has no safetensors"
@@ -130,7 +130,7 @@ def why_not(
     adapter = stored(facts.folder / ADAPTER_WEIGHTS)
     names = {name for module in facts.targets for name in pair_of(module)}
     if strange := sorted(adapter.keys() - names):
-        return f"the adapter holds {strange[0]} too"
+        return f"the adapter also contains {strange[0]}"
     other = next((name for name in sorted(names) if adapter[name].dtype != "F32"), None)
     return f"{other} is {adapter[other].dtype}, not F32" if other else None
 
@@ -141,10 +141,10 @@ def pair_of(module: str) -> tuple[str, str]:
     return f"{lora}A.weight", f"{lora}B.weight"
 
 
-def guessed(base: Path, dtype: str, export_size: float) -> list[Shard] | None:
-    """Return the one file an export of `base` probably is; None where only an export tells.
+def predicted_files(base: Path, dtype: str, export_size: float) -> list[Shard] | None:
+    """Return the single file that an export of `base` should produce, None if it is split.
 
-    Order counts only where there are several files, and then it is the model's own.
+    The order of tensors matters only for several files, and then the model defines it.
     `export_size` is in GB (10^9 bytes).
     """
     tensors = {
@@ -154,12 +154,12 @@ def guessed(base: Path, dtype: str, export_size: float) -> list[Shard] | None:
     }
     if read_json(base / "config.json").get("tie_word_embeddings"):
         tensors.pop("lm_head.weight", None)
-    whole = sum(tensor.size for tensor in tensors.values())
-    return [Shard(WEIGHTS, tensors)] if whole <= export_size * 10**9 else None
+    total = sum(tensor.size for tensor in tensors.values())
+    return [Shard(WEIGHTS, tensors)] if total <= export_size * 10**9 else None
 
 
 def converted(tensor: Tensor, dtype: str) -> Tensor:
-    """Return a tensor as a model of `dtype` (safetensors' word) has it: only floats change."""
+    """Return a tensor's description in a model of `dtype` (safetensors' name); floats change."""
     return Tensor(dtype if tensor.dtype in FLOATS else tensor.dtype, tensor.shape)
 
 
@@ -174,12 +174,12 @@ def merge(
     *,
     hashed: bool = False,
 ) -> MergeOutcome:
-    """Write `shards` into `folder`: the base's tensors, each target with its B @ A * scale.
+    """Write `shards` into `folder`: the base's tensors, with B @ A * scale added to each target.
 
-    `workers` processes write, and hash the files `beside`; with `hashed`, the files written are
-    hashed too, as they grow. Raises UnsupportedMerge when a tensor to write is not the base's or
-    a sum is not a number; TunesmithError when part of the adapter is not used. Files are
-    complete, not yet synced.
+    `workers` processes write, and hash the files in `beside`; with `hashed`, the written files are
+    hashed too, while they grow. Raises UnsupportedMerge if a tensor to write is not in the base or
+    a sum is NaN; TunesmithError if part of the adapter is not used. The files are complete but not
+    yet synced.
     """
     tensors = stored_below(base)
     adapter = stored(facts.folder / ADAPTER_WEIGHTS)
@@ -189,12 +189,12 @@ def merge(
         for name, module in modules.items()
         for a, b in [pair_of(module)]
     }
-    _check_known(tensors, shards)
+    _check_supported(tensors, shards)
     planned = {name for shard in shards for name in shard.tensors}
     if unused := sorted(pairs.keys() - planned):
         raise TunesmithError(
             f"{facts.folder}: the adapter changes {unused[0]}, which the merged model does not "
-            "have: look at adapter_config.json, target_modules"
+            "have: check target_modules in adapter_config.json"
         )
     scratch = Scratch()
     with contextlib.ExitStack() as stack:
@@ -242,7 +242,7 @@ def merge(
 
 
 def differs(old: Stored, new: Stored) -> bool:
-    """Return whether a merged tensor is not the base's in its own dtype; stops at the first bit."""
+    """Return whether a merged tensor differs from the base's, cast; stop at the first bit."""
     import numpy as np
 
     scratch = Scratch()
@@ -260,18 +260,18 @@ def differs(old: Stored, new: Stored) -> bool:
                 try:
                     was = narrow(new.dtype, values, cast, scratch)
                 except NotANumber:
-                    continue  # PEFT's rounding of it is unknown here
+                    continue  # PEFT's rounding of this one is unknown here
             if was.tobytes() != now.tobytes():
                 return True
     return False
 
 
-def _check_known(base: Mapping[str, Stored], shards: Sequence[Shard]) -> None:
+def _check_supported(base: Mapping[str, Stored], shards: Sequence[Shard]) -> None:
     for shard in shards:
         for name, tensor in shard.tensors.items():
             if name not in base:
                 raise UnsupportedMerge(f"{name} is not in the base model's files")
-            if not known(tensor.dtype):
+            if not writable(tensor.dtype):
                 raise UnsupportedMerge(f"{name} is {tensor.dtype}")
             if base[name].shape != tensor.shape:
                 raise UnsupportedMerge(
@@ -288,7 +288,7 @@ def _ranges(
     base: Mapping[str, Stored],
     pairs: Mapping[str, tuple[Stored, Stored]],
 ) -> list[_Range]:
-    """Return what is to be written to a file; neighbours that are only copied are one range."""
+    """Return the ranges to write to a file; adjacent copies become one range."""
     ranges: list[_Range] = []
     for name in sorted(starts, key=starts.__getitem__):
         source, tensor, at = base[name], shard.tensors[name], starts[name]
@@ -310,7 +310,7 @@ def _ranges(
 
 
 def _tasks(of: _Range, before: int) -> Iterator[_Task]:
-    """Yield a range in parts that take about as long; `before`: bytes of the files before."""
+    """Split a range into tasks of similar duration; `before`: bytes of the preceding files."""
     if of.name is None:
         for first in range(0, of.size, _COPIED):
             last = min(of.size, first + _COPIED)
@@ -324,9 +324,9 @@ def _tasks(of: _Range, before: int) -> Iterator[_Task]:
 
 
 def _sides(of: _Range) -> tuple[int, int, int]:
-    """Return (rows, columns) of a tensor seen as a matrix, and bytes of an element as written.
+    """Return (rows, columns) of a tensor seen as a matrix, and bytes per written element.
 
-    Columns are its last dimension; a vector is one row, a scalar one of a single column.
+    Columns are the last dimension; a vector is one row, a scalar one row of one column.
     """
     columns = of.source.shape[-1] if of.source.shape else 1
     rows = math.prod(of.source.shape) // columns if columns else 0
@@ -334,7 +334,7 @@ def _sides(of: _Range) -> tuple[int, int, int]:
 
 
 def _copy(source: int, start: int, out: int, at: int, size: int) -> None:
-    """Copy a range, in the kernel where the file systems can."""
+    """Copy a range of bytes, in the kernel if the file systems can."""
     in_kernel = hasattr(os, "copy_file_range")
     done = 0
     while done < size:
@@ -357,14 +357,14 @@ def _copy(source: int, start: int, out: int, at: int, size: int) -> None:
 def _fill(
     task: _Task, sources: Sources, scratch: Scratch, products: Products, scale: float
 ) -> bool:
-    """Write the rows of a task: W + scale * B @ A, or W in another dtype.
+    """Write the rows of a task: W + scale * B @ A, computed in float32, or W in another dtype.
 
-    Returns whether a sum differs from the base's rows in any bit.
+    Returns whether the written rows differ from the base's in any bit.
     """
     try:
         return _filled(task, sources, scratch, products, scale)
     except NotANumber:
-        raise UnsupportedMerge("a weight is not a number") from None
+        raise UnsupportedMerge("a weight is NaN") from None
 
 
 def _filled(
@@ -384,7 +384,7 @@ def _filled(
         values = scratch.take("values", count, np.float32)
         widen(source.dtype, new, values, convert)
         if source.dtype != of.dtype:
-            # The export loads the base in the merged dtype: it is rounded before anything is added.
+            # The export loads the base in the merged dtype, so it is rounded before the addition.
             cast = scratch.take("cast", count, WORDS[of.dtype])
             new = narrow(of.dtype, values, cast, scratch, convert)
             widen(of.dtype, new, values, convert)
@@ -405,14 +405,14 @@ def _filled(
 
 
 def _parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of blocks that cover `rows`, about equal: none is a single row left."""
+    """Yield (first, last) of similar blocks that cover `rows`; none is a single leftover row."""
     blocks = -(-rows // max(_LEAST_ROWS, _BLOCK // max(1, columns)))
     for number in range(blocks):
         yield number * rows // blocks, (number + 1) * rows // blocks
 
 
 def _rows(sources: Sources, tensor: Stored, first: int = 0, last: int | None = None) -> Array:
-    """Return rows `first` to `last` (exclusive) of an adapter's matrix: float32 [rows, columns]."""
+    """Return rows `first` to `last` (exclusive) of an adapter matrix: [rows, columns], float32."""
     import numpy as np
 
     rows, columns = tensor.shape

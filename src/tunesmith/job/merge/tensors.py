@@ -1,9 +1,9 @@
-"""Where tensors lie in safetensors files, and how a file that holds them begins.
+"""Offsets of tensors in safetensors files, and the headers of files to write.
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian length, a JSON
-header of that length, then the tensors without a gap. What is written here has the order and the
-padding of the safetensors library (0.5, safetensors/src/tensor.rs, `prepare`), so that files with
-the same tensors are the same bytes. Standard library only.
+The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian length, a JSON header
+of that length, then the tensors without gaps. Headers written here have the order and padding of
+the safetensors library (0.5, safetensors/src/tensor.rs, `prepare`), so that files with the same
+tensors have the same bytes. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from tunesmith.basemodel.files import weight_files
 from tunesmith.core.documents import JsonObject
 
-# The library's enum, from first to last; a file holds the last of them first.
+# The library's enum in order; a file contains the last of them first.
 _ORDER = (
     *("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16"),
     *("I32", "U32", "F32", "F64", "I64", "U64"),
 )
 _WIDTH = {name: 8 if name[-2:] == "64" else 4 if name[-2:] == "32" else 2 for name in _ORDER[5:]}
-_ALIGNED = 8  # bytes: the header is filled up with spaces
+_ALIGNED = 8  # bytes: the header is padded with spaces
 _METADATA = "__metadata__"
-# {tensor: {"dtype", "shape", "data_offsets"}}, and the metadata, texts by name.
+# {tensor: {"dtype", "shape", "data_offsets"}}, and the metadata: strings by name.
 Header = dict[str, JsonObject]
 
 
@@ -50,13 +50,13 @@ class Stored(Tensor):
     start: int
 
 
-def known(dtype: str) -> bool:
-    """Return whether files with such tensors can be written here."""
+def writable(dtype: str) -> bool:
+    """Return whether this module can write tensors of `dtype` (safetensors' name)."""
     return dtype in _ORDER
 
 
 def stored(file: Path) -> dict[str, Stored]:
-    """Return every tensor of a safetensors file that basemodel.files.verify found whole."""
+    """Return all tensors of a safetensors file that basemodel.files.verify has checked."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: Header = json.loads(stream.read(length))
@@ -70,7 +70,7 @@ def stored(file: Path) -> dict[str, Stored]:
 
 
 def stored_below(folder: Path) -> dict[str, Stored]:
-    """Return the tensors of all safetensors files a load of `folder` would take."""
+    """Return the tensors of all safetensors files that loading `folder` would use."""
     tensors: dict[str, Stored] = {}
     for file in weight_files(folder):
         tensors |= stored(file)
@@ -78,14 +78,14 @@ def stored_below(folder: Path) -> dict[str, Stored]:
 
 
 def arranged(names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return `names` in the order in which a file holds them."""
+    """Return `names` in the order of a file."""
     return sorted(names, key=lambda name: (-_ORDER.index(tensors[name].dtype), name))
 
 
 def beginning(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """Return the header of a file with these tensors, and the byte at which each one starts.
+    """Return the header of a file with these tensors, and each tensor's start offset in bytes.
 
-    The metadata is what transformers' save_pretrained gives: {"format": "pt"}.
+    The metadata is that of transformers' save_pretrained: {"format": "pt"}.
     """
     header: Header = {_METADATA: {"format": "pt"}}
     starts: dict[str, int] = {}

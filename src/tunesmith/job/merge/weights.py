@@ -1,4 +1,4 @@
-"""Read single tensors of a model folder, memory-mapped."""
+"""Reading single tensors of a model folder, memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from tunesmith.basemodel.files import weight_files
 from tunesmith.job.merge.adapter import ADAPTER_WEIGHTS, AdapterFacts
 
-_ROWS = 1024  # rows taken at a time where whole tensors would double the memory
+_ROWS = 1024  # rows read at a time where whole tensors would double the memory
 
 
 Tensor = Any  # torch.Tensor: torch is imported where it is used
-Handle = Any  # safetensors' open file
+Handle = Any  # an open file of safetensors
 
 
 class TensorReader:
-    """The tensors of a folder's safetensors files, each file opened once."""
+    """The tensors of a folder's safetensors files; each file is opened once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,16 +40,16 @@ class TensorReader:
         return name in self._handles
 
     def get(self, name: str) -> Tensor:
-        """Return a whole tensor, in the dtype of its file."""
+        """Return a tensor, in the shape and dtype of its file."""
         return self._handles[name].get_tensor(name)
 
     def rows(self, name: str, part: slice) -> Tensor:
-        """Return the rows of a tensor in `part`, in the dtype of its file."""
+        """Return rows `part` of a tensor, shape [rows, ...], in the dtype of its file."""
         return self._handles[name].get_slice(name)[part]
 
 
 def lora_pairs(facts: AdapterFacts) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yield (module, base tensor, lora_A [rank, in], lora_B [out, rank]), both float32."""
+    """Yield (module, base tensor's name, lora_A [rank, in], lora_B [out, rank]), both float32."""
     from safetensors import safe_open
 
     with safe_open(facts.folder / ADAPTER_WEIGHTS, framework="pt") as handle:

@@ -1,1 +1,1 @@
-"""What is changed in libraries that are not ours."""
+"""Patches of third-party libraries."""

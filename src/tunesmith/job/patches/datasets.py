@@ -1,4 +1,4 @@
-"""datasets: columns are made once, and files of this machine are read without more ado."""
+"""datasets: columns are created once, and local files are read directly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _VERSIONS = "datasets==3.6.*"
 
 def _remember_type(make: Any) -> Any:
     def arrow_array(self: Any, type: Any = None) -> Any:
-        made = make(self, type)
-        self.made_type = made.type
-        return made
+        array = make(self, type)
+        self.stored_type = array.type
+        return array
 
     return arrow_array
 
@@ -22,9 +22,9 @@ REMEMBER_TYPE = Patch(
     target="datasets.arrow_writer:TypedSequence.__arrow_array__",
     caller="",
     versions=_VERSIONS,
-    # pyarrow calls it by protocol.
-    why="the type of a column is asked of the column that was made (INFER_TYPE_ONCE)",
-    removal="INFER_TYPE_ONCE can go",
+    # pyarrow calls it through its protocol.
+    why="the type of a column is taken from the created column (INFER_TYPE_ONCE)",
+    removal="INFER_TYPE_ONCE can be removed",
     make=_remember_type,
 )
 
@@ -33,9 +33,9 @@ def _infer_once(usual: Any) -> Any:
     from datasets.arrow_writer import generate_from_arrow_type
 
     def get_inferred_type(self: Any) -> Any:
-        made = getattr(self, "made_type", None)
-        if self._inferred_type is None and made is not None:
-            self._inferred_type = generate_from_arrow_type(made)
+        stored = getattr(self, "stored_type", None)
+        if self._inferred_type is None and stored is not None:
+            self._inferred_type = generate_from_arrow_type(stored)
         return usual(self)
 
     return get_inferred_type
@@ -45,8 +45,8 @@ INFER_TYPE_ONCE = Patch(
     target="datasets.arrow_writer:TypedSequence.get_inferred_type",
     caller="datasets.arrow_writer:ArrowWriter.write_batch",
     versions=_VERSIONS,
-    why="each column of a batch is made a second time to see its type",
-    removal="TypedSequence keeps the type of what it has made",
+    why="each column of a batch is created a second time to infer its type",
+    removal="TypedSequence stores the type of the created column",
     make=_infer_once,
 )
 
@@ -56,9 +56,9 @@ def _read_as_file(kind: str) -> Patch:
         target=f"datasets.packaged_modules.{kind}.{kind}:_patched_for_streaming",
         caller="datasets.streaming:extend_module_for_streaming",
         versions=_VERSIONS,
-        why="each kind of file is made ready to be read over the network, with scipy's readers: "
-        "a sixth of the time that preparing a thousand rows takes. This is the library's own mark "
-        "of a module that is ready",
+        why="each file type is prepared for reading over the network, with scipy's readers: a "
+        "sixth of the time of preparing a thousand rows. This is the library's own mark of a "
+        "prepared module",
         removal="local files are read without it",
         make=lambda _mark: True,
         absent=True,

@@ -1,9 +1,9 @@
-"""What LLaMA-Factory's start loads and this job has no use for is left alone.
+"""Skip imports of LLaMA-Factory that a job does not need.
 
 Each job waits for its imports before its first batch. Measured on two cores with the modules of
 the lock, of 7 s from start to first batch: bitsandbytes 1.6 s (it prepares torch's compiler),
-scikit-learn 0.5 s, the trainers of other stages 0.4 s, the scores of text 0.2 s. Nothing here
-changes what is computed: what is left out is code that this job would not call.
+scikit-learn 0.5 s, the trainers of other stages 0.4 s, text metrics 0.2 s. Nothing here changes
+what is computed: only code that the job never calls is skipped.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 
 
 def trim() -> None:
-    """Call it before LLaMA-Factory is imported: keep other libraries to what they need."""
+    """Limit the imports of other libraries; call it before importing LLaMA-Factory."""
     for patch in (NO_SKLEARN, NO_BNB, NO_BNB_4BIT):
         install(patch)
 
 
 @contextlib.contextmanager
 def only(stage: str, *, scores: bool) -> Iterator[None]:
-    """While LLaMA-Factory's tuner is imported: the trainer of one stage, no other.
+    """Import only the trainer of one stage while LLaMA-Factory's tuner is imported.
 
-    `scores`: whether ROUGE and BLEU of generated text will be asked for.
+    `scores`: whether ROUGE and BLEU of generated text will be needed.
     """
     others = [f"llamafactory.train.{name}" for name in STAGES if name != stage]
     absent = [name for name in others if name not in sys.modules]
@@ -51,7 +51,7 @@ def only(stage: str, *, scores: bool) -> Iterator[None]:
                 stack.enter_context(installed(patch))
             yield
     finally:
-        # Whoever asks for one of them later gets the real one.
+        # Later imports get the real modules.
         for name in absent:
             del sys.modules[name]
 

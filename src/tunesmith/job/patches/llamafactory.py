@@ -1,4 +1,4 @@
-"""llamafactory: rows in batches, our trainer, exports without weights, no code of a hub."""
+"""llamafactory: rows in batches, our trainer, exports without weights, no hub code."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _VERSIONS = "llamafactory==0.9.3"
 
 
 class EachRow:
-    """A function of a row, for a batch of rows; pickled by its state, for a fingerprint."""
+    """Applies a function of one row to a batch; pickled by its state, for a fingerprint."""
 
     def __init__(self, function: Callable[[Columns], Columns]) -> None:
         self._function = function
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Return the columns of the rows that the function makes of the batch's."""
+        """Return the columns of the converted rows of a batch."""
         columns = {name: batch[name] for name in batch}
         rows = zip(*columns.values(), strict=True)
-        made = [self._function(dict(zip(columns, row, strict=True))) for row in rows]
-        return {name: [row[name] for row in made] for name in made[0]}
+        converted = [self._function(dict(zip(columns, row, strict=True))) for row in rows]
+        return {name: [row[name] for row in converted] for name in converted[0]}
 
 
 class _InBatches:
-    """A data set as `align_dataset` uses one: looked into, and mapped row by row."""
+    """A data set as used by `align_dataset`: inspected, and mapped row by row."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -45,7 +45,7 @@ def _in_batches(usual: Any) -> Any:
     from datasets import Dataset
 
     def align_dataset(dataset: Any, *arguments: Any) -> Any:
-        # A stream has a map of its own.
+        # A stream has its own map.
         return usual(_InBatches(dataset) if type(dataset) is Dataset else dataset, *arguments)
 
     return align_dataset
@@ -55,8 +55,8 @@ CONVERT_IN_BATCHES = Patch(
     target="llamafactory.data.loader:align_dataset",
     caller="llamafactory.data.loader:_load_single_dataset",
     versions=_VERSIONS,
-    why="one row after the other is asked of the datasets library, which reads and writes each "
-    "by itself: five times as long as the conversion of a thousand rows that are read together",
+    why="the datasets library reads and writes the rows one by one, which takes five times as "
+    "long as converting a thousand rows together",
     removal="align_dataset maps with batched=True",
     make=_in_batches,
 )
@@ -71,28 +71,28 @@ OUR_TRAINER = Patch(
     caller="llamafactory.train.sft.workflow:run_sft",
     versions=_VERSIONS,
     why="the fast preset computes the same steps with less waiting",
-    removal="run_sft takes a trainer's class",
+    removal="run_sft accepts a trainer class",
     make=_given,
 )
 LOAD_NO_WEIGHTS = Patch(
     target="llamafactory.train.tuner:load_model",
     caller="llamafactory.train.tuner:export_model",
     versions=_VERSIONS,
-    why="an export whose weights are written elsewhere, in blocks, needs the model's shapes only",
-    removal="never: it is how the streaming merge learns the files of an export",
+    why="an export whose weights are written separately, in blocks, needs only the model's shapes",
+    removal="never: the streaming merge gets the files of an export from it",
     make=_given,
 )
 
 
 def without_hub_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that gives LLaMA-Factory's arguments, or takes them as its last one."""
+    """Wrap a function that returns LLaMA-Factory's arguments, or takes them last."""
 
     @functools.wraps(function)
-    def wrapped(*words: Any, **named: Any) -> Any:
-        for word in (*words, *named.values()):
-            if isinstance(word, dict) and "trust_remote_code" in word:
-                word["trust_remote_code"] = False
-        result = function(*words, **named)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        for argument in (*arguments, *named.values()):
+            if isinstance(argument, dict) and "trust_remote_code" in argument:
+                argument["trust_remote_code"] = False
+        result = function(*arguments, **named)
         if isinstance(result, dict) and "trust_remote_code" in result:
             result["trust_remote_code"] = False
         return result
@@ -105,8 +105,8 @@ def _refuse(target: str, caller: str) -> Patch:
         target=target,
         caller=caller,
         versions=_VERSIONS,
-        why="the Board turns trust_remote_code on for whatever model is chosen in it",
-        removal="the Board has a way to refuse it",
+        why="the Board turns trust_remote_code on for every selected model",
+        removal="the Board can refuse it",
         make=without_hub_code,
     )
 
@@ -133,8 +133,8 @@ NO_HUB_CODE = (
 PATCHES = (CONVERT_IN_BATCHES, OUR_TRAINER, LOAD_NO_WEIGHTS, *NO_HUB_CODE)
 
 
-def _private(name: str, place: str, *readers: str) -> PrivateName:
-    return PrivateName(name, f"llamafactory.{place}", _VERSIONS, readers)
+def _private(name: str, owner: str, *readers: str) -> PrivateName:
+    return PrivateName(name, f"llamafactory.{owner}", _VERSIONS, readers)
 
 
 PRIVATE = (
@@ -166,7 +166,7 @@ PRIVATE = (
     _private("_process_request", "api.chat:create_chat_completion_response", "job.prompts.parity"),
     _private("SUPPORTED_MODELS", "webui.common:get_model_path", "job.services.board"),
     _private("DEFAULT_TEMPLATE", "webui.common:get_template", "job.services.board"),
-    # Imported by the tuner, one trainer a stage; those of other stages are empty modules.
+    # Imported by the tuner, one trainer per stage; those of other stages are empty modules.
     *(
         _private(f"run_{stage}", "train.tuner:_training_function", "job.patches.imports")
         for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto")

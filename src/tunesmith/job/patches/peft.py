@@ -1,4 +1,4 @@
-"""peft: bitsandbytes is looked for where a model uses it; names of the LoRA layer."""
+"""peft: bitsandbytes is imported only for models that use it; names of the LoRA layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VERSIONS = "peft==0.15.*"
 
 
 def bitsandbytes_is_used() -> bool:
-    """Whether some module has imported it: a model with layers of its own has."""
+    """Whether a module has imported it, as a model with its layers has."""
     return "bitsandbytes" in sys.modules
 
 
@@ -24,7 +24,7 @@ def _lazy(name: str) -> Patch:
         target=f"peft.tuners.lora.model:{name}",
         caller="peft.tuners.lora.model:LoraModel._create_new_module",
         versions=_VERSIONS,
-        why="bitsandbytes prepares torch's compiler when it is imported: 1.6 s of the 7 s from "
+        why="importing bitsandbytes prepares torch's compiler: 1.6 s of the 7 s from "
         "start to first batch, for layers that only a quantised model has",
         removal="peft imports it only for a layer that is bitsandbytes' own",
         make=_only_if_used,

@@ -1,7 +1,7 @@
-"""Rows become token ids as LLaMA-Factory makes them, with less work around each.
+"""Faster tokenizing of rows with LLaMA-Factory's own code.
 
-Its own code decides every row: what a question is, where it is cut, what is learned. What is
-done otherwise is how rows are handed over and written, and nothing of that is in the result.
+Its code still processes every row: what is the question, where it is truncated, what is trained.
+Only how rows are passed and written differs, which does not affect the result.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tunesmith.job.patches.transformers import ENCODE_STRAIGHT
 
 
 def hasten() -> None:
-    """Let the libraries make rows with less waiting; the rows are the same. Imports them.
+    """Install the patches that make tokenizing faster; the rows are the same. Imports libraries.
 
-    What is imported by now stays until the process ends: the garbage collector need not walk
-    through it for each few hundred rows, which was a tenth of the time.
+    Objects imported so far live until the process ends, so the garbage collector is told to skip
+    them; scanning them every few hundred rows took a tenth of the time.
     """
     for patch in (ENCODE_STRAIGHT, CONVERT_IN_BATCHES, REMEMBER_TYPE, INFER_TYPE_ONCE):
         install(patch)

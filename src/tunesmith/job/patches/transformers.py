@@ -1,4 +1,4 @@
-"""transformers: the order of rows and the micro-batch after a resume, short ways at a start."""
+"""transformers: row order and micro-batch after a resume, faster starts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KEEP_EPOCH_WHEN_SKIPPING = Patch(
     target="transformers.trainer:skip_first_batches",
     caller="transformers.trainer:Trainer._inner_training_loop",
     versions=_VERSIONS,
-    why="accelerate 1.7 makes a loader that counts epochs from 0 and sets the sampler back to "
-    "that: after a resume within an epoch the rest follows the first epoch's order, so that some "
-    "rows are seen twice and others not at all",
-    removal="skip_first_batches of accelerate keeps `iteration`",
+    why="accelerate 1.7 creates a loader that counts epochs from 0 and resets the sampler: after a "
+    "resume within an epoch the rest follows the first epoch's order, so some rows are trained "
+    "twice and others not at all",
+    removal="skip_first_batches of accelerate preserves `iteration`",
     make=_keep_epoch,
 )
 
@@ -48,8 +48,8 @@ KEEP_BATCH_OF_CONFIG = Patch(
     target="transformers:Trainer._inner_training_loop",
     caller="transformers.trainer:Trainer.train",
     versions=_VERSIONS,
-    why="a resume takes the checkpoint's rows a pass and the config's passes a step: after a "
-    "micro-batch was halved, the rows that did not fit come back, and a step has twice the rows",
+    why="a resume uses the checkpoint's micro-batch and the config's accumulation: after the "
+    "micro-batch was halved, the old one that did not fit returns, and a step has twice the rows",
     removal="Trainer.train no longer takes train_batch_size from the checkpoint's state",
     make=_keep_batch,
 )
@@ -58,8 +58,8 @@ KEEP_BATCH_OF_CONFIG = Patch(
 def _encode_straight(usual: Any) -> Any:
     from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 
-    # GPT2's own check that texts are no lists of words.
-    known = {
+    # GPT2's own check that texts are not lists of words.
+    expected = {
         (kind._encode_plus, kind._batch_encode_plus)
         for kind in (PreTrainedTokenizerFast, GPT2TokenizerFast)
     }
@@ -70,7 +70,7 @@ def _encode_straight(usual: Any) -> Any:
             arguments
             or options != {"add_special_tokens": False}
             or type(text) is not str
-            or (type(self)._encode_plus, type(self)._batch_encode_plus) not in known
+            or (type(self)._encode_plus, type(self)._batch_encode_plus) not in expected
             or core.truncation is not None
             or core.padding is not None
             or core.encode_special_tokens != self.split_special_tokens
@@ -85,9 +85,9 @@ ENCODE_STRAIGHT = Patch(
     target="transformers:PreTrainedTokenizerFast.encode",
     caller="llamafactory.data.template:Template._convert_elements_to_ids",
     versions=_VERSIONS,
-    why="LLaMA-Factory encodes each part of a row by itself, and transformers makes a batch of "
-    "it, with masks and offsets that are thrown away: a quarter of the time that preparing rows "
-    "takes. The ids are the same; whatever is asked otherwise goes the old way",
+    why="LLaMA-Factory encodes each part of a row separately, and transformers turns it into a "
+    "batch with masks and offsets that are discarded: a quarter of the time of preparing rows. The "
+    "ids are the same; other calls use the original code",
     removal="encode() of one text costs no more than its core's",
     make=_encode_straight,
 )
@@ -101,25 +101,25 @@ NO_SKLEARN = Patch(
     target="transformers.utils.import_utils:_sklearn_available",
     caller="transformers.utils.import_utils:is_sklearn_available",
     versions=_VERSIONS,
-    why="scikit-learn, half a second, serves assisted generation, with a second model, which no "
-    "job of ours has",
-    removal="transformers imports it only where it is used",
+    why="scikit-learn, half a second, is only used for assisted generation with a second model, "
+    "which our jobs do not use",
+    removal="transformers imports it only when it is used",
     make=_never,
 )
 NO_NLTK = Patch(
     target="transformers.utils.import_utils:_nltk_available",
     caller="transformers.utils.import_utils:is_nltk_available",
     versions=_VERSIONS,
-    why="LLaMA-Factory imports the scores of generated text wherever it trains: 0.2 s",
-    removal="LLaMA-Factory imports them only where they are asked for",
+    why="LLaMA-Factory always imports metrics of generated text for training: 0.2 s",
+    removal="LLaMA-Factory imports them only when they are needed",
     make=_never,
 )
 NO_JIEBA = Patch(
     target="transformers.utils.import_utils:_jieba_available",
     caller="transformers.utils.import_utils:is_jieba_available",
     versions=_VERSIONS,
-    why="LLaMA-Factory imports the scores of generated text wherever it trains: 0.2 s",
-    removal="LLaMA-Factory imports them only where they are asked for",
+    why="LLaMA-Factory always imports metrics of generated text for training: 0.2 s",
+    removal="LLaMA-Factory imports them only when they are needed",
     make=_never,
 )
 
@@ -134,7 +134,7 @@ NOTE_SHARDS = Patch(
     versions=_VERSIONS,
     why="an export without weights: what would be written is noted, and written elsewhere in "
     "blocks",
-    removal="never: it is how the streaming merge learns the files of an export",
+    removal="never: the streaming merge gets the files of an export from it",
     make=_note_shards,
 )
 

@@ -1,1 +1,1 @@
-"""Chat templates, as served and as trained: that they say the same."""
+"""Chat templates: whether serving uses the same prompt as training."""

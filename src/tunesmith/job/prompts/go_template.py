@@ -1,9 +1,9 @@
-"""The part of Go's text/template that chat templates in Ollama Modelfiles use, rendered here.
+"""A renderer for the part of Go's text/template used in the chat templates of Ollama Modelfiles.
 
-Ollama renders TEMPLATE with Go's text/template (pkg.go.dev/text/template), over .System,
-.Messages and, within `range .Messages`, .Role and .Content. Known: text, trim markers, fields,
+Ollama renders TEMPLATE with Go's text/template (pkg.go.dev/text/template), with .System,
+.Messages and, inside `range .Messages`, .Role and .Content. Supported: text, trim markers, fields,
 variables, strings, `if` / `else if` / `else` / `range` / `end`, and eq, ne, and, or, not.
-Anything else is refused by name: a guess would be no proof.
+Anything else is refused by name, because a guess would prove nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Piece = tuple[str, str]  # ("text", ...) or ("action", ...)
 
 
 def render(template: str, system: str, messages: Sequence[Mapping[str, str]]) -> str:
-    """Return what Ollama puts before the model: `messages` hold role and content.
+    """Return the prompt that Ollama would render; `messages` contain role and content.
 
-    As Ollama does it, a system text stands in .System and among .Messages too. Raises
-    TunesmithError for what is not known here or is no template.
+    As in Ollama, a system text is in .System and also among .Messages. Raises TunesmithError for
+    unsupported or invalid templates.
     """
     listed = [{"Role": m["role"], "Content": m["content"]} for m in messages]
     if system:
@@ -44,25 +44,25 @@ Value = Any  # a text, a list or a map: what a template prints and ranges over
 
 @dataclass(frozen=True)
 class _Dot:
-    """What `.` stands for, and the variables set so far, which blocks share."""
+    """The value of `.`, and the variables set so far, which blocks share."""
 
     fields: Mapping[str, Value]
     variables: dict[str, Value]
 
 
 def _pieces(template: str) -> Iterator[Piece]:
-    place, trim = 0, False
+    position, trim = 0, False
     for match in _PIECE.finditer(template):
-        text = template[place : match.start()]
+        text = template[position : match.start()]
         text = text.lstrip() if trim else text
         yield "text", text.rstrip() if match[1] else text
         yield "action", match[2]
-        place, trim = match.end(), bool(match[3])
-    yield "text", template[place:].lstrip() if trim else template[place:]
+        position, trim = match.end(), bool(match[3])
+    yield "text", template[position:].lstrip() if trim else template[position:]
 
 
 def _block(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool) -> int:
-    """Render from piece `at` to the else or end that closes the block; return its place."""
+    """Render from piece `at` to the else or end that closes the block; return its index."""
     while at < len(pieces):
         kind, text = pieces[at]
         word = text.split()[0] if kind == "action" and text else ""
@@ -83,7 +83,7 @@ def _block(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: b
 
 
 def _if(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool) -> int:
-    """Render an if with its branches; return the place of its end."""
+    """Render an if with its branches; return the index of its end."""
     opened, condition, done = pieces[at][1], pieces[at][1][2:], False
     while True:
         chosen = on and not done and bool(_value(condition, dot))
@@ -91,19 +91,19 @@ def _if(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool
         done = done or chosen
         if at >= len(pieces):
             raise TunesmithError(f"Modelfile TEMPLATE: {{{{ {opened} }}}} has no end")
-        words = pieces[at][1].split(None, 2)
-        if words[0] == "end":
+        parts = pieces[at][1].split(None, 2)
+        if parts[0] == "end":
             return at
-        condition = words[2] if words[1:2] == ["if"] else '"else"'
+        condition = parts[2] if parts[1:2] == ["if"] else '"else"'
 
 
 def _range(pieces: Sequence[Piece], at: int, dot: _Dot, out: list[str], *, on: bool) -> int:
-    """Render a range over a list; return the place of its end."""
+    """Render a range over a list; return the index of its end."""
     opened = pieces[at][1]
     items = _value(opened[len("range") :], dot) if on else []
     end = _block(pieces, at + 1, dot, [], on=False)
     if end >= len(pieces) or pieces[end][1] != "end":
-        raise TunesmithError(f"Modelfile TEMPLATE: {{{{ {opened} }}}}: a plain end expected")
+        raise TunesmithError(f"Modelfile TEMPLATE: {{{{ {opened} }}}}: expected a plain end")
     for item in items:
         _block(pieces, at + 1, _Dot(item, dot.variables), out, on=True)
     return end
@@ -113,23 +113,23 @@ def _value(expression: str, dot: _Dot) -> Value:
     tokens = _TOKEN.findall(expression)
     value, rest = _call(tokens, dot, expression)
     if rest:
-        raise _unknown(expression)
+        raise _unsupported(expression)
     return value
 
 
-def _call(tokens: list[str], dot: _Dot, whole: str) -> tuple[Value, list[str]]:
-    """Return the value of a function with its operands, or of one operand, and what follows."""
+def _call(tokens: list[str], dot: _Dot, expression: str) -> tuple[Value, list[str]]:
+    """Return the value of a function call, or of one operand, and the remaining tokens."""
     if not tokens:
-        raise _unknown(whole)
+        raise _unsupported(expression)
     name, rest = tokens[0], tokens[1:]
     if name not in ("eq", "ne", "and", "or", "not"):
-        return _operand(tokens, dot, whole)
+        return _operand(tokens, dot, expression)
     operands = []
     while rest and rest[0] != ")":
-        value, rest = _operand(rest, dot, whole)
+        value, rest = _operand(rest, dot, expression)
         operands.append(value)
     if not operands or (name in ("eq", "ne") and len(operands) < 2):
-        raise _unknown(whole)
+        raise _unsupported(expression)
     if name == "not":
         return not operands[0], rest
     if name in ("eq", "ne"):
@@ -140,12 +140,12 @@ def _call(tokens: list[str], dot: _Dot, whole: str) -> tuple[Value, list[str]]:
     return settled, rest
 
 
-def _operand(tokens: list[str], dot: _Dot, whole: str) -> tuple[Value, list[str]]:
+def _operand(tokens: list[str], dot: _Dot, expression: str) -> tuple[Value, list[str]]:
     word, rest = tokens[0], tokens[1:]
     if word == "(":
-        value, rest = _call(rest, dot, whole)
+        value, rest = _call(rest, dot, expression)
         if rest[:1] != [")"]:
-            raise _unknown(whole)
+            raise _unsupported(expression)
         return value, rest[1:]
     if word[0] == '"':
         return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), word[1:-1]), rest
@@ -155,8 +155,10 @@ def _operand(tokens: list[str], dot: _Dot, whole: str) -> tuple[Value, list[str]
         return dot.fields[word[1:]], rest
     if word in dot.variables:
         return dot.variables[word], rest
-    raise _unknown(whole)
+    raise _unsupported(expression)
 
 
-def _unknown(expression: str) -> TunesmithError:
-    return TunesmithError(f"Modelfile TEMPLATE: {{{{ {expression.strip()} }}}} is not known here")
+def _unsupported(expression: str) -> TunesmithError:
+    return TunesmithError(
+        f"Modelfile TEMPLATE: {{{{ {expression.strip()} }}}} is not supported here"
+    )

@@ -1,13 +1,13 @@
-"""Prompt parity: do all ways to the merged model put the trained prompt before it?
+"""Prompt parity: do all renderers of the merged model's prompt produce the training prompt?
 
-Compared as token ids: the prompt as the training encodes it, LLaMA-Factory's chat and its API
-(its own code), `inv chat`, the exported chat template (transformers' apply_chat_template, which
-vLLM uses too) and the Modelfile (rendered as Ollama does). And where answers end: the id the
-model was trained to end with must stop every one of them.
+Compared as token ids: the prompt as encoded in training, by LLaMA-Factory's chat and API (its own
+code), by `inv chat`, by the exported chat template (transformers' apply_chat_template, which vLLM
+uses too) and by the Modelfile (rendered as in Ollama). Also compared is the end of answers: the id
+that ends trained answers must stop generation everywhere.
 
-Of a conversation with a reasoning template the training of 0.9.3 encodes earlier turns otherwise
-than its own chat does (data/template.py, encode_multiturn and encode_oneturn); there the chat is
-what the exports are held against, and the difference is noted.
+With a reasoning template, 0.9.3 encodes earlier turns of a conversation differently in training
+and in chat (data/template.py, encode_multiturn and encode_oneturn); the exports are then compared
+with the chat, and the difference is noted.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tunesmith.job.prompts.records import Correction, DifferenceRecord, ParityRe
 from tunesmith.job.prompts.templates import CHAT_TEMPLATE, MODELFILE
 
 TRAINING, CHAT, API = "training", "chat", "api"
-WAYS = (CHAT, "inv_chat", API, "chat_template", "modelfile")  # each held against the training
-_ROWS = 64  # rows of the data looked at, a data set
-_SHAPES = 6  # of them compared: each shape of conversation once
-_SHOWN = 16  # ids around a difference, as text
+RENDERERS = (CHAT, "inv_chat", API, "chat_template", "modelfile")  # compared with the training
+_ROWS = 64  # rows read per data set
+_SHAPES = 6  # rows compared: each shape of conversation once
+_SHOWN = 16  # ids shown as text around a difference
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A conversation and the answer the training has for it."""
+    """A conversation and its answer in the training data."""
 
     name: str
     messages: tuple[Message, ...]
@@ -48,9 +48,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Difference:
-    """One way that does not agree, with the first place and both texts from there on."""
+    """A renderer that differs, with the first position and both texts from there on."""
 
-    way: str
+    renderer: str
     probe: str
     at: int
     expected: str
@@ -58,28 +58,32 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"{self.way} differs from {TRAINING} in {self.probe!r} at id {self.at}: "
+            f"{self.renderer} differs from {TRAINING} in {self.probe!r} at id {self.at}: "
             f"{self.found!r} instead of {self.expected!r}"
         )
 
     def record(self) -> DifferenceRecord:
-        """Return it as parity.json keeps it."""
+        """Return its record in parity.json."""
         return DifferenceRecord(
-            way=self.way, probe=self.probe, at=self.at, expected=self.expected, found=self.found
+            renderer=self.renderer,
+            probe=self.probe,
+            at=self.at,
+            expected=self.expected,
+            found=self.found,
         )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared and what differs."""
+    """The result of a comparison."""
 
     probes: int
     rows: int
     ids: int
-    prompt: str  # the first probe's prompt as the training has it
+    prompt: str  # the first probe's prompt in training
     stop: str
     differences: tuple[Difference, ...]
-    ends: tuple[str, ...]  # faults of the answers' end
+    ends: tuple[str, ...]  # faults of the end of answers
     notes: tuple[str, ...]
 
     @property
@@ -93,7 +97,7 @@ class Verdict:
     def record(
         self, corrected: Sequence[Correction] = (), before: Sequence[str] = ()
     ) -> ParityRecord:
-        """Return the verdict as parity.json keeps it, with what was corrected and why."""
+        """Return the verdict's record in parity.json, with the corrections and their reasons."""
         return {
             "probes": self.probes,
             "rows": self.rows,
@@ -117,20 +121,20 @@ class _Comparison:
 
 
 def align(config: Config, codec: Codec, folder: Path) -> ParityRecord:
-    """Compare, correct what of the export differs, compare again; return parity.json's content.
+    """Compare, correct the export, compare again; return the content of parity.json.
 
-    Corrected are the chat template, the Modelfile and the ids that end an answer. LLaMA-Factory's
-    own chat and API cannot be corrected here.
+    The chat template, the Modelfile and the ids that end an answer can be corrected, but not
+    LLaMA-Factory's own chat and API.
     """
     probes, rows, notes = probes_of(config, codec)
     if not probes:
         return _nothing(notes).record()
     before = compare(codec, folder, probes, rows, notes)
-    wrong = {difference.way for difference in before.differences}
+    wrong = {difference.renderer for difference in before.differences}
     corrected: list[Correction] = []
     if "modelfile" in wrong and templates.adds_bos(folder) and not _leads_with_bos(codec):
-        # Ollama and llama.cpp would put one before a prompt that was trained without, or that
-        # brings its own with every question.
+        # Ollama and llama.cpp would add one to a prompt that was trained without, or that already
+        # contains one with every question.
         templates.put_add_bos(folder, add=False)
         corrected.append(
             Correction(
@@ -160,20 +164,21 @@ def faults_of(record: ParityRecord) -> list[str]:
 
 
 def advice(config: Config, record: ParityRecord) -> str:
-    """Return what ends the mismatch of a parity record."""
-    ways = {item["way"] for item in record["differences"]}
-    if ways & {CHAT, API}:
-        # Only reasoning templates come here: 0.9.3 trains on thoughts, then asks without.
+    """Return how to remove the mismatch of a parity record."""
+    renderers = {item["renderer"] for item in record["differences"]}
+    if renderers & {CHAT, API}:
+        # Only with reasoning templates: 0.9.3 trains on thoughts, but its chat prompts without.
         mode = config.get("enable_thinking", True)
         return (
-            f"with enable_thinking: {json.dumps(mode)} LLaMA-Factory asks otherwise than it "
-            "trained: train with true where every answer thinks, with false where none does"
+            f"with enable_thinking: {json.dumps(mode)} LLaMA-Factory's chat uses a different "
+            "prompt than its training: train with true if every answer thinks, with false if none "
+            "does"
         )
-    return "look at RUN/parity.json"
+    return "see RUN/parity.json"
 
 
 def check(config: Config, codec: Codec, folder: Path) -> Verdict:
-    """Compare and change nothing. No probes: no prompt was trained."""
+    """Compare without changing anything. No probes: no prompt was trained."""
     probes, rows, notes = probes_of(config, codec)
     return compare(codec, folder, probes, rows, notes) if probes else _nothing(notes)
 
@@ -185,8 +190,8 @@ def _nothing(notes: Sequence[str]) -> Verdict:
 def probes_of(config: Config, codec: Codec) -> tuple[list[Probe], int, list[str]]:
     """Return the probes, how many of them are rows of the data, and notes.
 
-    The rows say what the training has seen; the fixed ones add what it may not have held:
-    a system text, a second turn, line breaks and quotes.
+    Rows show what was trained; the fixed probes add what the data may lack: a system text, a second
+    turn, line breaks and quotes.
     """
     if config.get("stage") == "pt":
         return [], 0, ["stage pt trains on plain text: there is no prompt to compare"]
@@ -196,7 +201,7 @@ def probes_of(config: Config, codec: Codec) -> tuple[list[Probe], int, list[str]
     close = codec.template.thought_words[1]
     for number, row in enumerate(raw, 1):
         if any(message["role"] not in ("user", "assistant") for message in row["_prompt"]):
-            continue  # of tools: no chat template here says those
+            continue  # with tools, which no chat template here supports
         answer = str(row["_response"][0]["content"])
         shape = (len(row["_prompt"]), bool(row["_system"]), close in answer)
         if len(rows) < _SHAPES:
@@ -209,7 +214,7 @@ def probes_of(config: Config, codec: Codec) -> tuple[list[Probe], int, list[str]
 
 
 def fixed_probes(codec: Codec, *, thinks: bool = False) -> list[Probe]:
-    """Return the probes that need no data; `thinks`: their answers think first."""
+    """Return the probes that need no data; with `thinks` their answers start with a thought."""
     opened, closed = codec.template.thought_words
     answer = f"{opened}\n.\n{closed}\n\n4." if thinks else "4."
     first = {"role": "user", "content": "What is 2 + 2?"}
@@ -223,7 +228,7 @@ def fixed_probes(codec: Codec, *, thinks: bool = False) -> list[Probe]:
 
 
 def trained_thought(codec: Codec, probes: Sequence[Probe]) -> str:
-    """Return the text the training puts at the end of a prompt: the empty thought or nothing."""
+    """Return the text that training adds at the end of a prompt: the empty thought or nothing."""
     if not templates.is_reasoning(codec.template):
         return ""
     block = codec.template.get_thought_word_ids(codec.tokenizer)
@@ -232,20 +237,20 @@ def trained_thought(codec: Codec, probes: Sequence[Probe]) -> str:
 
 
 def _leads_with_bos(codec: Codec) -> bool:
-    """Return whether the template has a BOS as its prefix: there the Modelfile can leave it out."""
+    """Return whether the template starts with a BOS, which the Modelfile can then omit."""
     return any(isinstance(s, set) and "bos_token" in s for s in codec.template.format_prefix.slots)
 
 
 def compare(
     codec: Codec, folder: Path, probes: Sequence[Probe], rows: int, notes: Sequence[str]
 ) -> Verdict:
-    """Compare all ways on all probes, and the ends of answers."""
+    """Compare all renderers for all probes, and the ends of answers."""
     from transformers import AutoTokenizer
 
     exported = AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
-    ways = _ways(codec, folder, exported)
+    renderers = _renderers(codec, folder, exported)
     comparison = _Comparison(notes=list(notes))
     for probe in probes:
         expected = reference(codec, probe)
@@ -253,19 +258,19 @@ def compare(
         if expected != prompt:
             _note(
                 comparison,
-                "LLaMA-Factory encodes earlier turns otherwise in training than in chat "
-                f"(id {_parting(prompt, expected)}); exports follow its chat",
+                "LLaMA-Factory encodes earlier turns differently in training and in chat "
+                f"(id {_first_difference(prompt, expected)}); exports follow its chat",
             )
         comparison.ids += len(expected)
-        for way in WAYS:
-            ids = ways[way](probe)
+        for renderer in RENDERERS:
+            ids = renderers[renderer](probe)
             if isinstance(ids, str):
-                comparison.differences.append(Difference(way, probe.name, 0, "ids", ids))
+                comparison.differences.append(Difference(renderer, probe.name, 0, "ids", ids))
             elif ids != expected:
-                comparison.differences.append(differing(codec, way, probe, expected, ids))
+                comparison.differences.append(differing(codec, renderer, probe, expected, ids))
     stop, ends = _ends(codec, folder, exported, probes[0])
     if not stop:
-        _note(comparison, "the training ends answers with no stop token: answers may not end")
+        _note(comparison, "no stop token ends the trained answers: answers may not end")
     prompt = codec.tokenizer.decode(trained(codec, probes[0])[0])
     return Verdict(
         len(probes),
@@ -280,7 +285,7 @@ def compare(
 
 
 def trained(codec: Codec, probe: Probe) -> tuple[list[int], list[int]]:
-    """Return (prompt, answer) as ids, as SupervisedDatasetProcessor encodes a row of the data."""
+    """Return (prompt, answer) as ids, encoded like a row in SupervisedDatasetProcessor."""
     turns = [*(dict(m) for m in probe.messages), {"role": "assistant", "content": probe.answer}]
     turns = codec.template.mm_plugin.process_messages(turns, [], [], [], codec.processor)
     pairs = codec.template.encode_multiturn(codec.tokenizer, turns, probe.system, None)
@@ -290,17 +295,17 @@ def trained(codec: Codec, probe: Probe) -> tuple[list[int], list[int]]:
 
 
 def reference(codec: Codec, probe: Probe) -> list[int]:
-    """Return the ids every way must give: the trained prompt, or of a conversation with a
-    reasoning template the one of LLaMA-Factory's chat."""
+    """Return the ids that every renderer must produce: the trained prompt, or, for a conversation
+    with a reasoning template, that of LLaMA-Factory's chat."""
     if len(probe.messages) > 1 and templates.is_reasoning(codec.template):
         return codec.encode(Question(probe.messages, probe.system))
     return trained(codec, probe)[0]
 
 
-def _ways(
+def _renderers(
     codec: Codec, folder: Path, exported: Any
 ) -> dict[str, Callable[[Probe], list[int] | str]]:
-    """Return how each way encodes a probe; a text instead of ids says why it cannot."""
+    """Return each renderer's encoding of a probe; a text instead of ids is the reason it failed."""
     from llamafactory.chat.hf_engine import HuggingfaceEngine
     from llamafactory.hparams import GeneratingArguments
 
@@ -308,12 +313,12 @@ def _ways(
     generating = GeneratingArguments().to_dict()
 
     def chat(messages: list[dict[str, str]], system: str | None) -> list[int]:
-        # Of the model the function wants the device, and to know it is no vision model.
-        place: Any = SimpleNamespace(device="cpu", config=None)
-        kept, length = HuggingfaceEngine._process_args(
-            place, codec.tokenizer, codec.processor, codec.template, generating, messages, system
+        # The function only uses the model's device and checks that it is not a vision model.
+        model: Any = SimpleNamespace(device="cpu", config=None)
+        inputs, length = HuggingfaceEngine._process_args(
+            model, codec.tokenizer, codec.processor, codec.template, generating, messages, system
         )
-        return [int(token) for token in kept["inputs"][0, :length]]
+        return [int(token) for token in inputs["inputs"][0, :length]]
 
     def by_chat(probe: Probe) -> list[int] | str:
         return chat([dict(m) for m in probe.messages], probe.system)
@@ -343,7 +348,7 @@ def _ways(
     bos = [exported.bos_token_id] if templates.adds_bos(folder) else []
 
     def by_modelfile(probe: Probe) -> list[int] | str:
-        # Go's templates cannot cut a text: Ollama's clients send earlier answers without thoughts.
+        # Go templates cannot split text: Ollama's clients send earlier answers without thoughts.
         messages = [_without_thought(codec, message) for message in probe.messages]
         try:
             prompt = go_template.render(template, probe.system or default, messages)
@@ -351,9 +356,9 @@ def _ways(
             return error.line
         return bos + list(exported.encode(prompt, add_special_tokens=False))
 
-    ways: dict[str, Callable[[Probe], list[int] | str]] = {CHAT: by_chat, API: by_api}
-    ways["inv_chat"] = lambda probe: codec.encode(Question(probe.messages, probe.system))
-    return ways | {"chat_template": by_template, "modelfile": by_modelfile}
+    renderers: dict[str, Callable[[Probe], list[int] | str]] = {CHAT: by_chat, API: by_api}
+    renderers["inv_chat"] = lambda probe: codec.encode(Question(probe.messages, probe.system))
+    return renderers | {"chat_template": by_template, "modelfile": by_modelfile}
 
 
 def _without_thought(codec: Codec, message: Message) -> Message:
@@ -363,13 +368,13 @@ def _without_thought(codec: Codec, message: Message) -> Message:
 
 
 def spoken(probe: Probe) -> list[dict[str, str]]:
-    """Return a probe as a client of a server sends it."""
+    """Return a probe as a client sends it to a server."""
     system = [{"role": "system", "content": probe.system}] if probe.system else []
     return [*system, *(dict(m) for m in probe.messages)]
 
 
 def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str, tuple[str, ...]]:
-    """Return the text that ends a trained answer ("": none does), and who does not stop there."""
+    """Return the text that ends a trained answer ("" if none), and everything that ignores it."""
     stops = codec.stop_ids()
     end = next((token for token in reversed(trained(codec, probe)[1]) if token in stops), None)
     if end is None:
@@ -382,23 +387,23 @@ def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str,
         )
     named = templates.eos_ids(folder)
     shown = exported.convert_ids_to_tokens(named)
-    # A base may ship more of them than the template has: llama 3 names two.
-    known = {*stops, *templates.eos_ids(Path(str(codec.model_args.model_name_or_path)))}
+    # A base may have more of them than the template: llama 3 has two.
+    expected = {*stops, *templates.eos_ids(Path(str(codec.model_args.model_name_or_path)))}
     if end not in named:
-        faults.append(f"generation_config.json: eos_token_id {shown} does not hold {text!r}")
-    elif strange := sorted(set(named) - known):
+        faults.append(f"generation_config.json: eos_token_id {shown} does not contain {text!r}")
+    elif strange := sorted(set(named) - expected):
         faults.append(
-            f"generation_config.json: eos_token_id holds "
+            f"generation_config.json: eos_token_id contains "
             f"{exported.convert_ids_to_tokens(strange)}, which ends no trained answer"
         )
     listed = templates.read_modelfile(_read(folder / MODELFILE))[2]
     if text not in listed:
-        faults.append(f"{MODELFILE}: stop {listed} does not hold {text!r}")
+        faults.append(f"{MODELFILE}: stop {listed} does not contain {text!r}")
     return str(text), tuple(faults)
 
 
 def _correct_end(codec: Codec, folder: Path) -> Correction:
-    """Make generation_config.json end answers where the training ends them."""
+    """Let generation_config.json end answers with the token that ends them in training."""
     file = folder / "generation_config.json"
     value = read_json(file) if file.is_file() else {}
     was = json.dumps(value.get("eos_token_id"))
@@ -425,17 +430,17 @@ def _note(comparison: _Comparison, note: str) -> None:
         comparison.notes.append(note)
 
 
-def _parting(one: Sequence[int], other: Sequence[int]) -> int:
+def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
     shorter = min(len(one), len(other))
     return next((at for at in range(shorter) if one[at] != other[at]), shorter)
 
 
 def differing(
-    codec: Codec, way: str, probe: Probe, expected: Sequence[int], ids: Sequence[int]
+    codec: Codec, renderer: str, probe: Probe, expected: Sequence[int], ids: Sequence[int]
 ) -> Difference:
-    at = _parting(expected, ids)
+    at = _first_difference(expected, ids)
 
     def text(tokens: Sequence[int]) -> str:
         return str(codec.tokenizer.decode(tokens[at : at + _SHOWN]))
 
-    return Difference(way, probe.name, at, text(expected), text(ids))
+    return Difference(renderer, probe.name, at, text(expected), text(ids))

@@ -8,7 +8,7 @@ from typing import TypedDict
 class DifferenceRecord(TypedDict):
     """A Difference in parity.json."""
 
-    way: str
+    renderer: str
     probe: str
     at: int
     expected: str
@@ -16,7 +16,7 @@ class DifferenceRecord(TypedDict):
 
 
 class Correction(TypedDict):
-    """A file of the export that was replaced, with its text (or the value) before and after."""
+    """A replaced file of the export, with its text (or value) before and after."""
 
     file: str
     was: str
@@ -24,10 +24,10 @@ class Correction(TypedDict):
 
 
 class ParityRecord(TypedDict, total=False):
-    """The content of parity.json: a Verdict, and what was corrected before it was given."""
+    """The content of parity.json: a Verdict, and the corrections made before it."""
 
     passed: bool
-    accepted: bool  # exported although it did not pass
+    accepted: bool  # merged although it did not pass
     probes: int
     rows: int
     ids: int

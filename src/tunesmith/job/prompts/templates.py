@@ -1,8 +1,8 @@
-"""The chat template and the Ollama Modelfile that put the trained prompt before the model.
+"""A chat template and an Ollama Modelfile that render the training prompt.
 
-Made from LLaMA-Factory's template, the one the training used. `thought` is what the training
-put at the end of every prompt (the empty thinking block of a reasoning template, or nothing):
-no exported template of 0.9.3 has it.
+They are generated from the LLaMA-Factory template used in training. `thought` is the text that
+training adds at the end of every prompt (the empty thinking block of a reasoning template, or
+nothing); no template exported by 0.9.3 contains it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tunesmith.core.files import read_json, write_text
 
 CHAT_TEMPLATE = "chat_template.jinja"
 MODELFILE = "Modelfile"
-_CONTEXT = 4096  # LLaMA-Factory's figure; Ollama's own default may be smaller
+_CONTEXT = 4096  # LLaMA-Factory's value; Ollama's own default may be smaller
 # generation_config.json -> Modelfile
 _PARAMETERS = {
     "temperature": "temperature",
@@ -29,7 +29,7 @@ _PARAMETERS = {
 
 
 def is_reasoning(template: Any) -> bool:
-    """Return whether it is one of LLaMA-Factory's templates with a thinking mode."""
+    """Return whether a LLaMA-Factory template has a thinking mode."""
     return type(template).__name__.startswith("Reasoning")
 
 
@@ -85,13 +85,13 @@ def chat_template(codec: Any, thought: str) -> str:
 
 
 def modelfile(codec: Any, folder: Path, thought: str, source: str = ".") -> str:
-    """Return a Modelfile for the model in `folder`; `source` is what its FROM names."""
+    """Return a Modelfile for the model in `folder`; `source` is the value of FROM."""
     template, tokenizer = codec.template, codec.tokenizer
     shipped = _read(folder / "generation_config.json")
     context = int(_read(folder / "config.json").get("max_position_embeddings") or _CONTEXT)
     body = _ollama_template(codec)
     if adds_bos(folder) and tokenizer.bos_token:
-        # Ollama puts it there itself; a second one is another prompt.
+        # Ollama adds it itself; a second one would change the prompt.
         body = body.removeprefix(tokenizer.bos_token)
     lines = ["# Made by tunesmith from the template the model was trained with.", f"FROM {source}"]
     lines.append(f'TEMPLATE """{body}{thought}"""')
@@ -114,7 +114,7 @@ def _ollama_template(codec: Any) -> str:
 
     user, content = text(template.format_user, ".Content"), "{{ .Content }}"
     if _merges_system(template):
-        # The system text stands in the first question, so it is kept until there was one.
+        # The system text is part of the first question, so it is stored until then.
         once = f"{{{{ if $system }}}}{text(template.format_system, '$system')}{{{{ end }}}}"
         head = "{{ $system := .System }}"
         user = user.replace(content, once + content) + '{{ $system = "" }}'
@@ -129,16 +129,16 @@ def _ollama_template(codec: Any) -> str:
 
 
 def adds_bos(folder: Path) -> bool:
-    """Return whether Ollama and llama.cpp put a BOS before every prompt of this model.
+    """Return whether Ollama and llama.cpp add a BOS to every prompt of this model.
 
-    Ollama's import of a safetensors folder takes add_bos_token of tokenizer_config.json; a GGUF
-    of ours carries the same value.
+    Ollama's import of a safetensors folder reads add_bos_token of tokenizer_config.json; our GGUF
+    files contain the same value.
     """
     return _read(folder / "tokenizer_config.json").get("add_bos_token") is True
 
 
 def put_add_bos(folder: Path, *, add: bool) -> None:
-    """Say in tokenizer_config.json whether a BOS goes before every text."""
+    """Set in tokenizer_config.json whether a BOS is added to every text."""
     file = folder / "tokenizer_config.json"
     config = {**read_json(file), "add_bos_token": add}
     write_text(file, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
@@ -158,7 +158,7 @@ def read_modelfile(text: str) -> tuple[str, str, list[str]]:
 
 
 def put_chat_template(folder: Path, template: str) -> None:
-    """Write the chat template as transformers 4.52 keeps it: in a file of its own."""
+    """Write the chat template as in transformers 4.52: to a separate file."""
     file = folder / "tokenizer_config.json"
     config = read_json(file)
     if config.pop("chat_template", None) is not None:
@@ -177,14 +177,14 @@ def eos_ids(folder: Path) -> list[int]:
 
 
 def json_text(text: str) -> str:
-    """Return `text` in double quotes; its escapes are Jinja's and the Modelfile's too."""
+    """Return `text` in double quotes, with escapes valid in Jinja and Modelfiles."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _joined(
     slots: Any, tokenizer: Any, quote: Callable[[str], str], content: str, glue: str
 ) -> str:
-    """Return a formatter's slots as one expression, with `content` where the text goes."""
+    """Return a formatter's slots as one expression, with `content` in place of the text."""
     parts: list[str] = []
     for slot in slots:
         if isinstance(slot, Mapping):
@@ -201,9 +201,9 @@ def _joined(
 
 
 def _merges_system(template: Any) -> bool:
-    """Return whether the template puts the system text into the first question (Llama 2).
+    """Return whether the template includes the system text in the first question (Llama 2).
 
-    LLaMA-Factory's own conversion knows these.
+    LLaMA-Factory's own conversion handles these.
     """
     from llamafactory.data.template import Template
 

@@ -1,1 +1,1 @@
-"""That a merged model is the base model with the adapter, by weights and by behaviour."""
+"""Proof that a merged model is base model + adapter, by weights and by behaviour."""

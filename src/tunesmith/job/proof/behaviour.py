@@ -1,12 +1,12 @@
 """The behaviour part of the proof: merged model against base + unmerged adapter, in float32.
 
-Two comparisons of logits. `logits_unrounded` takes back the one thing a right merge may do,
-rounding each target weight once (proof_weights bounds that by half a unit in the last place):
-the merged model with float32(W) + scale * B @ A in its targets must give PEFT's logits up to
-float32 arithmetic, so it is sharp. `logits` takes the merged model as stored and shows what the
-rounding costs, as a share of what the adapter does. No fixed figure fits the second: on
-SmolLM2-135M a right bfloat16 merge moved logits by 0.007 to 0.15 on average, with the size of
-the adapter, and small changes of a weight are lost all in the same direction, so that random
+Two comparisons of logits. `logits_unrounded` undoes the only change that a correct merge may
+make, rounding each target weight once (proof/weights.py bounds it by half a unit in the last
+place): the merged model with float32(W) + scale * B @ A in its targets must give PEFT's logits up
+to float32 arithmetic, so this comparison is sharp. `logits` uses the merged model as stored and
+shows the effect of rounding, relative to the adapter's effect. No fixed limit fits the second: on
+SmolLM2-135M a correct bfloat16 merge changed logits by 0.007 to 0.15 on average, depending on the
+size of the adapter, and small changes of a weight are all lost in the same direction, so random
 rounding noise (0.05) is no measure for it either.
 """
 
@@ -28,16 +28,16 @@ from tunesmith.job.merge.weights import TensorReader, lora_pairs, row_parts
 from tunesmith.job.proof.weights import Check, not_plain
 from tunesmith.job.run.schema import RunRequest
 
-_POSITIONS = 256  # logits compared: positions in all texts together
-_TEXT = 128  # ids of one text
+_POSITIONS = 256  # compared logits: positions of all texts together
+_TEXT = 128  # token ids per text
 _QUESTIONS = 10
-NEW_TOKENS = 32  # of a greedy answer
+NEW_TOKENS = 32  # per greedy answer
 _FALLBACK = ("Hello, who are you?", "你好，你是谁？")
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two sets of logits [positions, vocabulary] are apart."""
+    """The distance between two sets of logits [positions, vocabulary], float32."""
 
     mean: float  # mean absolute difference
     max: float  # largest absolute difference
@@ -48,30 +48,30 @@ class Distance:
         return {key: float(f"{value:.6g}") for key, value in vars(self).items()}
 
 
-# float32 arithmetic: W'x and Wx + s B(Ax) add in another order. Measured on SmolLM2-135M: right
-# merge mean 1e-5, max 1.1e-4, KL 1.2e-11; smallest planted fault, one of 210 modules left
-# unmerged: mean 0.033, max 0.5, KL 1.2e-4; scale off by a tenth: 0.2, 3.3, 5e-3.
+# float32 arithmetic: W'x and Wx + s B(Ax) add in a different order. Measured on SmolLM2-135M:
+# correct merge: mean 1e-5, max 1.1e-4, KL 1.2e-11; smallest planted fault, one of 210 modules
+# not merged: mean 0.033, max 0.5, KL 1.2e-4; scale wrong by a tenth: 0.2, 3.3, 5e-3.
 UNROUNDED = Distance(mean=1e-3, max=2e-2, kl=1e-6)
-# Share of the adapter's effect that rounding may take. Beyond LOST the merged model is no nearer
-# to the tuned one than the base is; beyond NOTED people should know. An adapter that cannot be
-# recomputed has only this evidence and is held to NOTED.
+# Share of the adapter's effect that rounding may remove. Beyond LOST the merged model is no closer
+# to the tuned one than the base is; beyond NOTED the user should know. For an adapter that cannot
+# be recomputed this is the only evidence, so NOTED is its limit.
 NOTED, LOST = 0.25, 1.0
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What the comparisons of a proof were held against; proof.json keeps it."""
+    """The limits of a proof's comparisons, kept in proof.json."""
 
     compute: str  # dtype and device of the forward passes
     merged_dtype: str
     weights: str  # bound of a weight's error
     logits_unrounded: Mapping[str, float]
     logits_share_of_effect: float
-    near_tie: float  # two logits that lie no further apart are a tie
+    near_tie: float  # two logits no further apart than this are a tie
 
 
 def questions(request: RunRequest, run_dir: Path) -> list[tuple[Question, str]]:
-    """Return (question, text that may follow) from the run's prompts and held-out answers."""
+    """Return (question, possible answer) pairs from the run's prompts and held-out answers."""
     pairs = [
         (Question.of(entry.prompt, entry.system), entry.reference or "")
         for entry in request.prompts
@@ -103,7 +103,7 @@ def tokenizer_check(base: Path, merged: Path, pairs: Sequence[tuple[Question, st
         != theirs.encode(text, add_special_tokens=False)
     ]
     detail = (
-        f"{differing[0][:40]!r} gets other ids than from the base's tokenizer"
+        f"{differing[0][:40]!r} gets different ids than from the base's tokenizer"
         if differing
         else "the same ids as from the base's tokenizer"
     )
@@ -128,8 +128,8 @@ def behaviour_checks(
 ) -> tuple[list[Check], Tolerance]:
     """Compare logits and greedy answers of base + adapter and of the merged model in float32.
 
-    Returns the checks and the tolerances they were held against. One model is in memory at a
-    time. Raises JobError when memory does not suffice for float32.
+    Returns the checks and their limits. One model at a time is in memory. Raises JobError if
+    memory does not suffice for float32.
     """
     import torch
 
@@ -191,7 +191,7 @@ def _unrounded_check(sharp: Distance | None, reasons: Sequence[str], positions: 
     if sharp is None:
         return Check(name, None, f"not recomputed: {', '.join(reasons)}", {})
     limits = vars(UNROUNDED)
-    # `not <=` and not `>`: NaN must fail.
+    # `not <=` instead of `>`, so that NaN fails.
     beyond = [key for key, value in vars(sharp).items() if not value <= limits[key]]
     detail = ", ".join(
         f"{key} {value:.2g} (at most {limits[key]:.2g})" for key, value in vars(sharp).items()
@@ -200,18 +200,18 @@ def _unrounded_check(sharp: Distance | None, reasons: Sequence[str], positions: 
 
 
 def _logits_check(apart: Distance, moved: Distance, limit: float, dtype: str) -> Check:
-    """Judge what the merged dtype leaves of the adapter's effect on the logits."""
+    """Check how much of the adapter's effect on the logits remains in the merged dtype."""
     figures = {"merge": apart.record(), "adapter": moved.record()}
     if not moved.max > 0:
-        return Check("logits", False, "the adapter moves no logit: it does nothing", figures)
+        return Check("logits", False, "the adapter changes no logit: it has no effect", figures)
     share = apart.mean / moved.mean
     figures["share"] = {"mean": float(f"{share:.6g}")}
     detail = (
-        f"the adapter moves logits by {moved.mean:.3g} on average, "
+        f"the adapter changes logits by {moved.mean:.3g} on average, "
         f"rounding to {dtype} by {apart.mean:.3g} ({share:.1%})"
     )
     if not share <= NOTED:
-        detail += ": much of the adapter is lost; infer_dtype: float32 keeps it"
+        detail += ": much of the adapter is lost; infer_dtype: float32 preserves it"
     return Check("logits", share <= limit, detail, figures)
 
 
@@ -220,20 +220,20 @@ def _answers_check(gaps: Sequence[float], prompts: int, near: float) -> Check:
     same = prompts - len(gaps)
     detail = f"{same} of {prompts} greedy answers equal"
     if gaps:
-        detail += f", the others part where two tokens are within {max(gaps):.3g}"
+        detail += f", the others differ after two tokens within {max(gaps):.3g}"
     figures = {"answers": prompts, "equal": same, "gaps": [float(f"{gap:.6g}") for gap in gaps]}
     return Check("answers", not beyond, detail, figures)
 
 
 def _sequences(codec: Codec, pairs: Sequence[tuple[Question, str]]) -> list[list[int]]:
-    """Return prompt ids with their references' ids, cut to the budget of positions."""
+    """Return the ids of prompts with their references, truncated to the budget of positions."""
     sequences: list[list[int]] = []
-    left = _POSITIONS
+    remaining = _POSITIONS
     for question, after in pairs:
         ids = codec.encode(question)
         ids += codec.tokenizer.encode(after, add_special_tokens=False) if after else []
-        ids = ids[: min(_TEXT, left)]
-        left -= len(ids)
+        ids = ids[: min(_TEXT, remaining)]
+        remaining -= len(ids)
         if ids:
             sequences.append(ids)
     return sequences
@@ -255,7 +255,7 @@ def plain_model(folder: Path, device: str, remote: bool) -> Any:
 
 
 def _with_adapters(model: Any, adapters: Sequence[str]) -> Any:
-    """Return the model with the last adapter unmerged on top; earlier ones are merged below it."""
+    """Return the model with the last adapter unmerged and earlier ones merged below it."""
     from peft import PeftModel
 
     for folder in adapters[:-1]:
@@ -264,7 +264,7 @@ def _with_adapters(model: Any, adapters: Sequence[str]) -> Any:
 
 
 def logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
-    """Return the logits of each sequence, [ids, vocabulary], float32 on the CPU."""
+    """Return the logits of each id sequence: [ids, vocabulary], float32, on the CPU."""
     import torch
 
     results = []
@@ -276,7 +276,10 @@ def logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[Any]:
 
 
 def distance(left: Sequence[Any], right: Sequence[Any]) -> Distance:
-    """Return how far two lists of logits are apart; KL is of `right` from `left`."""
+    """Return the distance between two lists of logits; KL is of `right` from `left`.
+
+    Both contain [ids, vocabulary] tensors in float32, of the same shapes.
+    """
     import torch
 
     total, count, divergence, positions = 0.0, 0, 0.0, 0
@@ -294,22 +297,23 @@ def distance(left: Sequence[Any], right: Sequence[Any]) -> Distance:
 
 
 def _gap(model: Any, prompt: Sequence[int], one: Sequence[int], other: Sequence[int]) -> float:
-    """Return how much the merged model prefers its own token where the two answers part."""
-    place = next(
+    """Return by how much the merged model prefers its own token where two answers differ."""
+    position = next(
         (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
         min(len(one), len(other)),
     )
-    if place >= min(len(one), len(other)):
-        return math.inf  # one stops where the other goes on with the same ids: no tie
-    at_end = logits(model, [[*prompt, *other[:place]]])[0][-1]
-    return float(at_end[other[place]] - at_end[one[place]])
+    if position >= min(len(one), len(other)):
+        return math.inf  # one stops where the other continues with the same ids: no tie
+    at_end = logits(model, [[*prompt, *other[:position]]])[0][-1]
+    return float(at_end[other[position]] - at_end[one[position]])
 
 
 def undo_rounding(model: Any, base: Path, facts: AdapterFacts, dtype: str) -> None:
     """Put float32(W) + scale * B @ A into the target weights of a float32 model, in place.
 
-    Of a base that is not of the merged dtype the other weights were rounded too: they become the
-    base's again (that they are its, cast, is the weights' part of the proof).
+    If the base has another dtype than the merged model, its other weights were rounded too; they
+    are replaced by the base's (proof/weights.py checks that they are the base's, cast). `dtype` is
+    safetensors' name of the merged dtype.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""Proof that RUN/merged is base model + adapter, from the files alone, in a fresh process.
+"""Proof that RUN/merged is base model + adapter, from the files alone, in a new process.
 
-Weights (proof_weights): tensor by tensor, recomputed. Behaviour (proof_behaviour): plain
-transformers with the merged model against PEFT with base and unmerged adapter. Prompts
-(parity): every way to the model, as it lies there, asks it as it was trained. A model that fails
-loses its name.
+Weights (proof/weights.py): recomputed tensor by tensor. Behaviour (proof/behaviour.py): the merged
+model in plain transformers compared with base and unmerged adapter in PEFT. Prompts
+(prompts/parity.py): every path to the model produces the training prompt. A model that fails is
+renamed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from tunesmith.job.run.schema import RunRequest
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[str, Any]:
     """Prove RUN/merged and write RUN/proof.json.
 
-    Raises TunesmithError naming the first failed check; the merged model is then renamed to
-    RUN/merged.refused. Raises UsageError when there is nothing to prove.
+    Raises TunesmithError with the first failed check; the merged model is then renamed to
+    RUN/merged.refused. Raises UsageError if there is nothing to prove.
     """
     started = time.monotonic()
     config = run_config.read_config(run_dir)
@@ -62,15 +62,15 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[s
         emit("progress", phase="proof", done=done, total=3, unit="steps")
 
     step(0)
-    whole, files = file_check(merged)
-    checks = [whole]
+    complete, files = file_check(merged)
+    checks = [complete]
     tolerance: Tolerance | None = None
-    # Where a file is not that of the merge, the others still say what was done to it.
+    # If a file was changed after the merge, the other checks still show how.
     comparable = not verify(merged)
     if comparable:
         checks += weight_checks(base, merged, facts, dtype, len(adapters))
     step(1)
-    # A model of other tensors cannot be loaded for comparison.
+    # A model with different tensors cannot be loaded for comparison.
     if comparable and all(check.passed for check in checks if check.name == "structure"):
         probes = questions(request, run_dir)
         codec = engine.codec(engine.arguments(config))
@@ -101,8 +101,8 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[s
         write_json(run_dir / "proof.json", proof)
     if failed:
         raise TunesmithError(
-            f"merged model refused: {failed[0].name}: {failed[0].detail}; it lies in "
-            f"{run_dir / REFUSED}: `inv merge --run {run_dir.name}` makes it anew",
+            f"merged model refused: {failed[0].name}: {failed[0].detail}; it is now in "
+            f"{run_dir / REFUSED}: `inv merge --run {run_dir.name}` merges again",
             [f"{check.name}: {check.detail}" for check in failed[1:]],
         )
     skipped = [check.name for check in checks if check.passed is None]
@@ -110,11 +110,11 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> dict[s
 
 
 def _note(run_dir: Path, merged: Path, checks: list[Check], files: manifest.Files) -> None:
-    """Write into the manifest which checks were passed, and seal the model as it was proven."""
+    """Write the passed checks to the manifest, and seal the model as proven."""
     seals.forget(run_dir, (MERGED,))
     manifest.note(merged, "proof", {check.name: check.passed for check in checks})
-    known = {f"{MERGED}/{name}": asdict(record) for name, record in files.items()}
-    seals.seal(run_dir, "proof", (MERGED,), known)
+    hashes = {f"{MERGED}/{name}": asdict(record) for name, record in files.items()}
+    seals.seal(run_dir, "proof", (MERGED,), hashes)
 
 
 def _refuse(merged: Path) -> None:
@@ -125,14 +125,14 @@ def _refuse(merged: Path) -> None:
 
 
 def parity_check(run_dir: Path, config: Config, codec: Codec, merged: Path) -> Check:
-    """Check that every way to the merged model still puts the trained prompt before it.
+    """Check that every path to the merged model still produces the training prompt.
 
-    What the user accepted at the merge (parity.json) is not failed here, nor called passed.
+    A difference the user accepted at the merge (parity.json) neither fails nor passes here.
     """
     verdict = parity.check(config, codec, merged)
     figures = {"probes": verdict.probes, "rows": verdict.rows, "ids": verdict.ids}
-    known = run_dir / "parity.json"
-    record: ParityRecord = read_json(known) if known.is_file() else {}
+    file = run_dir / "parity.json"
+    record: ParityRecord = read_json(file) if file.is_file() else {}
     faults = verdict.faults()
     if not verdict.probes:
         return Check("parity", None, verdict.notes[0], figures)

@@ -34,15 +34,15 @@ class CheckRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Check:
-    """One statement about the merged model. `passed` is None when it could not be asked."""
+    """One check of the merged model. `passed` is None if it could not be performed."""
 
     name: str
     passed: bool | None
     detail: str
-    figures: Mapping[str, object]  # what was measured, by name; JSON
+    figures: Mapping[str, object]  # measured values by name; JSON
 
     def record(self) -> CheckRecord:
-        """Return the check as proof.json keeps it."""
+        """Return the check's record in proof.json."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -53,14 +53,14 @@ class Check:
 
 
 def file_check(merged: Path) -> tuple[Check, manifest.Files]:
-    """Check that all files are there, whole, and those of the merge (MANIFEST.json).
+    """Check that all files exist, are complete, and are those of the merge (MANIFEST.json).
 
-    Returns their sizes and sha256 too.
+    Also returns their sizes and sha256.
     """
     files = manifest.listing(merged)
     figures = {"files": len(files), "bytes": sum(file.size for file in files.values())}
     problems = [*map(str, verify(merged)), *manifest.faults(merged, files)]
-    detail = problems[0] if problems else f"{len(files)} files, each with its sha256 of the merge"
+    detail = problems[0] if problems else f"{len(files)} files, each with the sha256 of the merge"
     return Check("files", not problems, detail, figures), files
 
 
@@ -69,7 +69,7 @@ def weight_checks(
 ) -> list[Check]:
     """Compare the merged tensors with the base's and with W + scale * B @ A, one at a time.
 
-    `adapters` merged in turn, each with a rounding of its own, are not recomputed.
+    Several `adapters`, merged in turn with a rounding each, are not recomputed.
     """
     old, new = tensor_shapes(base), tensor_shapes(merged)
     structure = _structure(base, old, new, dtype)
@@ -96,15 +96,15 @@ def weight_checks(
 
 
 def not_plain(facts: AdapterFacts, adapters: int) -> list[str]:
-    """Return why the merged weights are not simply cast(W + scale * B @ A); empty when they are."""
+    """Return why the merged weights are not just cast(W + scale * B @ A); empty if they are."""
     return [*facts.beyond_plain, *(["several adapters"] if adapters > 1 else [])]
 
 
 def _structure(base: Path, old: Shapes, new: Shapes, dtype: str) -> Check:
-    """Check names, shapes and dtypes; drops tensors from `old` and `new` that need no partner."""
+    """Check names, shapes and dtypes; remove tensors without a partner from `old` and `new`."""
     tied = read_json(base / "config.json").get("tie_word_embeddings")
     if tied and ("lm_head.weight" in old) != ("lm_head.weight" in new):
-        # A tied head is the embedding; transformers writes it out or leaves it out.
+        # A tied head is the embedding; transformers may or may not write it.
         old.pop("lm_head.weight", None)
         new.pop("lm_head.weight", None)
     for name in [name for name in old if name.endswith("rotary_emb.inv_freq")]:
@@ -130,14 +130,14 @@ def _structure(base: Path, old: Shapes, new: Shapes, dtype: str) -> Check:
 
 
 def _stray(before: TensorReader, after: TensorReader, names: list[str]) -> list[str]:
-    """Return those of `names` that are not the base's tensor, cast."""
+    """Return the `names` whose tensor is not the base's, cast to the merged dtype."""
     import torch
 
     stray = []
     for name in names:
         new = after.get(name)
         old = before.get(name).to(new.dtype)
-        # Bytes, not values: equal for NaN, different for the two zeros.
+        # Compare bytes, not values: NaN equals itself, the two zeros differ.
         if not torch.equal(new.flatten().view(torch.uint8), old.flatten().view(torch.uint8)):
             stray.append(name)
     return stray
@@ -146,14 +146,14 @@ def _stray(before: TensorReader, after: TensorReader, names: list[str]) -> list[
 def _unrecomputed(
     before: TensorReader, after: TensorReader, facts: AdapterFacts, reasons: list[str]
 ) -> list[Check]:
-    """For adapters beyond W + scale * B @ A: targets must have changed, no values."""
+    """For adapters beyond W + scale * B @ A: check only that the targets changed."""
     targets = sorted({*facts.targets.values(), *facts.saved_whole})
     changed = [
         name
         for name in targets
         if bool(((new := after.get(name)) != before.get(name).to(new.dtype)).any())
     ]
-    why = f"not recomputed: {', '.join(reasons)}; the logits speak for it"
+    why = f"not recomputed: {', '.join(reasons)}; see the logits"
     return [
         Check("recomputed", None, why, {"targets": len(targets)}),
         Check(
@@ -170,12 +170,11 @@ def _recompute(
 ) -> list[Check]:
     """Recompute each target as cast(W + scale * B @ A) in float32.
 
-    W is the base's in the merged dtype: a base of another dtype is cast as it is loaded, by
-    LLaMA-Factory (model/loader.py) as by us.
-    An element may differ from that only where two float32 sums of rank + 3 terms can round to
-    different sides: |merged - exact| is at most half a unit in the last place of the merged
-    dtype and (rank + 3) 2^-22 (|W| + scale |B||A|) (Higham, Accuracy and Stability of
-    Numerical Algorithms, 3.1, for both sums). Nothing more is tolerated, in no element.
+    W [out, in] is the base's tensor in the merged dtype: LLaMA-Factory (model/loader.py) and we
+    cast a base of another dtype while loading it. An element may differ only where two float32
+    sums of rank + 3 terms can round to different sides: |merged - exact| is at most half a unit in
+    the last place of the merged dtype plus (rank + 3) 2^-22 (|W| + scale |B||A|) (Higham, Accuracy
+    and Stability of Numerical Algorithms, 3.1, for both sums). No element may exceed that.
     """
     import torch
 
@@ -189,7 +188,7 @@ def _recompute(
             got = after.rows(name, part)
             stored = before.rows(name, part).to(got.dtype)
             exact = torch.addmm(stored.float(), b[part], a, alpha=facts.scale)
-            # NaN differs from everything, so it is looked at too.
+            # NaN differs from everything, so it is included.
             row, column = (got != exact.to(got.dtype)).nonzero(as_tuple=True)
             if len(row):
                 off = (got[row, column].float() - exact[row, column]).abs()
@@ -238,14 +237,17 @@ def _recompute(
             moved > 0,
             f"{moved} of {elements} target elements differ from the base"
             if moved
-            else "the merged model equals the base: the adapter does nothing",
+            else "the merged model equals the base: the adapter has no effect",
             effect,
         ),
     ]
 
 
 def ulp(values: Any, dtype: str) -> Any:
-    """Return the distance between neighbours of `dtype` (safetensors name) at float32 `values`."""
+    """Return the distance between neighbours of `dtype` (safetensors' name) at `values`.
+
+    `values` is float32 of any shape; so is the result, of the same shape.
+    """
     import torch
 
     bits, smallest = _SIGNIFICAND[dtype]

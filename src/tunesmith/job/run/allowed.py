@@ -13,11 +13,11 @@ from tunesmith.core.bounded import MOST_OF_YAML
 from tunesmith.job.run.folder import MERGED
 
 RECORD = "record"
-# The folders of a pull, and the part each belongs to. `around` is what a merge elsewhere needs
-# besides the adapter.
+# The folders of a pull, and the part each belongs to. `bundle` is what a merge on another machine
+# needs besides the adapter.
 FOLDERS = {
     "output": "adapter",
-    "around": "adapter",
+    "bundle": "adapter",
     "merged": MERGED,
     "predict": "predict",
     "export": "export",
@@ -51,7 +51,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*")
 # Of weights, tokenizers and results.
 _SUFFIXES = {
     "output": (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".tiktoken", ".md"),
-    "around": (".json", ".jsonl", ".jinja", ".txt", ".model", ".tiktoken"),
+    "bundle": (".json", ".jsonl", ".jinja", ".txt", ".model", ".tiktoken"),
     "merged": (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken"),
     "predict": (".json", ".jsonl", ".txt", ".csv"),
     "export": (".gguf", ".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"),

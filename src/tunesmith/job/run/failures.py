@@ -70,7 +70,7 @@ CLASSES = {
         FailureClass(
             "changed",
             False,
-            "as it was, `inv resume --run RUN` continues",
+            "restore what is named above, then `inv resume --run RUN`",
         ),
         FailureClass("data", False, "fix the data set: `inv data.check` names the rows"),
         FailureClass("config", False, "fix the config; the key is named above"),

@@ -31,7 +31,7 @@ _TRAINING = ("before", "train", "after")
 # seals of their own. A proof compares the merged files with the sealed MANIFEST.json itself.
 READS = {
     "after": ("output", "evaluation.json"),
-    "merge": ("output", "around"),
+    "merge": ("output", "bundle"),
     "proof": ("output", "parity.json", "before.jsonl"),
     ADAPTER: ("output",),
     MERGED: ("merged",),

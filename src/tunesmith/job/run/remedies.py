@@ -27,7 +27,7 @@ def again(run_dir: Path, name: str) -> str:
     made_by = part(name)
     if made_by in ("merged", "parity.json", "proof.json"):
         return f"`inv merge --run {run}` makes it anew"
-    if made_by == "around":
+    if made_by == "bundle":
         return f"`rm -r {quote(str(run_dir / made_by))}`, then `inv merge --run {run}` does without"
     if made_by == "export":
         chosen = Path(name).stem.removeprefix(f"{run}-") if name.endswith(".gguf") else ""

@@ -89,9 +89,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a way to the model puts another prompt before it than the training did."""
+    """A renderer whose prompt differs from the training prompt."""
 
-    way: str
+    renderer: str
     probe: str
     found: Any
     expected: Any

@@ -35,7 +35,7 @@ from tunesmith.job.run.replies import ListedFile
 from tunesmith.job.run.schema import FileRecord
 
 # Results that are folders, and those that are files. An entry of `seal` and `check` is one of them.
-FOLDERS = ("output", "around", "merged", "predict", "export")
+FOLDERS = ("output", "bundle", "merged", "predict", "export")
 ANSWERS = ("before.jsonl", "after.jsonl", "evaluation.json")
 FILES = (*ANSWERS, "parity.json", "proof.json", "export.json")
 # The environment that a training began in; of no use elsewhere, so a pull leaves it.

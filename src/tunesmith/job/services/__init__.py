@@ -1,1 +1,1 @@
-"""The web services of a target, on its loopback."""
+"""A target's web services, on its loopback."""

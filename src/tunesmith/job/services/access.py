@@ -1,13 +1,13 @@
-"""Who may speak to a web service: exact Host and Origin, and a secret.
+"""Access control of web services: exact Host and Origin, and a secret.
 
-Listening on loopback keeps out neither a web page (a name of its own that resolves to 127.0.0.1,
-DNS rebinding, or a request across origins) nor the other users of the same machine. So every
-request needs a Host of the allow-list, the Origin of that same Host, and the service's key or
-the cookie that a token of the printed address was exchanged for. A token works once; what is
-kept of it is its digest, as the name of an empty file.
+Listening on loopback keeps out neither a web page (through a name that resolves to 127.0.0.1, DNS
+rebinding, or a cross-origin request) nor other users of the same machine. So every request needs a
+Host from the allow-list, the Origin of that same Host, and either the service's key or the cookie
+given in exchange for the token of a printed address. A token works once; only its digest is
+stored, as the name of an empty file.
 
-One decision for all services (`Gate.answer`), put before ASGI (LLaMA Board, the API) or WSGI
-(TensorBoard) applications. Standard library only, Python 3.10.
+All services use the same decision (`Gate.answer`), placed before ASGI (LLaMA Board, the API) or
+WSGI (TensorBoard) applications. Standard library only, Python 3.10.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ from urllib.parse import parse_qs
 
 from tunesmith.core.errors import UsageError
 
-# Variable with further names of a container's service, which may be published under any.
+# Variable with further names of a container's service, which can be published under any name.
 ALLOWED = "TUNESMITH_ALLOWED_HOSTS"
-# The local end of a tunnel has a port of its own, so loopback is allowed with any: to come
-# here under these names a browser must have been told this machine, and rebinding needs
-# another name.
+# The local end of a tunnel has its own port, so loopback is allowed with any port: a browser that
+# uses these names addresses this machine, and rebinding needs another name.
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _WILDCARDS = ("", "0.0.0.0", "::", "[::]")  # noqa: S104 - recognised, not bound
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9._-]*[a-z0-9])?)(:[0-9]{1,5})?")
 _ORIGIN = re.compile(r"(https?)://(.+)")
 _USUAL_PORTS = {"http": ":80", "https": ":443"}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43,128}")
-# Addresses that were printed and not used yet; the oldest give way.
+# The most printed, unused addresses; the oldest are dropped.
 _TOKENS_KEPT = 16
-# What browsers say of the user's own doing, and of a page of ours.
+# Sec-Fetch-Site values of the user's own actions and of our own pages.
 _OWN_SITES = ("none", "same-origin")
-# Gradio would build the addresses of its page from these, whoever sent them.
+# Gradio would build its page's addresses from these headers, whoever sent them.
 _FORWARDED = frozenset(
     {"forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-original-host"}
 )
@@ -56,7 +55,7 @@ Wsgi = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class Request:
-    """What is looked at. Names of headers are in lower case; one may be there several times."""
+    """The checked parts of a request. Header names are lower case and may occur several times."""
 
     method: str
     path: str
@@ -70,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered in the service's place."""
+    """An answer given instead of the service's."""
 
     status: int
     body: bytes
@@ -86,57 +85,56 @@ def names_of(listen: str, extra: Iterable[str] = ()) -> frozenset[str]:
 def parse_names(text: str) -> tuple[str, ...]:
     """Return the names of a comma-separated list, each NAME (any port) or NAME:PORT.
 
-    Raises UsageError for what is neither.
+    Raises UsageError for anything else.
     """
     names = [word.strip().lower() for word in text.split(",") if word.strip()]
     for word in names:
         if not _AUTHORITY.fullmatch(word):
             raise UsageError(
-                f"{word!r} is no name of a host: NAME or NAME:PORT, comma between them, is "
-                "expected (no pattern, no scheme)"
+                f"{word!r} is not a host name: expected NAME or NAME:PORT, separated by commas "
+                "(no pattern, no scheme)"
             )
     return tuple(names)
 
 
 def refusal(request: Request, names: Collection[str], remedy: str = "") -> Answer | None:
-    """Return the answer to a request that a foreign page may have caused; None: it did not.
+    """Return the answer to a request that a foreign page may have caused, None for other requests.
 
-    Pure: only the request is looked at. `remedy` says how another name is let in. Refused are
-    other Hosts (421), other Origins, `null` among them, and what the browser itself calls the
-    doing of another site (403). Left through is a navigation of the whole tab with a token,
-    which opens only with the right one.
+    Pure: it uses only the request. `remedy` says how to allow another name. Refused are other Hosts
+    (421), other Origins, including `null`, and requests that the browser marks as cross-site (403).
+    A navigation of the whole tab with a token passes, because it needs the right token.
     """
     hosts, origins = request.values("host"), request.values("origin")
     if not request.path.startswith("/"):
-        return _plain(400, "a path is expected, not the address of a host")
+        return _plain(400, "expected a path, not the address of a host")
     if len(hosts) != 1 or not _is_listed(hosts[0], names):
         listed = ", ".join(sorted(names))
         line = f"Host {_shown(hosts)} is not served here; served are: {listed}{remedy}"
         return _plain(421, line)
     if origins and (len(origins) > 1 or not _is_same(origins[0], hosts[0])):
-        return _plain(403, f"Origin {_shown(origins)} is another than Host {_shown(hosts)}")
+        return _plain(403, f"Origin {_shown(origins)} differs from Host {_shown(hosts)}")
     foreign = [site for site in request.values("sec-fetch-site") if site not in _OWN_SITES]
     if foreign and not (_navigates(request) and _token(request)):
-        return _plain(403, "asked for by a page of another site; enter the address by hand")
+        return _plain(403, "requested by a page of another site; type the address yourself")
     return None
 
 
 def _is_listed(host: str, names: Collection[str]) -> bool:
-    found = _AUTHORITY.fullmatch(host.lower())
-    return found is not None and (found[1] in names or host.lower() in names)
+    match = _AUTHORITY.fullmatch(host.lower())
+    return match is not None and (match[1] in names or host.lower() in names)
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """Whether a page of `origin` has the address `host`, a port left out being the usual one."""
-    found = _ORIGIN.fullmatch(origin.lower())
-    if found is None or not _AUTHORITY.fullmatch(found[2]):
+    """Whether a page of `origin` has the address `host`; a missing port is the default one."""
+    match = _ORIGIN.fullmatch(origin.lower())
+    if match is None or not _AUTHORITY.fullmatch(match[2]):
         return False
-    usual = _USUAL_PORTS[found[1]]
-    return found[2].removesuffix(usual) == host.lower().removesuffix(usual)
+    usual = _USUAL_PORTS[match[1]]
+    return match[2].removesuffix(usual) == host.lower().removesuffix(usual)
 
 
 def _navigates(request: Request) -> bool:
-    """Whether the whole tab goes there, and not a frame or a script."""
+    """Whether the request is a navigation of the whole tab, not of a frame or a script."""
     mode, aim = request.values("sec-fetch-mode"), request.values("sec-fetch-dest")
     return (request.method, mode, aim) == ("GET", ["navigate"], ["document"])
 
@@ -159,16 +157,16 @@ def _plain(status: int, line: str, *more: tuple[str, str]) -> Answer:
 
 
 def admit(folder: Path, token: str) -> None:
-    """Let a token be exchanged once, whenever; only its digest is kept, for the owner alone.
+    """Allow a token to be exchanged once, at any time; only its digest is stored, privately.
 
-    Raises UsageError when it is not one of ours (43 letters and more, of URLs).
+    Raises UsageError if it is not one of ours (43 or more URL-safe characters).
     """
     if not _TOKEN.fullmatch(token):
-        raise UsageError(f"a token of {len(token)} letters; 43 and more, of URLs, are expected")
+        raise UsageError(f"a token of {len(token)} characters; expected 43 or more, URL-safe")
     folder.mkdir(mode=0o700, exist_ok=True)
     waiting = []
     for file in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # spent meanwhile
+        with contextlib.suppress(FileNotFoundError):  # used meanwhile
             waiting.append((file.stat().st_mtime_ns, file))
     for _, file in sorted(waiting)[: max(0, len(waiting) + 1 - _TOKENS_KEPT)]:
         file.unlink(missing_ok=True)
@@ -176,7 +174,7 @@ def admit(folder: Path, token: str) -> None:
 
 
 def spend(folder: Path, token: str) -> bool:
-    """Return whether a token was admitted; it is not any more. Of two at once one gets True."""
+    """Use up a token; return whether it was valid. Of two simultaneous calls one gets True."""
     try:
         (folder / _digest(token)).unlink()
     except FileNotFoundError:
@@ -190,11 +188,11 @@ def _digest(token: str) -> str:
 
 @dataclass(frozen=True)
 class Gate:
-    """What stands before a service.
+    """The access check before a service.
 
-    `key` opens as `Authorization: Bearer KEY`. `tokens` is the folder of tokens that browsers
-    exchange for a cookie, None where only the key opens. `hint` says how to get in, `remedy`
-    how another name of the service is let in, where it may be.
+    `key` grants access as `Authorization: Bearer KEY`. `tokens` is the folder of tokens that
+    browsers exchange for a cookie, None if only the key is accepted. `hint` says how to get
+    access, `remedy` how to allow another name of the service, if that is possible.
     """
 
     names: frozenset[str]
@@ -205,50 +203,50 @@ class Gate:
 
     @property
     def cookie(self) -> tuple[str, str]:
-        """Name and value. Browsers keep cookies by host without its port, so other services
-        of loopback must not share the name; the value does not tell the key."""
+        """Name and value. Browsers store cookies per host, ignoring the port, so other services
+        on loopback must not share the name; the value does not reveal the key."""
         name = hashlib.sha256(self.key.encode()).hexdigest()[:12]
         value = hmac.new(self.key.encode(), b"cookie", hashlib.sha256).hexdigest()
         return f"tunesmith-{name}", value
 
     def answer(self, request: Request) -> Answer | None:
-        """Return what to answer; None: it is the service that answers."""
+        """Return the answer of the gate, None if the service may answer."""
         refused = refusal(request, self.names, self.remedy)
         if refused is not None:
             return refused
         token = _token(request) if self.tokens else None
         if self.tokens and token and spend(self.tokens, token):
             return self._welcome()
-        if self._is_known(request):
-            # The address of a token that was used, from a history: away with it.
+        if self._is_authorized(request):
+            # A used token from the browser's history: remove it from the address.
             return self._welcome() if token else None
         if self.tokens is None:
             scheme = ("www-authenticate", "Bearer")
-            return _plain(401, f"`Authorization: Bearer KEY` is needed; {self.hint}", scheme)
+            return _plain(401, f"`Authorization: Bearer KEY` is required; {self.hint}", scheme)
         what = "this address was used already" if token else "no cookie of this service"
         return _plain(403, f"{what}; {self.hint}")
 
-    def _is_known(self, request: Request) -> bool:
+    def _is_authorized(self, request: Request) -> bool:
         name, value = self.cookie
-        good, known = value.encode(), False
+        good, authorized = value.encode(), False
         for header in request.values("cookie"):
             for part in header.split(";"):
                 key, _, given = part.strip().partition("=")
                 same = hmac.compare_digest(given.encode("utf-8", "replace"), good)
-                known |= same and key == name and self.tokens is not None
+                authorized |= same and key == name and self.tokens is not None
         for header in request.values("authorization"):
             scheme, _, given = header.strip().partition(" ")
             same = hmac.compare_digest(
                 given.strip().encode("utf-8", "replace"), self.key.encode("utf-8", "replace")
             )
-            known |= same and scheme.lower() == "bearer"
-        return known
+            authorized |= same and scheme.lower() == "bearer"
+        return authorized
 
     def _welcome(self) -> Answer:
-        """Give the cookie, and go on without the token in the address.
+        """Set the cookie, and continue without the token in the address.
 
-        By the page, not by a redirect: a strict cookie is not sent along on the redirect of a
-        navigation that began elsewhere (a link in a web terminal, the file that opens the
+        With a page instead of a redirect: a strict cookie is not sent on the redirect of a
+        navigation that started elsewhere (a link in a web terminal, the file that opens the
         browser).
         """
         name, value = self.cookie
@@ -268,7 +266,7 @@ class Gate:
 
 
 def _headers(answer: Answer) -> list[tuple[str, str]]:
-    """Return the headers of an answer of ours, which is for this request only."""
+    """Return the headers of our own answer, which must not be cached."""
     return [
         *answer.headers,
         ("content-length", str(len(answer.body))),
@@ -278,7 +276,7 @@ def _headers(answer: Answer) -> list[tuple[str, str]]:
 
 
 def holders(port: int) -> set[int]:
-    """Return the user ids of who listens on a port of this machine, by /proc/net/tcp."""
+    """Return the user ids that listen on a port of this machine, from /proc/net/tcp."""
     users = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         for line in table.read_text().splitlines()[1:] if table.exists() else ():
@@ -292,7 +290,7 @@ def before_asgi(app: Asgi, gate: Gate) -> Asgi:
     """Return the application behind a gate, for HTTP and web sockets alike."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):  # its start and its end
+        if scope["type"] not in ("http", "websocket"):  # startup and shutdown
             await app(scope, receive, send)
             return
         pairs = [(key.lower(), value) for key, value in scope["headers"]]
@@ -305,9 +303,9 @@ def before_asgi(app: Asgi, gate: Gate) -> Asgi:
             await app({**scope, "headers": own}, receive, send)
         elif scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 1008})  # the server makes it a 403
+            await send({"type": "websocket.close", "code": 1008})  # the server sends a 403
         else:
-            # A body that nobody asked for may be on its way.
+            # An unread request body may still arrive.
             closing = [*_headers(answer), ("connection", "close")]
             sent = [(key.encode(), value.encode()) for key, value in closing]
             await send({"type": "http.response.start", "status": answer.status, "headers": sent})

@@ -1,8 +1,8 @@
 """LLaMA-Factory's OpenAI-compatible API of a run: `python -m tunesmith.job.services.api RECORD`.
 
-On loopback only (in a container where it is told to be), never without a key, and to no page of
-another origin: LLaMA-Factory 0.9.3 itself would listen on all addresses and let everyone in
-(api/app.py). The model is prompted as `inv chat` does it.
+Only on loopback (in a container on the given address), never without a key, and not for pages of
+another origin: LLaMA-Factory 0.9.3 itself would listen on all addresses and accept everyone
+(api/app.py). The model is prompted as in `inv chat`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tunesmith.job.services.records import ServiceRecord
 def arguments(run: Path, what: str) -> Arguments:
     """Return LLaMA-Factory's arguments for a run's model, with the sampling of `inv chat`.
 
-    `what` is base, adapter or merged. Raises UsageError when it is not there.
+    `what` is base, adapter or merged. Raises UsageError if it does not exist.
     """
     options = argparse.Namespace(
         run=run,
@@ -39,7 +39,7 @@ def arguments(run: Path, what: str) -> Arguments:
         temperature=None,
         top_p=None,
     )
-    _look_for_base(run, what)
+    _check_base(run, what)
     args = chat.model_arguments(options)
     integrity.check_here(run, what)
     sampling = chat.choose_sampling(options, args)
@@ -53,21 +53,21 @@ def arguments(run: Path, what: str) -> Arguments:
     }
 
 
-def _look_for_base(run: Path, what: str) -> None:
-    """Refuse a run whose base model is gone, or lies under another path: in a container that
-    mounts its folder elsewhere than where it was trained."""
+def _check_base(run: Path, what: str) -> None:
+    """Raise UsageError if the base model is missing or has another path, as in a container that
+    mounts its folder elsewhere than during training."""
     config = run_config.read_config(run)
     adapter = what == "adapter" and config.get("finetuning_type", "lora") == "lora"
     model = Path(str(config["model_name_or_path"]))
     if (adapter or what == "base") and model.is_absolute() and not model.is_dir():
         raise UsageError(
-            f"{model}: the base model of run {run.name} is not there; mount its folder under "
-            "this path, or serve the merged model, which needs none: `--what merged`"
+            f"{model}: the base model of run {run.name} is missing; mount its folder under this "
+            "path, or serve the merged model, which does not need it: `--what merged`"
         )
 
 
 def serve(record_file: Path) -> None:
-    """Load the model, then serve until the process is ended.
+    """Load the model, then serve until the process ends.
 
     Raises UsageError without a key or without the model.
     """
@@ -76,12 +76,12 @@ def serve(record_file: Path) -> None:
     os.environ["API_MODEL_NAME"] = record.serves["run"]
     args = arguments(Path(record.settings["run"]), record.serves["what"])
 
-    import uvicorn  # type: ignore[import-not-found]  # the training environment has it
+    import uvicorn  # type: ignore[import-not-found]  # part of the training environment
     from llamafactory.api.app import create_app
     from llamafactory.chat import ChatModel
 
     model = ChatModel(args)
-    # Read when the app is made, and only then: processes started before (torch's compile
+    # Set only while the app is created, which reads it: processes started before (torch's compile
     # workers) or after must not have the key in their environment.
     os.environ["API_KEY"] = gate.key
     app = create_app(model)

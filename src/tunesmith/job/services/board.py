@@ -1,13 +1,13 @@
 """LLaMA Board over our data, base models and runs: `python -m tunesmith.job.services.board RECORD`.
 
-The Board of LLaMA-Factory 0.9.3 knows files by paths relative to its folder (webui/common.py):
-data/, saves/<model>/<tuning>/<run>, cache/user_config.yaml. They are laid out here, below
-BASE/board, and the Board is opened without a browser and without a share, on loopback only
-(in a container where it is told to be, so that Docker can publish it), behind
-job/services/access.py: by itself it has no login, and answers pages of any name that leads to it.
+The Board of LLaMA-Factory 0.9.3 uses paths relative to its folder (webui/common.py): data/,
+saves/<model>/<tuning>/<run>, cache/user_config.yaml. This module creates them below BASE/board and
+starts the Board without a browser or a share link, only on loopback (in a container on the given
+address, so that Docker can publish it), behind job/services/access.py: the Board itself has no
+login and answers under any host name.
 
-It asks for hub code in everything it starts (trust_remote_code, hard-coded; CVE-2026-58116):
-that is turned off here, so the code of a model folder never runs because somebody picked it.
+The Board allows hub code in everything it starts (trust_remote_code, hard-coded; CVE-2026-58116).
+That is turned off here, so code in a model folder never runs because somebody selected it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from tunesmith.job.services import manager
 from tunesmith.job.services.access import before_asgi
 from tunesmith.job.services.records import ServiceRecord
 
-# Our sources lie in one folder, in a clone and on a host.
+# Our sources are in one folder, in a clone and on a host.
 _KNOWN = Path(__file__).resolve().parents[4] / "configs" / "models.yml"
-# Marks a folder below saves/ that stands for a run of ours.
+# Marks a folder below saves/ that represents one of our runs.
 OURS = ".tunesmith-run"
 _USER_CONFIG = Path("cache", "user_config.yaml")
 
@@ -46,33 +46,33 @@ def populate(
     settings: Mapping[str, str],
     names: Mapping[str, str],
 ) -> dict[str, Path]:
-    """Make the Board's folder show data, base models and finished runs.
+    """Fill the Board's folder with data, base models and finished runs.
 
-    `settings` has the folders `data`, `models` and `runs`, and `language`; `names` gives the
-    Board's name of a model by its repo id (others are called by the id's last part). Returns
-    the folders of our base models by the Board's names.
+    `settings` contains the folders `data`, `models` and `runs`, and `language`; `names` maps repo
+    ids to the Board's model names (others use the last part of the id). Returns the folders of our
+    base models by the Board's names.
     """
     board.mkdir(parents=True, exist_ok=True)
     _link(board / "data", Path(settings["data"]))
     models = {_board_name(name, names): path for name, path in base_models(settings["models"])}
-    kept = set()
+    shown = set()
     newest = ""
     for run, name, config in _finished(Path(settings["runs"])):
         model = _board_name(name, names)
         tuning = str(config.get("finetuning_type", "lora"))
         folder = board / "saves" / model.replace(" ", "") / tuning / run.run_id
         if _as_sealed(run) and _show_run(folder, Path(config["output_dir"])):
-            kept.add(folder)
+            shown.add(folder)
             newest = model
     for marker in board.glob(f"saves/*/*/*/{OURS}"):
-        if marker.parent not in kept:
-            shutil.rmtree(marker.parent)  # links only: the run itself lies elsewhere
+        if marker.parent not in shown:
+            shutil.rmtree(marker.parent)  # only links: the run itself is elsewhere
     _configure(board, models, newest or next(iter(models), ""), settings["language"])
     return models
 
 
 def base_models(store: str | Path) -> Iterator[tuple[str, Path]]:
-    """Yield repo id and folder of every base model that was fetched, oldest revision first."""
+    """Yield repo id and folder of every downloaded base model, oldest revision first."""
     names = {str(read_json(file)["name"]) for file in Path(store).glob(f"*/{model_store.MANIFEST}")}
     for name in sorted(names):
         for entry in model_store.entries(Path(store), name)[:1]:
@@ -89,7 +89,7 @@ def _finished(runs: Path) -> Iterator[tuple[RunFolder, str, dict[str, Any]]]:
     for file in sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime):
         run = RunFolder(file.parent)
         if run.status().phases.get("train") == "succeeded" and run.config_file.is_file():
-            # One that is damaged has no place among those to talk to; `inv runs` tells of it.
+            # A damaged run is not offered; `inv runs` reports it.
             with contextlib.suppress(UsageError):
                 model, config = run.request().model, run.config()
                 if model and model.name and config.get("output_dir"):
@@ -97,8 +97,7 @@ def _finished(runs: Path) -> Iterator[tuple[RunFolder, str, dict[str, Any]]]:
 
 
 def _as_sealed(run: RunFolder) -> bool:
-    """Whether a run's result is the one that was sealed; if not, the Board's log says why it is
-    not shown."""
+    """Whether a run's result matches its seal; if not, the Board's log says why it is hidden."""
     try:
         seals.check(run.path, ("output",), adopt=False)
     except UsageError as error:
@@ -108,10 +107,10 @@ def _as_sealed(run: RunFolder) -> bool:
 
 
 def _show_run(folder: Path, output: Path) -> bool:
-    """Make `folder` show the result files of a run; False when there are none any more.
+    """Fill `folder` with links to a run's result files; return False if there are none any more.
 
-    A folder of links, not a link to the folder: the Board writes into what it offers to go
-    on with, and it offers whatever has a checkpoint-N in it.
+    Links in a folder instead of a link to the folder: the Board writes to folders it can continue,
+    and it offers to continue every folder with a checkpoint-N.
     """
     files = [path for path in sorted(output.glob("*")) if path.is_file() and path.name[0] != "."]
     if not any(path.suffix == ".safetensors" for path in files):
@@ -123,18 +122,18 @@ def _show_run(folder: Path, output: Path) -> bool:
     return True
 
 
-def _link(place: Path, leads_to: Path) -> None:
-    if place.is_symlink():
-        if place.readlink() == leads_to:
+def _link(path: Path, target: Path) -> None:
+    if path.is_symlink():
+        if path.readlink() == target:
             return
-        place.unlink()
-    elif place.exists():
-        raise UsageError(f"{place}: something else is there; move it away")
-    place.symlink_to(leads_to)
+        path.unlink()
+    elif path.exists():
+        raise UsageError(f"{path}: already exists and is not a link of ours; move it away")
+    path.symlink_to(target)
 
 
 def _configure(board: Path, models: Mapping[str, Path], last: str, language: str) -> None:
-    """Write user_config.yaml; what the user chose in the Board stays."""
+    """Write user_config.yaml; the user's choices in the Board stay."""
     file = board / _USER_CONFIG
     was = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
     paths = dict(was.get("path_dict") or {})
@@ -150,8 +149,8 @@ def _configure(board: Path, models: Mapping[str, Path], last: str, language: str
     write_text(file, yaml.safe_dump(now, allow_unicode=True))
 
 
-def _teach(models: Mapping[str, Path], templates: Mapping[str, str]) -> None:
-    """Let the Board's list have our models, each with the template it was trained with."""
+def _add_models(models: Mapping[str, Path], templates: Mapping[str, str]) -> None:
+    """Add our models to the Board's list, each with the template it was trained with."""
     from llamafactory.extras import constants
 
     for name, path in models.items():
@@ -172,38 +171,40 @@ def _names() -> dict[str, str]:
 
 
 def serve(record_file: Path) -> None:
-    """Serve until the process is ended.
+    """Serve until the process ends.
 
-    Raises UsageError when the folder cannot be laid out, or without a key.
+    Raises UsageError if the folder cannot be filled, or without a key.
     """
     record = ServiceRecord.read(record_file)
     gate = manager.gate(record_file, browser=True)
     board = Path(record.base) / "board"
     names = _names()
     models = populate(board, record.settings, names)
-    known = load_models(_KNOWN)
+    catalogue = load_models(_KNOWN)
     os.chdir(board)
     os.environ["GRADIO_TEMP_DIR"] = str(board / "cache" / "gradio")
-    _teach(models, {_board_name(name, names): model.template for name, model in known.items()})
+    _add_models(
+        models, {_board_name(name, names): model.template for name, model in catalogue.items()}
+    )
     for patch in NO_HUB_CODE:
         install(patch)
 
-    import uvicorn  # type: ignore[import-not-found]  # the training environment has it
+    import uvicorn  # type: ignore[import-not-found]  # part of the training environment
     from fastapi import FastAPI  # type: ignore[import-not-found]
     from gradio import mount_gradio_app  # type: ignore[import-not-found]
     from llamafactory.webui.interface import create_ui
 
-    # Not Gradio's launch(), which asks itself over HTTP, makes shares, and takes no middleware
-    # that stands before its own (that one answers every origin, with credentials).
-    # With path="/" its 5.31 sends / on to //.
+    # Not Gradio's launch(), which sends HTTP requests to itself, creates share links, and allows no
+    # middleware before its own (which answers every origin, with credentials).
+    # With path="/" Gradio 5.31 redirects / to //.
     app = mount_gradio_app(FastAPI(openapi_url=None), create_ui().queue(), path="")
     uvicorn.run(
         before_asgi(app, gate),
         host=record.listen,
         port=record.port,
         log_level="warning",
-        access_log=False,  # addresses have tokens in them
-        timeout_graceful_shutdown=2,  # an open page keeps its connections for ever
+        access_log=False,  # addresses contain tokens
+        timeout_graceful_shutdown=2,  # an open page keeps its connections open forever
     )
 
 

@@ -1,14 +1,14 @@
 """Web services of a target: `python -m tunesmith.job.services.manager --base DIR VERB NAME`.
 
 LLaMA Board, the API and TensorBoard run detached, each bound to 127.0.0.1 with a record in
-DIR/services/, so that any client can find it again. One JSON object is read from stdin (start
-only), one is printed; an error is {"error": ..., "detail": [...]} with exit code 1 or 2.
+DIR/services/, so that any client can find it again. One JSON object is read from stdin (only by
+start), one is printed; an error is {"error": ..., "detail": [...]} with exit code 1 or 2.
 
-start NAME           start it, or take the one that lives
-wait NAME [SECONDS]  say how it is, as soon as it no longer starts
-stop NAME [--force]  end it; a training started in the Board keeps it, unless forced
+start NAME           start it, or reuse the running one
+wait NAME [SECONDS]  report its state as soon as it is no longer starting
+stop NAME [--force]  stop it; without --force not while a training started in the Board runs
 
-Light as the agent: up in a fraction of a second, without torch, on Python 3.10.
+Light like the agent: starts in a fraction of a second, without torch, on Python 3.10.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from tunesmith.job.services.records import (
     ServiceState,
 )
 
-# The port people know each by, where it is free.
+# The usual port of each service, used if it is free.
 PORTS = {"webui": 7860, "api": 8000, "tensorboard": 6006}
-# Module that serves each, and the path that answers 200 when it is up.
+# The module of each service, and the path that answers 200 when it is ready.
 MODULES = {"webui": "board", "api": "api", "tensorboard": "tensorboard"}
 PATHS = {"webui": "/", "api": "/v1/models", "tensorboard": "/"}
 
-# What the last line of a log begins with when the service itself knows what is wrong.
+# Prefix of the last line of a log if the service itself reports the error.
 REFUSED = "refused: "
 
-# Folder of a service that is the only process of its container, in the folder for such.
+# Name of the folder of a service that is the only process of its container.
 _PASSING = "tunesmith-"
 _TAIL_LINES = 12
 _SHORTEST_WAIT = 0.25
@@ -62,29 +62,29 @@ _SHORTEST_WAIT = 0.25
 
 @dataclass(frozen=True)
 class Service:
-    """Names of the files of one service below a base folder."""
+    """The files of one service below a base folder."""
 
     base: Path
     name: str
 
     @property
     def folder(self) -> Path:
-        """Where all services have their records."""
+        """The folder with the records of all services."""
         return self.base / "services"
 
     @property
     def record_file(self) -> Path:
-        """Port, process, and what it was started with."""
+        """The file with port, process and options."""
         return self.folder / f"{self.name}.json"
 
     @property
     def key_file(self) -> Path:
-        """The key that opens it to programs; ours too, when they ask how it is."""
+        """The file with the key for programs, including our own state requests."""
         return self.folder / f"{self.name}.key"
 
     @property
     def tokens(self) -> Path:
-        """Digests of the tokens that open it to a browser, each once."""
+        """The folder with digests of the tokens for browsers, each valid once."""
         return self.folder / f"{self.name}.tokens"
 
     @property
@@ -93,24 +93,24 @@ class Service:
         return self.folder / f"{self.name}.log"
 
     def record(self) -> ServiceRecord | None:
-        """Return the record, or None when there is none (or only half of one)."""
+        """Return the record, None if there is none or it is incomplete."""
         return ServiceRecord.read_or_none(self.record_file)
 
     def process(self) -> Identity | None:
-        """Return the process of the record while it lives."""
+        """Return the process of the record if it is alive."""
         record = self.record()
         process = record.process if record else None
         return process if process and process.alive() else None
 
     def key(self) -> str | None:
-        """Return the key, or None when there is none: not started, or by a version without."""
+        """Return the key, None if the service was not started, or by a version without keys."""
         return self.key_file.read_text(encoding="utf-8") if self.key_file.is_file() else None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one client at a time start or stop it; the kernel lets go when that one dies."""
+        """Let one client at a time start or stop it; the kernel releases the lock of a dead one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)  # keys and logs are in it, whoever made the folder
+        self.folder.chmod(0o700)  # it contains keys and logs, whoever created it
         lock = os.open(self.folder / f".{self.name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -120,9 +120,9 @@ class Service:
 
 
 def start(service: Service, request: ServiceRequest) -> ServiceState:
-    """Start a service in a session of its own, or reuse the running one; return its state.
+    """Start a service in its own session, or reuse the running one; return its state.
 
-    Raises UsageError when the running one serves something else.
+    Raises UsageError if the running one serves something else.
     """
     with service.locked():
         request = _resolved(request)
@@ -143,7 +143,7 @@ def start(service: Service, request: ServiceRequest) -> ServiceState:
 
 
 def state(service: Service) -> ServiceState:
-    """Return how a service is: absent, starting, ready or ended."""
+    """Return the state of a service: absent, starting, ready or ended."""
     record = service.record()
     if record is None:
         return {"name": service.name, "state": "absent", "training": None}
@@ -160,7 +160,7 @@ def state(service: Service) -> ServiceState:
         answer["state"], answer["tail"] = "ended", tail(service.log_file)
         return answer
     port = record.port
-    # While it loads, somebody else may have taken the port, and would be shown its key.
+    # While it loads, another user may have taken the port and would receive the key.
     ours = access.holders(port) == {os.getuid()}
     ready = ours and http_status(port, PATHS[service.name], service.key()) == 200
     answer["state"] = "ready" if ready else "starting"
@@ -169,7 +169,7 @@ def state(service: Service) -> ServiceState:
 
 
 def wait(service: Service, seconds: float) -> ServiceState:
-    """Return `state` as soon as it is no longer starting, after `seconds` at the latest."""
+    """Return `state` once it is no longer starting, after `seconds` at the latest."""
     deadline = time.monotonic() + seconds
     while True:
         answer = state(service)
@@ -179,17 +179,17 @@ def wait(service: Service, seconds: float) -> ServiceState:
 
 
 def stop(service: Service, *, force: bool) -> ServiceState:
-    """End a service with all its processes.
+    """Stop a service and all its processes.
 
-    Unless forced, one with a training in it stays: the answer's state is then `kept`.
+    Without `force` a service with a training keeps running; the returned state is then `kept`.
     """
     with service.locked():
         owner = service.process()
         busy = board_training(owner.pid) if owner else None
         if busy and not force:
-            kept = state(service)
-            kept["state"] = "kept"
-            return kept
+            answer = state(service)
+            answer["state"] = "kept"
+            return answer
         if owner:
             end_tree(owner.pid)
         died = service.record() is not None
@@ -200,10 +200,10 @@ def stop(service: Service, *, force: bool) -> ServiceState:
 
 
 def http_status(port: int, path: str, key: str | None = None, timeout: float = 5.0) -> int | None:
-    """Return the status of GET http://127.0.0.1:port/path, or None when nothing answers.
+    """Return the status of GET http://127.0.0.1:port/path, None if nothing answers.
 
-    With the key, as without one a service answers nobody. Straight to the port, whatever proxy
-    the environment names.
+    The key is sent because a service answers nobody without it. Proxies of the environment are
+    ignored.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
@@ -217,14 +217,14 @@ def http_status(port: int, path: str, key: str | None = None, timeout: float = 5
 
 
 def free_port() -> int:
-    """Return a port that is free on loopback now."""
+    """Return a port that is currently free on loopback."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
 def tail(log: Path) -> list[str]:
-    """Return the last lines of a log that say something."""
+    """Return the last non-empty lines of a log."""
     try:
         text = log.read_bytes()[-16_000:].decode("utf-8", "replace")
     except FileNotFoundError:
@@ -233,27 +233,27 @@ def tail(log: Path) -> list[str]:
 
 
 def gate(record_file: Path, *, browser: bool) -> access.Gate:
-    """Return what stands before the service of a record; `browser`: tokens open it, too.
+    """Return the gate of a record's service; with `browser` tokens grant access, too.
 
-    Raises UsageError without a key: it would serve anybody who reaches its port.
+    Raises UsageError without a key: the service would be open to anybody who reaches its port.
     """
     record = ServiceRecord.read(record_file)
     name = record.name
     service = Service(record_file.parent.parent, name)
     key = service.key()
     if not key:
-        raise UsageError(f"{name} was started without a key; `inv {name}` makes one")
-    hint = record.hint or f"`inv {name}` (with `--on` for a host's) tells the way in"
+        raise UsageError(f"{name} was started without a key; `inv {name}` creates one")
+    hint = record.hint or f"`inv {name}` (with `--on` for a host) prints a new address"
     names = access.names_of(record.listen, record.allowed)
-    # Where another address than loopback leads there, it is one of a container.
+    # An address other than loopback occurs only in a container.
     remedy = "" if record.listen == LOOPBACK else f"; `-e {access.ALLOWED}=NAME` adds one"
     return access.Gate(names, key, service.tokens if browser else None, hint, remedy)
 
 
 def serve_record(serve: Callable[[Path], None]) -> int:
-    """Run a service's process: `serve` the record named on the command line; return exit code.
+    """Run a service: call `serve` with the record on the command line; return the exit code.
 
-    A client finds what the service refuses as the last line of its log.
+    An error of the service becomes the last line of its log, where clients find it.
     """
     try:
         serve(Path(sys.argv[1]))
@@ -264,7 +264,7 @@ def serve_record(serve: Callable[[Path], None]) -> int:
 
 
 def _resolved(request: ServiceRequest) -> ServiceRequest:
-    """Return a request with the run's folder in its settings and its id in what is served."""
+    """Return a request with the run's folder in `settings` and its id in `serves`."""
     if not request.of_run:
         return request
     run = find(Path(request.settings["runs"]), request.run)
@@ -276,11 +276,11 @@ def _resolved(request: ServiceRequest) -> ServiceRequest:
 
 
 def serve_here(name: str, request: ServiceRequest, *, base: Path, listen: str, port: int) -> None:
-    """Be a service in this process until it ends: the only one of a container, whose log is ours.
+    """Run a service in this process until it ends, as the only process of a container.
 
-    `listen` is the address of its port: what Docker publishes does not reach a container's
-    loopback. Its record lies in a folder of its own: in `base` there may be one of a service
-    outside the container, which goes on. Raises what the service refuses.
+    `listen` is its address: ports published by Docker do not reach a container's loopback. Its
+    record has a separate folder, because `base` may contain the record of a service that runs
+    outside the container. Raises the errors of the service.
     """
     request = _resolved(request)
     with tempfile.TemporaryDirectory(prefix=_PASSING) as folder:
@@ -303,7 +303,7 @@ def serve_here(name: str, request: ServiceRequest, *, base: Path, listen: str, p
 
 
 def served_here(name: str) -> Service | None:
-    """Return the service of this container that `serve_here` is, or None: it does not run."""
+    """Return the service that `serve_here` runs in this container, None if it does not run."""
     for file in Path(tempfile.gettempdir()).glob(f"{_PASSING}*/services/{name}.json"):
         service = Service(file.parent.parent, name)
         if file.stat().st_uid == os.getuid() and service.process() is not None:
@@ -312,7 +312,7 @@ def served_here(name: str) -> Service | None:
 
 
 def _record(service: Service, request: ServiceRequest) -> ServiceRecord:
-    """Return what a service's module reads. Nothing in a request opens more than loopback."""
+    """Return the record for a service's module. A request can never open more than loopback."""
     return ServiceRecord(
         name=service.name,
         port=free_port(),
@@ -326,12 +326,12 @@ def _record(service: Service, request: ServiceRequest) -> ServiceRecord:
 
 
 def _keep_key(service: Service, request: ServiceRequest) -> None:
-    """Keep the key and the tokens where only the owner reads them: never in argv, environment
-    or record. Those of an earlier start are gone."""
+    """Store the key and the tokens where only the owner can read them, never in argv, environment
+    or record. Those of an earlier start are deleted."""
     _forget_secrets(service)
     if request.key:
         with replacing(service.key_file) as part:
-            part.chmod(0o600)  # before there is anything in it
+            part.chmod(0o600)  # while it is still empty
             part.write_text(request.key, encoding="utf-8")
     _admit(service, request)
 
@@ -349,7 +349,7 @@ def _forget_secrets(service: Service) -> None:
 def _spawn(service: Service, request: ServiceRequest) -> None:
     _keep_key(service, request)
     record = _record(service, request)
-    # Before its process: that reads the port from it.
+    # Before the process starts, which reads the port from it.
     record.write(service.record_file)
     module = f"tunesmith.job.services.{MODULES[service.name]}"
     argv = isolated.argv(
@@ -369,8 +369,8 @@ def _spawn(service: Service, request: ServiceRequest) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a service: nothing sent home, no proxy before loopback, and
-    the programs of its own environment first (the Board starts llamafactory-cli from PATH)."""
+    """Return a service's environment variables: no telemetry, no proxy for loopback, and its own
+    environment's programs first on PATH (the Board starts llamafactory-cli from there)."""
     bare = f"localhost,{LOOPBACK}"
     variables = isolated.variables(os.environ)
     return {
@@ -387,7 +387,7 @@ def _environment() -> dict[str, str]:
 
 
 def _merge_datasets(request: ServiceRequest) -> None:
-    """Register the client's data sets in dataset_info.json; those of others stay."""
+    """Register the client's data sets in dataset_info.json; other entries stay."""
     entries = request.datasets
     if not entries:
         return
@@ -395,13 +395,13 @@ def _merge_datasets(request: ServiceRequest) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with locked(file):
         try:
-            known = read_json(file) if file.exists() else {}
+            registry = read_json(file) if file.exists() else {}
         except ValueError as error:
             raise UsageError(f"{file}: not JSON ({error}); repair or delete it") from None
-        if not isinstance(known, dict):
-            raise UsageError(f"{file}: expected data sets by name, found {type(known).__name__}")
-        if {**known, **entries} != known:
-            write_json(file, {**known, **entries})
+        if not isinstance(registry, dict):
+            raise UsageError(f"{file}: expected data sets by name, found {type(registry).__name__}")
+        if {**registry, **entries} != registry:
+            write_json(file, {**registry, **entries})
 
 
 def _words(serves: Mapping[str, str]) -> str:
@@ -419,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("seconds", type=float, nargs="?", default=0.0)
     parser.add_argument("--force", action="store_true")
     options = parser.parse_args(argv)
-    # Records hold what was requested, and a key lies beside them.
+    # Records contain requests, and keys are stored beside them.
     os.umask(0o077)
     try:
         answer = _answer(options)
@@ -432,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(options: argparse.Namespace) -> ServiceState:
     if options.name not in MODULES:
-        raise UsageError(f"no service {options.name!r}; these are: {', '.join(MODULES)}")
+        raise UsageError(f"no service {options.name!r}; choose from: {', '.join(MODULES)}")
     service = Service(options.base, options.name)
     if options.verb == "start":
         return start(service, ServiceRequest.of(json.load(sys.stdin)))

@@ -1,4 +1,4 @@
-"""A process with all that it has started: found by /proc, ended together."""
+"""A process and its descendants: found through /proc, ended together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> list[str]:
-    """Return the argv of a process; empty when it is gone."""
+    """Return the argv of a process, empty if it has ended."""
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -40,40 +40,40 @@ def command_of(pid: int) -> list[str]:
 
 
 def board_training(pid: int) -> BoardTraining | None:
-    """Return what a Board trains, or None.
+    """Return the training that a Board runs, None if there is none.
 
     The Board starts `llamafactory-cli train FOLDER/training_args.yaml` (webui/runner.py,
     0.9.3), for evaluations too.
     """
     for child in descendants(pid):
-        words = command_of(child)
-        if "train" in words and any(Path(word).name == "llamafactory-cli" for word in words):
-            return {"pid": child, "folder": str(Path(words[-1]).parent)}
+        argv = command_of(child)
+        if "train" in argv and any(Path(word).name == "llamafactory-cli" for word in argv):
+            return {"pid": child, "folder": str(Path(argv[-1]).parent)}
     return None
 
 
 def end_tree(pid: int) -> None:
-    """End a process and all below it: asked first, killed after a grace of seconds."""
+    """End a process and its descendants: terminate them first, kill them after a grace period."""
     everyone = []
     for one in (pid, *descendants(pid)):
         with contextlib.suppress(ProcessLookupError):  # ended meanwhile
             everyone.append(identify(one))
     for number in (signal.SIGTERM, signal.SIGKILL):
         for member in everyone:
-            if not _gone(member):
+            if not _has_ended(member):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member.pid, number)
         deadline = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < deadline:
-            if all(_gone(member) for member in everyone):
+            if all(_has_ended(member) for member in everyone):
                 return
             time.sleep(0.05)
 
 
-def _gone(process: Identity) -> bool:
+def _has_ended(process: Identity) -> bool:
     """Whether a process has ended with all its threads.
 
-    When only the first one has, the process is called a zombie, yet its sockets are open.
+    If only its first thread has ended, the process is a zombie, but its sockets are still open.
     """
     if process.alive():
         return False

@@ -1,6 +1,6 @@
-"""What a client requests of a service, what its record holds, and what is answered.
+"""Requests to a service, its record, and the answers to clients.
 
-Standard library only, as job/services/manager.py.
+Standard library only, like job/services/manager.py.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class ServiceRequest:
-    """What a client starts a service with."""
+    """A client's request to start a service."""
 
-    serves: Mapping[str, str]  # what it must get: a living service of something else is refused
-    settings: Mapping[str, str]  # what the service's module reads: folders, language, packages
-    key: str | None = None  # opens it to programs
-    tokens: tuple[str, ...] = ()  # each opens it to one browser
+    serves: Mapping[str, str]  # what is served; a running service of something else is refused
+    settings: Mapping[str, str]  # options of the service's module: folders, language, packages
+    key: str | None = None  # grants access to programs
+    tokens: tuple[str, ...] = ()  # each grants access to one browser
     datasets: Mapping[str, object] = field(default_factory=dict)  # for dataset_info.json
-    of_run: bool = False  # it serves a run: that of `run`
+    of_run: bool = False  # whether it serves a run, the one in `run`
     run: str | None = None  # id; None: the newest
-    allowed: tuple[str, ...] = ()  # further names of its Host
-    hint: str | None = None  # how one gets in
+    allowed: tuple[str, ...] = ()  # further names accepted as Host
+    hint: str | None = None  # how to get access
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> ServiceRequest:
-        """Read it from JSON; there `run` is absent where no run is served."""
+        """Read it from JSON, where `run` is absent if no run is served."""
         return cls(
             serves=value["serves"],
             settings=value["settings"],
@@ -49,7 +49,7 @@ class ServiceRequest:
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """NAME.json: where a service listens, its process, and what it was started with."""
+    """NAME.json: where a service listens, its process and its options."""
 
     name: str
     port: int
@@ -65,10 +65,10 @@ class ServiceRecord:
 
     @classmethod
     def read(cls, file: Path) -> ServiceRecord:
-        """Read a record. Raises FileNotFoundError, and ValueError for what is none."""
+        """Read a record. Raises FileNotFoundError, and ValueError if it is not a record."""
         value = read_json(file)
         if not isinstance(value, dict) or "port" not in value:
-            raise ValueError(f"{file}: no record of a service")
+            raise ValueError(f"{file}: not a record of a service")
         process = value.get("process")
         return cls(
             name=str(value.get("name", file.stem)),
@@ -86,7 +86,7 @@ class ServiceRecord:
 
     @classmethod
     def read_or_none(cls, file: Path) -> ServiceRecord | None:
-        """Read a record; None when there is none, or only half of one."""
+        """Read a record; return None if there is none or it is incomplete."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             return cls.read(file)
         return None
@@ -98,24 +98,24 @@ class ServiceRecord:
 
 
 class BoardTraining(TypedDict):
-    """A training that was started in the Board: its process and the folder of its output."""
+    """A training started in the Board: its process and output folder."""
 
     pid: int
     folder: str
 
 
 class ServiceState(TypedDict, total=False):
-    """How a service is, as a client is answered."""
+    """The state of a service in an answer to a client."""
 
     name: str
-    # absent (never started, or stopped), starting, ready, ended (it died); of a stop also
-    # stopped and kept (a training runs in it).
+    # absent (never started, or stopped), starting, ready, ended (it died); after a stop also
+    # stopped, or kept (a training runs in it).
     state: str
     training: BoardTraining | None
     port: int
     serves: Mapping[str, str]
     version: str | None
     log: str  # path
-    tail: list[str]  # last lines of the log of one that ended
-    reused: bool  # of a start: it ran already
-    key: str | None  # of a start
+    tail: list[str]  # last lines of the log, if it ended
+    reused: bool  # after a start: it was already running
+    key: str | None  # after a start

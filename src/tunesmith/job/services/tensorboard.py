@@ -1,11 +1,11 @@
 """TensorBoard over our runs: `python -m tunesmith.job.services.tensorboard RECORD`.
 
-TensorBoard reads event files, which no training here writes. They are made from what each run
-does write, events.jsonl, and go on growing with it; trainings of LLaMA Board have LLaMA-
-Factory's trainer_log.jsonl instead. A run continued from a checkpoint repeats steps: there a
-session start tells TensorBoard to forget what came after (event.proto, SessionLog).
+TensorBoard reads event files, which our trainings do not write. They are generated from each run's
+events.jsonl and updated while it grows; trainings of LLaMA Board have LLaMA-Factory's
+trainer_log.jsonl instead. A run continued from a checkpoint repeats steps: a session start then
+tells TensorBoard to discard later steps (event.proto, SessionLog).
 
-It stands behind job/services/access.py, as by itself it has no login.
+It runs behind job/services/access.py because it has no login of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tunesmith.job.services.board import OURS
 from tunesmith.job.services.records import LOOPBACK, ServiceRecord
 
 _LOOK_SECONDS = 2.0
-# Tag of each value; events.jsonl and trainer_log.jsonl name them differently.
+# Tag of each value, under the names of events.jsonl and trainer_log.jsonl.
 _OF_LOG = {
     "train/loss": ("loss",),
     "train/learning_rate": ("learning_rate", "lr"),
@@ -37,7 +37,7 @@ _OF_LOG = {
 
 
 def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values by tag of one line of events.jsonl or trainer_log.jsonl."""
+    """Return the values of one line of events.jsonl or trainer_log.jsonl, by tag."""
     if entry.get("event") == "eval":
         return {"eval/loss": float(entry["loss"])}
     if entry.get("event", "log") != "log":
@@ -51,40 +51,40 @@ def scalars(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def step_of(entry: Mapping[str, Any]) -> int:
-    """Return the step of a line that has scalars."""
+    """Return the step of a line with scalars."""
     return int(entry["step"] if "step" in entry else entry["current_steps"])
 
 
 def sources(runs: Path, saves: Path, run: str | None) -> Iterator[tuple[str, Path]]:
-    """Yield name and log of every run; `run` is the folder of the only one wanted."""
+    """Yield name and log of every run, or only of the run in folder `run`."""
     for file in sorted(runs.glob("*/events.jsonl")):
         if run is None or file.parent == Path(run):
             yield file.parent.name, file
     for file in sorted(saves.glob("*/*/*/trainer_log.jsonl")) if run is None else ():
-        if not (file.parent / OURS).exists():  # those are runs, shown by links
+        if not (file.parent / OURS).exists():  # those are links to our runs
             yield f"board/{file.parent.parent.parent.name}/{file.parent.name}", file
 
 
 class Curve:
-    """One run's way from its log into TensorBoard's event files."""
+    """Copies one run's log to TensorBoard's event files."""
 
     def __init__(self, log: Path, write: Callable[[float, int, Mapping[str, float]], None]) -> None:
         self._tail = EventTail(log, 0)
         self._write = write
         self._last = -1
 
-    def go_on(self, start_again: Callable[[float, int], None]) -> None:
-        """Write what is new; `start_again` is called where steps repeat."""
+    def update(self, start_again: Callable[[float, int], None]) -> None:
+        """Write new lines; `start_again` is called when steps repeat."""
         for _, line in self._tail.lines():
             try:
                 entry = parse_json(line)
                 values = scalars(entry)
             except (ValueError, TypeError, KeyError, AttributeError):
-                continue  # damaged: the curve has a gap
+                continue  # damaged: the curve gets a gap
             if not values:
                 continue
             step, when = step_of(entry), float(entry.get("time") or time.time())
-            # The loss after a step and its evaluation have the same step.
+            # The loss of a step and its evaluation have the same step.
             if step < self._last:
                 start_again(when, step)
             self._last = step
@@ -92,8 +92,8 @@ class Curve:
 
 
 def _curve(log: Path, folder: Path) -> Callable[[], None]:
-    """Return what brings the event files of one run up to date."""
-    # Its folder of packages is on sys.path by now.
+    """Return a function that updates the event files of one run."""
+    # Its packages' folder is on sys.path by now.
     from tensorboard.compat.proto import (  # type: ignore[import-not-found]
         event_pb2,
         summary_pb2,
@@ -116,18 +116,18 @@ def _curve(log: Path, folder: Path) -> Callable[[], None]:
     curve = Curve(log, write)
 
     def update() -> None:
-        curve.go_on(start_again)
+        curve.update(start_again)
         writer.flush()
 
     return update
 
 
 def _nothing() -> None:
-    """Stand for a log that cannot be read any further."""
+    """Replace the update of a log that cannot be read any more."""
 
 
 def _follow(settings: Mapping[str, str], base: Path, folder: Path) -> None:
-    """Look for new runs and new lines, for ever."""
+    """Look for new runs and new lines, forever."""
     curves: dict[str, Callable[[], None]] = {}
     while True:
         saves = base / "board" / "saves"
@@ -143,11 +143,11 @@ def _follow(settings: Mapping[str, str], base: Path, folder: Path) -> None:
 
 
 def serve(record_file: Path) -> None:
-    """Serve until the process is ended. Raises UsageError without a key."""
+    """Serve until the process ends. Raises UsageError without a key."""
     record = ServiceRecord.read(record_file)
     gate = manager.gate(record_file, browser=True)
     settings = record.settings
-    # Behind the environment's own packages, which must stay as they are.
+    # After the environment's own packages, which take precedence.
     sys.path.append(settings["packages"])
     base = record_file.parent.parent
     folder = record_file.parent / "curves"
@@ -160,10 +160,10 @@ def serve(record_file: Path) -> None:
         return program.create_port_scanning_werkzeug_server(before_wsgi(app, gate), flags)
 
     served = program.TensorBoard(server_class=server)
-    words = ["--logdir", str(folder), "--host", LOOPBACK, "--port", str(record.port)]
-    # Its quicker reader, where its package has one, has a port of its own that anybody may ask.
-    words += ["--load_fast", "false"]
-    served.configure(argv=["tensorboard", *words, "--reload_interval", "2"])
+    argv = ["--logdir", str(folder), "--host", LOOPBACK, "--port", str(record.port)]
+    # Its fast reader, if the package has one, opens another port without access control.
+    argv += ["--load_fast", "false"]
+    served.configure(argv=["tensorboard", *argv, "--reload_interval", "2"])
     served.launch()  # in a thread of its own
     _follow(settings, base, folder)
 

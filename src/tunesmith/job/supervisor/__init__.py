@@ -1,1 +1,1 @@
-"""Owns a run: starts, restarts and stops its phases; answers clients about it."""
+"""Owns a run: starts, restarts and stops its phases, and answers clients' requests."""

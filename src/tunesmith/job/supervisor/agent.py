@@ -1,26 +1,26 @@
-"""What a client asks of a host's runs.
+"""The agent: handles a client's requests about the runs of a host.
 
 `python -m tunesmith.job.supervisor.agent --runs DIR VERB ...`:
 
-create             make a run: a RunOrder on stdin
-renew RUN          give an idle run another request: a RunOrder on stdin
-start RUN [PHASE]  start its phases, detached; a run that waits for its turn has started;
-                   --cause says why (CAUSES)
-stop RUN           ask it for a checkpoint and an end
+create             create a run from a RunOrder on stdin
+renew RUN          replace the request of an idle run by a RunOrder on stdin
+start RUN [PHASE]  start its phases, detached; a queued run counts as started;
+                   --cause gives the reason (CAUSES)
+stop RUN           request a checkpoint and the end of the run
 find [RUN]         the id of a run, by default the newest
 show RUN           request, config and status
 runs               all runs, oldest first
-watch RUN          a line whenever something changes, until the run has ended
-manifest RUN       what a pull brings
+watch RUN          a line for each change, until the run has ended
+manifest RUN       the files of a pull
 remove RUN         delete an idle run
-afterwards RUN     a CommandOrder on stdin, run once, after a success
-resume-all         start the runs that a restart of the host has cut off; --cause says why,
-                   by default autostart: the host's own start asks
+afterwards RUN     run a CommandOrder from stdin once, after a success
+resume-all         start the runs that a restart of the host interrupted; --cause gives the
+                   reason, by default autostart: requested when the host boots
 
 Orders and answers are the types of job/run/replies.py: an answer is one line of JSON on stdout
-(watch: many; manifest: lines {"hashing", "total"} before it). What is refused is a Refusal, with
-exit code 2 (nothing was changed) or 1. Standard library and yaml only, so that an answer takes a
-tenth of a second.
+(watch: many; manifest: lines {"hashing", "total"} before it). A refusal is a Refusal, with exit
+code 2 (nothing was changed) or 1. Standard library and yaml only, so that an answer takes a tenth
+of a second.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ from tunesmith.job.run.watch import poll, watch
 from tunesmith.job.supervisor import launch
 from tunesmith.job.system import disk, gpu
 
-# A folder of a create that was killed: older than any upload's last step takes.
+# Age in seconds of a folder left by a killed create: longer than the last step of any upload.
 _STALE_SECONDS = 3600.0
 
 T = TypeVar("T")
 
 
 def create(runs: Path, order: RunOrder) -> RunNamed:
-    """Make a run folder whole, or none.
+    """Create a run folder completely, or not at all.
 
-    Inputs are hard links to the uploaded files (copies where that cannot be), so what is
-    uploaded later must replace those files, never write into them. Raises UsageError for a
-    run that exists or an input that is not what was promised.
+    Inputs are hard links to the uploaded files (copies where links are impossible), so later
+    uploads must replace those files, never write into them. Raises UsageError for an existing run
+    or an input that differs from its record.
     """
     run_id = RunId(order.run_id)
     final = runs / run_id
@@ -104,7 +104,7 @@ def create(runs: Path, order: RunOrder) -> RunNamed:
         write_json(run.request_file, encode(request))
         seals.seal(run.path, "create", seals.REQUEST)
         try:
-            # Over a folder with files in it a rename fails: of two creates one succeeds.
+            # A rename over a non-empty folder fails, so one of two creates succeeds.
             run.path.rename(final)
         except OSError:
             if not final.exists():
@@ -117,11 +117,11 @@ def create(runs: Path, order: RunOrder) -> RunNamed:
 
 
 def _recorded(order: RunOrder, taken: dict[Path, FileRecord], now: Path, final: Path) -> RunRequest:
-    """Return the request with the record of its inputs, which get their final name later."""
+    """Return the request with the record of its inputs, under their final names."""
     request = decode(RunRequest, _moved(encode(order.request), final, now))
-    made = inputs.recorded(request, _moved(order.config, final, now), taken).inputs
+    recorded = inputs.recorded(request, _moved(order.config, final, now), taken).inputs
     moved = {
-        name: decode(RunInputs, _moved(encode(part), now, final)) for name, part in made.items()
+        name: decode(RunInputs, _moved(encode(part), now, final)) for name, part in recorded.items()
     }
     return replace(order.request, inputs=moved)
 
@@ -142,7 +142,7 @@ def _moved(value: Any, old: Path, new: Path) -> Any:
 
 
 def renew(run: RunFolder, order: RunOrder) -> RunNamed:
-    """Replace run.json, and inputs, of a run nobody works in; UsageError when somebody does."""
+    """Replace run.json and the inputs of an idle run. Raises UsageError if it is active."""
     run.request()
     lock = acquire(run)
     try:
@@ -166,12 +166,12 @@ def show(run: RunFolder) -> RunShown:
 
 
 def remove(runs: Path, run: RunFolder) -> Removed:
-    """Delete a run nobody works in. Raises UsageError when somebody works in it."""
+    """Delete an idle run. Raises UsageError if it is active."""
     output = output_of(run)
     doomed = runs / f".{run.run_id}.removed-{os.getpid()}"
     freed = take_away(run, doomed)
     with locked(doomed):
-        # Another remove may have swept it up meanwhile.
+        # Another remove may have deleted it meanwhile.
         if doomed.exists():
             shutil.rmtree(doomed)
         _sweep(runs)
@@ -180,36 +180,36 @@ def remove(runs: Path, run: RunFolder) -> Removed:
 
 
 def afterwards(run: RunFolder, order: CommandOrder) -> CommandResult:
-    """Run a command after a run has succeeded, once. Raises UsageError when another run needs
-    the host, the run has not succeeded, or its command was run before."""
+    """Run a command once after a run has succeeded. Raises UsageError if another run needs the
+    host, the run has not succeeded, or its command has already run."""
     run.request()
     return CommandResult(*limits.once(run, list(order.command)))
 
 
 def resume_all(runs: Path, cause: Cause = "autostart") -> Resumed:
-    """Start every run that ended without a word: power loss, restart, kill -9.
+    """Start every run that was interrupted: by power loss, restart or kill -9.
 
-    Those that worked come before those that waited for their turn, then the oldest first.
-    One that worked on a GPU is refused while there is none: a host that was started without
-    one, to fetch results, has no memory for it either.
+    Runs that were working come before queued ones, then the oldest first. A run that used a GPU is
+    refused while there is none: a host started without one, to fetch results, lacks the memory
+    for it too.
     """
     cut_off = []
     started: list[str] = []
     refused: dict[str, str] = {}
     for folder in folders(runs):
         run = RunFolder(folder)
-        # None for one that was made, but never started.
-        left = run.last_status()
-        if left is None or not left.active or run.busy():
+        # None for a run that was created but never started.
+        status = run.last_status()
+        if status is None or not status.active or run.busy():
             continue
         try:
             created = run.request().created
         except TunesmithError:
             continue  # damaged: `runs` shows it
-        if left.gpu and not gpu.ask():
+        if status.gpu and not gpu.ask():
             refused[run.run_id] = _no_gpu(run)
             continue
-        cut_off.append((left.state == "queued", created, run))
+        cut_off.append((status.state == "queued", created, run))
     for _, _, run in sorted(cut_off, key=lambda item: (*item[:2], item[2].run_id)):
         try:
             launch.start(run.path, [], cause)
@@ -228,12 +228,12 @@ def _no_gpu(run: RunFolder) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what the command line asks; return the exit code."""
+    """Run the command line; return the exit code."""
     try:
         given = _parser().parse_args(argv)
         _serve(given)
     except BrokenPipeError:
-        # The client is gone. Nothing more can be said, not even at the interpreter's exit.
+        # The client is gone. Nothing more can be written, not even at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except TunesmithError as error:
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:
         return _refused(error, given.runs)
-    except Exception as error:  # noqa: BLE001 - the client understands JSON only
+    except Exception as error:  # noqa: BLE001 - the client understands only JSON
         traceback.print_exc()
         _answer(Refusal(f"{type(error).__name__}: {error}"))
         return 1
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refused(error: OSError, runs: Path) -> int:
-    """Say what the system refused: in one line where it is the disk's fault."""
+    """Report an error of the system, in one line if the disk caused it."""
     if disk.refused(error):
         _answer(Refusal(disk.explain(error, runs).message))
     else:
@@ -258,35 +258,35 @@ def _refused(error: OSError, runs: Path) -> int:
     return 1
 
 
-def _serve(given: argparse.Namespace) -> None:
-    runs: Path = given.runs.absolute()
-    verb: str = given.verb
+def _serve(options: argparse.Namespace) -> None:
+    runs: Path = options.runs.absolute()
+    verb: str = options.verb
     if verb in ("create", "runs", "resume-all"):
-        whole: dict[str, Callable[[], object]] = {
+        unbound: dict[str, Callable[[], object]] = {
             "create": lambda: create(runs, _stdin(RunOrder)),
             "runs": lambda: RunList(tuple(list_runs(runs))),
-            "resume-all": lambda: resume_all(runs, given.cause),
+            "resume-all": lambda: resume_all(runs, options.cause),
         }
-        _answer(whole[verb]())
+        _answer(unbound[verb]())
         return
-    run = find(runs, given.run)
+    run = find(runs, options.run)
     if verb == "watch":
-        if given.once:
-            _answer(poll(run, given.events, given.log))
+        if options.once:
+            _answer(poll(run, options.events, options.log))
             return
-        until = time.monotonic() + given.seconds
-        for snapshot in watch(run, given.events, given.log):
+        until = time.monotonic() + options.seconds
+        for snapshot in watch(run, options.events, options.log):
             _answer(snapshot)
             if time.monotonic() > until:
                 return
         return
     answers: dict[str, Callable[[], object]] = {
         "renew": lambda: renew(run, _stdin(RunOrder)),
-        "start": lambda: _launched(launch.start, run, list(given.phases), given.cause),
+        "start": lambda: _launched(launch.start, run, list(options.phases), options.cause),
         "stop": lambda: _launched(launch.stop, run),
         "find": lambda: RunNamed(run.run_id),
         "show": lambda: show(run),
-        "manifest": lambda: _sealed_manifest(run, given.what.split(",")),
+        "manifest": lambda: _sealed_manifest(run, options.what.split(",")),
         "remove": lambda: remove(runs, run),
         "afterwards": lambda: afterwards(run, _stdin(CommandOrder)),
     }
@@ -294,7 +294,7 @@ def _serve(given: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses in the agent's own way: the client reads stdout."""
+    """Reports errors as JSON on stdout, which the client reads."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}")
@@ -316,20 +316,26 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("phases", nargs="*")
             verb.add_argument("--cause", choices=CAUSES, default="user")
         elif name == "watch":
-            verb.add_argument("--events", type=int, default=0, help="byte of events.jsonl")
-            verb.add_argument("--log", type=int, default=-1, help="byte of train.log; -1: none")
-            verb.add_argument("--once", action="store_true", help="one line, then end")
-            verb.add_argument("--seconds", type=float, default=math.inf, help="end after them")
+            verb.add_argument(
+                "--events", type=int, default=0, help="start at this byte of events.jsonl"
+            )
+            verb.add_argument(
+                "--log", type=int, default=-1, help="start at this byte of train.log; -1: omit"
+            )
+            verb.add_argument("--once", action="store_true", help="print one line, then exit")
+            verb.add_argument(
+                "--seconds", type=float, default=math.inf, help="exit after this time"
+            )
         elif name == "manifest":
-            known = ",".join(PARTS)
-            verb.add_argument("--what", default=",".join(USUAL), help=f"of {known}")
+            parts = ",".join(PARTS)
+            verb.add_argument("--what", default=",".join(USUAL), help=f"any of {parts}")
     return parser
 
 
 def _sealed_manifest(run: RunFolder, what: list[str]) -> Manifest:
-    """Return what a pull brings, once every result in it was compared with its seal.
+    """Return the files of a pull, after comparing every result with its seal.
 
-    A run that is worked on may be between a file and its seal.
+    An active run is not compared: a file may not have its seal yet.
     """
     sealed = seals.read(run.path)
     listed = manifest(run, what, _report_hashing, sealed.keys())
@@ -352,7 +358,7 @@ def _answer(reply: object) -> None:
 
 
 def _write(value: object) -> None:
-    # UTF-8 whatever the host's locale; what is no text at all becomes an escape of JSON.
+    # UTF-8 whatever the host's locale; undecodable characters become JSON escapes.
     line = json.dumps(value, ensure_ascii=False) + "\n"
     sys.stdout.buffer.write(line.encode("utf-8", "backslashreplace"))
     sys.stdout.buffer.flush()
@@ -370,15 +376,15 @@ def _stdin(kind: type[T]) -> T:
 
 
 def _exists(run_id: str) -> UsageError:
-    return UsageError(f"run {run_id} is there already", hint="`inv runs` lists it")
+    return UsageError(f"run {run_id} already exists", hint="`inv runs` lists it")
 
 
 def _take_input(folder: Path, name: str, record: UploadedFile) -> FileRecord:
-    """Link an uploaded file into the run, after its size and sha256 were checked; return them."""
+    """Link an uploaded file into the run, check its size and sha256, and return them."""
     target, source = folder / name, Path(record.source)
     part = target.with_name(f".{target.name}.part")
     if Path(name).is_absolute() or ".." in Path(name).parts or target == folder:
-        raise UsageError(f"input {name!r} lies outside the run")
+        raise UsageError(f"input {name!r} is outside the run")
     if not source.is_file():
         raise UsageError(f"input {name}: {source} was not uploaded")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -388,7 +394,7 @@ def _take_input(folder: Path, name: str, record: UploadedFile) -> FileRecord:
     except OSError:
         # Another file system, or one without hard links (some network disks).
         shutil.copyfile(source, part)
-    # What lies in the run is checked: the upload may be replaced at any moment.
+    # Check the file in the run: the upload may be replaced at any moment.
     size, sha256 = part.stat().st_size, sha256_of(part)
     if (size, sha256) != (record.size, record.sha256):
         part.unlink()
@@ -397,16 +403,16 @@ def _take_input(folder: Path, name: str, record: UploadedFile) -> FileRecord:
             f"{record.sha256}, {source} has {formats.size(size)} with {sha256}; upload it again"
         )
     with part.open("rb") as stream:
-        os.fsync(stream.fileno())  # a run survives a power loss together with its data
+        os.fsync(stream.fileno())  # the data must survive a power loss like the run
     if target.exists() and part.samefile(target):
-        part.unlink()  # a rename between two names of one file does nothing
+        part.unlink()  # renaming between two names of one file does nothing
     else:
         part.replace(target)
     return FileRecord(size, sha256)
 
 
 def _sweep(runs: Path) -> None:
-    """Delete what a killed create or remove has left."""
+    """Delete the remains of a killed create or remove."""
     for path in runs.glob(".*.removed-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in runs.glob(".*.incoming-*"):

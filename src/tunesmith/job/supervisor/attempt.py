@@ -1,4 +1,4 @@
-"""One worker process, from its start to its end, as the supervisor sees it."""
+"""One worker process, from start to end, as seen by the supervisor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a worker ended. `code` is negative for a signal, as subprocess has it."""
+    """How a worker ended. `code` is negative for a signal, as in subprocess."""
 
     code: int
     stalled: bool
@@ -45,7 +45,7 @@ class Attempt:
         locks: Sequence[int],
         workplace: Path,
     ) -> None:
-        """Start it. Raises OSError when the run's disk does not even take a log."""
+        """Start it. Raises OSError if the run's disk cannot even store a log."""
         self._run = run
         self._log_offset = run.log_file.stat().st_size if run.log_file.exists() else 0
         self._oom_kills = resources.oom_kills()
@@ -64,9 +64,9 @@ class Attempt:
                     WORKER_OF: str(run.path),
                 },
                 # Its own session and group: Ctrl-C in a terminal reaches only the supervisor,
-                # and a signal to the group reaches the worker's children too.
+                # and a signal to the group also reaches the worker's children.
                 start_new_session=True,
-                # The worker keeps the locks of run and turn if the supervisor is killed.
+                # The worker keeps the locks of run and queue if the supervisor is killed.
                 pass_fds=tuple(locks),
             )
         self._last_sign = time.monotonic()
@@ -101,11 +101,11 @@ class Attempt:
         end_workers(self._run)
 
     def sign(self) -> None:
-        """Count something that the worker reported as a sign of life."""
+        """Record a sign of life from the worker."""
         self._last_sign = time.monotonic()
 
     def silent_seconds(self) -> float:
-        """Return how long no step was finished (a pause for disk space does not count)."""
+        """Return the seconds since the last step (without pauses for disk space)."""
         return time.monotonic() - self._last_sign
 
     def mark_stalled(self, dump_seconds: float) -> None:
@@ -121,7 +121,7 @@ class Attempt:
         self.kill()
 
     def eta_seconds(self) -> float | None:
-        """Return the time left at this attempt's own pace; a resume does not bend it."""
+        """Return the estimated seconds left, from this attempt's steps only."""
         beat = self.heartbeat
         if beat is None or self._first is None or not beat.total_steps:
             return None
@@ -132,7 +132,7 @@ class Attempt:
         return round(max(0.0, (beat.total_steps - beat.step) * pace), 1)
 
     def log_tail(self) -> str:
-        """Return the last part of what this worker wrote to train.log."""
+        """Return the end of this worker's part of train.log."""
         try:
             with self._run.log_file.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -144,7 +144,7 @@ class Attempt:
             return ""
 
     def hear(self, heartbeat: Heartbeat) -> None:
-        """Take the newest heartbeat: of the file, or one that its disk had refused."""
+        """Use the newest heartbeat: from the file, or one sent because the disk refused it."""
         if heartbeat.step != self._last_step or heartbeat.paused:
             self._last_sign = time.monotonic()
             self._last_step = heartbeat.step
@@ -156,12 +156,12 @@ class Attempt:
         try:
             heartbeat = read_record(self._run.heartbeat_file, Heartbeat, "")
         except (FileNotFoundError, DamagedError):
-            return  # the next one comes within a second of a step
+            return  # the next one follows within a second of a step
         except OSError as error:
             if not disk.refused(error):
                 raise
             return
-        # What stands there from before its disk refused says nothing new.
+        # The file may be older than the last heartbeat that was sent.
         if heartbeat != self._in_file:
             self._in_file = heartbeat
             self.hear(heartbeat)

@@ -1,4 +1,4 @@
-"""What a worker tells its supervisor: by the run's files, or past a disk that refuses them."""
+"""A worker's messages to its supervisor: from the run's files, or a pipe if the disk refuses."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from tunesmith.job.system import disk
 
 @dataclass(frozen=True)
 class News:
-    """Events, in order, and heartbeats that did not come by their file."""
+    """New events, in order, and heartbeats that were not written to their file."""
 
     events: list[Event]
     heartbeats: list[Heartbeat]
 
 
 class Intake:
-    """Reads on from where the events end now. What was handed over is entered in the journal."""
+    """Reads events from the current end on. Events from the pipe are added to the journal."""
 
     def __init__(self, run: RunFolder, journal: Journal) -> None:
         self._journal = journal
         self._receiver = Receiver()
         size = run.events_file.stat().st_size if run.events_file.exists() else 0
         self._tail = EventTail(run.events_file, size)
-        # Told already: no news any more when the journal has written them.
+        # Already returned: not new again when the journal has written them.
         self._handed: set[tuple[float, type[Event]]] = set()
 
     @property
     def address(self) -> str:
-        """What a worker's environment has under relay.RELAY."""
+        """The value of relay.RELAY in a worker's environment."""
         return self._receiver.address
 
     def new(self) -> News:
-        """Return what was told since the last call."""
-        found, heartbeats = [], []
+        """Return the messages since the last call."""
+        events, heartbeats = [], []
         for message in self._receiver.received():
-            # What the user's own code may have put into the pipe is nobody's word.
+            # The user's own code may write anything into the pipe.
             with contextlib.suppress(Fault):
                 if "event" in message:
                     event = decode(Event, message)
                     self._handed.add(_key(event))
                     self._journal.adopt(event)
-                    found.append(event)
+                    events.append(event)
                 elif "heartbeat" in message:
                     heartbeats.append(decode(Heartbeat, message["heartbeat"]))
         for event in self._written():
             if _key(event) in self._handed:
                 self._handed.discard(_key(event))
             else:
-                found.append(event)
-        return News(found, heartbeats)
+                events.append(event)
+        return News(events, heartbeats)
 
     def _written(self) -> list[Event]:
         try:

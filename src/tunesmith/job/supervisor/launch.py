@@ -29,12 +29,12 @@ def start(run_dir: Path, phases: list[str], cause: Cause = "user") -> None:
     """
     run = RunFolder(run_dir.resolve())
     run.request()
-    words = ("run", str(run.path), *phases, "--cause", cause)
+    arguments = ("run", str(run.path), *phases, "--cause", cause)
     _refuse_disk(run)
     with run.log_file.open("ab") as log:
-        began = log.tell()
+        offset = log.tell()
         process = subprocess.Popen(
-            isolated.argv(sys.executable, "tunesmith.job", *words),
+            isolated.argv(sys.executable, "tunesmith.job", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -50,27 +50,27 @@ def start(run_dir: Path, phases: list[str], cause: Cause = "user") -> None:
         identity = None  # it has ended already
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        # Before the status is read: what it wrote last must not be missed.
+        # Before reading the status, so that its last write is not missed.
         code = process.poll()
         if code == 0 or (identity is not None and _supervisor(run) == identity):
             return
         if code is not None:
-            said = run.log_file.read_bytes()[began:].decode("utf-8", "replace").strip()
-            if not said:
+            output = run.log_file.read_bytes()[offset:].decode("utf-8", "replace").strip()
+            if not output:
                 _refuse_disk(run)  # it was full by then
-            first, *detail = said.splitlines() or [f"exit code {code}"]
+            first, *detail = output.splitlines() or [f"exit code {code}"]
             kind = UsageError if code == UsageError.exit_code else TunesmithError
             raise kind(first, [line.strip() for line in detail])
         time.sleep(0.05)
     if run.busy():
-        return  # it works; its disk has filled up and does not take its first status
+        return  # it runs; its disk is full and did not take the first status
     raise TunesmithError(
         f"run {run.run_id}: no supervisor after {formats.duration(_START_SECONDS)}"
     )
 
 
 def _refuse_disk(run: RunFolder) -> None:
-    # Where a reserve lies a supervisor works, or the next one has its room.
+    # With a reserve file a supervisor is running, or the next one has its space.
     size = 1 if run.reserve_file.exists() else disk.RESERVE_BYTES
     if (error := disk.refusal(run.path, size)) is not None and not run.busy():
         raise UsageError(
@@ -80,26 +80,26 @@ def _refuse_disk(run: RunFolder) -> None:
 
 
 def stop(run_dir: Path) -> None:
-    """Ask the run's supervisor for a checkpoint and an end. Raises UsageError if none runs."""
+    """Request a checkpoint and the end of a run. Raises UsageError if it is not running."""
     run = RunFolder(run_dir.resolve())
     run.request()
     status = run.status()
-    # Of a run that lives on a host the supervisor does too, whatever pid it has there.
+    # The supervisor of a host's run is on that host, whatever its pid there.
     own = run.busy() or not run.is_copy
     owner = status.supervisor if own else None
     if owner is None or not owner.alive():
-        owner = run.owner()  # its disk may not have taken its status
+        owner = run.owner()  # the disk may have refused its status
     if owner is None or not owner.alive():
         raise UsageError(f"run {run.run_id} is not running (state: {status.state})")
     os.kill(owner.pid, signal.SIGTERM)
 
 
 def _keeps_to_itself(run: RunFolder) -> bool:
-    """Whether results lie in the run's folder; elsewhere the user's umask says who sees them."""
+    """Whether results are in the run's folder; elsewhere the user's umask applies."""
     return output_of(run).is_relative_to(run.path)
 
 
 def _supervisor(run: RunFolder) -> Identity | None:
-    """Return the identity in status.json: a pid alone comes again after a restart."""
+    """Return the process identity in status.json: a pid alone is reused after a restart."""
     status = run.last_status()
     return status.supervisor if status else None

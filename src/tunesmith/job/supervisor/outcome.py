@@ -1,4 +1,4 @@
-"""How a worker, a phase or a run ended, and what the supervisor makes of a worker's end."""
+"""How a worker, a phase or a run ended, and the outcome of a worker's end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunesmith.job.system import disk
 class Outcome:
     """How a worker, a phase or the run ended: succeeded, stopped, or failed with a class.
 
-    `retry` overrules whether the class is tried again.
+    `retry` overrides whether the class is retried.
     """
 
     state: State
@@ -26,27 +26,27 @@ class Outcome:
     retry: bool | None = None
 
     def may_pass(self) -> bool:
-        """Whether a failure may pass by itself."""
+        """Whether the cause of a failure may disappear by itself."""
         if self.failure is None:
             return False
         return CLASSES[self.failure].retry if self.retry is None else self.retry
 
 
 def reported(failure: Failure) -> Outcome:
-    """Return the outcome that a worker's `failure` event tells."""
+    """Return the outcome in a worker's `failure` event."""
     return Outcome("failed", failure.failure, failure.message, failure.lines, failure.retry)
 
 
 def refused(folder: Path, error: OSError) -> Outcome:
-    """Return the outcome of work that the disk of `folder` refused; it may pass."""
+    """Return the outcome of work that the disk of `folder` refused; the cause may disappear."""
     return Outcome("failed", disk.fault(error), disk.describe(folder, error), retry=True)
 
 
 def crashed(ended: Ended, folder: Path, trouble: OSError | None) -> Outcome:
-    """Return the outcome of a worker that ended without a word of its own.
+    """Return the outcome of a worker that ended without reporting.
 
-    `trouble` is what the disk of `folder` refuses the supervisor itself: the reason where there
-    is no better one.
+    `trouble` is the error that the disk of `folder` gives the supervisor itself: the reason if
+    there is no better one.
     """
     failure, message = classify_exit(ended.code, ended.log_tail, oom_killed=ended.oom_killed)
     detail = tuple(ended.log_tail.splitlines()[-12:])

@@ -1,4 +1,4 @@
-"""What a supervisor needs before it starts a worker: room, time, a checkpoint, an environment."""
+"""Requirements for starting a worker: disk space, time, a checkpoint, an environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tunesmith.job.system import disk
 
 
 def make_room(run: RunFolder, journal: Journal) -> None:
-    """Make room for what will be told. Raises UsageError naming the disk without any."""
+    """Reserve disk space for the status and events. Raises UsageError if the disk has none."""
     try:
         journal.open()
         mend_events(run.events_file)
@@ -33,7 +33,7 @@ def make_room(run: RunFolder, journal: Journal) -> None:
 
 
 def refuse_spent(run_id: str, worked: float, limit: float | None) -> None:
-    """Raise UsageError when the run has worked (seconds) as long as it may."""
+    """Raise UsageError if the run has worked (seconds) up to its limit."""
     if limit is not None and worked >= limit:
         raise UsageError(
             f"run {run_id} has worked {formats.duration(worked)}, and its max-hours is "
@@ -43,7 +43,7 @@ def refuse_spent(run_id: str, worked: float, limit: float | None) -> None:
 
 
 def newest_step(run: RunFolder, emit: Callable[..., None]) -> int:
-    """Set faulty checkpoints aside; return the step training continues from, or -1."""
+    """Set faulty checkpoints aside; return the step that training continues from, or -1."""
     output = Path(adjusted_config(run)["output_dir"])
     claim_output(run, output)
     newest, discarded = checkpoints.newest_valid(output)
@@ -53,10 +53,10 @@ def newest_step(run: RunFolder, emit: Callable[..., None]) -> int:
 
 
 def worker_environment(request: RunRequest) -> dict[str, str]:
-    """Return the worker's environment: ours, the stack's variables, the env's programs.
+    """Return the worker's environment variables: ours, the stack's, and the environment's PATH.
 
-    PYTHONPATH and user site-packages are left out unless the request names them, and then
-    they are for what a worker starts: itself it takes code from its environment alone.
+    PYTHONPATH and user site-packages are omitted unless the request sets them; even then they
+    affect only programs that a worker starts, since the worker itself ignores them.
     """
     environment = isolated.variables(os.environ)
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

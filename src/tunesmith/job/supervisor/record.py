@@ -1,4 +1,4 @@
-"""status.json while a supervisor works: what it says, and when it is written."""
+"""status.json while a supervisor runs: its content and when it is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WRITE_SECONDS = 1.0
 
 
 class StatusRecord:
-    """Where the run stands, with what was known of it before; written at most once a second."""
+    """The run's current status, based on the previous one; written at most once a second."""
 
     def __init__(
         self,
@@ -52,18 +52,18 @@ class StatusRecord:
         )
 
     def begin(self) -> None:
-        """Count the time from now on, and ask the GPUs."""
+        """Start counting time, and query the GPUs."""
         self._began = time.monotonic()
         self.change(state="running", started=self.now.started or time.time())
         self._sampler.start()
 
     def worked(self) -> float:
-        """Return how many seconds this run has worked in all, its resumes included."""
+        """Return the seconds this run has worked in total, including resumes."""
         now = 0.0 if self._began is None else time.monotonic() - self._began
         return self.worked_before + now
 
     def change(self, **fields: Any) -> None:
-        """Change fields of the status; it is written with the next `write`."""
+        """Change fields of the status; the next `write` writes them."""
         self.now = replace(self.now, **fields)
 
     def set_phases(self, phases: Iterable[str], state: str) -> None:
@@ -75,11 +75,11 @@ class StatusRecord:
         return {phase for phase, state in self.now.phases.items() if state == "succeeded"}
 
     def log(self, event: events.Log) -> None:
-        """Carry the figures of a step over."""
+        """Copy the values of a step to the status."""
         self.now = events.with_step(self.now, event)
 
     def refresh(self, attempt: Attempt | None) -> None:
-        """Write the status with the worker's newest step, unless that was just done."""
+        """Write the status with the worker's newest step, unless it was just written."""
         if time.monotonic() - self._written_at < _WRITE_SECONDS:
             self._journal.flush()
             return

@@ -1,11 +1,10 @@
 """The supervisor: owns a run from its first phase to its last.
 
-One process, in a session of its own, with the run's lock: it starts a worker for each
-phase, follows its heartbeat, passes a stop on, starts a fallen worker again from the
-newest sealed checkpoint, and writes status.json. Standard library and yaml only, so
-that it is up at once and cannot be hurt by what hurts the worker. Nor by the run's disk:
-what that refuses is kept in memory (job/run/journal.py), and limits, stops and what was ordered
-for after the run need none.
+One process with its own session and the run's lock: it starts a worker for each phase, follows
+its heartbeat, passes on stop requests, restarts a failed worker from the newest sealed
+checkpoint, and writes status.json. Standard library and yaml only, so that it starts at once and
+is not affected by problems of the worker. Nor by the run's disk: refused writes are kept in memory
+(job/run/journal.py), and limits, stops and the command after the run need no disk.
 """
 
 from __future__ import annotations
@@ -49,12 +48,11 @@ T = TypeVar("T")
 
 
 def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "user") -> int:
-    """Run the phases of `run_dir`, by default those not yet succeeded; `cause` is why.
+    """Run the phases of `run_dir`, by default those not yet succeeded; `cause` is the reason.
 
-    Returns 0 when they succeeded or were stopped on request, 1 when one failed. Raises
-    UsageError when the folder is no run, a phase is unknown, another process works in it,
-    another run has the turn, its time is used up, or its disk takes nothing: then nothing
-    was changed.
+    Returns 0 if they succeeded or were stopped on request, 1 if one failed. Raises UsageError,
+    without changing anything, if the folder is not a run, a phase is unknown, another process
+    works in it, another run has the turn, its time is used up, or its disk refuses writes.
     """
     run = RunFolder(run_dir.resolve())
     request = run.request()
@@ -70,8 +68,8 @@ def supervise(run_dir: Path, phases: list[str] | None = None, cause: Cause = "us
     try:
         end_workers(run)
         preparation.make_room(run, journal)
-        with workplace.of(run) as place:
-            supervisor = _Supervisor(run, request, lock, journal, place, cause)
+        with workplace.of(run) as working_folder:
+            supervisor = _Supervisor(run, request, lock, journal, working_folder, cause)
             code = supervisor.run(phases or supervisor.unfinished())
     finally:
         journal.close()
@@ -87,11 +85,11 @@ class _Supervisor:
         request: RunRequest,
         lock: RunLock,
         journal: Journal,
-        place: Path,
+        working_folder: Path,
         cause: Cause = "user",
     ) -> None:
         self._run = run
-        self._place = place
+        self._working_folder = working_folder
         self._journal = journal
         self._cause = cause
         self._emit = journal.emit
@@ -108,11 +106,11 @@ class _Supervisor:
         self._record = StatusRecord(run, journal, lock.owner, request.price, cause)
 
     def unfinished(self) -> list[str]:
-        """Return the phases that were asked for, or begun, and have not succeeded yet."""
-        known = self._record.now.phases
-        begun = [phase for phase in PHASES if phase in known]
+        """Return the phases that were requested or begun and have not succeeded yet."""
+        states = self._record.now.phases
+        begun = [phase for phase in PHASES if phase in states]
         phases = [*self._request.needed_phases(), *begun]
-        return [p for p in dict.fromkeys(phases) if known.get(p) != "succeeded"]
+        return [p for p in dict.fromkeys(phases) if states.get(p) != "succeeded"]
 
     def run(self, phases: list[str]) -> int:
         worked = self._record.worked_before
@@ -132,7 +130,7 @@ class _Supervisor:
                 self._slot.release()
 
     def afterwards(self) -> None:
-        """Do what was ordered for after the success."""
+        """Run the command that was requested for after a success."""
         if self._after and self._command_due:
             in_turn = self._slot is not None
             after, run = self._after, self._run
@@ -165,7 +163,7 @@ class _Supervisor:
         return 1 if outcome.state == "failed" else 0
 
     def _end(self, outcome: Outcome) -> None:
-        # The event first: whoever reads a final state has everything that came before.
+        # The event first, so that a reader of a final state has everything before it.
         self._emit("run_ended", state=outcome.state, failure=outcome.failure)
         self._record.write(
             state=outcome.state,
@@ -173,18 +171,18 @@ class _Supervisor:
             message=outcome.message,
             detail=list(outcome.detail),
         )
-        asked = self._stop_requests
+        stops_before = self._stop_requests
         seconds = self._limits.last_words_seconds
-        if not self._journal.last_words(seconds, lambda: self._stop_requests > asked):
+        if not self._journal.last_words(seconds, lambda: self._stop_requests > stops_before):
             why = self._journal.trouble and disk.describe(self._run.path, self._journal.trouble)
-            told = f"run {self._run.run_id}: {outcome.state}, which nobody can read there: {why}"
-            print(told, file=sys.stderr, flush=True)
+            message = f"run {self._run.run_id}: {outcome.state}, not recorded there: {why}"
+            print(message, file=sys.stderr, flush=True)
 
     def _await_slot(self, phases: list[str]) -> bool:
-        """Take the turn of the folder of runs, if the request wants one; wait if it says so.
+        """Take the turn in the folder of runs, if the request needs one; wait if it says so.
 
-        Returns False when a stop was asked for meanwhile. Raises UsageError when another
-        run has it and this one does not wait.
+        Returns False if a stop was requested meanwhile. Raises UsageError if another run has the
+        turn and this one does not wait.
         """
         turn = self._request.turn
         if turn is None:
@@ -218,7 +216,7 @@ class _Supervisor:
         self._record.change(ahead=())
 
     def _mind_limit(self) -> None:
-        """Ask for a checkpoint and an end when the run has worked as long as it may."""
+        """Request a checkpoint and a stop when the run has reached its time limit."""
         limit = self._limits.max_seconds
         if limit is None or self._stop_requests or self._record.worked() < limit:
             return
@@ -227,7 +225,7 @@ class _Supervisor:
         self._emit("limit", what="max-hours", seconds=limit)
 
     def _pause(self, seconds: float) -> None:
-        """Wait, unless a stop is asked for."""
+        """Wait, unless a stop is requested."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._stop_requests:
             self._mind_limit()
@@ -249,7 +247,7 @@ class _Supervisor:
         return outcome
 
     def _attempts(self, phase: str) -> Outcome:
-        """Run workers until one succeeds, a stop is asked for, or trying again is no use."""
+        """Run workers until one succeeds, a stop is requested, or a retry cannot help."""
         attempt, restarts, stalls, reached = 0, 0, 0, -1
         while True:
             attempt += 1
@@ -277,7 +275,7 @@ class _Supervisor:
                     return self._stopped()
 
     def _attempt(self, phase: str, attempt: int) -> tuple[int, Ended | None, Outcome]:
-        """Run one worker; return the step it began at (-1: none), its end and the outcome."""
+        """Run one worker; return its first step (-1: none), its end and the outcome."""
         changed = self._tried(lambda: self._compared(phase))
         if changed is not None:
             return -1, None, changed
@@ -291,7 +289,7 @@ class _Supervisor:
         ended = self._follow(worker)
         outcome = self._judge(ended)
         if outcome.state == "succeeded":
-            # The fetch phase writes there where the base model lies.
+            # The fetch phase writes the path of the base model there.
             request = self._tried(self._run.request)
             if isinstance(request, Outcome):
                 return step, ended, request
@@ -299,7 +297,7 @@ class _Supervisor:
         return step, ended, outcome
 
     def _tried(self, do: Callable[[], T]) -> T | Outcome:
-        """Return what `do` returns, or as an outcome that the run's disk refused it."""
+        """Return the result of `do`, or an outcome if the run's disk refused it."""
         try:
             return do()
         except OSError as error:
@@ -308,53 +306,53 @@ class _Supervisor:
             return self._failed(refused(self._run.path, error))
 
     def _start(self, phase: str, attempt: int) -> Attempt:
-        # Before anybody is told, so that the last worker's is not read as this one's.
+        # Before the start is reported, so that the last worker's is not read as this one's.
         self._run.heartbeat_file.unlink(missing_ok=True)
         self._emit("phase_started", phase=phase, attempt=attempt)
         self._record.set_phases([phase], "running")
         self._record.write(phase=phase)
         locks = [self._lock.descriptor, *([self._slot.descriptor] if self._slot else [])]
         environment = preparation.worker_environment(self._request) | {RELAY: self._intake.address}
-        return Attempt(self._run, phase, environment, locks, self._place)
+        return Attempt(self._run, phase, environment, locks, self._working_folder)
 
     def _await_disk(self, outcome: Outcome) -> bool:
-        """Wait until the disk takes something again; False when it did not in time."""
+        """Wait until the disk accepts writes again; return False if it did not in time."""
         full = outcome.failure == disk.FULL
         seconds = self._limits.disk_wait_seconds
         until = time.monotonic() + (seconds if full else min(seconds, disk.READ_ONLY_SECONDS))
-        told = False
+        paused = False
         while (error := refusal(self._run)) is not None:
             self._mind_limit()
             if self._stop_requests or time.monotonic() > until:
                 return False
-            if not told:
-                told = True
+            if not paused:
+                paused = True
                 why = disk.describe(self._run.path, error)
                 self._emit("paused", step=self._record.now.step, why=why)
             self._record.refresh(None)
             time.sleep(_PROBE_SECONDS)
-        if told:
+        if paused:
             self._emit("continued", step=self._record.now.step)
         return not self._stop_requests
 
     def _compared(self, phase: str) -> Outcome | None:
-        """Compare what the phase reads with seals and record; None when all is as it was."""
+        """Compare the phase's inputs with seals and record; return None if nothing changed."""
         self._record.change(phase=phase)
 
-        def say(text: str) -> None:
+        def on_text(text: str) -> None:
             self._emit("note", phase=phase, text=text)
 
-        def tell(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             figures = {"done": done // 1_000_000, "total": max(1, total // 1_000_000)}
             self._emit("progress", phase=phase, **figures, unit="MB compared")
             self._mind_limit()
             self._record.write()
             if self._stop_requests:
-                raise _StopAsked
+                raise _StopRequested
 
         try:
-            integrity.check(self._run.path, phase, say, tell)
-        except _StopAsked:
+            integrity.check(self._run.path, phase, on_text, on_progress)
+        except _StopRequested:
             return self._stopped()
         except UsageError as error:
             self._emit("failure", phase=phase, failure="changed", **_words(error))
@@ -363,16 +361,16 @@ class _Supervisor:
 
     def _follow(self, attempt: Attempt) -> Ended:
         """Watch a worker until it ends, and keep status.json fresh."""
-        asked = 0
-        asked_at = 0.0
+        stops_seen = 0
+        stopped_at = 0.0
         self._failure = None
         while (ended := attempt.poll()) is None:
             self._mind_limit()
-            if self._stop_requests > asked:
-                # A second request means: now.
-                attempt.request_stop() if asked == 0 else attempt.kill()
-                asked, asked_at = self._stop_requests, time.monotonic()
-            if asked and time.monotonic() - asked_at > self._limits.stop_seconds:
+            if self._stop_requests > stops_seen:
+                # A second request means: at once.
+                attempt.request_stop() if stops_seen == 0 else attempt.kill()
+                stops_seen, stopped_at = self._stop_requests, time.monotonic()
+            if stops_seen and time.monotonic() - stopped_at > self._limits.stop_seconds:
                 attempt.kill()
             if attempt.silent_seconds() > self._patience(attempt):
                 attempt.mark_stalled(self._limits.dump_seconds)
@@ -384,10 +382,10 @@ class _Supervisor:
         return ended
 
     def _patience(self, attempt: Attempt) -> float:
-        """Return how many silent seconds are still normal.
+        """Return the seconds without a step that are still normal.
 
-        Before the first step nothing is known yet (a large data set is tokenised, a large
-        model read from a slow disk), so the limit is four times as long.
+        Before the first step the pace is unknown (a large data set is tokenised, a large model
+        read from a slow disk), so the limit is four times as long.
         """
         beat = attempt.heartbeat
         if beat is None or beat.step_seconds is None:
@@ -406,7 +404,7 @@ class _Supervisor:
         return self._failed(crashed(ended, self._run.path, self._journal.trouble))
 
     def _failed(self, outcome: Outcome) -> Outcome:
-        """Tell a failure that no worker has told."""
+        """Report a failure that no worker has reported."""
         self._emit(
             "failure",
             failure=outcome.failure,
@@ -425,23 +423,23 @@ class _Supervisor:
         )
 
     def _take_events(self, attempt: Attempt) -> None:
-        """Carry what the worker reported into the status."""
+        """Copy the worker's events to the status."""
         news = self._intake.new()
         for heartbeat in news.heartbeats:
             attempt.hear(heartbeat)
         for event in news.events:
             if isinstance(event, events.Progress):
-                # A phase without steps: a download may well take hours.
+                # A phase without steps: a download may take hours.
                 attempt.sign()
             elif isinstance(event, events.Log):
                 self._record.log(event)
             elif isinstance(event, events.Failure) and event.phase is not None:
-                # Without a phase it is one of our own, about the worker before.
+                # Without a phase it is our own event, about the previous worker.
                 self._failure = event
 
 
-class _StopAsked(Exception):
-    """A stop was asked for while files were compared."""
+class _StopRequested(Exception):
+    """A stop was requested while files were compared."""
 
 
 def _words(error: UsageError) -> dict[str, Any]:

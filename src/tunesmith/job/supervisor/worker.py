@@ -1,8 +1,8 @@
 """One phase of one run in one process: `python -m tunesmith.job.supervisor.worker RUN PHASE`.
 
-The supervisor starts it, and it ends in one of three ways a reader can tell apart:
-exit code 0 with a `summary` event, STOPPED after a checkpoint on request, or FAILED
-with a `failure` event. Any other end is a crash, which the supervisor classifies.
+The supervisor starts it. It ends in one of three ways: exit code 0 with a `summary` event,
+STOPPED after a requested checkpoint, or FAILED with a `failure` event. Any other end is a crash,
+which the supervisor classifies.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     report = Reporter(run) if is_first_rank() else SilentReporter(run)
     if not die_with_parent(os.environ.get(SUPERVISOR_PID)):
         return STOPPED
-    # `stalled` is diagnosed from this: the supervisor asks, the stacks go to train.log.
+    # For the class `stalled`: on this signal from the supervisor the stacks go to train.log.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     module, extra = _PHASES[phase]
@@ -100,7 +100,7 @@ def _report(run: RunFolder, report: Reporter, phase: str, error: BaseException) 
     else:
         failure = _class_of(run, error, text)
         message, detail = text.splitlines()[0][:500], trace.splitlines()[-12:]
-        # A disk may take something again: the supervisor waits for it.
+        # The disk may accept writes again: the supervisor waits for it.
         retry = True if failure in (disk.FULL, disk.READ_ONLY) else None
     if rank_count() > 1:
         # One of them is the cause; the process that started them finds out which.
@@ -118,16 +118,16 @@ def _class_of(run: RunFolder, error: BaseException, text: str) -> str:
         return failure
     failure = classify_text(text)
     if failure in ("code", disk.FULL) and (refused := refusal(run)) is not None:
-        # Libraries hide what a disk said: "file write failed", "cannot be opened".
+        # Libraries hide the disk's error: "file write failed", "cannot be opened".
         failure = disk.fault(refused) or failure
     return failure
 
 
 def leave(ended: list[int]) -> None:
-    """End now with the code in `ended`, if the phase has ended.
+    """Exit now with the code in `ended`, if the phase has ended.
 
-    The interpreter would take torch and a model apart piece by piece: seconds, for memory that
-    the kernel takes back at once.
+    The interpreter would free torch and a model piece by piece, which takes seconds, while the
+    kernel frees the memory at once.
     """
     if ended:
         sys.stdout.flush()
@@ -138,7 +138,7 @@ def leave(ended: list[int]) -> None:
 if __name__ == "__main__":
     streams.outlive_disk()
     codes: list[int] = []
-    # Handlers run in reverse: what others registered meanwhile comes first.
+    # Handlers run in reverse order: those registered later come first.
     atexit.register(leave, codes)
     codes.append(main(sys.argv[1:]))
     sys.exit(codes[0])

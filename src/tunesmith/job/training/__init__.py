@@ -1,1 +1,1 @@
-"""The train phase, and what makes it start and step faster."""
+"""The train phase, and what makes its start and its steps faster."""

@@ -1,4 +1,4 @@
-"""What the trainer tells us and we tell the trainer, through one callback.
+"""The callback between LLaMA-Factory's trainer and the job runner.
 
 Imports transformers: only the worker of the train phase loads this module.
 """
@@ -29,11 +29,11 @@ from tunesmith.job.run.failures import JobError
 from tunesmith.job.run.journal import Reporter
 from tunesmith.job.system import disk
 
-# Room beside the checkpoint itself: logs, status, the final adapter.
+# Bytes needed besides the checkpoint itself: logs, status, the final adapter.
 RESERVE_BYTES = 64 * 1024 * 1024
-# A checkpoint of a LoRA run is about a dozen files; a sharded one a few dozen.
+# Inodes: a checkpoint of a LoRA run has about a dozen files, a sharded one a few dozen.
 RESERVE_INODES = 64
-# Trainable parameter: float32 weight and two float32 Adam moments.
+# Bytes per trainable parameter: float32 weight and two float32 Adam moments.
 _BYTES_PER_TRAINABLE = 12
 
 
@@ -48,9 +48,8 @@ class Stopped(Exception):
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Reports progress, stops on SIGTERM, seals checkpoints, watches loss and disk.
 
-    What it tells goes to `report`. `keep` is how many sealed checkpoints stay
-    (save_total_limit; None keeps all). `disk_wait` is how many seconds a full disk may keep
-    the run waiting.
+    Events go to `report`. `keep` is the number of sealed checkpoints to keep (save_total_limit;
+    None keeps all). `disk_wait` is how long, in seconds, the run waits for a full disk.
     """
 
     def __init__(self, report: Reporter, *, keep: int | None, disk_wait: float) -> None:
@@ -67,7 +66,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         signal.signal(signal.SIGTERM, self._request_stop)
 
     def _request_stop(self, _signum: int, _frame: FrameType | None) -> None:
-        # Only a flag: the checkpoint is written between two steps, where it is consistent.
+        # Only set a flag: a checkpoint is consistent only between two steps.
         self._stop = True
 
     def on_train_begin(
@@ -77,7 +76,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Say where the run stands and estimate what a checkpoint will need."""
+        """Report the state of the run and estimate the size of a checkpoint."""
         trainable = sum(p.numel() for p in kwargs["model"].parameters() if p.requires_grad)
         self._checkpoint_bytes = trainable * _BYTES_PER_TRAINABLE
         if state.is_world_process_zero and state.global_step:
@@ -93,14 +92,14 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock of a step."""
+        """Start timing a step."""
         self._step_began = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the heartbeat; ask for a checkpoint when a stop is wanted; wait for disk."""
-        # The first step ends the time in which a long silence is normal: it is told at once.
+        """Write the heartbeat; request a checkpoint after a stop request; wait for disk space."""
+        # The first step ends the time in which long silence is normal, so report it at once.
         first = not self._step_seconds
         self._step_seconds.append(time.monotonic() - self._step_began)
         if self._stop_wanted_anywhere():
@@ -120,7 +119,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         logs: Columns | None = None,
         **kwargs: Any,
     ) -> None:
-        """Pass a logged loss on; end the run when it is no number any more."""
+        """Report a logged loss; end the run if it is NaN or infinite."""
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         loss, norm = float(logs["loss"]), logs.get("grad_norm")
@@ -137,11 +136,13 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         )
         if not math.isfinite(loss):
             newest = max((s for s, p in checkpoints.folders(Path(args.output_dir))), default=None)
-            kept = "there is no checkpoint" if newest is None else f"checkpoint-{newest} is kept"
+            remaining = (
+                "there is no checkpoint" if newest is None else f"checkpoint-{newest} is kept"
+            )
             raise JobError(
                 "nan",
                 f"the loss became {loss} at step {state.global_step} "
-                f"(learning rate {logs.get('learning_rate')}, gradient norm {norm}); {kept}",
+                f"(learning rate {logs.get('learning_rate')}, gradient norm {norm}); {remaining}",
             )
 
     def on_evaluate(
@@ -152,7 +153,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         metrics: Columns | None = None,
         **kwargs: Any,
     ) -> None:
-        """Pass the validation loss on."""
+        """Report the validation loss."""
         if metrics and "eval_loss" in metrics and state.is_world_process_zero:
             self._report("eval", step=state.global_step, loss=float(metrics["eval_loss"]))
 
@@ -184,7 +185,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
             raise Stopped(state.global_step)
 
     def _stop_wanted_anywhere(self) -> bool:
-        """Agree over all processes: one that saved alone would leave the others waiting."""
+        """Agree across all processes: one that saves alone would leave the others waiting."""
         import torch.distributed as dist
 
         if not (dist.is_available() and dist.is_initialized()):
@@ -197,7 +198,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         return bool(flag.item())
 
     def _throughput(self, tokens: int) -> float | None:
-        """Return tokens per second since the log before (padding included)."""
+        """Return tokens per second since the previous log, including padding."""
         now = time.monotonic()
         before, self._tokens = self._tokens, (now, tokens)
         if before is None or tokens <= before[1]:
@@ -221,10 +222,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         )
 
     def _await_space(self, output: Path, state: TrainerState) -> None:
-        """Wait until a checkpoint fits on the disk, with the run's state safe in memory.
+        """Wait until a checkpoint fits on the disk; meanwhile the state is in memory.
 
-        Raises JobError of class disk_full when nobody made room in `disk_wait` seconds, and
-        of class read_only when the disk cannot be written and does not come back soon.
+        Raises JobError of class disk_full if no space was freed within `disk_wait` seconds, and of
+        class read_only if the disk cannot be written and does not recover soon.
         """
         needed = int(self._checkpoint_bytes * 1.1) + RESERVE_BYTES
         began: float | None = None
@@ -252,7 +253,7 @@ def _wait_for_all_ranks() -> None:
 
 
 def _lack(folder: Path, needed: int) -> tuple[str, str] | None:
-    """Return what keeps the disk of `folder` from taking a checkpoint: class and words."""
+    """Return the reason why a checkpoint cannot be written to `folder`: class and message."""
     if (lack := _lack_of_space(folder, needed)) is not None:
         return disk.FULL, lack
     if (error := disk.refusal(folder)) is not None:
@@ -261,12 +262,12 @@ def _lack(folder: Path, needed: int) -> tuple[str, str] | None:
 
 
 def _lack_of_space(folder: Path, needed: int) -> str | None:
-    """Return in words what is missing on the disk of `folder`, or None."""
+    """Return a message about what the disk of `folder` lacks, or None."""
     stat = os.statvfs(folder)
     free = stat.f_bavail * stat.f_frsize
     if (text := shortage(folder, free, needed, "a checkpoint")) is not None:
         return f"{text}; free space there"
-    # Some file systems (btrfs, some network ones) keep no count of inodes and report 0 of 0.
+    # Some file systems (btrfs, some network ones) do not count inodes and report 0 of 0.
     if stat.f_files and stat.f_favail < RESERVE_INODES:
         return (
             f"{folder} has {stat.f_favail} free inodes, a checkpoint needs {RESERVE_INODES}; "

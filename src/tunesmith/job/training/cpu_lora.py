@@ -1,13 +1,13 @@
-"""What makes a training step cheaper on a processor: fewer passes over what it computes.
+"""Cheaper training steps on a CPU, through fewer passes over memory.
 
-A processor waits for memory, not for launches. Two parts of a LoRA step on 1,200 tokens of a
-135M model take some 9 % of its time each, for numbers that nobody needs (docs/performance.md):
+A CPU waits for memory, not for launches. Two parts of a LoRA step on 1,200 tokens of a 135M model
+take some 9 % of its time each for unneeded work (docs/performance.md):
 
-- The head, the largest matrix of all, gives logits for each token, and a prompt's tokens have
-  no label: here it is computed at target positions only.
-- PEFT multiplies what an adapter adds by its scale, and then adds it, each a pass over a matrix
-  as wide as the layer. Here the scale goes to the narrow matrix between its two products, and
-  the second product adds to the layer's result in place.
+- The head, the largest matrix, computes logits for every token, but prompt tokens have no label:
+  here it is computed only at target positions.
+- PEFT scales the adapter's output and then adds it, each a pass over a matrix as wide as the
+  layer. Here the narrow matrix between its two products is scaled, and the second product adds to
+  the layer's result in place.
 
 Imports PEFT and LLaMA-Factory: only the worker of the train phase loads this module.
 """
@@ -25,10 +25,10 @@ from peft.tuners.lora import layer as lora
 
 
 def target_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the positions whose next token has a label, and these tokens.
+    """Return the positions whose next token has a label, and the ids of these tokens.
 
-    `labels` is (lines x length), int64; both results are (targets,), int64. Positions count
-    through all lines: line 1 begins at the length of line 0.
+    `labels` is [lines, length], int64; both results are [targets], int64. Positions index the
+    flattened lines: line 1 starts at the length of line 0.
     """
     after = torch.nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].flatten()
     positions = (after != IGNORE_INDEX).nonzero()[:, 0]
@@ -37,13 +37,14 @@ def target_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def select_positions(head: torch.nn.Module, positions: torch.Tensor) -> Iterator[None]:
-    """In this block a head computes only these positions, as one line.
+    """Inside the context a head computes only these positions, as one line.
 
-    It is given (lines x length x width) and returns (1 x positions x vocabulary).
+    `positions` is [positions], int64, into the flattened lines. The head gets
+    [lines, length, width] and returns [1, positions, vocabulary], both in its compute dtype.
     """
 
-    def select(_module: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
-        return given[0].flatten(0, 1)[positions].unsqueeze(0)
+    def select(_module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> torch.Tensor:
+        return arguments[0].flatten(0, 1)[positions].unsqueeze(0)
 
     hook = head.register_forward_pre_hook(select)
     try:
@@ -53,9 +54,9 @@ def select_positions(head: torch.nn.Module, positions: torch.Tensor) -> Iterator
 
 
 def add_in_place(model: torch.nn.Module) -> int:
-    """Have each plain LoRA layer add its adapter in place; return how many were changed.
+    """Let each plain LoRA layer add its adapter in place; return the number of changed layers.
 
-    Plain: a frozen nn.Linear below, one adapter, no DoRA, no bias of its own. Others stay PEFT's.
+    Plain: a frozen nn.Linear, one adapter, no DoRA, no own bias. Other layers keep PEFT's code.
     """
     layers = [module for module in model.modules() if _is_plain(module)]
     for module in layers:
@@ -74,11 +75,12 @@ def _is_plain(module: torch.nn.Module) -> bool:
 
 
 def _forward(module: Any, plain: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Compute a LoRA layer: `x` [..., in] gives [..., out], in the layer's compute dtype."""
     if args or kwargs or module.disable_adapters or module.merged:
-        whole: torch.Tensor = plain(x, *args, **kwargs)
-        return whole
+        output: torch.Tensor = plain(x, *args, **kwargs)
+        return output
     name = module.active_adapters[0]
-    # In place is free on a matrix; on a view of it the backward pass would copy.
+    # In place is free for a matrix; for a view of it the backward pass would copy.
     rows = x.flatten(0, -2)
     result = module.base_layer(rows)
     down, up = module.lora_A[name], module.lora_B[name].weight

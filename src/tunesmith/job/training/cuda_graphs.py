@@ -1,8 +1,8 @@
-"""Forward and backward of a micro-batch, recorded once a shape as a CUDA graph, then replayed.
+"""Forward and backward of a micro-batch, captured once per shape as a CUDA graph, then replayed.
 
-One launch a step instead of some 7,000 (a 1.5B model; docs/performance.md). A graph reads and
-writes the same memory each time, so inputs are copied to where it reads, and loss and gradients
-are taken from where it writes.
+One launch per step instead of some 7,000 (a 1.5B model; docs/performance.md). A graph reads and
+writes the same memory each time, so inputs are copied to its input tensors, and loss and gradients
+are read from its output tensors.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 
 import torch
 
-# Each graph keeps a copy of the gradients; data with more shapes runs the rest as it comes.
+# Each graph keeps a copy of the gradients; steps of further shapes run without a graph.
 MAX_GRAPHS = 24
-# How far two ways to compute the same may lie apart, as a share: rounding over all layers of a
-# model, some 1 % in bf16.
+# Relative difference allowed between two computations of the same value: rounding over all layers
+# of a model, some 1 % in bf16.
 TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.05, torch.float32: 0.001}
 
-# (model, inputs on the device, number of trained tokens as a scalar) -> the loss, detached, a
-# scalar; gradients are added to the parameters'.
+# (model, inputs on the device, number of trained tokens as a scalar tensor) -> the loss, a detached
+# scalar tensor; gradients are accumulated in the parameters.
 Step = Callable[[Any, Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """A step of one shape: what it reads, its graph, and where it leaves loss and gradients."""
+    """A captured step of one shape: input tensors, graph, and output tensors."""
 
-    inputs: Mapping[str, torch.Tensor]  # (lines x length), on the GPU
+    inputs: Mapping[str, torch.Tensor]  # [lines, length], int64, on the GPU
     items: torch.Tensor  # trained tokens of the whole step, a scalar
     graph: torch.cuda.CUDAGraph
     loss: torch.Tensor  # a scalar
-    gradients: list[tuple[torch.nn.Parameter, torch.Tensor]]  # of one shape and dtype each
+    gradients: list[tuple[torch.nn.Parameter, torch.Tensor]]  # same shape and dtype
 
 
 def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Draw random numbers from copies in this block: dropout and the rows' order stay."""
+    """Use copies of the random generators in the context: dropout and row order do not change."""
     fork: contextlib.AbstractContextManager[None] = torch.random.fork_rng(
         [device] if device.type == "cuda" else []
     )
@@ -46,24 +46,24 @@ def forked_rng(device: torch.device) -> contextlib.AbstractContextManager[None]:
 
 
 def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
-    """Return the norm of all gradients together."""
+    """Return the 2-norm of all gradients together."""
     norms = [p.grad.norm() for p in parameters if p.grad is not None]
     return float(torch.stack(norms).norm())
 
 
 def close(values: Sequence[float], expected: Sequence[float], share: float) -> bool:
-    """Whether each value is within a share of the expected one; NaN is near nothing."""
+    """Whether each value is within a relative distance of the expected one; NaN never is."""
     return all(
         abs(one - two) <= share * abs(two) for one, two in zip(values, expected, strict=True)
     )
 
 
 class GraphedSteps:
-    """The recorded steps of a training, by shape.
+    """The captured steps of a training, by shape.
 
-    `tolerance` is the share by which a replayed step may differ from a computed one; None where
-    they cannot be compared, because the model drops out. `on_disabled` is called with the
-    reason when recording failed; from then on every step is computed.
+    `tolerance` is the allowed relative difference between a replayed and a computed step, None if
+    they cannot be compared because the model uses dropout. `on_disabled` is called with the reason
+    if capturing failed; from then on every step is computed.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class GraphedSteps:
     def run(
         self, model: Any, inputs: Mapping[str, torch.Tensor], items: torch.Tensor, *, whole: bool
     ) -> torch.Tensor | None:
-        """Return the loss of a step by its graph; None where the caller must compute it.
+        """Return the loss of a step (a scalar) from its graph, None if the caller must compute it.
 
-        `whole`: the micro-batch is the whole step, so no gradients of others are there.
+        `inputs` are [lines, length], int64; `items` is a scalar. `whole`: the micro-batch is the
+        whole step, so there are no gradients of other micro-batches.
         """
         if not self._enabled:
             return None
@@ -106,7 +107,7 @@ class GraphedSteps:
         inputs: Mapping[str, torch.Tensor],
         items: torch.Tensor,
     ) -> bool:
-        """Record the step of a shape; where that fails, disable all and return False."""
+        """Capture the step of a shape; if that fails, disable all graphs and return False."""
         before = [parameter.grad for parameter in self._parameters]
         why = None
         try:
@@ -119,7 +120,7 @@ class GraphedSteps:
         if why is None and recorded is not None:
             self._recorded[shape] = recorded
             return True
-        # A failed recording leaves its memory with the graph, which is gone by now.
+        # The memory of a failed capture belongs to the graph, which is deleted by now.
         self._enabled = False
         self._recorded.clear()
         self._pool = None
@@ -131,14 +132,14 @@ class GraphedSteps:
     def _recording(
         self, model: Any, inputs: Mapping[str, torch.Tensor], items: torch.Tensor
     ) -> RecordedStep | None:
-        """Return a recorded step; None where its memory, held for good, would be too much."""
-        held = {key: value.to(self._device).clone() for key, value in inputs.items()}
+        """Return a captured step, None if it would permanently occupy too much memory."""
+        buffers = {key: value.to(self._device).clone() for key, value in inputs.items()}
         count = items.clone()
 
         def forward_and_backward() -> torch.Tensor:
             for parameter in self._parameters:
                 parameter.grad = None
-            return self._step(model, held, count)
+            return self._step(model, buffers, count)
 
         model.train()
         started = torch.cuda.memory_allocated()
@@ -146,18 +147,18 @@ class GraphedSteps:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with forked_rng(self._device), torch.cuda.stream(side):
-            # Kernels and workspaces that come with a first use must be there already.
+            # Kernels and workspaces created on first use must exist already.
             expected = (float(forward_and_backward()), gradient_norm(self._parameters))
         torch.cuda.current_stream().wait_stream(side)
         needed = torch.cuda.max_memory_allocated() - started
-        torch.cuda.empty_cache()  # a graph has memory of its own, shared by all of them
-        # The first time all of it is new; and a shape that runs as it comes needs as much again.
+        torch.cuda.empty_cache()  # graphs have separate memory, shared by all of them
+        # The first time all of it is new, and a step without a graph needs the same again.
         free = torch.cuda.mem_get_info()[0]
         if not self._recorded and 2.2 * needed > free:
             return None
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        # Other threads (the loader's) go on allocating meanwhile.
+        # Other threads (the loader's) continue to allocate meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss = forward_and_backward()
         gradients = [(p, p.grad) for p in self._parameters if p.grad is not None]
@@ -166,7 +167,7 @@ class GraphedSteps:
             replayed = (float(loss), gradient_norm(self._parameters))
         if self._tolerance is not None and not close(replayed, expected, self._tolerance):
             raise RuntimeError(f"replayed loss and gradient norm {replayed}, computed {expected}")
-        return RecordedStep(held, count, graph, loss, gradients)
+        return RecordedStep(buffers, count, graph, loss, gradients)
 
     def _replay(
         self,
@@ -184,6 +185,6 @@ class GraphedSteps:
             if parameter.grad is not None:
                 parameter.grad.add_(gradient)
             else:
-                # The next replay of this shape writes where this one wrote.
+                # The next replay of this shape overwrites this gradient.
                 parameter.grad = gradient if whole else gradient.clone()
         return recorded.loss.clone()

@@ -1,9 +1,9 @@
-"""Rows that were prepared once are found again, by what they are and not by where they lie.
+"""Prepared rows are found again by the content of their files, not by path.
 
-The datasets library keeps what LLaMA-Factory makes of rows, under a fingerprint of template,
-tokenizer and settings; of a file it knows path and time of change. That is too little: a file
-changed under the same time (unpacked, synchronised) would be missed. And too much: on a host
-each run has paths of its own. So a run reads its data through a folder named by the content.
+The datasets library caches LLaMA-Factory's prepared rows under a fingerprint of template,
+tokenizer and settings, and identifies a file by path and modification time. That is too little: a
+file changed under the same time (unpacked, synchronised) would be missed. And too much: on a host
+each run has its own paths. So a run reads its data through a folder named by the content.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tunesmith.job.patches import datasets, llamafactory, tokenizing, transforme
 from tunesmith.job.patches.datasets import READ_AS_FILES
 
 REGISTRY = "dataset_info.json"
-# Code of ours that has a part in how rows are made.
+# Our modules that affect prepared rows.
 _OURS = (tokenizing, datasets, llamafactory, transformers)
-# Their code makes the rows, and a fingerprint has its name only.
+# Packages whose code prepares the rows; a fingerprint contains only their names.
 _MAKERS = ("llamafactory", "transformers", "tokenizers", "datasets")
-# Values of `columns` that name files beside the rows, found by dataset_dir.
+# Values of `columns` that name media files, found through dataset_dir.
 _MEDIA = ("images", "videos", "audios")
 
 
 def by_content(config: Config) -> str | None:
-    """Return a dataset_dir that holds links to the config's data and is named by its content.
+    """Return a dataset_dir with links to the config's data, named by its content.
 
-    None where that would not do: data that is no file here (of a folder's files the order would
-    be another one), or has media, or is read as a stream, or is kept by `tokenized_path`.
-    Hashes the files, about 1 GB a second.
+    None if that is impossible: data that is not a local file (the files of a folder would change
+    their order), has media, is streamed, or is stored by `tokenized_path`. Hashes the files, about
+    1 GB per second.
     """
     if config.get("tokenized_path") or config.get("streaming"):
         return None
@@ -43,14 +43,14 @@ def by_content(config: Config) -> str | None:
     registry = folder / REGISTRY
     if not registry.is_file():
         return None
-    known = read_json(registry)
-    entries = {name: known.get(name) for name in _names(config)}
+    registered = read_json(registry)
+    entries = {name: registered.get(name) for name in _names(config)}
     if not entries or not all(_plain(folder, entry) for entry in entries.values()):
         return None
     names = sorted({str(entry["file_name"]) for entry in entries.values()})
     content = {name: sha256_of(folder / name) for name in names}
     made_by = {name: importlib.metadata.version(name) for name in _MAKERS}
-    # Rows that an earlier version of ours has made are not taken for those of this one.
+    # Rows prepared by an earlier version of our code are not reused.
     ours = [sha256_of(Path(str(module.__file__))) for module in _OURS]
     identity = json.dumps([made_by, ours, entries, content], sort_keys=True)
     view = _views() / hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -69,7 +69,7 @@ def _names(config: Config) -> list[str]:
 
 
 def _plain(folder: Path, entry: Any) -> bool:
-    """Whether an entry of the registry is rows of a file below its folder, and nothing else."""
+    """Whether an entry of the registry is just a file of rows below its folder."""
     if not isinstance(entry, dict) or any(key.endswith("_url") for key in entry):
         return False
     name = entry.get("file_name")
@@ -85,7 +85,7 @@ def _views() -> Path:
 
 
 def _cache() -> Path:
-    """Return where the datasets library keeps what it makes (its own rules, datasets 3.6)."""
+    """Return the cache folder of the datasets library, by the rules of datasets 3.6."""
     if own := os.environ.get("HF_DATASETS_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -93,17 +93,17 @@ def _cache() -> Path:
     return Path(home).expanduser() / "datasets"
 
 
-def _link(source: Path, place: Path) -> None:
-    """Let `place` point to `source`; another process may be doing the same."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}")
+def _link(source: Path, link: Path) -> None:
+    """Let `link` point to `source`; another process may be doing the same."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    part = link.with_name(f".{link.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
     part.symlink_to(source)
-    part.replace(place)
+    part.replace(link)
 
 
 def hasten(config: Config) -> None:
-    """Let the libraries prepare rows with less waiting; the rows are the same. Imports them."""
+    """Make the libraries prepare rows faster, with the same result. Imports them."""
     tokenizing.hasten()
     if Path(str(config.get("dataset_dir"))).parent == _views():
         for patch in READ_AS_FILES:

@@ -1,22 +1,22 @@
 """The fast preset's trainer: the same rows in the same steps, computed with less waiting.
 
-LLaMA-Factory's trainer pads each row of a batch to the longest one and launches every kernel
-of a step from Python. For short rows a GPU mostly waits: one step of a 1.5B model is some 7,000
-launches whatever its length (docs/performance.md). This trainer changes how a step is computed,
-and not what it computes:
+LLaMA-Factory's trainer pads each row of a batch to the longest one and launches every kernel of a
+step from Python. With short rows a GPU mostly waits: one step of a 1.5B model is some 7,000
+launches, whatever its length (docs/performance.md). This trainer changes how a step is computed,
+but not what it computes:
 
-- A step takes its whole effective batch at once where memory allows; what fits is tried on the
-  longest rows before the first step.
-- The rows of a micro-batch are packed end to end, with an attention mask that keeps each to
-  itself and positions that start at 0, so that hardly anything is padding (packing.py).
-- On one GPU, forward and backward of each shape are recorded once as a CUDA graph and then
-  replayed: one launch a step (cuda_graphs.py).
-- On a processor the head is computed at target positions only, and adapters add in place
-  (cpu_lora.py). A recorded step has one shape, so a GPU computes the whole head.
+- A step processes its whole effective batch at once if memory allows; the longest rows are tried
+  before the first step.
+- The rows of a micro-batch are packed end to end, with an attention mask that separates them and
+  positions that start at 0, so that there is hardly any padding (packing.py).
+- On one GPU, forward and backward of each shape are captured once as a CUDA graph and then
+  replayed: one launch per step (cuda_graphs.py).
+- On a CPU the head is computed only at target positions, and adapters are added in place
+  (cpu_lora.py). A captured step has a fixed shape, so a GPU computes the whole head.
 
-Loss and gradients are the padded batch's up to rounding; that is checked on real rows before
-the first step, and where it does not hold, or a model is of another kind than those known to
-work, rows are padded, and an event says so.
+Loss and gradients equal the padded batch's up to rounding. That is checked on real rows before the
+first step; if it fails, or the model's architecture is not supported, rows are padded and an event
+says so.
 
 Imports transformers and LLaMA-Factory: only the worker of the train phase loads this module.
 """
@@ -49,14 +49,14 @@ from tunesmith.job.training.packing import (
     segment_mask,
 )
 
-# Decoders whose transformers 4.52 code takes a 4-D mask and position ids as they are.
+# Decoders whose transformers 4.52 code uses a 4-D mask and position ids unchanged.
 KNOWN_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-# Of the machine's free memory; the rest is for what else grows.
+# Share of the machine's free memory; the rest is a reserve.
 _SHARE = 0.7
 
 
 def without_labels(inputs: Batch) -> dict[str, torch.Tensor]:
-    """Return what a model takes to compute logits and no loss."""
+    """Return a batch without labels, so that a model computes logits but no loss."""
     return {key: value for key, value in inputs.items() if key != "labels"}
 
 
@@ -65,9 +65,9 @@ def use(
     emit: Callable[..., None],
     keep: Callable[[Mapping[str, int]], None],
 ) -> None:
-    """Make LLaMA-Factory's supervised fine-tuning use this trainer.
+    """Let LLaMA-Factory's supervised fine-tuning use this trainer.
 
-    `keep` records changed config keys for later attempts: a resumed run must not try again,
+    `keep` records changed config keys for later attempts: a resumed run must not search again,
     because its steps are counted in micro-batches.
     """
 
@@ -83,18 +83,18 @@ def use(
 
 
 class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
-    """LLaMA-Factory's trainer with another way through a step."""
+    """LLaMA-Factory's trainer with a faster step."""
 
     emit: Callable[..., None]
     keep: Callable[[Mapping[str, int]], None]
-    packs: bool  # rows are packed
+    packs: bool  # whether rows are packed
     data_collator: Any
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.args.bf16 or self.args.fp16:
-            # Autocast casts to half precision; PEFT would cast to float32 before it: the same
-            # numbers, and two passes over each activation more.
+            # Autocast casts to half precision; PEFT would cast to float32 before: the same values
+            # with two more passes over each activation.
             for module in self.model.modules():
                 if hasattr(module, "cast_input_dtype_enabled"):
                     module.cast_input_dtype_enabled = False
@@ -124,20 +124,20 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             self.packs
             and one
             and self.args.device.type == "cuda"
-            and not self.args.fp16  # its gradient scaler looks at each step's gradients
+            and not self.args.fp16  # its gradient scaler reads each step's gradients
             and self.accelerator.distributed_type == "NO"
             and not getattr(self.model, "is_gradient_checkpointing", False)
         )
         self._graphs = self._graphed_steps() if graphs else None
         if one and self.args.include_num_input_tokens_seen:
-            # The trainer asks the GPU for this number each step, and so waits for it.
+            # The trainer reads this number from the GPU in each step, and so waits for it.
             self.args.include_num_input_tokens_seen = False
             self._count = True
         else:
             self._count = False
 
     def get_train_dataloader(self) -> Any:
-        """Return the loader of training rows; evaluation keeps the plain collator."""
+        """Return the loader of training rows; evaluation uses the plain collator."""
         plain = self.data_collator
         if self.packs:
             self.data_collator = PackedCollator(plain, self._pack)
@@ -147,7 +147,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             self.data_collator = plain
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Check on real rows, try what fits, train."""
+        """Compare real rows, find the micro-batch that fits, and train."""
         resumed = kwargs.get("resume_from_checkpoint") or (args and args[0])
         with forked_rng(self.args.device):
             if self.packs:
@@ -159,10 +159,10 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of one micro-batch: replayed where it was recorded.
+        """Run forward and backward of one micro-batch, replaying it if it was captured.
 
-        `inputs` are (lines x length) when packed, else (rows x length); returns the loss, a
-        scalar.
+        `inputs` are [lines, length] if packed, else [rows, length], int64. Returns the
+        micro-batch's share of the step's loss in nat per trained token, a scalar.
         """
         if self._count:
             self.state.num_input_tokens_seen += inputs["input_ids"].numel()
@@ -178,7 +178,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **more: Any
     ) -> Any:
-        """Return the model's own loss, of a head that computes target positions only."""
+        """Return the model's own loss, with the head computed only at target positions."""
         if self._head is None or return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, **more)
         positions, tokens = cpu_lora.target_positions(inputs["labels"])
@@ -186,14 +186,14 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             return super().compute_loss(model, {**inputs, "shift_labels": tokens}, **more)
 
     def _with_mask(self, inputs: Batch) -> dict[str, torch.Tensor]:
-        """Return what the model takes: segment ids become an attention mask."""
+        """Replace segment ids [lines, length] by an attention mask [lines, 1, length, length]."""
         taken = dict(inputs)
         segment_ids = taken.pop("segment_ids").to(self.args.device)
         taken["attention_mask"] = segment_mask(segment_ids, self._dtype())
         return taken
 
     def _line(self) -> tuple[int, int]:
-        """Return the tokens a line may have, and what its length is a multiple of."""
+        """Return the most tokens of a line, and the multiple that its length is rounded up to."""
         if self.args.device.type == "cuda":
             return LINE_TOKENS, MULTIPLE
         return CPU_LINE_TOKENS, CPU_MULTIPLE
@@ -222,10 +222,10 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         return GraphedSteps(step, self._trainable, self.args.device, tolerance, on_disabled)
 
     def _skip_frozen(self) -> None:
-        """Clip and clear the gradients there are, without a walk through the whole model.
+        """Clip and clear only existing gradients, without traversing the whole model.
 
-        The trainer does both each step for every parameter, and a LoRA model of 28 layers has
-        over a thousand modules to walk through: 15 ms, as long as the GPU needs for the step.
+        The trainer does both in each step for every parameter, and a LoRA model of 28 layers has
+        over a thousand modules to traverse: 15 ms, as long as the GPU needs for the step.
         """
 
         def clip(_parameters: Any, most: float, norm_type: float = 2.0) -> torch.Tensor:
@@ -243,7 +243,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         self.model.zero_grad = clear
 
     def _compare(self) -> None:
-        """Pad rows unless both ways give the same logits on the first ones."""
+        """Fall back to padding unless packed and padded rows give the same logits."""
         padded = self.data_collator(self._rows(range(min(4, len(self.train_dataset)))))
         packed = self._pack(padded)
         real = padded["attention_mask"].bool()
@@ -257,9 +257,9 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         self.model.train(was)
         lengths = [int(n) for n in real.sum(dim=1)]
         order = [row for line in bin_pack(lengths, self._line()[0]) for row in line]
-        # Both (tokens x vocabulary), tokens in the order of the lines.
-        wanted = torch.cat([expected[row, : lengths[row]] for row in order])
-        error = float((logits[packed["segment_ids"] > 0] - wanted).norm() / wanted.norm())
+        # Both [tokens, vocabulary], in the order of the lines.
+        reference = torch.cat([expected[row, : lengths[row]] for row in order])
+        error = float((logits[packed["segment_ids"] > 0] - reference).norm() / reference.norm())
         if not error <= TOLERANCE[self._dtype()]:
             self._fall_back_to_padding(f"the first rows' logits would differ by {error:.1%}")
 
@@ -269,7 +269,7 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
         self.emit("changed", what="packed rows", to="padded", why=why, **{"from": "on"})
 
     def _fit(self) -> None:
-        """Lower the micro-batch until its longest rows fit; the effective batch stays."""
+        """Lower the micro-batch until its longest rows fit; the effective batch stays the same."""
         lengths = [len(row) for row in self.train_dataset["input_ids"]]
         longest = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         requested = self.args.per_device_train_batch_size
@@ -278,9 +278,9 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
             where = "the GPU's memory"
             fitting = (d for d in divisors if self._fits(self._rows(longest[:d])))
         else:
-            # A process that takes too much is killed, so one row is measured and counted up.
+            # A process that uses too much memory is killed, so measure one row and scale up.
             where = "the memory"
-            room = _SHARE * resources.memory_available() / self._held_by(self._rows(longest[:1]))
+            room = _SHARE * resources.memory_available() / self._peak_bytes(self._rows(longest[:1]))
             fitting = (d for d in divisors if d <= room)
         micro = next(fitting, None)
         steps = self.args.gradient_accumulation_steps * (requested // (micro or 1))
@@ -301,12 +301,12 @@ class FastTrainer(CustomSeq2SeqTrainer):  # type: ignore[misc]
     def _rows(self, numbers: Sequence[int]) -> list[Columns]:
         return [dict(self.train_dataset[number]) for number in numbers]
 
-    def _held_by(self, rows: list[Columns]) -> int:
-        """Return the bytes that a pass over these rows takes at its most."""
+    def _peak_bytes(self, rows: list[Columns]) -> int:
+        """Return the peak memory, in bytes, of a pass over these rows."""
         return max(1, resources.growth_during(lambda: self._fits(rows)))
 
     def _fits(self, rows: list[Columns]) -> bool:
-        """Whether forward and backward of these rows fit; leaves no gradient and no memory."""
+        """Whether forward and backward of these rows fit; keeps no gradients and no memory."""
         inputs = self.data_collator(rows)
         if self.packs:
             inputs = self._with_mask(self._pack(inputs))

@@ -1,7 +1,7 @@
-"""The fetch phase: the base model comes to where the run is, from run.json's `fetch`.
+"""The fetch phase: downloads the base model in run.json's `fetch` to the run's machine.
 
-Standard library and yaml only. What is there and proven costs no network, so that a resumed
-run passes through here in a moment.
+Standard library and yaml only. A verified model needs no network, so a resumed run passes this
+phase at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tunesmith.job.run.schema import (
 )
 from tunesmith.job.system import gpu, resources
 
-# Kinds of hub.NoSourceError that may be gone in a minute.
+# Kinds of fetch.NoSourceError that may disappear within a minute.
 _PASSING = {"unreachable", "cut", "busy", "broken"}
 _EVENT_SECONDS = 1.0
 # Keys of the fast preset that decide how much memory a step takes.
@@ -59,16 +59,16 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonOb
     """Fetch and prove the base model and further ones; write into run.json and config where they
     lie.
 
-    Raises JobError of class `model` naming each source and why it failed; `disk_full` when
-    it did not fit.
+    Raises JobError of class `model` with each source's reason, and of class `disk_full` if it did
+    not fit.
     """
-    asked = request.fetch
-    if asked is None:
+    spec = request.fetch
+    if spec is None:
         raise UsageError(f"run {run_dir.name}: its request does not say what to fetch")
     if "HF_HOME" not in os.environ:
         raise UsageError(f"run {run_dir.name}: HF_HOME is not set; base models go there")
-    models = load_models(_configs(asked) / "models.yml")
-    wish = _wish(RunFolder(run_dir), request, ("template",) if asked.name in models else ())
+    models = load_models(_configs(spec) / "models.yml")
+    wish = _wish(RunFolder(run_dir), request, ("template",) if spec.name in models else ())
 
     def judge(seen: Seen) -> None:
         verdict = judge_model(seen, wish)
@@ -80,9 +80,9 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonOb
 
     code = bool(wish.values.get("trust_remote_code"))
     hf_home = Path(os.environ["HF_HOME"])
-    model = _fetch(asked, hf_home, emit, remote_code=code, judge=judge)
+    model = _fetch(spec, hf_home, emit, remote_code=code, judge=judge)
     others = [
-        (item, _fetch(_order(asked, item), hf_home, emit, remote_code=code, kind=item.kind))
+        (item, _fetch(_order(spec, item), hf_home, emit, remote_code=code, kind=item.kind))
         for item in request.downloads
     ]
     _write(RunFolder(run_dir), request, model, others)
@@ -116,13 +116,13 @@ def _wish(run: RunFolder, request: RunRequest, known: tuple[str, ...]) -> Wish:
     )
 
 
-def _order(asked: FetchSpec, item: Download) -> FetchSpec:
+def _order(spec: FetchSpec, item: Download) -> FetchSpec:
     """Return how another model comes: the way of the base model, at its hub's newest revision."""
-    return replace(asked, name=item.name, revision=None)
+    return replace(spec, name=item.name, revision=None)
 
 
 def _fetch(
-    asked: FetchSpec,
+    spec: FetchSpec,
     hf_home: Path,
     emit: Callable[..., None],
     *,
@@ -130,24 +130,24 @@ def _fetch(
     judge: model_fetch.Judge = require_trainable,
     kind: Kind = "model",
 ) -> model_fetch.ModelFolder:
-    if asked.programs:
-        # Where a host keeps uv, which proves wheels.
-        os.environ["PATH"] = f"{asked.programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    configs = _configs(asked)
+    if spec.programs:
+        # The folder of uv on a host, which verifies wheels.
+        os.environ["PATH"] = f"{spec.programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    configs = _configs(spec)
     try:
         return model_fetch.fetch(
-            asked.name,
-            revision=asked.revision,
+            spec.name,
+            revision=spec.revision,
             models=load_models(configs / "models.yml"),
-            mirror=load_mirror(asked.mirror, configs / "mirrors"),
+            mirror=load_mirror(spec.mirror, configs / "mirrors"),
             hf_home=hf_home,
-            store=Path(asked.store),
+            store=Path(spec.store),
             convert=functools.partial(model_fetch.convert_with, Path(sys.executable)),
-            allow_pickle=asked.allow_pickle,
+            allow_pickle=spec.allow_pickle,
             remote_code=remote_code,
             judge=judge,
             kind=kind,
-            progress=_Teller(emit),
+            progress=_ProgressReporter(emit),
         )
     except model_fetch.NoSourceError as error:
         failure = "disk_full" if "disk" in error.kinds else "model"
@@ -157,12 +157,12 @@ def _fetch(
         raise JobError("model", error.line, error.detail) from None
 
 
-def _configs(asked: FetchSpec) -> Path:
-    return Path(asked.configs) if asked.configs else model_fetch.CONFIGS
+def _configs(spec: FetchSpec) -> Path:
+    return Path(spec.configs) if spec.configs else model_fetch.CONFIGS
 
 
-class _Teller:
-    """Passes a fetch's progress on as events, so many that a log can hold them."""
+class _ProgressReporter:
+    """Reports a fetch's progress as events, at a rate that a log can store."""
 
     def __init__(self, emit: Callable[..., None]) -> None:
         self._emit = emit
@@ -251,7 +251,7 @@ def _unread(request: RunRequest, others: Others) -> list[Path]:
 
 
 def _replace_request(file: Path, request: RunRequest) -> None:
-    """Write run.json with the time stamp it had: the newest run is the last one asked for."""
+    """Write run.json with its old time stamp, which orders runs by their request."""
     stat = file.stat()
     with replacing(file) as part:
         body = json.dumps(encode(request), ensure_ascii=False, indent=2) + "\n"

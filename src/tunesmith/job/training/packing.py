@@ -1,7 +1,7 @@
-"""Rows packed into lines without padding between them, each row computed as if it were alone.
+"""Rows packed into lines without padding between them, each computed as if it were alone.
 
-A padded batch is rows x length, each row filled up to the longest one. A packed batch is
-lines x length: rows lie end to end in a line, `segment_ids` tell them apart, and position ids
+A padded batch is [rows, length], each row padded to the longest one. A packed batch is
+[lines, length]: a line contains rows end to end, `segment_ids` separate them, and position ids
 start at 0 in each row.
 
 Imports LLaMA-Factory's constants: only the worker of the train phase loads this module.
@@ -17,23 +17,23 @@ from llamafactory.extras.constants import IGNORE_INDEX
 
 from tunesmith.core.documents import Columns
 
-# Tokens a line of packed rows may have: its mask grows with their square.
+# The most tokens of a line of packed rows: its mask grows quadratically.
 LINE_TOKENS = 2048
-# Lengths are rounded up to this: few shapes, so few graphs, and SDPA's kernels want 8.
+# Lengths are rounded up to this: few shapes need few graphs, and SDPA's kernels need 8.
 MULTIPLE = 128
-# A processor is busy with the attention of a long line, and waits for no launches (measured:
-# 4 lines of 320 tokens take 0.7 of the time of 8 of 176, and 0.5 of that of one of 1,024).
+# A CPU spends its time on the attention of long lines and does not wait for launches (measured: 4
+# lines of 320 tokens take 0.7 of the time of 8 of 176, and 0.5 of that of one of 1,024).
 CPU_LINE_TOKENS = 320
 CPU_MULTIPLE = 32
 
-# Tensors of a batch by name; each (rows x length) or (lines x length), int64.
+# Tensors of a batch by name; each [rows, length] or [lines, length], int64.
 Batch = Mapping[str, torch.Tensor]
 
 
 def bin_pack(lengths: Sequence[int], line_tokens: int = LINE_TOKENS) -> list[list[int]]:
-    """Return lines of row numbers, balanced, each of at most `line_tokens` tokens.
+    """Return balanced lines of row numbers, each with at most `line_tokens` tokens.
 
-    A row longer than that makes its own length the limit of all lines.
+    `lengths` are in tokens. A longer row makes its own length the limit of all lines.
     """
     limit = max(line_tokens, *lengths)
     count = -(-sum(lengths) // limit)
@@ -52,11 +52,12 @@ def bin_pack(lengths: Sequence[int], line_tokens: int = LINE_TOKENS) -> list[lis
 def pack_rows(
     batch: Batch, pad_id: int, line_tokens: int = LINE_TOKENS, multiple: int = MULTIPLE
 ) -> dict[str, torch.Tensor]:
-    """Return a right-padded batch (rows x length) as a packed one (lines x length).
+    """Convert a right-padded batch [rows, length] to a packed one [lines, length].
 
-    Length is a multiple of `multiple`. `segment_ids` number the rows of a line from 1; 0 is
-    padding. A row's first label is IGNORE_INDEX, as no token before it predicts it; the padded
-    batch's shift drops it too. All four tensors are int64.
+    The length is a multiple of `multiple`. `segment_ids` number the rows of a line from 1; 0 is
+    padding. A row's first label is IGNORE_INDEX because no preceding token predicts it; the padded
+    batch's shift drops it too. All four tensors (input_ids, labels, segment_ids, position_ids) are
+    int64.
     """
     lengths = [int(n) for n in batch["attention_mask"].sum(dim=1)]
     lines = bin_pack(lengths, line_tokens)
@@ -72,21 +73,21 @@ def pack_rows(
         at = 0
         for segment, row in enumerate(line, start=1):
             length = lengths[row]
-            place = (number, slice(at, at + length))
-            packed["input_ids"][place] = batch["input_ids"][row, :length]
-            packed["labels"][place] = batch["labels"][row, :length]
+            target = (number, slice(at, at + length))
+            packed["input_ids"][target] = batch["input_ids"][row, :length]
+            packed["labels"][target] = batch["labels"][row, :length]
             packed["labels"][number, at] = IGNORE_INDEX
-            packed["segment_ids"][place] = segment
-            packed["position_ids"][place] = torch.arange(length)
+            packed["segment_ids"][target] = segment
+            packed["position_ids"][target] = torch.arange(length)
             at += length
     return packed
 
 
 def segment_mask(segment_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the causal mask that keeps rows apart, added to attention scores.
+    """Return the causal mask that separates rows, to be added to attention scores.
 
-    Shape (lines x 1 x length x length) and `dtype`: 0 where a token may look, the least number
-    of the dtype elsewhere.
+    `segment_ids` is [lines, length], int64. The mask is [lines, 1, length, length] of `dtype`: 0
+    where a token may attend, the lowest value of the dtype elsewhere.
     """
     length = segment_ids.shape[1]
     same = (segment_ids[:, None, :] == segment_ids[:, :, None]) & (segment_ids[:, None, :] != 0)
@@ -103,5 +104,5 @@ class PackedCollator:
     pack: Callable[[Batch], dict[str, torch.Tensor]]
 
     def __call__(self, features: list[Columns]) -> dict[str, torch.Tensor]:
-        """Return a micro-batch of rows, packed."""
+        """Return a packed micro-batch of rows: [lines, length], int64."""
         return self.pack(self.plain(features))

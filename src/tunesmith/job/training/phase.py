@@ -28,19 +28,19 @@ from tunesmith.job.run.schema import Limits, RunRequest
 from tunesmith.job.system import resources
 from tunesmith.job.training import dataset_cache, parser
 
-# Below this many rows per process a fork costs more than it saves (measured: 1,000 rows
-# take 0.65 s in one process and 9.4 s in sixteen on two cores).
+# With fewer rows per process a fork costs more than it saves (measured: 1,000 rows take 0.65 s in
+# one process and 9.4 s in sixteen on two cores).
 ROWS_PER_WORKER = 5000
 
-# What a checkpoint has and a result has not.
+# Files of a checkpoint that a result does not have.
 _RESUME_ONLY = ("optimizer", "scheduler", "rng_state", "scaler", checkpoints.MANIFEST)
 
 
 def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
-    """Train until done, or until a stop was asked for and a checkpoint is sealed.
+    """Train to the end, or until a stop was requested and a checkpoint is sealed.
 
-    Continues from the newest sealed checkpoint in the output folder. Raises JobError for
-    a failure with a class of its own; whatever LLaMA-Factory raises passes through.
+    Continues from the newest sealed checkpoint in the output folder. Raises JobError for a failure
+    with its own class; exceptions of LLaMA-Factory are passed on.
     """
     folder = RunFolder(run_dir)
     config = arguments(folder)
@@ -86,7 +86,7 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
 
 
 def fit(config: Arguments, request: RunRequest, emit: Callable[..., None]) -> None:
-    """Fit a config to this machine, in place, and let rows prepared before be found again."""
+    """Adapt a config to this machine, in place, and let it reuse prepared rows."""
     for change in _fit_to_machine(config, request):
         config[change.key] = change.value
         emit("changed", what=change.key, to=change.value, **{"from": change.was}, why=change.why)
@@ -106,11 +106,10 @@ def fitted(config: Arguments, request: RunRequest) -> Arguments:
 
 
 def arguments(folder: RunFolder) -> Arguments:
-    """Return the config as this attempt runs it: with adjustments and the way to resume.
+    """Return the config of this attempt: with adjustments and the options for resuming.
 
-    overwrite_output_dir and resume_from_checkpoint are the job runner's: LLaMA-Factory's
-    own choice takes the highest checkpoint number without looking inside, and its
-    examples delete what is there.
+    The job runner sets overwrite_output_dir and resume_from_checkpoint: LLaMA-Factory's own choice
+    is the highest checkpoint number, complete or not, and its examples delete existing output.
     """
     config: Arguments = folder.settled(folder.config() | encode(folder.adjustments()))
     if config.get("do_train"):
@@ -120,23 +119,23 @@ def arguments(folder: RunFolder) -> Arguments:
             if (path / checkpoints.MANIFEST).is_file()
         ]
         config["resume_from_checkpoint"] = str(sealed[-1][1]) if sealed else None
-        # True lets LLaMA-Factory accept a folder that an interrupted attempt has left, and
-        # start its log anew; with a checkpoint to resume from the log is continued.
+        # True lets LLaMA-Factory accept the folder of an interrupted attempt and start a new log;
+        # with a checkpoint to resume from, the log is continued.
         config["overwrite_output_dir"] = not sealed
     return config
 
 
 def _keep(folder: RunFolder, change: Mapping[str, int]) -> None:
-    """Record changed keys for this run's later attempts."""
+    """Record changed keys for later attempts of this run."""
     with locked(folder.adjustments_file):
         write_json(folder.adjustments_file, {**encode(folder.adjustments()), **change})
 
 
 def _finished(config: Arguments) -> Path | None:
-    """Return the checkpoint whose training had reached its end, or None.
+    """Return the checkpoint of a training that had reached its end, or None.
 
-    An attempt can be killed after the last checkpoint and before the result was written.
-    transformers 4.52 would train one step too many when it resumes from there.
+    An attempt can be killed after the last checkpoint but before the result is written.
+    transformers 4.52 would train one step too many when resuming from it.
     """
     if not config.get("resume_from_checkpoint"):
         return None
@@ -150,7 +149,7 @@ def _finished(config: Arguments) -> Path | None:
 
 
 def _take_result(checkpoint: Path, output: Path) -> None:
-    """Write what the trainer writes at its end: the checkpoint's model, state and picture."""
+    """Write what the trainer writes at its end: the checkpoint's model, state and plot."""
     for file in checkpoint.iterdir():
         if file.is_file() and not file.name.startswith(_RESUME_ONLY):
             with replacing(output / file.name) as part:
@@ -212,7 +211,7 @@ def _restored_to_cpu(storage: object, location: str) -> object | None:
 
 @dataclass(frozen=True)
 class Change:
-    """A key of the config that gets another value on this machine."""
+    """A config key that gets another value on this machine."""
 
     key: str
     value: object
@@ -221,14 +220,14 @@ class Change:
 
 
 def _fit_to_machine(config: Arguments, request: RunRequest) -> list[Change]:
-    """Return what a config sets and this machine cannot do, or does faster otherwise."""
+    """Return changes for options that this machine cannot use, or runs faster with other values."""
     import torch
 
     changes: list[Change] = []
     if not torch.cuda.is_available():
         halves = [key for key in ("bf16", "fp16") if config.get(key)]
         if halves == ["bf16"] and resources.multiplies_bf16():
-            # transformers refuses it without a GPU unless it is told so.
+            # transformers refuses it without a GPU unless this is set.
             why = "keeps bf16, which this processor multiplies faster than float32"
             changes.append(Change("use_cpu", True, config.get("use_cpu"), why))
         else:
@@ -281,23 +280,23 @@ def _share_batch(config: Arguments, processes: int) -> list[Change]:
 def _ended(
     folder: RunFolder, request: RunRequest, emit: Callable[..., None], output: Path
 ) -> dict[str, Any]:
-    """Make what a merge will need besides the weights, while LLaMA-Factory is loaded here."""
+    """Make the merge bundle while LLaMA-Factory is loaded, and return the summary."""
     from tunesmith.job.merge import bundle
 
     sealed = _sealed(folder)
     seconds = bundle.after_training(folder.path, request, emit)
-    return {**_result(output, sealed), "kit_seconds": seconds}
+    return {**_result(output, sealed), "bundle_seconds": seconds}
 
 
 def _sealed(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Seal the result, in the one process of several that has written it; return the seals."""
+    """Seal the result in the process that wrote it; return the seals."""
     if not is_first_rank():
         return {}
     return seals.seal(folder.path, "train", ("output",))
 
 
 def _result(output: Path, sealed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what training left: result files with size and sha256, and its metrics."""
+    """Return the training's result files with size and sha256, and its metrics."""
     names = [name for name in sealed if name.endswith(".safetensors")]
     files = {
         Path(name).name: {key: sealed[name][key] for key in ("size", "sha256")}

@@ -61,38 +61,38 @@ def test_a_merge_with_it_is_the_merge_without_it(
 ) -> None:
     make(job, tiny_model, data, preset=preset)
     summary = train(job)
-    kit, run = job.folder.path / "around", job.folder.path
-    assert 0 < summary["kit_seconds"] < 60
+    bundle, run = job.folder.path / "bundle", job.folder.path
+    assert 0 < summary["bundle_seconds"] < 60
     assert not job.events("note")
-    made = hashes(kit)
+    made = hashes(bundle)
     assert "Modelfile" in made
     # LLaMA-Factory was not asked again: it would have told its versions.
     (run / "versions.json").unlink()
     with_it = merge(job)
     assert not (run / "versions.json").exists()
-    assert hashes(kit) == made
+    assert hashes(bundle) == made
     parity = read_json(run / "parity.json")
-    shutil.rmtree(kit)
+    shutil.rmtree(bundle)
     without_it = merge(job)
     assert (run / "versions.json").exists()
     assert with_it == without_it
     assert read_json(run / "parity.json") == parity
     # Made by a process of its own, as for a merge elsewhere, it is the same.
     module(job, "tunesmith.job.merge.bundle", "--run", run)
-    assert hashes(kit) == made
+    assert hashes(bundle) == made
 
 
-def test_a_kit_that_cannot_be_made_costs_no_training(
+def test_a_bundle_that_cannot_be_made_costs_no_training(
     job: Job, tiny_model: Path, data: Path
 ) -> None:
     make(job, tiny_model, data)
-    (job.folder.path / "around").write_text("a file where the kit's folder goes")
+    (job.folder.path / "bundle").write_text("a file where the bundle's folder goes")
     summary = train(job)
-    assert summary["kit_seconds"] is None
+    assert summary["bundle_seconds"] is None
     assert summary["files"]["adapter_model.safetensors"]["sha256"] == job.adapter()
     (note,) = job.events("note")
     assert "NotADirectoryError" in note["text"]
-    assert not list(job.folder.path.glob(".around.part"))
+    assert not list(job.folder.path.glob(".bundle.part"))
     assert "model.safetensors" in merge(job)
 
 

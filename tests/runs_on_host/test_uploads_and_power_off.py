@@ -53,9 +53,9 @@ def inputs(replica: Replica, run: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trained(provisioned_host: Provisioned) -> Iterator[Provisioned]:
-    """The host with a run `around` on it, two steps long."""
+    """The host with a run `short` on it, two steps long."""
     made, replica = provisioned_host
-    inv(made, "train", "--on", PROVISIONED, "--run", "around", *SHORT)
+    inv(made, "train", "--on", PROVISIONED, "--run", "short", *SHORT)
     yield made, replica
     for run in json.loads(made.inv("runs", "--on", PROVISIONED, "--json").stdout):
         inv(made, "rm", "--on", PROVISIONED, "--run", run["run_id"])
@@ -63,20 +63,20 @@ def trained(provisioned_host: Provisioned) -> Iterator[Provisioned]:
 
 def test_a_prediction_leaves_the_data_of_the_training_alone(trained: Provisioned) -> None:
     made, replica = trained
-    before = inputs(replica, "around")
+    before = inputs(replica, "short")
     file = made.project.root / "data" / "philosophy_data.json"
     kept = file.read_bytes()
     rows = json.loads(kept)
     file.write_text(json.dumps(rows[-4:], ensure_ascii=False), encoding="utf-8")
     try:
-        words = ("--on", PROVISIONED, "--run", "around", "--config", PREDICT, "max_new_tokens=4")
+        words = ("--on", PROVISIONED, "--run", "short", "--config", PREDICT, "max_new_tokens=4")
         said = inv(made, "predict", *words)
         fresh = sha256_of(file)
     finally:
         file.write_bytes(kept)
     assert "predict_rouge-l" in said
     assert f"answers: {PROVISIONED}:" in said
-    after = inputs(replica, "around")
+    after = inputs(replica, "short")
     assert after.items() >= before.items()
     assert after["predict/dataset_dir/philosophy_data.json"] == fresh
     assert after["dataset_dir/philosophy_data.json"] != fresh
@@ -119,17 +119,17 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
     with made.entered():
         target = target_of(made.project, PROVISIONED, print)
         # Without its proof, which is another half minute.
-        planned = plan_merge(made.project, target, "around", ())
+        planned = plan_merge(made.project, target, "short", ())
         plan = dataclasses.replace(planned, phases=("merge",))
-        offset = target.events("around", 0)[1]
+        offset = target.events("short", 0)[1]
         start_on_run(target, plan)
-        *_, last = target.watch("around", offset)
+        *_, last = target.watch("short", offset)
     assert last.status.phases["merge"] == "succeeded", last.status.message
-    there = base(replica) / "runs" / "around" / "merged"
+    there = base(replica) / "runs" / "short" / "merged"
     wanted = {file.name: sha256_of(file) for file in there.iterdir()}
     del wanted["MANIFEST.json"]
-    here = made.project.runs / "around" / "merged"
-    words = ("pull", "--on", PROVISIONED, "--run", "around")
+    here = made.project.runs / "short" / "merged"
+    words = ("pull", "--on", PROVISIONED, "--run", "short")
 
     def merged() -> dict[str, str]:
         return {name: sha256_of(here / name) for name in wanted}
@@ -173,7 +173,7 @@ def test_a_pull_that_merges_here_has_the_bytes_of_a_merge_there(
     assert f"merged: {PROVISIONED}'s has taken the place of what was made here" in said
     assert merged() == wanted
     assert record() == {"merge": "succeeded"}
-    theirs = base(replica) / "runs/around/events.jsonl"
+    theirs = base(replica) / "runs/short/events.jsonl"
     assert (here.parent / "events.jsonl").read_bytes() == theirs.read_bytes()
 
 
