@@ -144,16 +144,8 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     absolute_paths(values, project.find)
     paths.check(config.file, values)
     named, resolved = models.settle(project, target, config, values)
-    machine = target.machine()
-    if machine and options.gpus:
-        machine = machine.taking(options.gpus.count, options.gpus.ids)
-    wish = model_check.wish_of(
-        values,
-        config.overrides,
-        merge="merge" in options.then,
-        machine=machine,
-        before_preset={key: was for key, (was, _) in changed.items()},
-    )
+    before = {key: was for key, (was, _) in changed.items()}
+    wish = model_check.wish_of_training(target, options, config.overrides, values, before)
     model = model_check.check_model(project, str(values.get(models.BASE)), wish)
     reports = check_data(values, tables_here(project))
     network = _network(project, target, values, options.mirror)

@@ -15,6 +15,8 @@ from tunesmith.basemodel.shape import shape_of
 from tunesmith.core.documents import Config
 from tunesmith.core.errors import UsageError
 from tunesmith.job.system import gpu, resources
+from tunesmith.plan.options import TrainOptions
+from tunesmith.plan.target import Target
 from tunesmith.project import Project
 
 # Seconds for nvidia-smi, which hangs with a broken driver; without an answer nothing is judged by.
@@ -44,6 +46,21 @@ def wish_of(
         zero=judge.zero_stage_of(values.get("deepspeed")),
         machine=machine,
     )
+
+
+def wish_of_training(
+    target: Target,
+    options: TrainOptions,
+    overrides: Collection[str],
+    values: Config,
+    before_preset: Mapping[str, object],
+) -> Wish:
+    """Return what a training on a target asks of its model, on the GPUs that it takes there."""
+    machine = target.machine()
+    if machine and options.gpus:
+        machine = machine.taking(options.gpus.count, options.gpus.ids)
+    merge = "merge" in options.then
+    return wish_of(values, overrides, merge=merge, machine=machine, before_preset=before_preset)
 
 
 def this_machine() -> Machine:
