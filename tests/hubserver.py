@@ -86,6 +86,8 @@ class Hub:
         # Answered to every request for metadata: (status, headers).
         self.refuse: tuple[int, dict[str, str]] | None = None
         self.etag: str | None = None
+        # Answered to every request for a file of a gated model, which is listed all the same.
+        self.gated: int | None = None
         self._server = ThreadingHTTPServer((address, 0), _handler(self))
         self._server.daemon_threads = True
 
@@ -168,6 +170,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             repo = hub.repos.get(name)
             if repo is None or file not in repo.files or revision != repo.commit:
                 self._send(404, {"X-Error-Code": "EntryNotFound"})
+                return
+            if hub.gated:
+                self._send(hub.gated, {"X-Error-Code": "GatedRepo"})
                 return
             data = repo.files[file]
             headers = {

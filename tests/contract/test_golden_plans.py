@@ -16,6 +16,7 @@ import pytest
 
 from golden import golden
 from tunesmith.basemodel.files import FileRecord, tensor_shapes
+from tunesmith.basemodel.judge import Machine
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.job.run.codec import encode
 from tunesmith.plan import build
@@ -27,6 +28,14 @@ pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "tests" / "golden" / "plans").glob("*.yml"))
+
+
+class Known(LocalTarget):
+    """This machine, with a memory that does not depend on where the tests run."""
+
+    def machine(self) -> Machine:
+        """Return the memory of a large one."""
+        return Machine(ram=64 * 10**9)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -42,7 +51,7 @@ def test_a_plan(file: Path, tmp_path: Path) -> None:
         options["prompts"] = ROOT / options["prompts"]
     model = a_model(tmp_path / "model", given["model"]) if "model" in given else None
     chosen = TrainOptions(config=config, run_id="r1", **options)
-    plan = build.plan_training(project, LocalTarget(project), chosen)
+    plan = build.plan_training(project, Known(project), chosen)
     if model:
         plan = plan.with_model(model, tensor_shapes(model.path))
 

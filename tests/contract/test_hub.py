@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hubserver import COMMIT, Hub, mirror, safetensors, tiny_model
 from tunesmith.basemodel import fetch as door
+from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.catalogue import BaseModel, PypiSource
 from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
 from tunesmith.basemodel.fetch import ModelFolder, Patience, Progress
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.judge import Seen
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.mirrors import Mirror
+from tunesmith.job.run.codec import decode
+from tunesmith.job.run.failures import JobError
+from tunesmith.job.run.schema import RunRequest
+from tunesmith.job.training import fetch as fetch_phase
 
 pytestmark = pytest.mark.contract
 
@@ -226,20 +233,161 @@ def test_the_next_endpoint_is_tried_and_the_reasons_are_told(hub: Hub, place: Pl
     assert f"{ill.url}: it has trouble" in place.notes()
 
 
-def test_a_model_that_needs_code_is_refused_before_its_weights_come(hub: Hub, place: Place) -> None:
-    config = {"model_type": "own", "architectures": ["X"], "auto_map": {"AutoConfig": "x.Y"}}
+def test_what_transformers_has_itself_is_taken_whatever_its_config_offers(
+    hub: Hub, place: Place
+) -> None:
+    config = {"model_type": "llama", "architectures": ["X"], "auto_map": {"AutoConfig": "x.Y"}}
     hub.add(NAME, tiny_model(ROWS) | {"config.json": json.dumps(config).encode()})
-    # Who waits for the weights waits in vain.
-    hub.stall[WEIGHTS] = [1000, 1000, 1000]
-    with pytest.raises(TunesmithError, match="it needs code of its author") as caught:
-        place.fetch(hub.mirror())
-    assert "model_type 'own'" in "\n".join(caught.value.detail)
+    assert place.fetch(hub.mirror()).fetched
+
+
+SHAPE = {
+    "model_type": "llama",
+    "architectures": ["X"],
+    "torch_dtype": "float32",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+ASKED = {"model_name_or_path": NAME, "do_train": True, "finetuning_type": "lora", "cutoff_len": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "phases", "shape", "told"),
+    [
+        ({"template": "default"}, ["fetch", "train"], {}, ""),
+        ({"template": "qwen"}, ["fetch", "train"], {}, "<|im_end|> is no token of this model"),
+        (
+            {"template": "default", "additional_target": "lm_head"},
+            ["fetch", "train", "merge", "proof"],
+            {"tie_word_embeddings": True},
+            "head and embedding of this model are one tensor",
+        ),
+        (
+            {"template": "default", "finetuning_type": "full"},
+            ["fetch", "train"],
+            # Counted from the shape, as the size of the weights says nothing of another type.
+            {"vocab_size": 10**9, "torch_dtype": None},
+            "the training takes at least",
+        ),
+    ],
+    ids=["fits", "template", "merge", "memory"],
+)
+def test_the_fetch_phase_of_a_run_asks_what_the_run_needs_before_the_weights(
+    hub: Hub,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    phases: list[str],
+    shape: dict[str, Any],
+    told: str,
+) -> None:
+    files = tiny_model(ROWS) | {"config.json": json.dumps(SHAPE | shape).encode()}
+    hub.add(NAME, files)
+    run = place.root / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(ASKED | config))
+    configs = place.root / "configs"
+    (configs / "mirrors").mkdir(parents=True)
+    (configs / "models.yml").write_text((door.CONFIGS / "models.yml").read_text())
+    default = yaml.safe_load((door.CONFIGS / "mirrors/default.yml").read_text())
+    mirror_file = configs / "mirrors" / "here.yml"
+    mirror_file.write_text(yaml.safe_dump(default | {"hf_endpoints": [hub.url]}))
+    asked = {"name": NAME, "store": str(place.root / "models"), "mirror": "here"}
+    written = {"run_id": "one", "phases": phases, "fetch": asked | {"configs": str(configs)}}
+    (run / "run.json").write_text(json.dumps(written))
+    monkeypatch.setenv("HF_HOME", str(place.root / "hf"))
+    notes: list[str] = []
+
+    def emit(event: str, **values: Any) -> None:
+        notes.extend([values["text"]] if event == "note" else [])
+
+    request = decode(RunRequest, written)
+    if not told:
+        fetch_phase.run(run, request, emit)
+        assert [note for note in notes if note.startswith("memory: the training takes about")]
+        return
+    with pytest.raises(JobError) as caught:
+        fetch_phase.run(run, request, emit)
+    assert caught.value.failure == "model"
+    assert told in caught.value.message
+    assert hub.count("GET", ".safetensors") == 0
+
+
+SHARDS = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "gone.safetensors"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "message", "hint"),
+    [
+        ({"auto_map": {"AutoConfig": "x.Y"}, "model_type": "own"}, {}, "auto_map", "into a folder"),
+        ({"model_type": "qwen3_next"}, {}, "transformers >= 4.57; this stack has 4.52.4", "list"),
+        ({"quantization_config": {"quant_method": "awq"}}, {}, "quantised (awq)", "made from"),
+        ({}, {model_files.INDEX: json.dumps(SHARDS).encode()}, "gone.safetensors, which", "copy"),
+    ],
+    ids=["code", "newer", "quantised", "hole"],
+)
+def test_a_model_that_cannot_be_trained_on_costs_no_weights(
+    hub: Hub,
+    place: Place,
+    config: dict[str, Any],
+    files: dict[str, bytes],
+    message: str,
+    hint: str,
+) -> None:
+    whole = tiny_model(ROWS)
+    if files:
+        files = files | {"model-00001-of-00002.safetensors": whole.pop(WEIGHTS)}
+    config = {"model_type": "llama", "architectures": ["X"]} | config
+    hub.add(NAME, whole | files | {"config.json": json.dumps(config).encode()})
+    with pytest.raises(UsageError) as caught:
+        place.fetch(hub.mirror("http://127.0.0.1:9"))
+    assert caught.value.message.startswith(f"{NAME}: ")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert "did you mean" not in caught.value.render()
+    assert hub.count("GET", "/config.json") == 1
+    assert hub.count("GET", ".safetensors") == 0
     assert not [file for file in place.files() if file.endswith("tunesmith-model.json")]
-    # What transformers has itself is loaded by that, whatever its config offers besides.
-    config["model_type"] = "llama"
-    hub.stall.clear()
-    hub.add("org/other", tiny_model(ROWS) | {"config.json": json.dumps(config).encode()})
-    assert place.fetch(hub.mirror(), "org/other").fetched
+
+
+def test_a_run_judges_the_small_files_and_the_size_before_the_weights(
+    hub: Hub, place: Place
+) -> None:
+    seen: list[Seen] = []
+
+    def judge(found: Seen) -> None:
+        seen.append(found)
+        raise UsageError("not this one")
+
+    with pytest.raises(UsageError, match="not this one"):
+        place.fetch(hub.mirror(), judge=judge)
+    assert hub.count("GET", WEIGHTS) == 0
+    (found,) = seen
+    assert (found.name, found.weight_bytes) == (NAME, len(tiny_model(ROWS)[WEIGHTS]))
+    assert {WEIGHTS, "config.json"} <= set(found.names)
+    assert {path.name for path in found.folder.iterdir()} == set(tiny_model()) - {WEIGHTS}
+    # Fetched in two goes, and asked of what is there already, too.
+    assert place.fetch(hub.mirror()).fetched
+    with pytest.raises(UsageError, match="not this one"):
+        place.fetch(hub.mirror(), judge=judge)
+
+
+@pytest.mark.parametrize(("status", "token"), [(401, ""), (403, "hf_mine12345678")])
+def test_a_gated_model_is_told_by_its_files_with_what_to_do(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch, status: int, token: str
+) -> None:
+    # The Hub lists a gated model for everybody; its files say that it is one.
+    hub.gated = status
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(TunesmithError, match="its licence must be accepted") as caught:
+        place.fetch(hub.mirror(), token_to_mirror=True, limits=replace(QUICK, attempts=1))
+    told = "\n".join(caught.value.detail)
+    assert f"accept its licence on https://huggingface.co/{NAME}" in told
+    assert ("the account of HF_TOKEN has no access yet" in told) == bool(token)
+    assert hub.count("GET", ".safetensors") == 0
 
 
 def test_pickles_are_refused_unless_asked_for(hub: Hub, place: Place) -> None:

@@ -75,7 +75,7 @@ def test_nothing_else_is_sent_but_what_it_reads(root: Path) -> None:
     rest = {name for name in shipped(root) if not name.startswith(PACKAGE)}
     mirrors = {f"configs/mirrors/{file.name}" for file in (root / "configs/mirrors").iterdir()}
     assert rest == {"configs/models.yml"} | mirrors
-    assert f"{PACKAGE}/basemodel/model_types.txt" in shipped(root)
+    assert f"{PACKAGE}/basemodel/known.json" in shipped(root)
 
 
 def test_it_works_without_the_rest(root: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_only_a_change_of_what_runs_there_counts(clone: Path) -> None:
     assert digests("pyproject.toml")[0] == app
     for name in (
         *(f"{PACKAGE}/job/supervisor/agent.py", f"{PACKAGE}/job/run/schema.py"),
-        *(f"{PACKAGE}/core/files.py", f"{PACKAGE}/basemodel/model_types.txt"),
+        *(f"{PACKAGE}/core/files.py", f"{PACKAGE}/basemodel/known.json"),
         *("configs/models.yml", "configs/mirrors/cn.yml", f"{PACKAGE}/__init__.py"),
     ):
         now = digests(name)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from tunesmith.basemodel.judge import Machine
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.events import Event
@@ -46,6 +47,10 @@ class BareTarget:
     def room(self) -> tuple[str, int]:
         """Return room for everything."""
         return "/bare", 10**15
+
+    def machine(self) -> Machine | None:
+        """Return what nobody knows."""
+        return None
 
     def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how a run would fetch its base model."""

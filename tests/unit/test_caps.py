@@ -24,6 +24,7 @@ import pytest
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel.catalogue import load_models
+from tunesmith.basemodel.known import known, newer_types
 from tunesmith.core import archive
 from tunesmith.core.bounded import DEEPEST, depth_at, open_plain, parse_json
 from tunesmith.core.errors import TunesmithError, UsageError
@@ -461,4 +462,5 @@ def test_the_list_of_model_types_is_that_of_the_stack(training_python: Path) -> 
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONFIG_MAPPING_NAMES":
             assert isinstance(node.value, ast.Call)
             names = {key for key, _ in ast.literal_eval(node.value.args[0])}
-    assert names == model_files.model_types()
+    assert names == set(known().types)
+    assert not names & set(newer_types())

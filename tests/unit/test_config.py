@@ -68,7 +68,6 @@ FAULTS = [
     ("lr_scheduler_type: cosin", "is 'cosin', but must be one of", "write `lr_scheduler_type: cos"),
     ("template: qwen25", "`template` is 'qwen25', but must be one of", "write `template: qwen`"),
     ("template: ?-", "`template` is '?-', but must be one of", "`inv model.list` shows"),
-    ("template:", "`template` is missing", "`inv model.list` shows the template of each"),
     ("dataset:", "`dataset` is missing", "name a key of dataset_info.json"),
     ("model_name_or_path:", "`model_name_or_path` is missing", "name a repo id or a folder"),
 ]

@@ -202,9 +202,13 @@ def kept(project: Project) -> Path:
         ({"adapter_name_or_path": "adapter,,adapter"}, "an empty name in it", "name an adapter"),
         ({"adapter_name_or_path": "model"}, "a whole model", "`model_name_or_path: model`"),
         ({"model_name_or_path": "adapter"}, "an adapter", "`adapter_name_or_path: adapter`"),
-        ({"model_name_or_path": "./model.gguf"}, "a GGUF file", "name a base model"),
+        ({"model_name_or_path": "./model.gguf"}, "a GGUF file", "name what it was made from"),
         ({"model_name_or_path": "./nowhere"}, "no such folder", "name a base model"),
-        ({"model_name_or_path": "own code"}, "asks for code of its author", "name a base model"),
+        (
+            {"model_name_or_path": "own code"},
+            "asks for code of its author",
+            "trust_remote_code=true",
+        ),
         ({"adapter_name_or_path": "adapter/adapter_config.json"}, "a file, a folder", "name an"),
         ({"adapter_name_or_path": "code"}, "auto_mapping is set, which names code", "name an"),
         ({"adapter_name_or_path": "pickled"}, "can run code when loaded", "name an adapter"),
@@ -349,6 +353,10 @@ def test_a_run_of_another_template_is_refused_and_taken_when_insisted(project: P
             settled(project, **{key: "run:sft"})
         assert "`template: llama3`" in str(caught.value.hint)
         settled(project, **{key: "run:sft", "template": "llama3"})
+        # What would be read from the model instead may be another one.
+        with pytest.raises(UsageError, match="`template` is missing, but run sft was") as caught:
+            settled(project, **{key: "run:sft", "template": None})
+        assert caught.value.hint == "write `template: llama3`"
     given = {"adapter_name_or_path": "run:sft", "model_name_or_path": "org/base"}
     insisted = Config(FILE, {**given, "template": "smollm"}, {"template": "smollm"})
     models.settle(project, Here(), insisted, dict(insisted.values))

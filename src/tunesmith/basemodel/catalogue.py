@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.core.documents import ModelConfig
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import parse_yaml
 
@@ -44,7 +45,8 @@ class BaseModel:
     """A known base model.
 
     `revisions` maps each good revision, the default first, to the files pinned for it.
-    `enable_thinking` is LLaMA-Factory's key (None: the template has no thoughts).
+    `enable_thinking` is LLaMA-Factory's key (None: the template has no thoughts). `config` are the
+    keys of its config.json that tell its shape, so that its memory is known before it is fetched.
     """
 
     repo_id: str
@@ -55,6 +57,7 @@ class BaseModel:
     licence: str
     sources: tuple[str, ...]
     pypi: PypiSource | None
+    config: ModelConfig = field(default_factory=dict)
 
     @property
     def revision(self) -> str:
@@ -126,7 +129,7 @@ def _model(node: _Node, name: str) -> BaseModel:
     if not _REPO_ID.match(name):
         raise UsageError(f"{node.path}: `{name}` is not a repo id (owner/name)")
     required = ("revisions", "template", "enable_thinking", "size_bytes", "licence", "sources")
-    node.mapping(required, ("pypi",))
+    node.mapping(required, ("config", "pypi"))
     revisions = node.at("revisions").mapping()
     if not revisions.value:
         raise revisions.wrong("at least one revision")
@@ -156,6 +159,7 @@ def _model(node: _Node, name: str) -> BaseModel:
         licence=node.at("licence").text(),
         sources=tuple(sources.value),
         pypi=_pypi(node.at("pypi")) if "pypi" in node.value else None,
+        config=node.at("config").mapping().value if "config" in node.value else {},
     )
 
 

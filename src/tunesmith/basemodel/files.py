@@ -9,7 +9,6 @@ bytes little-endian length, JSON, tensors).
 from __future__ import annotations
 
 import fnmatch
-import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -105,6 +104,18 @@ def pickles(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if _is_like(name, _PICKLES)))
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, in any format that is taken."""
+    return name.endswith(".safetensors") or _is_like(name, _PICKLES)
+
+
+def weight_bytes(folder: Path) -> int | None:
+    """Return the bytes of the weights a load would take; None where there are none."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    weights = [name for name in choose(names, allow_pickle=True) if is_weights(name)]
+    return sum((folder / name).stat().st_size for name in weights) or None
+
+
 def verify(
     folder: Path,
     expected: Mapping[str, FileRecord] | None = None,
@@ -149,10 +160,13 @@ def require(
 def damaged(folder: Path, problems: tuple[Problem, ...], name: str | None = None) -> UsageError:
     """Return the error with a folder's faults and the command that fixes them."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    own = not name or name.startswith("/")
     return UsageError(
         f"{folder}: not a complete base model: {problems[0]}{more}",
         [str(problem) for problem in problems],
-        hint=f"download it with `inv model.fetch {name or 'NAME'}`",
+        hint="copy the folder again, or name the model as it is called on the hub (owner/name)"
+        if own
+        else f"download it with `inv model.fetch {name}`",
     )
 
 
@@ -192,28 +206,6 @@ def _against_record(
     if hashes and (found := sha256_of(path)) != record.sha256:
         return (Problem(name, f"expected sha256 {record.sha256}, found {found}"),)
     return ()
-
-
-def foreign_code(folder: Path) -> str:
-    """Return why a base model cannot be loaded without code of its author, "" if it can.
-
-    A model type that transformers includes is loaded by transformers, whatever its config offers.
-    """
-    value, fault = json_object(folder / CONFIG)
-    kind = value.get("model_type")
-    if fault or "auto_map" not in value or kind in model_types():
-        return ""
-    return (
-        f"{CONFIG} asks for code of its author (auto_map; model_type {str(kind)[:60]!r} is not one "
-        "of transformers' own), which is not run; choose another base model"
-    )
-
-
-@functools.cache
-def model_types() -> frozenset[str]:
-    """Return the model_types that the stack's transformers includes (model_types.txt)."""
-    text = Path(__file__).with_name("model_types.txt").read_text(encoding="utf-8")
-    return frozenset(line for line in text.split() if line)
 
 
 def _no_files(folder: Path, allow_pickle: bool) -> tuple[Problem, ...]:
@@ -352,7 +344,7 @@ def _entry(entry: JsonObject) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def json_object(path: Path) -> tuple[JsonObject, str]:
-    """Return (the object in the file, fault or "")."""
+    """Return (the object in a small file of a model folder, fault or "")."""
     try:
         value = parse_json(read_bytes(path))
     except FileNotFoundError:

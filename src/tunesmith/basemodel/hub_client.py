@@ -6,7 +6,8 @@ ended only from outside. `tunesmith.basemodel.endpoint` starts it with an enviro
 endpoint.
 
 Protocol, one JSON object per line: stdin gets the request; stdout answers {"listing"}; stdin gets
-{"files"}; stdout reports {"file"} for each and {"done"}. Or {"error"}, exit code 1.
+{"files"}; stdout reports {"file"} for each and {"done"}; and so on until stdin ends. Or {"error"},
+exit code 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tunesmith.basemodel.endpoint import OFFICIAL
 from tunesmith.basemodel.hub_patches import JUDGED_METADATA, SMALL_CHUNKS, HeaderError
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.patching import install
@@ -45,7 +47,7 @@ def main() -> int:
         _serve(request)
     except (requests.RequestException, OSError, ValueError, HeaderError) as error:
         # huggingface_hub's own errors all belong to these classes.
-        _say({"error": _explain(error, bool(request["token"]))})
+        _say({"error": _explain(error, request["name"], bool(request["token"]))})
         return 1
     return 0
 
@@ -74,24 +76,22 @@ def _serve(request: JsonObject) -> None:
         for file in info.siblings or ()
     ]
     _say({"listing": {"commit": commit, "files": files}})
-    line = sys.stdin.readline()
-    if not line:
-        return
     install(JUDGED_METADATA, commit)
-    for file in json.loads(line)["files"]:
-        hf_hub_download(
-            name,
-            file,
-            revision=commit,
-            endpoint=endpoint,
-            token=token,
-            cache_dir=request["cache"],
-        )
-        _say({"file": file})
-    _say({"done": True})
+    for line in sys.stdin:
+        for file in json.loads(line)["files"]:
+            hf_hub_download(
+                name,
+                file,
+                revision=commit,
+                endpoint=endpoint,
+                token=token,
+                cache_dir=request["cache"],
+            )
+            _say({"file": file})
+        _say({"done": True})
 
 
-def _explain(error: Exception, token: bool) -> JsonObject:
+def _explain(error: Exception, name: str, token: bool) -> JsonObject:
     """Return {kind, text, retry, after}: what happened, in plain words, and what helps."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         # huggingface_hub reports "check your connection" for all of these; the cause knows better.
@@ -100,16 +100,22 @@ def _explain(error: Exception, token: bool) -> JsonObject:
     status = response.status_code if response is not None else None
     if status is not None:
         after = response.headers.get("Retry-After", "") if response is not None else ""
-        return _of_status(error, status, after, token)
+        return _of_status(error, status, after, name, token)
     kind, text, retry = _of_transport(error)
     return {"kind": kind, "text": text, "retry": retry, "after": None}
 
 
-def _of_status(error: Exception, status: int, after: str, token: bool) -> JsonObject:
+def _of_status(error: Exception, status: int, after: str, name: str, token: bool) -> JsonObject:
     retry = False
     if isinstance(error, GatedRepoError):
         kind = "gated"
-        text = f"the model is gated ({status}): accept its licence on its page, then set HF_TOKEN"
+        text = (
+            f"the model is gated ({status}): accept its licence on {OFFICIAL}/{name}, then set "
+            "HF_TOKEN to a token of that account"
+            if not token
+            else f"the model is gated ({status}), and the account of HF_TOKEN has no access yet: "
+            f"accept its licence on {OFFICIAL}/{name}"
+        )
     elif status == 401 and token:
         kind, text = "token", "the token is not accepted for this model (401): renew HF_TOKEN"
     elif status == 401:

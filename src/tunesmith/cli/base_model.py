@@ -7,23 +7,32 @@ from collections.abc import Iterator
 
 from tunesmith.basemodel import store as model_store
 from tunesmith.basemodel.download import OnProgress
-from tunesmith.basemodel.fetch import ModelFolder, Progress
+from tunesmith.basemodel.fetch import Judge, ModelFolder, Progress
 from tunesmith.basemodel.files import tensor_shapes
+from tunesmith.basemodel.judge import Seen, require_trainable
+from tunesmith.basemodel.judge import judge as judge_model
 from tunesmith.cli.console import console, say
 from tunesmith.core import formats
 from tunesmith.core.progress import FIRST_SECONDS, LINE_SECONDS, Display
 from tunesmith.plan import build, models, parser
+from tunesmith.plan.model_check import this_machine, wish_of
 from tunesmith.plan.plan import Plan
 from tunesmith.project import Project
 from tunesmith.targets.services import lacks_environment
 
 
 def fetch_base_model(
-    project: Project, name: str, mirror: str, revision: str | None, *, code: bool = False
+    project: Project,
+    name: str,
+    mirror: str,
+    revision: str | None,
+    *,
+    code: bool = False,
+    judge: Judge = require_trainable,
 ) -> ModelFolder:
     with fetching() as show:
         model = build.fetch_model(
-            project, name, show, mirror=mirror, revision=revision, remote_code=code
+            project, name, show, mirror=mirror, revision=revision, remote_code=code, judge=judge
         )
     say_base_model(model)
     return model
@@ -41,8 +50,23 @@ def with_base_model(project: Project, plan: Plan, mirror: str, revision: str | N
         asked = parser.ask_planned(project, plan)
         if asked is None:
             raise lacks_environment(project.environment())
-    code = bool(plan.request.overrides.get("trust_remote_code"))
-    model = fetch_base_model(project, name, mirror, revision, code=code)
+    overrides = plan.request.overrides
+    values = plan.request.predict if plan.config is None else plan.config
+    merge = "merge" in plan.phases
+    # A preset tries by itself how many rows fit.
+    before = {item.key: item.was for item in plan.managed} if plan.request.preset == "fast" else {}
+    insisted = {*overrides, *(["template"] if name in project.base_models else [])}
+    machine = this_machine()
+    if chosen := plan.request.gpus:
+        machine = machine.taking(chosen.count, chosen.ids)
+    wish = wish_of(values or {}, insisted, merge=merge, machine=machine, before_preset=before)
+
+    def judge(seen: Seen) -> None:
+        for note in judge_model(seen, wish).notes:
+            say(note)
+
+    code = bool(overrides.get("trust_remote_code"))
+    model = fetch_base_model(project, name, mirror, revision, code=code, judge=judge)
     models.refuse_changed(plan.known, {model.path / n: r for n, r in model.files.items()})
     for item in plan.downloads:
         with fetching() as show:

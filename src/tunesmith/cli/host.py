@@ -212,16 +212,24 @@ def autostart(session: Session, on: str, off: bool = False) -> None:
         "on": HOST,
         "mirror": MIRROR,
         "flavour": "cu128 or cu126 (default: the one that GPU and driver need)",
+        "config": "a training's YAML: whether it fits into the GPU's memory",
         "json": "one JSON object on stdout",
     },
 )
 def check(
-    session: Session, on: str, mirror: str = "default", flavour: str = "", json: bool = False
+    session: Session,
+    on: str,
+    mirror: str = "default",
+    flavour: str = "",
+    config: str = "",
+    json: bool = False,
 ) -> None:
     """Check a host before you pay for hours of it."""
     from tunesmith.cli.host_check import host_check
 
-    host_check(session.root, on, mirror=mirror, flavour=flavour or None, as_json=json)
+    host_check(
+        session.root, on, mirror=mirror, flavour=flavour or None, config=config, as_json=json
+    )
 
 
 @command("host.verify", example="inv host.verify --on gpu1", help={"on": HOSTS})

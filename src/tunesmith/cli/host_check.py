@@ -23,7 +23,9 @@ _STYLES = {
 _LEVEL, _WHAT = 10, 15  # columns
 
 
-def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json: bool) -> None:
+def host_check(
+    root: Path, on: str, *, mirror: str, flavour: str | None, as_json: bool, config: str = ""
+) -> None:
     """Check a host and print a verdict a line, or one JSON object.
 
     Raises TunesmithError (exit code 1) when a verdict is critical.
@@ -32,7 +34,8 @@ def host_check(root: Path, on: str, *, mirror: str, flavour: str | None, as_json
         raise UsageError(f"--on {on}: one host at a time", hint="`inv host.list` shows them")
     # A reader of JSON wants nothing else.
     with contextlib.nullcontext() if as_json else moving(f"{on}: checking"):
-        checked = check(Project.at(root), on, mirror, flavour or None)
+        training = Path(config) if config else None
+        checked = check(Project.at(root), on, mirror, flavour or None, training)
     if as_json:
         write(json.dumps(checked.to_json(), ensure_ascii=False, indent=2) + "\n")
     else:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from tunesmith.basemodel.judge import Machine
+from tunesmith.core import formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import UsageError
 from tunesmith.core.mirrors import Mirror
@@ -16,6 +19,8 @@ from tunesmith.doctor.verdicts import Verdict
 from tunesmith.hosts.probe.ask import ask
 from tunesmith.hosts.probe.script import ProbeSettings
 from tunesmith.hosts.remote import Remote
+from tunesmith.plan import build, model_check
+from tunesmith.plan.config import Config
 from tunesmith.project import Project
 from tunesmith.stack.definition import Stack
 
@@ -54,14 +59,22 @@ class Checked:
         }
 
 
-def check(project: Project, name: str, mirror: str, requested: str | None = None) -> Checked:
-    """Probe the host `name` and judge it for `mirror` and, if given, the flavour `requested`.
+def check(
+    project: Project,
+    name: str,
+    mirror: str,
+    requested: str | None = None,
+    config: Path | None = None,
+) -> Checked:
+    """Probe the host `name` and judge it for `mirror` and, if given, the flavour `requested`, and
+    for a training by `config`.
 
     Raises UsageError for an unknown host, mirror or flavour, TunesmithError when the host
     cannot be reached or does not answer whole.
     """
     stack = project.stack
     stack.flavour(requested)
+    training = build.read_config(project, config, ()) if config else None
     source = project.mirror(mirror)
     remote = Remote(name, project.inventory)
     settings = settings_of(source, stack)
@@ -73,7 +86,30 @@ def check(project: Project, name: str, mirror: str, requested: str | None = None
     now = min(max(float(seen.system.epoch), began), ended)
     decision = decide(seen, stack, requested)
     verdicts = judge(seen, stack, source, now, decision)
+    if training:
+        verdicts = (*verdicts[:-1], fit(project, training, seen), verdicts[-1])
     return Checked(name, source.name, seen, verdicts, decision)
+
+
+def fit(project: Project, config: Config, facts: Facts) -> Verdict:
+    """Return whether a training by this config fits into the memory of a host's GPUs."""
+    gpus = tuple(gpu.memory_total for gpu in facts.gpu.gpus if gpu.memory_total)
+    machine = Machine(gpus, facts.resources.memory) if gpus or not facts.gpu.gpus else None
+    wish = model_check.wish_of(config.values, config.overrides, merge=False, machine=machine)
+    name = str(config.get("model_name_or_path"))
+    try:
+        found = model_check.check_model(project, name, wish)
+    except UsageError as error:
+        return Verdict("critical", "training", error.message, error.hint)
+    if found.estimate is None:
+        text = f"{name}: its config.json is not here yet; it is looked at before its weights come"
+        return Verdict("unknown", "training", text)
+    total = formats.size(found.estimate.total)
+    short = [note for note in found.notes if note.startswith("memory: ")]
+    text = f"{config.file.name} takes about {total} of " + (
+        f"a GPU's {formats.size(min(gpus))}" if gpus else "memory, and there is no GPU"
+    )
+    return Verdict("warning" if short else "pass", "training", text, short[0] if short else "")
 
 
 def settings_of(mirror: Mirror, stack: Stack) -> ProbeSettings:

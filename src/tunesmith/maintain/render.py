@@ -47,13 +47,22 @@ def render(project: Project) -> dict[Path, str]:
         raise UsageError(
             f"{environment.path}: not installed", hint="install it with `inv stack.install`"
         )
-    argv = isolated.argv(environment.python, "tunesmith.job.data.config_schema")
+    rendered = {
+        project.stack.schema: _asked(environment.python, "config_schema"),
+        project.root / "src/tunesmith/basemodel/known.json": _asked(
+            environment.python, "model_facts"
+        ),
+    }
+    return rendered | _texts(project)
+
+
+def _asked(python: Path, module: str) -> str:
+    """Return what a module of job/data prints in the training environment."""
+    argv = isolated.argv(python, f"tunesmith.job.data.{module}")
     done = subprocess.run(argv, cwd=isolated.NOWHERE, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise TunesmithError(
-            "the config schema could not be rendered", done.stderr.splitlines()[-8:]
-        )
-    return {project.stack.schema: done.stdout, **_texts(project)}
+        raise TunesmithError(f"{module} could not be rendered", done.stderr.splitlines()[-8:])
+    return done.stdout
 
 
 def write(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.fetch import ModelFolder
+from tunesmith.basemodel.judge import require_trainable
 from tunesmith.basemodel.kinds import Kind as ModelKind
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
@@ -27,7 +28,7 @@ from tunesmith.job.run import config as run_config
 from tunesmith.job.run import inputs, schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
-from tunesmith.plan import hub_data, models, paths, presets, rows
+from tunesmith.plan import hub_data, model_check, models, paths, presets, rows
 from tunesmith.plan import trackers as tracking
 from tunesmith.plan.config import Config, load_config, parse_overrides
 from tunesmith.plan.gpus import rows_of_a_step
@@ -70,11 +71,12 @@ def fetch_model(
     from_path: Path | None = None,
     allow_pickle: bool = False,
     remote_code: bool = False,
+    judge: model_fetch.Judge = require_trainable,
     kind: ModelKind = "model",
 ) -> ModelFolder:
     """Return the verified folder of a base model, fetched if it is not there.
 
-    One that needs code of its author is refused first of all, unless `remote_code`.
+    One that cannot be trained on, or by `judge` not for a run, is refused before its weights come.
     """
     environment = project.environment()
 
@@ -92,6 +94,7 @@ def fetch_model(
         from_path=from_path,
         allow_pickle=allow_pickle,
         remote_code=remote_code,
+        judge=judge,
         kind=kind,
         progress=progress,
     )
@@ -116,7 +119,7 @@ def read_config(
     template = config.get("template")
     if not known or template == known.template or "template" in config.overrides:
         return config
-    if "model_name_or_path" in config.overrides:
+    if not template or "model_name_or_path" in config.overrides:
         # The file's template is that of the file's model; another model brings its own.
         brought = {"template": known.template}
         return replace(
@@ -152,6 +155,9 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     absolute_paths(values, project.find)
     paths.check(config.file, values)
     named, resolved = models.settle(project, target, config, values)
+    before = {key: was for key, (was, _) in changed.items()}
+    wish = model_check.wish_of_training(target, options, config.overrides, values, before)
+    model = model_check.check_model(project, str(values.get(models.BASE)), wish)
     reports = check_data(values, tables_here(project))
     network = _network(project, target, values, options.mirror)
     made = rows.planned(values, reports)
@@ -160,7 +166,9 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     name = str(values.get("model_name_or_path"))
     phases = train_phases(config, prompts, evaluate=options.evaluate)
     guard = load_prompts(project.root / GUARD) if "before" in phases else ()
-    notes = [] if "before" in phases else ["nothing is held out: no before/after comparison"]
+    notes = list(model.notes)
+    if "before" not in phases:
+        notes.append("nothing is held out: no before/after comparison")
     if options.gpus is not None:
         notes.append(rows_of_a_step(values, options.gpus, keep_batch=options.keep_batch))
     needs: dict[str, int] = {}
@@ -217,6 +225,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
         () if spec else downloads,
         models.known(named),
         told,
+        model.estimate,
     )
 
 
@@ -346,6 +355,8 @@ def plan_predict(
     spec = None
     if run_id is None:
         name = str(values.get(models.BASE))
+        wish = model_check.wish_of(values, config.overrides, merge=False, machine=None)
+        model_check.check_model(project, name, wish)
         spec = target.fetch_spec(name, None, mirror)
         phases = ("check", "fetch", *phases) if spec else phases
         model = schema.ModelRef(name)

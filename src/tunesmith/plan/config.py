@@ -142,7 +142,6 @@ def find_faults(
         if key in known and not fits(value, known[key]):
             faults.append(_misfit(key, value, known[key], overridden=key in overridden))
     missing = {
-        "template": values.get("stage", "sft") != "pt" and "`template` is missing",
         "dataset": values.get("do_train") and "`dataset` is missing",
         "model_name_or_path": "`model_name_or_path` is missing",
     }

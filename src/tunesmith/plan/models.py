@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.basemodel import files as model_files
-from tunesmith.basemodel import kinds
+from tunesmith.basemodel import judge, kinds
 from tunesmith.basemodel.kinds import Hashed, Kind
 from tunesmith.core import documents
 from tunesmith.core.documents import Arguments
@@ -22,7 +22,7 @@ from tunesmith.job.merge.adapter import check_start
 from tunesmith.job.run import config as run_config
 from tunesmith.job.run.config import SEVERAL
 from tunesmith.job.run.schema import Download, FileRecord, ManagedKey, Origin
-from tunesmith.plan import results
+from tunesmith.plan import model_check, results
 from tunesmith.plan.config import Config
 from tunesmith.plan.results import RunResult
 from tunesmith.plan.target import Target
@@ -202,7 +202,7 @@ def _named(
             said = f"{config.file}: `{key}` is {text}: {error.message}"
             raise UsageError(said, error.detail, hint=error.hint) from None
         if result.path is not None:
-            _check_code(config, key, text, result.path, kind)
+            _judge(config, key, text, result.path, kind)
         return _comma_free(config, Named(key, place, text, kind, result.path, result))
     if not text:
         raise _refused(config, key, repr(str(config.get(key))), "an empty name in it", kind)
@@ -237,9 +237,13 @@ def _check(config: Config, key: str, text: str, path: Path, kind: Kind) -> None:
     """Raise UsageError unless a folder of this machine is one of a kind."""
     if not path.exists():
         raise _refused(config, key, text, "no such folder", kind)
+    if path.suffix == ".gguf" and path.is_file():
+        raise UsageError(
+            f"{config.file}: `{key}` is {text}: a GGUF file, which is made for inference",
+            hint="name what it was made from: a folder or a hub's name with .safetensors files",
+        )
     if not path.is_dir():
-        what = "a GGUF file, which is not trained from" if path.suffix == ".gguf" else "a file"
-        raise _refused(config, key, text, f"{what}, a folder expected", kind)
+        raise _refused(config, key, text, "a file, a folder expected", kind)
     names = {entry.name for entry in path.iterdir()}
     adapter, whole = kinds.ADAPTER_CONFIG in names, model_files.CONFIG in names
     if kind not in kinds.ADAPTERS and adapter and not whole:
@@ -256,15 +260,28 @@ def _check(config: Config, key: str, text: str, path: Path, kind: Kind) -> None:
         raise UsageError(
             f"{config.file}: `{key}` is {text}: a whole model, an adapter expected", hint=hint
         )
+    _judge(config, key, text, path, kind)
     if problems := kinds.verify(kind, path):
         raise _refused(config, key, text, str(problems[0]), kind)
-    _check_code(config, key, text, path, kind)
 
 
-def _check_code(config: Config, key: str, text: str, path: Path, kind: Kind) -> None:
-    trusted = kind in kinds.ADAPTERS or config.overrides.get("trust_remote_code")
-    if not trusted and (fault := model_files.foreign_code(path)):
-        raise _refused(config, key, text, fault, kind)
+def _judge(config: Config, key: str, text: str, path: Path, kind: Kind) -> None:
+    """Raise UsageError for a folder with a model that nobody can train on, or load."""
+    if kind in kinds.ADAPTERS:
+        return
+    code = bool(config.overrides.get("trust_remote_code"))
+    try:
+        judge.require_trainable(model_check.seen(text, path, code=code))
+    except UsageError as error:
+        raise UsageError(f"{config.file}: `{key}` is {error.message}", hint=error.hint) from None
+    pickled = model_files.pickles(entry.name for entry in path.iterdir())
+    if pickled and not model_files.weight_files(path):
+        raise UsageError(
+            f"{config.file}: `{key}` is {text}: only pickled weights are here ({pickled[0]}), "
+            "which can run code when loaded",
+            hint="name a copy with .safetensors files, as transformers' `save_pretrained` writes "
+            "them",
+        )
 
 
 def _refused(config: Config, key: str, text: str, why: str, kind: Kind) -> UsageError:
@@ -301,13 +318,13 @@ def _check_bases(config: Config, values: documents.Config, found: list[Named]) -
             continue
         own = config.get("template")
         goes_on = item.key in (BASE, "adapter_name_or_path")
-        insisted = not own or "template" in config.overrides
+        insisted = values.get("stage") == "pt" or "template" in config.overrides
         if goes_on and not insisted and result.template not in (None, own):
+            insist = f", or insist with `template={own}` on the command line" if own else ""
             raise UsageError(
-                f"{config.file}: `template` is {own}, but run {result.run_id} was trained "
-                f"with {result.template}",
-                hint=f"write `template: {result.template}`, or insist with `template={own}` "
-                "on the command line",
+                f"{config.file}: `template` is {own or 'missing'}, but run {result.run_id} was "
+                f"trained with {result.template}",
+                hint=f"write `template: {result.template}`{insist}",
             )
         if item.key in ("adapter_name_or_path", "reward_model") and item.kind in kinds.ADAPTERS:
             base = result.base.name

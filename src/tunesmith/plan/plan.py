@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from tunesmith.basemodel.files import Shapes
+from tunesmith.basemodel.memory import Estimate
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core import documents, formats, isolated
 from tunesmith.core.documents import Arguments
@@ -102,6 +103,7 @@ class Plan:
     downloads: tuple[Download, ...] = ()
     known: Mapping[Path, FileRecord] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
+    memory: Estimate | None = None
 
     @property
     def run_id(self) -> str:
@@ -163,6 +165,9 @@ class Plan:
             lines.append("disk")
             lines += [f"  {formats.size(size):>9}  {what}" for what, size in self.needs.items()]
             lines.append(f"  {formats.size(sum(self.needs.values())):>9}  together")
+        if self.memory:
+            where = "of one GPU" if self.memory.device == "gpu" else "of this machine"
+            lines += [f"memory {where}", *(f"  {line}" for line in self.memory.render())]
         if self.downloads or self.request.downloads:
             lines.append("fetched where it is not there")
             wanted = (*self.downloads, *self.request.downloads)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from tunesmith.basemodel.judge import Machine
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core import documents
 from tunesmith.job.run.events import Event
@@ -75,6 +76,10 @@ class Target(Protocol):
 
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""
+        ...
+
+    def machine(self) -> Machine | None:
+        """Return the memory of the machine that trains; None where only it can tell."""
         ...
 
     def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:

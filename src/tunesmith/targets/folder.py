@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from tunesmith.basemodel.judge import Machine
 from tunesmith.basemodel.store import ModelFolder
 from tunesmith.core import disk, documents
 from tunesmith.core.errors import TunesmithError, UsageError
@@ -23,6 +24,7 @@ from tunesmith.job.run.folder import OWNER_FILE, RunFolder, acquire
 from tunesmith.job.run.removal import delete_all, take_away
 from tunesmith.job.run.run_id import RunId
 from tunesmith.job.run.schema import FetchSpec, FileRecord, ListedRun, RunRequest, RunStatus
+from tunesmith.plan import model_check
 from tunesmith.plan.plan import Plan, RunLocation
 from tunesmith.plan.target import RunUpdate
 from tunesmith.project import Project
@@ -78,6 +80,10 @@ class FolderTarget:
         """Return where runs are kept, and the free bytes there."""
         runs = self._project.runs
         return str(disk.nearest(runs)), disk.free_bytes(runs)
+
+    def machine(self) -> Machine | None:
+        """Return the memory of this machine and of its GPUs."""
+        return model_check.this_machine()
 
     def fetch_spec(
         self, _name: str, _revision: str | None, _mirror: str | None

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from tunesmith.basemodel.judge import Machine
 from tunesmith.core import documents, formats, isolated, swap
 from tunesmith.core import files as core_files
 from tunesmith.core.callbacks import Bar, OnText, unseen
@@ -126,6 +127,10 @@ class HostTarget:
     def room(self) -> tuple[str, int]:
         """Return where runs are kept, and the free bytes there."""
         return f"{self.name}:{self.layout.base}", self.layout.free_bytes
+
+    def machine(self) -> Machine | None:
+        """Return None: the fetch phase asks there, before any weight comes."""
+        return None
 
     def fetch_spec(self, name: str, revision: str | None, mirror: str | None) -> FetchSpec | None:
         """Return how a run fetches its base model there.

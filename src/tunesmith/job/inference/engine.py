@@ -16,6 +16,7 @@ from typing import Any
 from tunesmith.core.documents import Arguments, Config, Message
 from tunesmith.core.errors import UsageError
 from tunesmith.job.run.config import starting_adapters, tuned_adapters
+from tunesmith.job.run.failures import JobError
 
 # ModelArguments keys of the train config that must not be used for inference: other engines,
 # training-only kernels, and train_from_scratch, which would initialise random weights.
@@ -176,14 +177,30 @@ def tuned_arguments(config: Config, output: Path) -> Arguments:
 
 
 def codec(args: Arguments) -> Codec:
-    """Load tokenizer and template, but not the weights; takes seconds."""
+    """Load tokenizer and template, but not the weights; takes seconds.
+
+    Raises JobError of class `config` if no template is given and LLaMA-Factory cannot read one
+    from the model's chat template.
+    """
+    from jinja2 import TemplateError
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.hparams import get_infer_args
     from llamafactory.model import load_tokenizer
 
     model_args, data_args, finetuning_args, _ = get_infer_args(args)
     module = load_tokenizer(model_args)
-    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    try:
+        template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    except (TemplateError, ValueError) as error:
+        if data_args.template:
+            raise
+        # parse_template (data/template.py) asks for a lone system text, which some refuse, and
+        # takes it that an answer follows what asks for one, which DeepSeek-R1's does not.
+        raise JobError(
+            "config",
+            "`template` is missing, and LLaMA-Factory cannot read one from the model's chat "
+            f"template ({' '.join(str(error).split())[:120]}): write the template of its family",
+        ) from None
     return Codec(module["tokenizer"], module["processor"], template, model_args, finetuning_args)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.basemodel import merging
 from tunesmith.basemodel.files import require, tensor_shapes
 from tunesmith.core.documents import Arguments, Config
 from tunesmith.core.errors import UsageError
@@ -63,27 +64,12 @@ def requires_full_merge(run_dir: Path, reason: str) -> UsageError:
 
 def check_mergeable(config: Config, base: Path) -> None:
     """Raise UsageError, with the alternative, if this run's result cannot be merged."""
-    tuning = config.get("finetuning_type", "lora")
-    if tuning != "lora":
-        raise UsageError(
-            f"finetuning_type {tuning} trains the model's own weights: there is no adapter to "
-            f"merge, {config['output_dir']} is the whole model already"
-        )
-    for key in ("resize_vocab", "add_tokens", "add_special_tokens"):
-        if config.get(key):
-            raise UsageError(
-                f"{key}: a merged model with a changed vocabulary cannot be compared with its "
-                "base tensor by tensor: export it with llamafactory-cli and test it yourself"
-            )
+    if fault := merging.by_settings(config):
+        raise UsageError(fault.text, hint=fault.hint)
     if not (base / "config.json").is_file():
         raise UsageError(f"{base / 'config.json'}: missing: fetch the base model again")
-    quantized = read_json(base / "config.json").get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "an unknown method")
-        raise UsageError(
-            f"{base}: base model is quantized ({method}); adapters merge only into full weights: "
-            "use the unquantized model as model_name_or_path"
-        )
+    if fault := merging.by_model(config, read_json(base / "config.json")):
+        raise UsageError(f"{base}: {fault.text}", hint=fault.hint)
 
 
 def export_keys(options: Config, base: Path) -> Arguments:

@@ -25,7 +25,7 @@ from tunesmith.core.errors import TunesmithError
 from tunesmith.core.files import read_json, write_json, write_text
 from tunesmith.job.inference import validation_rows
 from tunesmith.job.inference.engine import Codec, Question
-from tunesmith.job.prompts import go_template, templates
+from tunesmith.job.prompts import go_template, read_back, templates
 from tunesmith.job.prompts.records import Correction, DifferenceRecord, ParityRecord
 from tunesmith.job.prompts.templates import CHAT_TEMPLATE, MODELFILE
 
@@ -145,6 +145,7 @@ def align(config: Config, codec: Codec, folder: Path) -> ParityRecord:
     if "chat_template" in wrong:
         was = _chat_template(folder)
         templates.put_chat_template(folder, templates.chat_template(codec, thought))
+        read_back.require(codec, folder, lambda c: [reference(c, probe) for probe in probes])
         corrected.append(Correction(file=CHAT_TEMPLATE, was=was, now=_chat_template(folder)))
     ended = "\n".join(before.ends)
     if "modelfile" in wrong or MODELFILE in ended:
@@ -384,10 +385,10 @@ def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str,
             f"tokenizer_config.json: eos_token is {exported.eos_token!r}, "
             f"{codec.tokenizer.eos_token!r} in training"
         )
-    named = _eos_ids(folder)
+    named = templates.eos_ids(folder)
     shown = exported.convert_ids_to_tokens(named)
     # A base may have more of them than the template: llama 3 has two.
-    expected = {*stops, *_eos_ids(Path(str(codec.model_args.model_name_or_path)))}
+    expected = {*stops, *templates.eos_ids(Path(str(codec.model_args.model_name_or_path)))}
     if end not in named:
         faults.append(f"generation_config.json: eos_token_id {shown} does not contain {text!r}")
     elif strange := sorted(set(named) - expected):
@@ -399,16 +400,6 @@ def _ends(codec: Codec, folder: Path, exported: Any, probe: Probe) -> tuple[str,
     if text not in listed:
         faults.append(f"{MODELFILE}: stop {listed} does not contain {text!r}")
     return str(text), tuple(faults)
-
-
-def _eos_ids(folder: Path) -> list[int]:
-    """Return the ids that end generate(), from generation_config.json or config.json."""
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            value = read_json(folder / name).get("eos_token_id")
-            if value is not None:
-                return [int(item) for item in (value if isinstance(value, list) else [value])]
-    return []
 
 
 def _correct_end(codec: Codec, folder: Path) -> Correction:

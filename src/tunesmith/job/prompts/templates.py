@@ -33,6 +33,13 @@ def is_reasoning(template: Any) -> bool:
     return type(template).__name__.startswith("Reasoning")
 
 
+def is_read(template: Any) -> bool:
+    """Return whether it was read from a model's chat template: a config named none."""
+    from llamafactory.data.template import TEMPLATES
+
+    return not any(template is one for one in TEMPLATES.values())
+
+
 def chat_template(codec: Any, thought: str) -> str:
     """Return a Jinja chat template for transformers and vLLM."""
     template, tokenizer = codec.template, codec.tokenizer
@@ -50,6 +57,9 @@ def chat_template(codec: Any, thought: str) -> str:
         "{%- endif %}\n"
     )
     default = json_text(template.default_system)
+    # By an empty system text LLaMA-Factory tells a default one when it reads the template again.
+    given = ' or messages[0]["role"] == "system"' if is_read(template) else ""
+    shown = f"system_message{given}"
     return (
         '{%- if messages[0]["role"] == "system" %}'
         '{%- set system_message = messages[0]["content"] %}'
@@ -57,7 +67,7 @@ def chat_template(codec: Any, thought: str) -> str:
         f"{{%- else %}}{{%- set system_message = {default} %}}"
         "{%- set loop_messages = messages %}{%- endif %}\n"
         f"{{{{- {text(template.format_prefix, '')} }}}}\n"
-        f"{{%- if system_message %}}{{{{- {text(template.format_system, 'system_message')} }}}}"
+        f"{{%- if {shown} %}}{{{{- {text(template.format_system, 'system_message')} }}}}"
         "{%- endif %}\n"
         '{%- for message in loop_messages %}{%- set content = message["content"] %}\n'
         f'{{%- if message["role"] == "user" %}}{{{{- {text(template.format_user, "content")} }}}}\n'
@@ -154,6 +164,16 @@ def put_chat_template(folder: Path, template: str) -> None:
     if config.pop("chat_template", None) is not None:
         write_text(file, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
     write_text(folder / CHAT_TEMPLATE, template)
+
+
+def eos_ids(folder: Path) -> list[int]:
+    """Return the ids that end generate(): of generation_config.json, else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            value = read_json(folder / name).get("eos_token_id")
+            if value is not None:
+                return [int(item) for item in (value if isinstance(value, list) else [value])]
+    return []
 
 
 def json_text(text: str) -> str:

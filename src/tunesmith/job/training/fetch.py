@@ -19,7 +19,10 @@ import yaml
 
 from tunesmith.basemodel import fetch as model_fetch
 from tunesmith.basemodel.catalogue import load_models
+from tunesmith.basemodel.judge import Machine, Seen, Wish, require_trainable, zero_stage_of
+from tunesmith.basemodel.judge import judge as judge_model
 from tunesmith.basemodel.kinds import Kind
+from tunesmith.core import formats
 from tunesmith.core.documents import JsonObject
 from tunesmith.core.errors import TunesmithError, UsageError
 from tunesmith.core.files import replacing, write_text
@@ -39,10 +42,17 @@ from tunesmith.job.run.schema import (
     RunRequest,
     Values,
 )
+from tunesmith.job.system import gpu, resources
 
 # Kinds of fetch.NoSourceError that may disappear within a minute.
 _PASSING = {"unreachable", "cut", "busy", "broken"}
 _EVENT_SECONDS = 1.0
+# Keys of the fast preset that decide how much memory a step takes.
+_TRIED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "disable_gradient_checkpointing",
+)
 
 
 def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonObject:
@@ -57,22 +67,53 @@ def run(run_dir: Path, request: RunRequest, emit: Callable[..., None]) -> JsonOb
         raise UsageError(f"run {run_dir.name}: its request does not say what to fetch")
     if "HF_HOME" not in os.environ:
         raise UsageError(f"run {run_dir.name}: HF_HOME is not set; base models go there")
-    code = _trusts_code(RunFolder(run_dir), request)
-    model = _fetch(spec, Path(os.environ["HF_HOME"]), emit, code)
+    models = load_models(_configs(spec) / "models.yml")
+    wish = _wish(RunFolder(run_dir), request, ("template",) if spec.name in models else ())
+
+    def judge(seen: Seen) -> None:
+        verdict = judge_model(seen, wish)
+        for note in verdict.notes:
+            emit("note", phase="fetch", text=note)
+        if verdict.estimate:
+            taken = formats.size(verdict.estimate.total)
+            emit("note", phase="fetch", text=f"memory: the training takes about {taken}")
+
+    code = bool(wish.values.get("trust_remote_code"))
+    hf_home = Path(os.environ["HF_HOME"])
+    model = _fetch(spec, hf_home, emit, remote_code=code, judge=judge)
     others = [
-        (item, _fetch(_order(spec, item), Path(os.environ["HF_HOME"]), emit, code, item.kind))
+        (item, _fetch(_order(spec, item), hf_home, emit, remote_code=code, kind=item.kind))
         for item in request.downloads
     ]
     _write(RunFolder(run_dir), request, model, others)
     return {"path": str(model.path), "source": model.source, "fetched": model.fetched}
 
 
-def _trusts_code(run: RunFolder, request: RunRequest) -> bool:
-    """Return whether the run may execute code of its base model's author."""
+def _wish(run: RunFolder, request: RunRequest, known: tuple[str, ...]) -> Wish:
+    """Return what the run asks of its base model, and the memory that is here for it.
+
+    `known` are keys that were compared with configs/models.yml when the run was planned.
+    """
     config = request.predict
     if config is None and run.config_file.exists():
         config = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-    return bool((config or {}).get("trust_remote_code"))
+    values = dict(config or {})
+    if request.preset == "fast":
+        # It tries by itself how many rows fit: what was written is the measure.
+        values |= {key.key: key.was for key in request.owned if key.key in _TRIED}
+    machine = Machine(
+        tuple(one.memory_total for one in gpu.ask() if one.memory_total),
+        resources.memory_limit(),
+    )
+    if request.gpus:
+        machine = machine.taking(request.gpus.count, request.gpus.ids)
+    return Wish(
+        values=values,
+        insisted=frozenset((*request.overrides, *known)),
+        merge="merge" in (request.phases or ()),
+        zero=zero_stage_of(values.get("deepspeed")),
+        machine=machine,
+    )
 
 
 def _order(spec: FetchSpec, item: Download) -> FetchSpec:
@@ -84,13 +125,15 @@ def _fetch(
     spec: FetchSpec,
     hf_home: Path,
     emit: Callable[..., None],
+    *,
     remote_code: bool,
+    judge: model_fetch.Judge = require_trainable,
     kind: Kind = "model",
 ) -> model_fetch.ModelFolder:
     if spec.programs:
         # The folder of uv on a host, which verifies wheels.
         os.environ["PATH"] = f"{spec.programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    configs = Path(spec.configs) if spec.configs else model_fetch.CONFIGS
+    configs = _configs(spec)
     try:
         return model_fetch.fetch(
             spec.name,
@@ -102,6 +145,7 @@ def _fetch(
             convert=functools.partial(model_fetch.convert_with, Path(sys.executable)),
             allow_pickle=spec.allow_pickle,
             remote_code=remote_code,
+            judge=judge,
             kind=kind,
             progress=_ProgressReporter(emit),
         )
@@ -111,6 +155,10 @@ def _fetch(
         raise JobError(failure, error.line, error.detail, retry=retry) from None
     except TunesmithError as error:
         raise JobError("model", error.line, error.detail) from None
+
+
+def _configs(spec: FetchSpec) -> Path:
+    return Path(spec.configs) if spec.configs else model_fetch.CONFIGS
 
 
 class _ProgressReporter:

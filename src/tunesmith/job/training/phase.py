@@ -15,6 +15,7 @@ from tunesmith.core import isolated
 from tunesmith.core.documents import Arguments
 from tunesmith.core.files import locked, read_json, replacing, write_json
 from tunesmith.core.patching import install
+from tunesmith.job.inference import engine
 from tunesmith.job.patches import imports
 from tunesmith.job.patches.transformers import KEEP_BATCH_OF_CONFIG, KEEP_EPOCH_WHEN_SKIPPING
 from tunesmith.job.run import checkpoints, seals
@@ -66,6 +67,10 @@ def run(run_dir: Path, request: RunRequest, emit: Reporter) -> dict[str, Any]:
 
     from tunesmith.job.data.cuts import CutReport
     from tunesmith.job.training.callback import RunCallback
+
+    if not config.get("template") and config.get("stage", "sft") != "pt":
+        # Read here once, so that one that cannot be read is told before the weights are loaded.
+        engine.codec(engine.base_arguments(config))
 
     if request.preset == "fast":
         from tunesmith.job.training import fast_trainer
