@@ -8,7 +8,7 @@ import pytest
 
 from tunesmith.cli.options import TRAIN_CONFIG
 from tunesmith.core.errors import UsageError
-from tunesmith.plan import build
+from tunesmith.plan import prediction
 from tunesmith.project import Project
 from tunesmith.targets import factory
 
@@ -18,5 +18,5 @@ pytestmark = pytest.mark.unit
 def test_a_training_config_is_no_prediction(project: Project) -> None:
     target = factory.target_of(project, "local", print)
     with pytest.raises(UsageError, match="a config to train, not to predict") as caught:
-        build.plan_predict(project, target, Path(TRAIN_CONFIG), (), None)
+        prediction.plan_predict(project, target, Path(TRAIN_CONFIG), (), None)
     assert f"inv train --config {project.root / TRAIN_CONFIG}" in caught.value.hint

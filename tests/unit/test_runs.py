@@ -11,7 +11,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.files import write_json
 from tunesmith.job.run.allowed import part_of_allowed
 from tunesmith.job.run.schema import Limits
-from tunesmith.plan import build, start
+from tunesmith.plan import build, prediction, start
 from tunesmith.plan.config import Config
 from tunesmith.plan.options import THEN, check_then, run_limits
 from tunesmith.plan.staging import Staged, stage_inputs
@@ -182,7 +182,7 @@ def test_the_merge_config_beside_the_train_config_counts(project: Project, tmp_p
 def test_each_data_set_has_a_folder_for_its_prediction() -> None:
     names = ("rows", "other", "a,b", "a b", "数据", "../x", "x" * 200)
     folders = [
-        build._prediction_folder(Config(Path("x.yaml"), {"eval_dataset": name}, {}))
+        prediction.prediction_folder(Config(Path("x.yaml"), {"eval_dataset": name}, {}))
         for name in names
     ]
     assert folders[:2] == ["predict/rows", "predict/other"]

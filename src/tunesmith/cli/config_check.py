@@ -8,7 +8,7 @@ from pathlib import Path
 from tunesmith.cli.console import say
 from tunesmith.core import formats
 from tunesmith.job.run.schema import DataFile
-from tunesmith.plan import build, parser
+from tunesmith.plan import build, parser, prediction
 from tunesmith.plan.config import load_config
 from tunesmith.plan.kind import kind_of, remedy_of
 from tunesmith.plan.options import TrainOptions
@@ -53,7 +53,7 @@ def _planned(project: Project, file: Path, overrides: tuple[str, ...], kind: str
         options = TrainOptions(config=file, overrides=overrides)
         return build.plan_training(project, target, options)
     if kind in ("predict", "evaluate loss"):
-        return build.plan_predict(project, target, file, overrides, None)
+        return prediction.plan_predict(project, target, file, overrides, None)
     return None
 
 

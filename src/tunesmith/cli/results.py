@@ -11,7 +11,7 @@ from tunesmith.cli.outcome import work_on
 from tunesmith.cli.target import path_prefix, target_of, usable_run
 from tunesmith.core.errors import UsageError
 from tunesmith.core.files import short_digest
-from tunesmith.plan import build
+from tunesmith.plan import build, prediction
 from tunesmith.project import Project
 from tunesmith.targets import factory
 
@@ -54,7 +54,7 @@ def predict(
     project = Project.at(root)
     target = target_of(project, on)
     run_id = usable_run(project, target, run, dry=dry) if run else None
-    plan = build.plan_predict(project, target, config, overrides, run_id, mirror or None)
+    plan = prediction.plan_predict(project, target, config, overrides, run_id, mirror or None)
     if dry:
         say(plan.render())
         return

@@ -17,15 +17,13 @@ from tunesmith.basemodel.judge import require_trainable
 from tunesmith.basemodel.kinds import Kind as ModelKind
 from tunesmith.core import documents
 from tunesmith.core.errors import UsageError
-from tunesmith.core.files import short_digest
 from tunesmith.dataset.media import MediaPlace
 from tunesmith.dataset.prompts import load_prompts
 from tunesmith.dataset.reading import Tables
 from tunesmith.dataset.registry import check_registered
 from tunesmith.dataset.report import DatasetReport
 from tunesmith.dataset.tables import tables_of
-from tunesmith.job.run import config as run_config
-from tunesmith.job.run import inputs, schema
+from tunesmith.job.run import schema
 from tunesmith.job.run.codec import decode
 from tunesmith.job.run.run_id import LONGEST, RunId
 from tunesmith.plan import hub_data, model_check, models, paths, presets, rows
@@ -40,7 +38,6 @@ from tunesmith.plan.plan import (
     RunLocation,
     absolute_paths,
     apply_managed_keys,
-    set_model_path,
     train_phases,
 )
 from tunesmith.plan.staging import stage_inputs
@@ -159,7 +156,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     wish = model_check.wish_of_training(target, options, config.overrides, values, before)
     model = model_check.check_model(project, str(values.get(models.BASE)), wish)
     reports = check_data(values, tables_here(project))
-    network = _network(project, target, values, options.mirror)
+    network = network_of(project, target, values, options.mirror)
     made = rows.planned(values, reports)
     told = rows.lines(made, values)
     staged = stage_inputs(target, location.run.name, values, reports, named)
@@ -182,7 +179,7 @@ def plan_training(project: Project, target: Target, options: TrainOptions) -> Pl
     if "merge" in options.then:
         phases = (*phases, "merge", "proof")
     request = replace(
-        _request(project, config, location, models.about(config, named), name),
+        request_of(project, config, location, models.about(config, named), name),
         data=rows.recorded([decode(schema.DataFile, report.to_json()) for report in reports], made),
         owned=(*managed, *resolved),
         origins=tuple(item.origin for item in named if item.told),
@@ -275,7 +272,7 @@ def plan_merge(
 
     `accept`: merge although a way to the model puts another prompt before it than the training.
     """
-    run_id, request, config = _trained(target, run_id)
+    run_id, request, config = trained_run(target, run_id)
     chosen = dict(request.needed_merge()) | {"accept_mismatch": accept}
     if overrides:
         parsed = parse_overrides(overrides)
@@ -293,110 +290,6 @@ def plan_merge(
     needs = {"the merged model": weights, "reserve": 200_000_000}
     location = target.location(run_id)
     return Plan(location, ("merge", "proof"), replace(request, merge=chosen), config, (), needs)
-
-
-def plan_predict(
-    project: Project,
-    target: Target,
-    file: Path,
-    overrides: Sequence[str],
-    run_id: str | None,
-    mirror: str | None = None,
-) -> Plan:
-    """Return the plan of a prediction with a run's adapter, or without a run the base model's.
-
-    A base model that is fetched here is put in later, as with `plan_training`.
-    """
-    config = read_config(project, file, overrides, ("predict", "evaluate loss"), target)
-    # What a run's config names is its own, and lies on the target.
-    own: set[str] = set()
-    if run_id:
-        run_id, request, trained = _trained(target, run_id)
-        location = target.location(run_id)
-        base = str(needed_key(target, run_id, trained, "model_name_or_path"))
-        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
-        managed = set_model_path(values, managed, base)
-        own.add(models.BASE)
-        if "adapter_name_or_path" not in config.overrides:
-            own.add("adapter_name_or_path")
-            tuned = run_config.tuned_adapters(trained, Path(location.run / "output"))
-            was, adapter = values.get("adapter_name_or_path"), ",".join(tuned)
-            managed.append(schema.ManagedKey("adapter_name_or_path", adapter, was, "the run's own"))
-            values["adapter_name_or_path"] = adapter
-    else:
-        location = target.location(new_run_id(f"{config.stem}-predict"))
-        values, managed = apply_managed_keys(config, location, _prediction_folder(config))
-        if "adapter_name_or_path" in values and "adapter_name_or_path" not in config.overrides:
-            was = values.pop("adapter_name_or_path")
-            managed.append(
-                schema.ManagedKey("adapter_name_or_path", None, was, "no --run: the base model")
-            )
-        what = f"predicts {config.get('eval_dataset')}"
-        request = replace(
-            _request(project, config, location, what),
-            limits=schema.Limits(),
-            env={**location.env, "HF_HUB_OFFLINE": "1"},
-            turn="refuse" if target.shared else None,
-        )
-    values.setdefault("dataset_dir", "data")
-    absolute_paths(values, project.find)
-    paths.check(config.file, values)
-    named, resolved = models.settle(project, target, config, values, own)
-    reports = check_data(values, tables_here(project))
-    network = _network(project, target, values, mirror)
-    if network["HF_HUB_OFFLINE"] == "0":
-        request = replace(request, env={**(request.env or {}), **network})
-    # Of its own: a run's other inputs are what its training has read.
-    staged = stage_inputs(target, location.run.name, values, reports, named, below="predict/")
-    # The record of an earlier prediction's is not of these.
-    recorded = {k: v for k, v in request.inputs.items() if k != inputs.PREDICT}
-    downloads = tuple(item.download for item in named if item.download)
-    phases: tuple[str, ...] = ("predict",)
-    spec = None
-    if run_id is None:
-        name = str(values.get(models.BASE))
-        wish = model_check.wish_of(values, config.overrides, merge=False, machine=None)
-        model_check.check_model(project, name, wish)
-        spec = target.fetch_spec(name, None, mirror)
-        phases = ("check", "fetch", *phases) if spec else phases
-        model = schema.ModelRef(name)
-        request = replace(request, model=model, phases=phases, fetch=spec)
-    elif downloads:
-        raise UsageError(
-            f"{config.file}: `{downloads[0].key}` is {downloads[0].name}, a hub's name, which is "
-            f"not fetched for run {run_id}",
-            hint="name a folder or run:RUN_ID, or leave --run out",
-        )
-    origins = tuple(item.origin for item in named if item.told)
-    request = replace(
-        request,
-        predict=values,
-        inputs=recorded,
-        downloads=downloads if spec else (),
-        origins=origins if run_id is None else request.origins,
-    )
-    return Plan(
-        location,
-        phases,
-        request,
-        None,
-        (*managed, *resolved),
-        inputs=staged.inputs,
-        links=staged.links,
-        downloads=() if spec else downloads,
-        known=models.known(named),
-    )
-
-
-def _prediction_folder(config: Config) -> str:
-    """Return the folder of a prediction's results below its run: one for each data set.
-
-    A name that a pull would not take (job/run/allowed.py) is written otherwise.
-    """
-    named = str(config.get("eval_dataset") or config.get("dataset") or "rows")
-    plain = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", named).lstrip(".+=-")[:80]
-    name = plain if plain == named else f"{plain}-{short_digest(named)}".lstrip("-")
-    return f"predict/{name}"
 
 
 def merge_keys(project: Project, config: Config) -> documents.Config:
@@ -420,7 +313,7 @@ def new_run_id(stem: str) -> str:
     return RunId(f"{when}-{name}"[:LONGEST])
 
 
-def _request(
+def request_of(
     project: Project, config: Config, location: RunLocation, what: str, path: str | None = None
 ) -> schema.RunRequest:
     """Return what run.json says of any new run; `what` ends its title.
@@ -444,7 +337,7 @@ def shown(project: Project, path: Path) -> str:
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)
 
 
-def _network(
+def network_of(
     project: Project, target: Target, values: documents.Config, mirror: str | None
 ) -> dict[str, str]:
     """Return the variables of a job that reads a config's data sets.
@@ -473,10 +366,12 @@ def needed_key(target: Target, run_id: str, config: documents.Config, key: str) 
 
 def check_trained(target: Target, run_id: str) -> None:
     """Raise UsageError unless a run's training succeeded."""
-    _trained(target, run_id)
+    trained_run(target, run_id)
 
 
-def _trained(target: Target, run_id: str | None) -> tuple[str, schema.RunRequest, documents.Config]:
+def trained_run(
+    target: Target, run_id: str | None
+) -> tuple[str, schema.RunRequest, documents.Config]:
     """Return id, request and config of a run whose training succeeded."""
     found = target.find(run_id)
     phases = target.status(found).phases
