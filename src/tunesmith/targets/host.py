@@ -49,8 +49,7 @@ from tunesmith.plan.target import Provisioning, Rental, RunUpdate
 from tunesmith.project import Project
 from tunesmith.services.service import ServiceAccess
 from tunesmith.stack.sources import app_digest
-from tunesmith.targets import delivery, power
-from tunesmith.targets import pull as targets_pull
+from tunesmith.targets import delivery, power, pull
 from tunesmith.targets.services import HostServices
 
 # How long a host may be out of reach before a watcher gives up. The run does not care.
@@ -307,8 +306,8 @@ class HostTarget:
     ) -> None:
         private_folder(self._project.home)
         there = str(self.layout.runs / run_id)
-        host = targets_pull.Host(self.name, self._remote, there, self._tell, self._bar)
-        targets_pull.bring(
+        host = pull.Host(self.name, self._remote, there, self._tell, self._bar)
+        pull.bring(
             host,
             lambda wanted: self._manifest(run_id, wanted),
             run_id,
@@ -447,6 +446,5 @@ class HostTarget:
 
     def _manifest(self, run_id: str, parts: Sequence[str]) -> Manifest:
         words = (run_id, "--what", ",".join(parts))
-        return agent.call(
-            self._remote, "manifest", *words, reply=Manifest, timeout=3600, most=_MOST_MANIFEST
-        )
+        bounds = {"timeout": 3600, "most": _MOST_MANIFEST}
+        return agent.call(self._remote, "manifest", *words, reply=Manifest, **bounds)
