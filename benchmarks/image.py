@@ -45,7 +45,7 @@ CHANGE = 1_000_000  # bytes that a one-line change may move
 BUILD = "inv image.build"
 # A file of each part of our own code (docker/install_app.sh).
 PARTS = {
-    "packages": "src/tunesmith/dataset/__init__.py",
+    "packages": "src/tunesmith/cli/__init__.py",
     "modules": "src/tunesmith/__init__.py",
     "job": "src/tunesmith/job/__init__.py",
 }

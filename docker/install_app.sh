@@ -2,11 +2,12 @@
 # Copies a part of the repository in /mnt: sh install_app.sh APP PART
 #
 # PART is settings, packages, modules or job: a layer each, so that a change moves a part and not
-# all. Modules are the rooms that all others use, packages those others but job. Modes and times are set here: a part whose files are the same is the same layer, whoever
-# cloned the repository and whatever else has changed.
+# all. Modules are the rooms that all others use, packages those others but job. Modes and times
+# are set here: a part whose files are the same is the same layer, whoever cloned the repository
+# and whatever else has changed.
 set -eu
 app=$1 part=$2
-shared="basemodel core plan stack"
+shared="basemodel core dataset plan stack"
 umask 022
 case $part in
 settings)
