@@ -80,7 +80,7 @@ def test_a_prediction_leaves_the_data_of_the_training_alone(trained: Provisioned
     assert after.items() >= before.items()
     assert after["predict/dataset_dir/philosophy_data.json"] == fresh
     assert after["dataset_dir/philosophy_data.json"] != fresh
-    folder = base(replica) / "runs/around/predict/philosophy_conch"
+    folder = base(replica) / "runs/short/predict/philosophy_conch"
     answers = folder / "generated_predictions.jsonl"
     assert [json.loads(line)["label"].strip() for line in answers.read_text().splitlines()] == [
         row["output"].strip() for row in rows[-4:]
