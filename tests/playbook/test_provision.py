@@ -310,8 +310,11 @@ def test_check_mode_tells_and_changes_nothing(rent: Rent) -> None:
     before = sorted(host.home.iterdir())
     assert good(host, "--check", "--diff") > 3
     assert not host.base.exists()
-    # Ansible's own, of the machine one sits at, which has the same home here.
-    assert sorted(host.home.iterdir()) == sorted([*before, host.home / ".ansible"])
+    # Ansible's own, of the machine one sits at, which has the same home here, and what the
+    # stand-in for conda writes when the probe asks it for its version.
+    made = {host.home / ".ansible", host.home / "conda.log"}
+    assert set(host.home.iterdir()) == {*before, *made}
+    assert set((host.home / "conda.log").read_text().split()) == {"--version"}
     assert "tunesmith" not in (host.home / ".bashrc").read_text()
 
 
