@@ -22,6 +22,8 @@ from benchmarks import image as image_benchmark
 from image.conftest import CANARY, HARDENED, Built, Workspace
 from replica.replica import Replica
 from replica_fixtures import HostProject, _copy_tree
+from tunesmith.core.names import ENVIRONMENT_MARKER
+from tunesmith.image import engine as image_engine
 from tunesmith.image import measure
 from tunesmith.project import Project
 from tunesmith.stack.definition import driver_requirement
@@ -130,6 +132,27 @@ def test_a_line_of_any_part_moves_less_than_a_megabyte(
         changed.write_text(text)
     clone.build()
     assert sized_layers(built) == before
+
+
+def test_an_extra_is_in_the_image_that_asks_for_it_and_in_no_other(built: Built) -> None:
+    """Galore is built from its sources: the whole way of `--with`."""
+    before = layers(built)
+    done = built.inv("image.build", "--mirror", str(built.mirror), "--with", "galore")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    script = "import json, sys, galore_torch; print(open(sys.prefix + '/' + sys.argv[1]).read())"
+    python = ("run", "--rm", *HARDENED, "--entrypoint", "python", built.name, "-I", "-c", script)
+    try:
+        marker = json.loads(docker(*python, ENVIRONMENT_MARKER).stdout)
+        assert list(marker["extras"]) == ["galore"]
+        labels = built.client.images.get(built.name).labels
+        assert image_engine.extras_of(labels) == marker["extras"]
+        verified = built.inv("image.verify")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+    finally:
+        built.build()
+    assert layers(built) == before
+    lacking = docker(*python, ENVIRONMENT_MARKER, check=False)
+    assert "No module named 'galore_torch'" in lacking.stderr
 
 
 def test_the_parts_are_the_whole(built: Built, root: Path) -> None:
