@@ -92,7 +92,8 @@ def test_a_rank_that_hangs_shows_its_stack_and_is_replaced(
     job: Job, tiny_model: Path, data: Path
 ) -> None:
     limits = {"stall_seconds": 30, "stall_steps": 1, "dump_seconds": 5}
-    two(job, tiny_model, data, max_steps=16, limits=limits).call("start")
+    # So long that it cannot end while the stacks are written: the hung rank is woken for that.
+    two(job, tiny_model, data, max_steps=5000, limits=limits).call("start")
     reached(job, 6)
     hung = rank(job, 1)
     os.kill(hung, signal.SIGSTOP)
@@ -101,7 +102,9 @@ def test_a_rank_that_hangs_shows_its_stack_and_is_replaced(
     log = job.folder.log_file.read_text(errors="replace")
     assert log.count("Current thread") >= 3, "the stacks of both, and of who watches them"
     assert start_ticks(hung) is None
-    job.wait_for_end("succeeded")
+    job.wait(lambda: bool(job.events("resumed")), "the next attempt", 400)
+    job.call("stop")
+    job.wait_for_end("stopped")
     assert of(job) == []
 
 
