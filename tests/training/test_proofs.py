@@ -470,7 +470,7 @@ def test_ollama_gets_what_it_can_read(model: Merged, for_ollama: Said) -> None:
     # Ollama would split SmolLM2's numbers in threes.
     assert {
         "tiny": "FROM the folder",
-        "demo": "does not know how this tokenizer splits text",
+        "demo": "does not support how this tokenizer splits text",
     }[model.kind] in said
 
 
