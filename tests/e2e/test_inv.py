@@ -106,6 +106,7 @@ def test_the_main_job(shell: Shell) -> None:
     assert after["expected"]["of"] == 10
     assert after["expected"]["met"] >= 8
     assert shell.read("proof.json")["passed"] is True
+    assert re.search(r"Held-out loss 3\.\d+ → 0\.\d+", done.stdout), "told as it was measured"
     run = shell.runs()[-1]
     folder = Path(run["path"])
     assert run["state"] == "succeeded"

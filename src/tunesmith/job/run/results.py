@@ -54,7 +54,7 @@ class Measure:
     expected: Share | None = None
     guard: GuardMeasure | None = None
     scores: Mapping[str, SetScores | None] | None = None
-    omitted: Mapping[str, str] | None = None
+    omitted: Mapping[str, str | None] | None = None
     generation: Values | None = None
 
 
