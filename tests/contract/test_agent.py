@@ -12,9 +12,7 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,20 +31,6 @@ from tunesmith.job.run.schema import GpuFigures, Limits
 pytestmark = pytest.mark.contract
 
 STALLS = [100] * 50
-
-
-@pytest.fixture
-def agent(tmp_path: Path, root: Path) -> Iterator[Agent]:
-    asked = Agent(Path(sys.executable), tmp_path, root / "configs")
-    yield asked
-    asked.end_all()
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        running.add("org/tiny", tiny_model())
-        yield running
 
 
 @pytest.fixture

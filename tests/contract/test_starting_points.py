@@ -6,8 +6,6 @@ The agent as a process; the fetch phase is real, training is not needed.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,20 +27,6 @@ from tunesmith.plan.plan import Link
 from tunesmith.targets import delivery
 
 pytestmark = pytest.mark.contract
-
-
-@pytest.fixture
-def agent(tmp_path: Path, root: Path) -> Iterator[Agent]:
-    asked = Agent(Path(sys.executable), tmp_path, root / "configs")
-    yield asked
-    asked.end_all()
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        running.add("org/tiny", tiny_model())
-        yield running
 
 
 def trained(agent: Agent) -> RunFolder:
