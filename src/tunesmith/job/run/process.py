@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from tunesmith.job.system.processes import stat_fields
 
 SUPERVISOR_PID = "TUNESMITH_SUPERVISOR_PID"
 # The folder of a run, in the environment of its worker and of all that this starts.
@@ -67,11 +68,9 @@ def start_ticks(pid: int) -> int | None:
     A zombie is not a running process: it holds a pid, but does nothing any more.
     """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        fields = stat_fields(pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The command name stands in parentheses and may hold spaces and parentheses itself.
-    fields = text.rpartition(")")[2].split()
     if fields[0] == "Z":
         return None
     return int(fields[19])

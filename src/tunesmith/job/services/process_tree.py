@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tunesmith.job.run.process import Identity, identify
 from tunesmith.job.services.records import BoardTraining
+from tunesmith.job.system.processes import stat_fields
 
 _GRACE_SECONDS = 8.0
 
@@ -17,13 +18,13 @@ _GRACE_SECONDS = 8.0
 def descendants(pid: int) -> list[int]:
     """Return the processes below `pid`, parents before their children."""
     below: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+            fields = stat_fields(int(entry.name))
         except OSError:
             continue  # ended meanwhile
         if fields[0] != "Z":
-            below.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+            below.setdefault(int(fields[1]), []).append(int(entry.name))
     pids = [pid]
     for one in pids:
         pids += below.get(one, [])

@@ -26,6 +26,16 @@ class Marked:
     rank: int | None
 
 
+def stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat (proc(5)) from the third, the state, on.
+
+    Raises OSError when the process has gone.
+    """
+    text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    # The command name stands in parentheses and may hold spaces and parentheses itself.
+    return text.rpartition(")")[2].split()
+
+
 def marked(name: str, value: str) -> list[Marked]:
     """Return the live processes whose environment has `name` with this value, by pid."""
     mark = os.fsencode(f"{name}={value}")
@@ -35,8 +45,7 @@ def marked(name: str, value: str) -> list[Marked]:
             continue
         try:
             variables = (folder / "environ").read_bytes().split(b"\0")
-            # The command name stands in parentheses and may hold anything.
-            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = stat_fields(int(folder.name))
         except OSError:
             continue  # it has ended, or belongs to another user
         if mark in variables and fields[0] != "Z":
